@@ -1,0 +1,1 @@
+"""What a trained policy answers: accuracy by context length."""

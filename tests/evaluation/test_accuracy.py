@@ -1,0 +1,112 @@
+"""Accuracy by context length: scoring, intervals, the table, and the shipped starting model."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import solopo_nemo
+from solopo_nemo.data.synthetic import generate_evaluation
+from solopo_nemo.errors import UserError
+from solopo_nemo.evaluation.accuracy import (
+    AccuracyRow,
+    comparison_table,
+    count_correct,
+    evaluate_accuracy,
+    extract_answer,
+    is_correct,
+    normalize,
+    wilson_interval,
+)
+
+ASSET = Path(solopo_nemo.__file__).parent / "assets" / "tiny_qwen2"
+
+
+def row(length: int, correct: int, total: int = 100) -> AccuracyRow:
+    return AccuracyRow(
+        length, 8 * length, 110.0 * length, correct, total, correct / total, *wilson_interval(correct, total)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Facts: a. The answer is: Alton.", "Alton."),
+        ("The answer is: Norton. No. The answer is:  Alton.\nMore", "Alton."),
+        ("Alton.", ""),
+        ("The answer is:", ""),
+        ("The answer is: \n", ""),
+    ],
+)
+def test_extract_answer(text: str, answer: str) -> None:
+    assert extract_answer(text) == answer
+
+
+def test_only_the_whole_answer_is_correct() -> None:
+    assert is_correct("The answer is: kali cormann", ["Kali Cormann"])
+    assert is_correct("The answer is: the Alton.", ["Norton", "Alton"])
+    assert not is_correct("The answer is: Kali", ["Kali Cormann"])
+    assert not is_correct("The answer is: Kali Cormann or Ilus Ulwick", ["Kali Cormann"])
+    assert not is_correct("The answer is: .", [""])
+    assert normalize("The  A. Town!") == "town"
+
+
+def test_an_oracle_scores_all_and_silence_scores_nothing() -> None:
+    questions = list(generate_evaluation(16, 0, 8))
+    solutions = {question["prompt"][0]["content"]: question["answers"][0] for question in questions}
+    oracle = [f"The answer is: {solutions[question['prompt'][0]['content']]}." for question in questions]
+    assert count_correct(lambda prompts: oracle, questions) == 16
+    assert count_correct(lambda prompts: [""] * len(prompts), questions) == 0
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    # Values of statsmodels' proportion_confint(method="wilson").
+    [(0, 10, 0.0, 0.277533), (10, 10, 0.722467, 1.0), (50, 100, 0.403832, 0.596168), (81, 263, 0.255289, 0.366187)],
+)
+def test_wilson_interval(correct: int, total: int, low: float, high: float) -> None:
+    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_comparison_table_shows_both_and_the_change() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=140)
+    console.print(comparison_table([row(1, 95), row(8, 20)], [row(1, 96), row(8, 61)]))
+    text = stream.getvalue()
+    assert "8x" in text
+    assert "20.0 % (13-29)" in text
+    assert "+41.0" in text
+    with pytest.raises(UserError, match="different context lengths"):
+        comparison_table([row(1, 95)], [row(2, 95)])
+
+
+def test_rows_are_json() -> None:
+    assert json.loads(json.dumps(row(2, 30).as_json()))["length"] == 2
+
+
+def test_missing_model_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no config"):
+        evaluate_accuracy(tmp_path)
+
+
+def test_shipped_model_is_small_and_suits_every_layout() -> None:
+    assert sum(path.stat().st_size for path in ASSET.rglob("*")) < 5_000_000
+    config = json.loads((ASSET / "config.json").read_text())
+    assert config["model_type"] == "qwen2"
+    assert config["num_attention_heads"] % 4 == 0
+    assert config["num_key_value_heads"] % 2 == 0
+    assert config["num_hidden_layers"] % 2 == 0
+    assert config["vocab_size"] % 128 == 0
+    assert not config["tie_word_embeddings"]
+
+
+def test_shipped_model_answers_short_contexts() -> None:
+    (short,) = evaluate_accuracy(ASSET, lengths=[1], questions_per_length=24, seed=5)
+    assert short.total == 24
+    assert short.accuracy >= 0.8
+    assert short.low < short.accuracy <= short.high
+    assert short.tokens < 150
