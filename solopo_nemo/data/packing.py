@@ -1,0 +1,115 @@
+"""One packed (THD) micro-batch of several sequences, split over context-parallel ranks.
+
+Torch only: no Megatron. The layout is the one that Transformer Engine's THD attention and Megatron's
+rotary embedding expect: every sequence is cut into ``2 * cp`` equal chunks on its own, and rank ``r``
+holds chunks ``r`` and ``2 * cp - 1 - r`` of each (balanced causal work), sequence after sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from solopo_nemo.data.triplets import SEQUENCES
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a rank stands, as far as packing has to know.
+
+    Attributes:
+        cp_size, cp_rank: context parallelism.
+        multiple: every rank's share of a sequence is a multiple of this (the tensor-parallel size
+            under sequence parallelism, which cuts the local tokens evenly, else 1).
+        pad_id: token id of the padding at the end of a sequence; never scored and, attention being
+            causal, never seen by a token that is.
+    """
+
+    cp_size: int = 1
+    cp_rank: int = 0
+    multiple: int = 1
+    pad_id: int = 0
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks that one sequence is cut into."""
+        return 2 * self.cp_size if self.cp_size > 1 else 1
+
+    def padded(self, length: int) -> int:
+        """Length of a sequence of ``length`` tokens with its padding, summed over all ranks."""
+        unit = self.chunks * self.multiple
+        return -(-length // unit) * unit
+
+
+def local_chunks(length: int, layout: Layout) -> list[tuple[int, int]]:
+    """Half-open ranges of the positions of one padded sequence that this rank holds, in local order."""
+    if layout.cp_size == 1:
+        return [(0, length)]
+    c = length // layout.chunks
+    return [(k * c, (k + 1) * c) for k in (layout.cp_rank, layout.chunks - 1 - layout.cp_rank)]
+
+
+def pack(samples: Sequence[Mapping[str, Any]], sequences: Sequence[str], layout: Layout) -> dict[str, torch.Tensor]:
+    """Pack the named sequences of all samples into this rank's share of one THD micro-batch.
+
+    Labels are shifted before the split: the row at position ``t`` predicts token ``t + 1``, whichever
+    rank that token lies on, and the last token of a sequence is no input.
+
+    Args:
+        samples: tokenized samples with the columns that ``sequences`` need (lists or arrays of ids).
+        sequences: names out of :data:`~solopo_nemo.data.triplets.SEQUENCES`, in the order in which the parts are laid out.
+        layout: this rank's place.
+
+    Returns:
+        ``tokens`` and ``position_ids`` int64 ``[1, T]`` (T: local tokens, padding included; positions
+        restart with every part); ``cu_seqlens`` int32 ``[parts + 1]``, global and padded;
+        ``max_seqlen`` int64 scalar; the response rows of this rank: ``rows`` int64 ``[R]`` (index
+        into T), ``labels`` int64 ``[R]``, ``segments`` int64 ``[R]`` (part of each row);
+        ``response_tokens`` int64 ``[parts]``, over all ranks; ``real_tokens`` int64 ``[parts]``,
+        input tokens without padding, over all ranks.
+
+    Parts are ordered sample by sample: part ``i * len(sequences) + j`` is sequence ``j`` of sample ``i``.
+    """
+    tokens, positions, rows, labels, segments = [], [], [], [], []
+    boundaries, response_tokens, real_tokens = [0], [], []
+    local_start = 0
+    for part, (sample, name) in enumerate((s, n) for s in samples for n in sequences):
+        prompt, response = (np.asarray(sample[column], dtype=np.int64) for column in SEQUENCES[name])
+        if not len(prompt) or not len(response):
+            raise ValueError(f"sample {sample.get('id')!r}: {name} has an empty prompt or response")
+        ids = np.concatenate((prompt, response))
+        length = len(ids) - 1
+        padded = layout.padded(length)
+        first, last = len(prompt) - 1, length  # rows whose next token belongs to the response
+        for start, stop in local_chunks(padded, layout):
+            chunk = np.full(stop - start, layout.pad_id, dtype=np.int64)
+            chunk[: max(0, min(stop, length) - start)] = ids[start : max(start, min(stop, length))]
+            tokens.append(chunk)
+            positions.append(np.arange(start, stop))
+            scored = np.arange(max(start, first), min(stop, last))
+            rows.append(scored - start + local_start)
+            labels.append(ids[scored + 1])
+            segments.append(np.full(len(scored), part))
+            local_start += stop - start
+        boundaries.append(boundaries[-1] + padded)
+        response_tokens.append(len(response))
+        real_tokens.append(length)
+
+    def join(pieces: list[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(pieces).astype(np.int64))
+
+    return {
+        "tokens": join(tokens)[None],
+        "position_ids": join(positions)[None],
+        "cu_seqlens": torch.tensor(boundaries, dtype=torch.int32),
+        "max_seqlen": torch.tensor(int(np.diff(boundaries).max())),
+        "rows": join(rows),
+        "labels": join(labels),
+        "segments": join(segments),
+        "response_tokens": torch.tensor(response_tokens),
+        "real_tokens": torch.tensor(real_tokens),
+    }

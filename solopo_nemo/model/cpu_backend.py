@@ -1,0 +1,132 @@
+"""Megatron-core 0.15.3 and NeMo 2.7.3 on a machine without CUDA: every patch of a library lives here.
+
+With CUDA present :func:`install` does nothing. Without it, the libraries' hard-wired CUDA calls are
+answered by their CPU counterparts, so that the same schedules, DDP, optimizer and checkpoints run
+over gloo. Each patch names the place that it stands in for.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_CPU = torch.device("cpu")
+
+
+def _is_cuda(device: Any) -> bool:
+    return str(device).startswith("cuda") if isinstance(device, (str, torch.device)) else False
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """Reads ``cuda`` as ``cpu`` wherever a torch function is given a device.
+
+    Stands in for ``device="cuda"`` (schedules.py:573, optimizer.py:469-481, clip_grads.py:90-206,
+    exchange_utils.py:101-113), ``.cuda()`` (optimizer.py:371, language_module.py:233, two_stage.py:217)
+    and the type names compared in optimizer.py:667-695, distrib_optimizer.py:357-431 and
+    clip_grads.py:167 of Megatron-core, and for ``pin_memory=True`` and ``.to("cuda")`` in
+    megatron_strategy.py:797-888 and data_sampler.py:188-212 of NeMo.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return func(*args).replace("torch.", "torch.cuda.", 1)
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = _CPU
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
+        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
+            args = (args[0], _CPU, *args[2:])
+        return func(*args, **kwargs)
+
+
+class _Nothing:
+    """Answers for ``torch.cuda`` streams and events: on the CPU everything is already in order."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: _Nothing()
+
+    def __enter__(self) -> _Nothing:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
+_mode: _CudaMeansCpu | None = None
+
+
+def install() -> None:
+    """Make Megatron-core and NeMo run on the CPU; once a process, nothing where CUDA is present."""
+    global _mode
+    if torch.cuda.is_available() or _mode is not None:
+        return
+    # jit_fuser (megatron/core/jit.py) is torch.compile: it needs a compiler at run time, and its tables
+    # refuse a function that stands under two torch.cuda names.
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    cuda = torch.cuda
+    # param_and_grad_buffer.py:702, p2p_communication.py:190-321, megatron_parallel.py:348
+    cuda.current_device = lambda: _CPU
+    # timers.py:149, p2p_communication.py:242, filesystem_async.py:230, fully_parallel.py:272; optimizer.py:358
+    cuda.synchronize = cuda.empty_cache = cuda.set_device = lambda *_, **__: None
+    # param_and_grad_buffer.py:370-463, distributed_data_parallel.py:251, megatron_parallel.py:617
+    cuda.Stream = cuda.Event = cuda.stream = cuda.current_stream = cuda.default_stream = _Nothing
+    # random.py:196-199, 370: Megatron's RNG tracker then forks and restores the CPU generator
+    cuda.manual_seed = torch.manual_seed
+    cuda.get_rng_state = cuda.random.get_rng_state = lambda *_, **__: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    # random.py:76: writes to torch.cuda.default_generators
+    megatron_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+
+    _patch_optimizer_load()
+    _patch_nemo()
+    _mode = _CudaMeansCpu()
+    _mode.__enter__()  # for the life of the process
+
+
+def _patch_optimizer_load() -> None:
+    """Loading a DistributedOptimizer over torch's AdamW (GPUs have Transformer Engine's FusedAdam)."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    def set_states(self: Any, model_param: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
+        # distrib_optimizer.py:924-928 asks the checkpoint for AdamW's per-parameter ``step`` (it is in
+        # the param groups) and copies into a leaf that requires grad.
+        group, order = self.model_param_group_index_map[model_param]
+        main_param = self.optimizer.param_groups[group]["params"][order]
+        with torch.no_grad():
+            for key, destination in {"param": main_param, **self.optimizer.state[main_param]}.items():
+                if key in tensors and key != "step":
+                    destination.copy_(tensors[key])
+
+    load = DistributedOptimizer.load_state_dict
+
+    def load_state_dict(self: Any, state_dict: Any) -> None:
+        load(self, state_dict)
+        # distrib_optimizer.py:815-821 gives all parameters one ``step`` tensor, which AdamW would then
+        # increment once a parameter: a resumed run drifts silently.
+        for state in self.optimizer.state.values():
+            if "step" in state:
+                state["step"] = state["step"].clone()
+
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_states
+    DistributedOptimizer.load_state_dict = load_state_dict
+
+
+def _patch_nemo() -> None:
+    """NeMo's checkpoint loading."""
+    from nemo.lightning.io import pl
+
+    # nemo/lightning/io/pl.py:493-503 asserts an initialised CUDA; the tensors are where they belong
+    pl._fix_tensors_device = lambda checkpoint: checkpoint

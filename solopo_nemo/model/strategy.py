@@ -1,0 +1,52 @@
+"""NeMo's Megatron strategy with the settings that this project needs on either device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import nemo.lightning as nl
+from megatron.core import tensor_parallel
+from megatron.core.distributed import DistributedDataParallelConfig
+
+from solopo_nemo.model import device
+
+
+class SoLoPOStrategy(nl.MegatronStrategy):
+    """``nl.MegatronStrategy`` that also runs on a CPU, and whose checkpoints reshard to any layout.
+
+    Args:
+        seed: of Megatron's random-number trackers.
+        **kwargs: as ``nl.MegatronStrategy``.
+    """
+
+    def __init__(self, *, seed: int, **kwargs: Any) -> None:
+        device.prepare_process()
+        super().__init__(
+            # NeMo's own printer runs a collective on rank 0 alone (progress_printer.py:228): gloo hangs
+            # at the next world collective
+            replace_progress_bar=False,
+            ckpt_async_save=False,
+            ckpt_optim_fully_reshardable=True,
+            ddp=DistributedDataParallelConfig(
+                use_distributed_optimizer=True,
+                overlap_grad_reduce=device.cuda(),
+                overlap_param_gather=device.cuda(),
+                grad_reduce_in_fp32=True,
+            ),
+            **kwargs,
+        )
+        self._seed = seed
+
+    def setup_distributed(self) -> None:
+        """Set up the groups, and the random-number trackers that NeMo seeds only where it sees a GPU."""
+        super().setup_distributed()
+        if not device.cuda():  # nemo/lightning/megatron_init.py:238
+            tensor_parallel.model_parallel_cuda_manual_seed(self._seed)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any], selective_restore: bool = False) -> None:
+        """Load Megatron's optimizer; the base method builds a CUDA device mesh that it needs for FSDP alone."""
+        if not self.should_restore_optimizer_states(selective_restore=selective_restore):
+            return
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer"], strict=True):
+            optimizer.load_state_dict(state)

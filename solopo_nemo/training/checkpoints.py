@@ -1,0 +1,89 @@
+"""Checkpoints of a run: whole or not there, newest kept, restartable at any layout.
+
+Each is a NeMo checkpoint (``weights``, ``context``) with an ``hf`` folder (configuration and
+tokenizer), named by its step.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+
+from solopo_nemo.errors import UserError
+
+PREFIX = "step_"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was saved."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=step_of)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is a NeMo checkpoint."""
+    return (path / "weights" / "metadata.json").is_file() and (path / "context").is_dir()
+
+
+def to_resume_from(resume: str, folder: Path) -> Path | None:
+    """The checkpoint that ``trainer.resume`` means.
+
+    Raises:
+        UserError: a named checkpoint is none.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return next(iter(reversed(saved_checkpoints(folder))), None)
+    path = Path(resume)
+    if not is_checkpoint(path) or not path.name.removeprefix(PREFIX).isdigit():
+        raise UserError(f"trainer.resume={resume}: no checkpoint there; give auto, never or a folder like {PREFIX}000100")
+    return path
+
+
+class Checkpoints(pl.Callback):
+    """Saves every so many steps and at the end of the run.
+
+    Args:
+        folder: where.
+        every: steps.
+        keep: newest ones kept.
+        initial: checkpoint that the run started from; its ``context`` and ``hf`` are the same for all.
+    """
+
+    def __init__(self, folder: Path, every: int, keep: int, initial: Path) -> None:
+        self.folder, self.every, self.keep, self.initial = folder, every, keep, initial
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save after every ``every`` steps and after the last one."""
+        step = trainer.global_step
+        if step % self.every == 0 or step == trainer.max_steps:
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write beside, then rename: a crash in between leaves the earlier checkpoints as they were."""
+        final = self.folder / f"{PREFIX}{trainer.global_step:06d}"
+        temporary = self.folder / f".{final.name}.tmp"
+        if dist.get_rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        dist.barrier()
+        trainer.save_checkpoint(temporary)
+        dist.barrier()
+        if dist.get_rank() == 0:
+            for part in ("context", "hf"):
+                shutil.copytree(self.initial / part, temporary / part, dirs_exist_ok=True)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            for old in saved_checkpoints(self.folder)[: -self.keep]:
+                shutil.rmtree(old)
+        dist.barrier()

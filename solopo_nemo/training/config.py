@@ -1,0 +1,351 @@
+"""The configuration of a run: its schema, its composition from YAML, and the checks before any work.
+
+Defaults live in ``conf/`` only; the dataclasses here name the keys and their types.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from solopo_nemo.errors import UserError
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+@dataclass
+class ModelConfig:
+    """Where the weights come from and how the model is computed."""
+
+    init: str
+    recompute: str
+    row_chunk: int
+
+
+@dataclass
+class BuiltinDataConfig:
+    """Size of the built-in question set."""
+
+    samples: int
+    short_paragraphs: int
+    long_paragraphs: int
+    seed: int
+
+
+@dataclass
+class DataConfig:
+    """Training samples."""
+
+    train: str
+    max_tokens: int | None
+    too_long: str
+    builtin: BuiltinDataConfig
+
+
+@dataclass
+class ParallelConfig:
+    """Megatron parallel sizes."""
+
+    tensor: int
+    sequence: bool
+    context: int
+    context_mode: str
+    pipeline: int
+    data: int | None
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that hold one copy of the model and work on one micro-batch together."""
+        return self.tensor * self.context * self.pipeline
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float
+    min_lr: float
+    warmup_ratio: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    eps: float
+    clip_grad: float
+
+
+@dataclass
+class TrainerConfig:
+    """Length of the run, batches, precision, checkpoints."""
+
+    max_steps: int | None
+    epochs: int
+    global_batch: int
+    micro_batch: int
+    seed: int
+    precision: str | None
+    checkpoint_every: int
+    keep_checkpoints: int
+    resume: str
+
+
+@dataclass
+class LoggerConfig:
+    """Lightning loggers beside metrics.jsonl."""
+
+    tensorboard: bool
+    wandb: str | None
+
+
+@dataclass
+class EvaluationConfig:
+    """Built-in before/after evaluation."""
+
+    name: str
+    paragraphs: list[int]
+    questions: int
+    seed: int
+
+
+@dataclass
+class RunConfig:
+    """A whole run."""
+
+    recipe: str
+    output_dir: str
+    plugins: list[str]
+    model: ModelConfig
+    objective: dict[str, Any]
+    data: DataConfig
+    parallel: ParallelConfig
+    optim: OptimConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig
+    evaluation: EvaluationConfig
+
+    @property
+    def output(self) -> Path:
+        """The output folder."""
+        return Path(self.output_dir)
+
+    @property
+    def reference(self) -> str:
+        """How the reference policy is run: ``cached`` or ``online``."""
+        return self.objective.get("reference", "cached")
+
+    def build_objective(self) -> Any:
+        """The objective that this configuration names.
+
+        Raises:
+            UserError: unknown name or option, or a value out of range.
+        """
+        from solopo_nemo.objectives import build_objective
+
+        for module in self.plugins:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise UserError(f"plugins: cannot import {module!r} ({error}); is it on PYTHONPATH?") from None
+        options = {k: v for k, v in self.objective.items() if k not in ("name", "reference")}
+        return build_objective(self.objective["name"], **options)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n    full_key")[0].split())
+
+
+def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
+    """Compose ``conf/<recipe>.yaml`` with command-line overrides and check it.
+
+    Raises:
+        UserError: unknown key, wrong type, missing value, or a layout or batch that cannot be.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = compose(recipe, overrides=list(overrides))
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), composed)
+        missing = OmegaConf.missing_keys(merged)
+        if missing:
+            raise UserError(f"{', '.join(sorted(missing))}: no value given; set it on the command line as key=value")
+        config: RunConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"configuration: {_one_line(error)} (python recipes/{recipe}.py --help lists the keys)") from None
+    _check(config)
+    return config
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def _choice(key: str, value: str | None, allowed: Sequence[str | None]) -> None:
+    names = ", ".join("null" if a is None else a for a in allowed)
+    _require(value in allowed, f"{key}={value}: must be one of {names}")
+
+
+def _check(config: RunConfig) -> None:
+    """Everything that needs neither the model nor the data."""
+    trainer, parallel = config.trainer, config.parallel
+    for key, value in (
+        ("parallel.tensor", parallel.tensor),
+        ("parallel.context", parallel.context),
+        ("parallel.pipeline", parallel.pipeline),
+        ("parallel.data", 1 if parallel.data is None else parallel.data),
+        ("trainer.global_batch", trainer.global_batch),
+        ("trainer.micro_batch", trainer.micro_batch),
+        ("trainer.epochs", trainer.epochs),
+        ("trainer.checkpoint_every", trainer.checkpoint_every),
+        ("trainer.keep_checkpoints", trainer.keep_checkpoints),
+        ("trainer.max_steps", 1 if trainer.max_steps is None else trainer.max_steps),
+        ("trainer.seed", trainer.seed),
+        ("model.row_chunk", config.model.row_chunk),
+        ("data.max_tokens", 2 if config.data.max_tokens is None else config.data.max_tokens - 1),
+        ("data.builtin.samples", config.data.builtin.samples),
+    ):
+        _require(value >= 1, f"{key}: must be at least {2 if key == 'data.max_tokens' else 1}")
+    _choice("model.recompute", config.model.recompute, ("none", "selective", "full"))
+    _choice("data.too_long", config.data.too_long, ("error", "drop"))
+    _choice("parallel.context_mode", parallel.context_mode, ("a2a", "all_gather", "p2p", "a2a+p2p"))
+    _choice("trainer.precision", trainer.precision, ("fp32", "bf16", None))
+    _choice("objective.reference", config.reference, ("cached", "online"))
+    _choice("evaluation.name", config.evaluation.name, ("builtin", "none"))
+    optim = config.optim
+    _require(optim.lr > 0, f"optim.lr={optim.lr}: must be greater than 0")
+    _require(0 <= optim.min_lr <= optim.lr, f"optim.min_lr={optim.min_lr}: must lie between 0 and optim.lr={optim.lr}")
+    _require(0 <= optim.warmup_ratio < 1, f"optim.warmup_ratio={optim.warmup_ratio}: must be in [0, 1)")
+    for key in ("beta1", "beta2"):
+        _require(0 <= getattr(optim, key) < 1, f"optim.{key}={getattr(optim, key)}: must be in [0, 1)")
+    for key in ("weight_decay", "clip_grad"):
+        _require(getattr(optim, key) >= 0, f"optim.{key}={getattr(optim, key)}: must not be negative")
+    _require(optim.eps > 0, f"optim.eps={optim.eps}: must be greater than 0")
+    _require(
+        not parallel.sequence or parallel.tensor > 1,
+        "parallel.sequence=true needs parallel.tensor of 2 or more: sequence parallelism splits over the tensor ranks",
+    )
+    short, long = config.data.builtin.short_paragraphs, config.data.builtin.long_paragraphs
+    _require(2 <= short <= long, f"data.builtin: short_paragraphs={short} must lie between 2 and long_paragraphs={long}")
+    config.build_objective()
+
+
+def check_world(config: RunConfig, world: int) -> None:
+    """Check the layout and the batches against a number of ranks.
+
+    Raises:
+        UserError: with the key to change.
+    """
+    p, t = config.parallel, config.trainer
+    shape = f"parallel.tensor={p.tensor} x context={p.context} x pipeline={p.pipeline}"
+    _require(
+        world % p.model_ranks == 0,
+        f"{shape} = {p.model_ranks} ranks does not divide the world of {world}: change parallel.* or the number of ranks",
+    )
+    data = world // p.model_ranks
+    _require(
+        p.data in (None, data),
+        f"parallel.data={p.data}: {shape} leaves {data} data-parallel ranks of {world}; set it to {data} or to null",
+    )
+    _require(
+        t.global_batch % (t.micro_batch * data) == 0,
+        f"trainer.global_batch={t.global_batch} is not divisible by trainer.micro_batch={t.micro_batch} x {data} "
+        "data-parallel ranks",
+    )
+
+
+def check_model(config: RunConfig, hf_config: Any) -> None:
+    """Check the layout against the model's shape.
+
+    Args:
+        hf_config: the Hugging Face configuration of the model.
+
+    Raises:
+        UserError: with the key to change.
+    """
+    p = config.parallel
+    heads, layers, vocab = hf_config.num_attention_heads, hf_config.num_hidden_layers, hf_config.vocab_size
+    kv_heads = getattr(hf_config, "num_key_value_heads", None) or heads
+    _require(heads % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's {heads} attention heads")
+    _require(
+        kv_heads % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's {kv_heads} key/value heads"
+    )
+    _require(vocab % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's vocabulary of {vocab}")
+    _require(layers % p.pipeline == 0, f"parallel.pipeline={p.pipeline} does not divide the model's {layers} layers")
+    if p.context_mode == "a2a" and (heads // p.tensor) % p.context:
+        raise UserError(
+            f"parallel.context={p.context} does not divide the {heads // p.tensor} attention heads a tensor rank holds; "
+            "parallel.context_mode=all_gather has no such limit"
+        )
+
+
+def local_world(config: RunConfig) -> int:
+    """Number of ranks that a plain ``python recipes/...`` starts on this host."""
+    import torch
+
+    p = config.parallel
+    if p.data is None and torch.cuda.is_available():
+        return max(torch.cuda.device_count() // p.model_ranks, 1) * p.model_ranks
+    return p.model_ranks * (p.data or 1)
+
+
+def describe(recipe: str) -> str:
+    """Help text of a recipe: its keys with their defaults and comments, group by group."""
+    lines = [
+        f"usage: python recipes/{recipe}.py [key=value ...] [group=option ...]",
+        "",
+        _comment(CONF / f"{recipe}.yaml"),
+        "With no argument it runs the embedded default on this machine.",
+        "",
+        f"Keys of conf/{recipe}.yaml over conf/base.yaml:",
+        *_body(CONF / "base.yaml", skip_until="recipe:"),
+    ]
+    for group in ("model", "objective", "data", "parallel", "optim", "trainer", "logger", "evaluation"):
+        options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+        lines += ["", f"{group}={'|'.join(options)}"]
+        chosen = load_config_choice(recipe, group)
+        lines += [f"  {line}" if line else "" for line in _body(CONF / group / f"{chosen}.yaml", prefix=f"{group}.")]
+    return "\n".join(lines)
+
+
+def load_config_choice(recipe: str, group: str) -> str:
+    """The option that a recipe takes for a group unless told otherwise."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose(recipe, return_hydra_config=True)
+    return str(composed.hydra.runtime.choices[group])
+
+
+def _comment(path: Path) -> str:
+    first = path.read_text().split("\n", 1)[0]
+    return first.removeprefix("# ") if first.startswith("#") else ""
+
+
+def _body(path: Path, prefix: str = "", skip_until: str = "") -> list[str]:
+    lines = path.read_text().rstrip().split("\n")
+    if skip_until:
+        lines = lines[next(i for i, line in enumerate(lines) if line.startswith(skip_until)) :]
+    lines = [line for line in lines if not line.startswith("hydra:") and "output_subdir" not in line]
+    lines = [line for line in lines if line.strip() != "run: {dir: .}"]
+    return [prefix + line if line and line[0] not in " #" else line for line in lines]
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration, enough to run it again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    temporary.replace(path)
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read what :func:`save_config` wrote."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path)))  # type: ignore[return-value]

@@ -1,0 +1,47 @@
+"""What the process environment says about ranks."""
+
+from __future__ import annotations
+
+import os
+
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+_RANK_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI", "OMPI_")
+
+
+def started_as_rank() -> bool:
+    """Whether ``torchrun`` or Slurm's ``srun`` started this process as one rank of a job."""
+    return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1)
+
+
+def rank() -> int:
+    """Global rank of this process."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+
+
+def world_size() -> int:
+    """Number of ranks of the job."""
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
+
+
+def local_world_size() -> int:
+    """Number of ranks of the job on this host."""
+    per_node = os.environ.get("SLURM_NTASKS_PER_NODE", "1").split("(")[0]
+    return int(os.environ.get("LOCAL_WORLD_SIZE", per_node))
+
+
+def job_token() -> str:
+    """A name that all ranks of this start of the job share, and no other start has."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return f"{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ.get('MASTER_PORT')}-{restart}"
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "MASTER_PORT")
+    return "-".join(os.environ.get(name, "0") for name in names)
+
+
+def without_ranks() -> dict[str, str]:
+    """The environment for a child process that is no rank of this job."""
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if key not in _RANK_VARIABLES and not key.startswith(_RANK_PREFIXES)
+    }

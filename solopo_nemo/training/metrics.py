@@ -1,0 +1,148 @@
+"""metrics.jsonl, the loggers, and the watch over a collapsing policy."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from solopo_nemo.model import device
+
+logger = logging.getLogger("solopo_nemo")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a metrics file."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # a line that a kill cut short
+    return rows
+
+
+class CollapseWatch:
+    """Tells when the alignment closes its gap by making the policy worse.
+
+    In the paper's form nothing in a loss of differences holds the log-probability of the chosen answer
+    up: the gap can close because the short side sinks. Both are compared with the first steps.
+
+    Args:
+        window: steps that are averaged.
+        sink: how far ``logps/chosen`` may fall, as a share of its first value (and at least 5 nats).
+    """
+
+    def __init__(self, window: int = 5, sink: float = 0.5) -> None:
+        self.window, self.sink = window, sink
+        self._rows: list[tuple[float, float]] = []
+        self.warned = False
+
+    def see(self, row: dict[str, Any]) -> str | None:
+        """Take one step's metrics; the warning, once, when it is due."""
+        if "align/gap" not in row or self.warned:
+            return None
+        self._rows.append((row["logps/chosen"], row["align/gap"]))
+        if len(self._rows) < 2 * self.window:
+            return None
+        first_logp, first_gap = (sum(x) / self.window for x in zip(*self._rows[: self.window], strict=True))
+        logp, gap = (sum(x) / self.window for x in zip(*self._rows[-self.window :], strict=True))
+        if gap > 0.7 * first_gap or first_logp - logp < max(5.0, self.sink * abs(first_logp)):
+            return None
+        self.warned = True
+        return (
+            f"step {row['step']}: the policy is collapsing: logps/chosen sank from {first_logp:.1f} to {logp:.1f} while "
+            f"align/gap closed from {first_gap:.3g} to {gap:.3g}. Try objective.detach_short=true, objective.nll_weight=0.2, "
+            "or a smaller objective.alpha or optim.lr"
+        )
+
+
+class Metrics(pl.Callback):
+    """Writes one line a step on rank 0 and passes it on to Lightning's loggers and the listeners.
+
+    Args:
+        path: ``metrics.jsonl``; what lies past the restored step is cut off first.
+        samples: size of the data set, for the epoch.
+        global_batch: samples a step.
+        listeners: called with each row, on rank 0.
+    """
+
+    def __init__(self, path: Path, samples: int, global_batch: int, listeners: Sequence[Any] = ()) -> None:
+        self.path, self.samples, self.global_batch, self.listeners = path, samples, global_batch, listeners
+        self._watch = CollapseWatch()
+        self._started = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Cut the file to the restored step."""
+        if dist.get_rank() == 0:
+            kept = [row for row in read_metrics(self.path) if row["step"] <= trainer.global_step]
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.replace(self.path)
+            for row in kept:
+                self._watch.see(row)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Collect the row of this step."""
+        seconds = time.perf_counter() - self._started
+        values = _from_last_stage(pl_module.training_loss_reduction.metrics)
+        costs = torch.tensor([seconds, _peak_memory_gib()], dtype=torch.float64, device=torch.cuda.current_device())
+        dist.all_reduce(costs, op=dist.ReduceOp.MAX)
+        if dist.get_rank():
+            return
+        step = trainer.global_step
+        row: dict[str, Any] = {"step": step, "epoch": step * self.global_batch / self.samples}
+        tokens = {key: int(values.pop(key)) for key in ("tokens", "tokens_long")}
+        row |= values
+        row["lr"] = self._lr
+        row["grad_norm"] = float(trainer.callback_metrics["grad_norm"])
+        row |= tokens
+        row["seconds"], row["peak_memory_gib"] = costs.tolist()
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        for lightning_logger in trainer.loggers:
+            lightning_logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step)
+        warning = self._watch.see(row)
+        if warning:
+            logger.warning(warning)
+        for listener in self.listeners:
+            listener(row)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        """Note the learning rate that this step takes (the schedule moves on before the step ends)."""
+        self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def _from_last_stage(values: dict[str, float]) -> dict[str, float]:
+    """The last pipeline stage's metrics, on every stage."""
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        return dict(values)
+    box = [values]
+    dist.broadcast_object_list(
+        box,
+        parallel_state.get_pipeline_model_parallel_last_rank(),
+        group=parallel_state.get_pipeline_model_parallel_group(),
+    )
+    return dict(box[0])
+
+
+def _peak_memory_gib() -> float:
+    if device.cuda():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

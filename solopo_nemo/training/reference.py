@@ -1,0 +1,182 @@
+"""The frozen reference policy: scored once and kept on disk, or run beside the policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.num_microbatches_calculator import get_num_microbatches
+from rich.progress import Progress
+
+from solopo_nemo.data.packing import pack
+from solopo_nemo.errors import UserError
+from solopo_nemo.model.scoring import frozen_copy, score_batches
+from solopo_nemo.training.datamodule import TripletDataModule, packing_layout
+
+Scores = dict[str, dict[str, float]]
+
+
+def cache_key(weights_hash: str, data_fingerprint: str, sequences: tuple[str, ...], precision: str) -> dict[str, Any]:
+    """Everything that a reference log-probability depends on.
+
+    Args:
+        weights_hash: content hash of the reference policy's weights.
+        data_fingerprint: hash of the data, the tokenizer and its template (see ``prepare_dataset``).
+        sequences: what is scored.
+        precision: compute dtype.
+    """
+    return {
+        "weights": weights_hash,
+        "data": data_fingerprint,
+        "sequences": list(sequences),
+        "precision": precision,
+        "normalization": "sum of response log-probabilities, nats",
+    }
+
+
+class ReferenceCache:
+    """Reference log-probabilities on disk: one folder a key, one line a sample, any number of resumptions.
+
+    Args:
+        root: folder of all caches.
+        key: see :func:`cache_key`.
+    """
+
+    def __init__(self, root: Path, key: dict[str, Any]) -> None:
+        text = json.dumps(key, sort_keys=True, indent=2)
+        self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.file = self.folder / "scores.jsonl"
+        self.key = key
+
+    def read(self) -> Scores:
+        """What is there; a last line that a kill cut short does not count."""
+        scores: Scores = {}
+        if self.file.is_file():
+            for line in self.file.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                scores[row.pop("id")] = row
+        return scores
+
+    def append(self, scores: Scores) -> None:
+        """Add finished samples (one process only)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "key.json").write_text(json.dumps(self.key, sort_keys=True, indent=2) + "\n")
+        with self.file.open("a+b") as stream:
+            if stream.tell():
+                stream.seek(-1, 2)
+                if stream.read(1) != b"\n":
+                    stream.write(b"\n")  # after a line that a kill cut short
+            for i, row in scores.items():
+                stream.write(json.dumps({"id": i, **row}).encode() + b"\n")
+
+
+class CachedReference(pl.Callback):
+    """Scores every sample once with the initial weights, before the first step of the first run.
+
+    The policy itself is the reference policy until it is trained, so no second copy is ever in memory.
+
+    Args:
+        cache: where the scores are kept.
+        data: receives them.
+        only: stop after the cache is complete (``tools/cache_reference.py``).
+    """
+
+    def __init__(self, cache: ReferenceCache, data: TripletDataModule, only: bool = False) -> None:
+        self.cache, self.data, self.only = cache, data, only
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Complete the cache, check that it covers the data, hand it to the data module."""
+        scores = self.cache.read()
+        missing = [i for i, sample in enumerate(self.data.samples["id"]) if sample not in scores]
+        dist.barrier()  # nobody appends before everybody has read
+        if missing and trainer.global_step:
+            raise UserError(
+                f"{self.cache.file}: the reference scores of this run are incomplete ({len(missing)} samples missing) and "
+                "its policy has moved on: run tools/cache_reference.py with the overrides of the run, then resume"
+            )
+        if missing:
+            scores |= self._score(pl_module, missing)
+        uncovered = sum(sample not in scores for sample in self.data.samples["id"])
+        if uncovered:
+            raise RuntimeError(f"{self.cache.file}: {uncovered} samples without reference scores after scoring")
+        self.data.scores = scores
+        if self.only:
+            trainer.should_stop = True
+
+    def _score(self, pl_module: Any, missing: list[int]) -> Scores:
+        config, names = self.data.config, self.data.objective.reference_sequences
+        layout, size = packing_layout(config, self.data.pad_id), config.trainer.micro_batch
+        dp, dp_rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        samples = self.data.samples.with_format("numpy")
+        done: Scores = {}
+        with Progress(disable=dist.get_rank() != 0, transient=True) as progress:
+            task = progress.add_task("reference log-probabilities", total=len(missing))
+            # one micro-batch a pipeline stage and data-parallel rank at a time: then it goes to disk
+            piece = size * dp * parallel_state.get_pipeline_model_parallel_world_size() * 8
+            for start in range(0, len(missing), piece):
+                indices = missing[start : start + piece]
+                rounds = [indices[i : i + size * dp] for i in range(0, len(indices), size * dp)]
+                # every data-parallel rank runs equally many micro-batches; a missing one repeats the first
+                own = [r[dp_rank * size : (dp_rank + 1) * size] or r[:size] for r in rounds]
+                packed = [pack([samples[i] for i in group], names, layout) for group in own]
+                results = score_batches(pl_module.module, packed)
+                rows: Scores = {}
+                for group, result in zip(own, results, strict=True):
+                    for i, values in zip(group, result.view(len(group), -1).tolist(), strict=True):
+                        rows[samples[i]["id"]] = dict(zip(names, values, strict=True))
+                gathered: list[Any] = [None] * dp
+                dist.all_gather_object(gathered, rows, group=parallel_state.get_data_parallel_group())
+                finished = {key: row for part in gathered for key, row in part.items()}
+                if dist.get_rank() == 0:
+                    self.cache.append(finished)
+                done |= finished
+                progress.advance(task, len(indices))
+        return done
+
+
+class OnlineReference(pl.Callback):
+    """A frozen copy of the initial policy that scores each global batch just before the policy does.
+
+    It is scored in its own forward-only pass, so that it works under any pipeline.
+
+    Args:
+        checkpoint: the initial weights (also when the policy is resumed from later ones).
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Build the copy, outside of everything that is trained, wrapped or saved."""
+        self._model, self._module = pl_module, frozen_copy(pl_module, self.checkpoint)
+
+    def on_megatron_step_start(self, step: Any) -> Any:
+        """NeMo's event before a global batch: score it, and give the policy the scored micro-batches."""
+        if step.forward_only:
+            return step
+        batches = [self._model.data_step(step.data) for _ in range(get_num_microbatches())]
+        names = self._model.objective.reference_sequences
+        results = score_batches(self._module, [batch["reference_batch"] for batch in batches])
+        for batch, result in zip(batches, results, strict=True):
+            batch["reference"] = dict(zip(names, result.view(-1, len(names)).unbind(1), strict=True))
+        return dataclasses.replace(step, data=_Scored(batches))
+
+
+class _Scored(Iterator[Any]):
+    """An iterator that NeMo recognises as one (it tests for the class)."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self._batches = iter(batches)
+
+    def __next__(self) -> Any:
+        return next(self._batches)

@@ -1,0 +1,56 @@
+"""Every parallel layout that must agree with one process, one line each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    name: str
+    world: int
+    tp: int = 1
+    sp: bool = False
+    cp: int = 1
+    cp_mode: str = "a2a"
+    pp: int = 1
+    tied: bool = False
+    recompute: str = ""
+    family: str = "qwen2"
+    online: bool = False
+
+
+SINGLE = Layout("single", 1)
+LAYOUTS = (
+    Layout("recompute", 1, recompute="full"),
+    Layout("tp2", 2, tp=2),
+    Layout("tp2_sp", 2, tp=2, sp=True),
+    Layout("cp2_a2a", 2, cp=2),
+    Layout("cp2_gather", 2, cp=2, cp_mode="all_gather"),
+    Layout("pp2", 2, pp=2),
+    Layout("dp2_distopt", 2),
+    Layout("tp2_sp_tied", 2, tp=2, sp=True, tied=True),
+    Layout("pp2_tied", 2, pp=2, tied=True),
+    Layout("cp2_sel_recompute", 2, cp=2, recompute="core_attn"),
+    Layout("tp2_sp_llama", 2, tp=2, sp=True, family="llama"),
+    Layout("tp2_cp2_sp", 4, tp=2, cp=2, sp=True),
+    Layout("tp2_pp2_sp", 4, tp=2, pp=2, sp=True),
+    Layout("cp4_a2a_kv_repeated", 4, cp=4),
+    Layout("cp4_gather", 4, cp=4, cp_mode="all_gather"),
+    Layout("cp2_pp2", 4, cp=2, pp=2),
+)
+
+OBJECTIVES = {
+    "solo_dpo": ("dpo", dict(alpha=3.0)),
+    "solo_dpo_full_reference": ("dpo", dict(alpha=1.0, alignment_reference="full")),
+    "solo_simpo": ("simpo", dict(alpha=1.0)),
+    "solo_orpo": ("orpo", dict(alpha=1.0)),
+    "solo_orpo_both": ("orpo", dict(alpha=1.0, align="both")),
+    "solo_ipo": ("ipo", dict(alpha=1.0)),
+    "solo_slic": ("slic", dict(alpha=1.0)),
+    "long_dpo": ("dpo", dict(align="none", prompt="long")),
+    "longpo": ("longpo", dict()),
+    "sft_long": ("sft", dict(prompt="long")),
+}
+TRAINED = ("solo_dpo", "solo_orpo_both")
+"""Objectives that are also followed over several optimizer steps."""
