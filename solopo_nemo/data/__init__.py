@@ -1,0 +1,1 @@
+"""Data: reading preference triplets, tokenizing them, and building short and long contexts."""

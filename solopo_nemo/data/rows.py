@@ -1,0 +1,148 @@
+"""Rows of data files, read one at a time, each with the place it came from."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from solopo_nemo.errors import UserError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+# what the project's tools write beside their results
+SIDE_SUFFIXES = (".rejects.jsonl", ".dropped.jsonl")
+_PARQUET_BATCH_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a data file.
+
+    Attributes:
+        where: The place, for messages: `file:line` (lines from 1), or `file: row N` (rows from 0) for Arrow files.
+        value: The fields; None when the row cannot be read.
+        problem: Why it cannot be read; None when it can.
+    """
+
+    where: str
+    value: dict[str, Any] | None
+    problem: str | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields.
+
+        Raises:
+            UserError: The row cannot be read.
+        """
+        if self.value is None:
+            raise UserError(f"{self.where}: {self.problem}")
+        return self.value
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Tell whether a folder was written by `datasets`' `save_to_disk`."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def data_files(path: Path) -> list[Path]:
+    """List the files that hold the rows under `path`, in the order they are read.
+
+    Raises:
+        UserError: The path is missing, of an unknown kind, or a directory without data files.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or directory: check the path")
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise UserError(f"{path}: unknown kind of file: name it {', '.join(SUFFIXES)}")
+        return [path]
+    if is_saved_dataset(path):
+        # cache-*: results that `datasets` keeps beside the data
+        return sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("cache-"))
+    files = sorted(
+        file
+        for file in path.iterdir()
+        if file.is_file() and file.name.endswith(SUFFIXES) and not file.name.endswith(SIDE_SUFFIXES)
+    )
+    if not files:
+        raise UserError(f"{path}: no data in this directory: expected {', '.join(SUFFIXES)} or a saved dataset")
+    return files
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file, of a directory of files or of a saved dataset; memory does not grow with their number.
+
+    A row that cannot be read is yielded with its problem, so that the caller decides whether to go on.
+
+    Raises:
+        UserError: See `data_files`; or a saved dataset that cannot be opened.
+    """
+    files = data_files(path)
+    if path.is_dir() and is_saved_dataset(path):
+        yield from _read_saved_dataset(path)
+        return
+    for file in files:
+        yield from _read_parquet(file) if file.suffix == ".parquet" else _read_json_lines(file)
+
+
+def _read_json_lines(path: Path) -> Iterator[Row]:
+    number = 0
+    # typeshed gives the two openers different types
+    with cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")) as stream:
+        try:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield _parse_line(line, f"{path}:{number}")
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            problem = f"truncated or damaged gzip file ({error}): copy or download it again"
+            yield Row(f"{path}:{number + 1}", None, problem)
+
+
+def _parse_line(line: bytes, where: str) -> Row:
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8 text (byte 0x{line[error.start]:02x} at column {error.start + 1}): save the file as UTF-8"
+        return Row(where, None, problem)
+    except json.JSONDecodeError as error:
+        return Row(where, None, f"broken JSON at column {error.colno} ({error.msg}): each line must be one JSON object")
+    except (ValueError, RecursionError) as error:
+        return Row(where, None, f"broken JSON ({error}): each line must be one JSON object")
+    if not isinstance(value, dict):
+        return Row(where, None, f"a JSON {type(value).__name__}: each line must be one JSON object")
+    return Row(where, value)
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS):
+                for value in batch.to_pylist():
+                    yield Row(f"{path}: row {number}", value)
+                    number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        yield Row(f"{path}: row {number}", None, f"not a readable parquet file ({reason}): write it again")
+
+
+def _read_saved_dataset(path: Path) -> Iterator[Row]:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a readable saved dataset ({' '.join(str(error).split())})") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if len(loaded) != 1:
+            raise UserError(f"{path}: holds several splits: give one of {', '.join(str(path / s) for s in loaded)}")
+        loaded = next(iter(loaded.values()))
+    for number, value in enumerate(loaded):
+        yield Row(f"{path}: row {number}", value)

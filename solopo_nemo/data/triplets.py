@@ -1,0 +1,181 @@
+"""Preference triplets: reading and validating them, and vanilla preference files where one prompt is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from solopo_nemo.data.fields import bad_field, has, identifier, records, required, text
+from solopo_nemo.data.rows import read_rows
+from solopo_nemo.errors import UserError
+
+Message = dict[str, str]
+Prompt = str | list[Message]
+
+ROLES = ("system", "user", "assistant")
+SEQUENCES = {
+    "short_chosen": ("prompt_short", "chosen"),
+    "short_rejected": ("prompt_short", "rejected"),
+    "long_chosen": ("prompt_long", "chosen"),
+    "long_rejected": ("prompt_long", "rejected"),
+}
+COLUMNS = ("prompt_short", "prompt_long", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective uses of a triplet.
+
+    Attributes:
+        sequences: Names of prompt and response pairs, keys of `SEQUENCES`, as in `objective.sequences`.
+    """
+
+    sequences: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        unknown = set(self.sequences) - set(SEQUENCES)
+        if unknown or not self.sequences:
+            raise ValueError(f"sequences must be some of {list(SEQUENCES)}, got {list(self.sequences)}")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The fields used, in the order of `COLUMNS`."""
+        used = {column for name in self.sequences for column in SEQUENCES[name]}
+        return tuple(column for column in COLUMNS if column in used)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts used."""
+        return tuple(column for column in self.columns if column.startswith("prompt"))
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """The responses used."""
+        return tuple(column for column in self.columns if not column.startswith("prompt"))
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """One sample; fields that the objective does not need are None.
+
+    Attributes:
+        id: Unique in its file.
+        where: Where it was read, for messages.
+        prompt_short: Chat messages, or one plain string.
+        prompt_long: The same question over a longer context.
+        chosen: The preferred assistant text.
+        rejected: The other one.
+    """
+
+    id: str
+    where: str
+    prompt_short: Prompt | None = None
+    prompt_long: Prompt | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+
+
+def read_triplets(path: Path | str, needs: Needs) -> Iterator[Triplet]:
+    """Yield the validated samples of a triplet or vanilla preference file, in file order.
+
+    Only the fields in `needs` are looked at. A vanilla row's `prompt` stands for the prompt when one is enough.
+
+    Args:
+        path: `.jsonl`, `.jsonl.gz`, `.parquet`, a saved `datasets` folder, or a directory of such files.
+        needs: The fields that the objective uses.
+
+    Raises:
+        UserError: The first thing that is wrong, with file, line or row, and field.
+    """
+    path = Path(path)
+    seen: set[str] = set()
+    for number, row in enumerate(read_rows(path)):
+        triplet = _parse(row.fields(), needs, row.where, f"row-{number}")
+        if triplet.id in seen:
+            raise bad_field(row.where, "id", f"{triplet.id!r} was used by an earlier row, ids must be unique")
+        seen.add(triplet.id)
+        yield triplet
+    if not seen:
+        raise UserError(f"{path}: no samples in it: give a file with at least one row")
+
+
+def _parse(row: dict[str, Any], needs: Needs, where: str, default_id: str) -> Triplet:
+    values: dict[str, Any] = {}
+    implied: list[Message] | None = None
+    for field in needs.responses:
+        values[field], lead = _response(required(row, field, where), field, where)
+        if lead is None:
+            continue
+        if implied is not None and lead != implied:
+            raise bad_field(where, field, "starts with another prompt than chosen, both must answer the same prompt")
+        implied = lead
+    vanilla = not any(has(row, field) for field in ("prompt_short", "prompt_long"))
+    if vanilla and len(needs.prompts) > 1 and (has(row, "prompt") or implied is not None):
+        raise bad_field(
+            where,
+            "prompt_short",
+            "missing: this is a vanilla preference row, which recipes/long_po.py takes; "
+            "SoLoPO needs prompt_short and prompt_long (tools/build_contexts.py writes them)",
+        )
+    for field in needs.prompts:
+        source = "prompt" if vanilla and has(row, "prompt") else field
+        if vanilla and implied is not None and source == field:
+            values[field] = implied
+        else:
+            values[field] = _agree(_prompt(required(row, source, where), source, where), implied, source, where)
+    if len({type(values[field]) for field in needs.prompts}) > 1:
+        raise bad_field(where, "prompt_long", "must be messages if prompt_short is, and a plain string if it is one")
+    own_id = identifier(row["id"], where) if has(row, "id") else None
+    if own_id is None and not vanilla:
+        required(row, "id", where)
+    return Triplet(id=own_id or default_id, where=where, **values)
+
+
+def _prompt(value: Any, field: str, where: str) -> Prompt:
+    if isinstance(value, str):
+        return text(value, field, where)
+    messages = _messages(value, field, where)
+    if messages[-1]["role"] != "user":
+        raise bad_field(where, field, f"ends with a message of role {messages[-1]['role']!r}, must end with 'user'")
+    return messages
+
+
+def _response(value: Any, field: str, where: str) -> tuple[str, list[Message] | None]:
+    """Return the assistant's text, and the prompt where the field is a whole conversation."""
+    if isinstance(value, str):
+        return text(value, field, where), None
+    messages = _messages(value, field, where)
+    if messages[-1]["role"] != "assistant":
+        raise bad_field(
+            where, field, f"ends with a message of role {messages[-1]['role']!r}, must end with 'assistant'"
+        )
+    lead = _prompt(messages[:-1], field, where) if len(messages) > 1 else None
+    assert not isinstance(lead, str)
+    return messages[-1]["content"], lead
+
+
+def _messages(value: Any, field: str, where: str) -> list[Message]:
+    messages = []
+    for index, item in enumerate(records(value, field, where)):
+        place = f"{field}[{index}]"
+        role = text(required(item, "role", f"{where}: field {place}"), f"{place}.role", where)
+        if role not in ROLES:
+            raise bad_field(where, f"{place}.role", f"unknown role {role!r}, must be one of {', '.join(ROLES)}")
+        content = required(item, "content", f"{where}: field {place}")
+        content = text(content, f"{place}.content", where, may_be_blank=role == "system")
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def _agree(prompt: Prompt, implied: list[Message] | None, field: str, where: str) -> Prompt:
+    """Return the prompt of a row whose responses may repeat it as a conversation."""
+    if implied is None or prompt == implied:
+        return prompt
+    asked = [message["content"] for message in implied if message["role"] != "system"]
+    if [prompt] == asked:
+        return implied
+    raise bad_field(
+        where, field, "is not the prompt that the responses start with, the responses must answer this prompt"
+    )

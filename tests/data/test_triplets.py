@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import gzip
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from samples import RowWriter, triplet_row
+
+from solopo_nemo.data.triplets import Needs, read_triplets
+from solopo_nemo.errors import UserError
+
+SOLO = Needs(("short_chosen", "short_rejected", "long_chosen"))
+LONG_PO = Needs(("long_chosen", "long_rejected"))
+SFT = Needs(("short_chosen",))
+USER = {"role": "user", "content": "Where?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def answer(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def vanilla(prompt: Any, chosen: Any = "Here.", rejected: Any = "There.") -> dict[str, Any]:
+    row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def test_needs_name_the_columns_in_order() -> None:
+    assert SOLO.columns == ("prompt_short", "prompt_long", "chosen", "rejected")
+    assert LONG_PO.columns == ("prompt_long", "chosen", "rejected")
+    assert SFT.prompts == ("prompt_short",)
+    assert SFT.responses == ("chosen",)
+    with pytest.raises(ValueError, match="sequences"):
+        Needs(("short",))
+
+
+def save_jsonl(rows: list[dict[str, Any]], path: Path) -> Path:
+    path = path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    return path
+
+
+def save_gzip(rows: list[dict[str, Any]], path: Path) -> Path:
+    path = path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(json.dumps(row) for row in rows).encode("utf-8-sig")))
+    return path
+
+
+def save_parquet(rows: list[dict[str, Any]], path: Path) -> Path:
+    path = path / "rows.parquet"
+    datasets.Dataset.from_list(rows).to_parquet(path)
+    return path
+
+
+def save_dataset(rows: list[dict[str, Any]], path: Path) -> Path:
+    datasets.Dataset.from_list(rows).save_to_disk(path / "saved")
+    return path / "saved"
+
+
+def save_dataset_dict(rows: list[dict[str, Any]], path: Path) -> Path:
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(path / "saved")
+    return path / "saved"
+
+
+def save_directory(rows: list[dict[str, Any]], path: Path) -> Path:
+    (path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    (path / "a.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    (path / "a.jsonl.rejects.jsonl").write_text('{"error": "..."}\n')
+    (path / "notes.txt").write_text("not data")
+    return path
+
+
+SAVERS = [save_jsonl, save_gzip, save_parquet, save_dataset, save_dataset_dict, save_directory]
+
+
+@pytest.mark.parametrize("save", SAVERS)
+def test_every_kind_of_file_gives_the_same_triplets(
+    save: Callable[[list[dict[str, Any]], Path], Path], tmp_path: Path
+) -> None:
+    rows = [triplet_row(number, chosen=f"Göttingen {number}") for number in range(5)]
+    triplets = list(read_triplets(save(rows, tmp_path), SOLO))
+    assert [t.id for t in triplets] == [f"t{number}" for number in range(5)]
+    for triplet, row in zip(triplets, rows, strict=True):
+        assert {column: getattr(triplet, column) for column in SOLO.columns} == {c: row[c] for c in SOLO.columns}
+
+
+def test_fields_that_are_not_needed_are_not_looked_at(write_rows: RowWriter) -> None:
+    (triplet,) = read_triplets(write_rows([triplet_row(rejected=7, prompt_long=None)]), SFT)
+    assert triplet.rejected is None
+    assert triplet.prompt_long is None
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        (vanilla("Where?"), "Where?"),
+        (vanilla([SYSTEM, USER]), [SYSTEM, USER]),
+        (vanilla([USER], [answer("Here.")], [answer("There.")]), [USER]),
+        (vanilla(None, [USER, answer("Here.")], [USER, answer("There.")]), [USER]),
+        (vanilla("Where?", [USER, answer("Here.")], [USER, answer("There.")]), [USER]),
+        (vanilla([USER], [USER, answer("Here.")], "There."), [USER]),
+        (triplet_row(prompt_long="Where?", chosen="Here.", rejected="There."), "Where?"),
+    ],
+    ids=["strings", "messages", "assistant-messages", "implicit", "both", "mixed", "triplet"],
+)
+def test_vanilla_rows_serve_where_one_prompt_is_enough(row: dict[str, Any], prompt: Any, write_rows: RowWriter) -> None:
+    (triplet,) = read_triplets(write_rows([row]), LONG_PO)
+    assert triplet.prompt_long == prompt
+    assert (triplet.chosen, triplet.rejected) == ("Here.", "There.")
+
+
+def one(**changes: Any) -> str:
+    return json.dumps(triplet_row(**changes))
+
+
+ERRORS = {
+    "missing field": (one(rejected=None), "rows.jsonl:1: field rejected: missing"),
+    "null": (one(rejected=None)[:-1] + ', "rejected": null}', "field rejected: missing"),
+    "missing prompt": (one(prompt_long=None), "field prompt_long: missing"),
+    "missing id": (one(id=None), "field id: missing"),
+    "id of a wrong type": (one(id=[1]), "field id: is a list"),
+    "wrong type": (one(chosen=7), "field chosen: is a number, must be a list of objects"),
+    "empty response": (one(chosen=" \n"), "field chosen: is empty"),
+    "empty prompt": (one(prompt_short="  "), "field prompt_short: is empty"),
+    "no messages": (one(prompt_short=[]), "field prompt_short: is empty"),
+    "message that is none": (one(prompt_short=["hello"]), "field prompt_short[0]: is a string, must be an object"),
+    "empty message": (one(prompt_short=[{"role": "user", "content": ""}]), "field prompt_short[0].content: is empty"),
+    "message without role": (one(prompt_short=[{"content": "x"}]), "field prompt_short[0]: field role: missing"),
+    "message without content": (one(prompt_short=[{"role": "user"}]), "field prompt_short[0]: field content: missing"),
+    "content of a wrong type": (
+        one(prompt_short=[{"role": "user", "content": 3}]),
+        "prompt_short[0].content: is a num",
+    ),
+    "unknown role": (one(prompt_short=[{"role": "bot", "content": "x"}]), "prompt_short[0].role: unknown role 'bot'"),
+    "prompt that ends with an answer": (one(prompt_short=[USER, answer("x")]), "must end with 'user'"),
+    "response that ends with a question": (one(chosen=[USER]), "field chosen: ends with a message of role 'user'"),
+    "prompts of two kinds": (one(prompt_long="plain"), "field prompt_long: must be messages"),
+    "conversation of another prompt": (one(chosen=[USER, answer("x")]), "is not the prompt that the responses start"),
+    "duplicate id": (one() + "\n" + one(), "rows.jsonl:2: field id: 't0' was used by an earlier row"),
+    "vanilla row": (json.dumps(vanilla("Where?")), "vanilla preference row, which recipes/long_po.py takes"),
+    "implicit vanilla row": (json.dumps(vanilla(None, [USER, answer("x")], [USER, answer("y")])), "recipes/long_po.py"),
+    "lone surrogate": (one(chosen="bad \ud800"), "field chosen: half a surrogate pair at character 4"),
+    "not an object": ("[1, 2]", "rows.jsonl:1: a JSON list: each line must be one JSON object"),
+    "deep nesting": ("[" * 100_000, "rows.jsonl:1: broken JSON"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), ERRORS.values(), ids=ERRORS)
+def test_errors_name_line_and_field_in_one_line(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content + "\n")
+    with pytest.raises(UserError) as error:
+        list(read_triplets(path, SOLO))
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_responses_must_share_their_prompt(write_rows: RowWriter) -> None:
+    other = [{"role": "user", "content": "When?"}, answer("x")]
+    path = write_rows([vanilla(None, [USER, answer("x")], other)])
+    with pytest.raises(UserError, match="field rejected: starts with another prompt than chosen"):
+        list(read_triplets(path, LONG_PO))
+
+
+def test_broken_json_at_line_4711(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [one(id=f"t{number}") for number in range(5000)]
+    lines[4710] = lines[4710][:-9]
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"rows\.jsonl:4711: broken JSON at column \d+"):
+        list(read_triplets(path, SOLO))
+
+
+def test_wrong_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(
+        (one() + "\n").encode() + json.dumps(triplet_row(1, chosen="é"), ensure_ascii=False).encode("latin-1")
+    )
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: not UTF-8 text \(byte 0xe9"):
+        list(read_triplets(path, SOLO))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-40], lambda data: b"no gzip at all", lambda data: data[:20]])
+def test_damaged_gzip(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(damage(gzip.compress("\n".join(one(id=f"t{n}") for n in range(300)).encode())))
+    with pytest.raises(UserError, match=r"rows\.jsonl\.gz:\d+: truncated or damaged gzip"):
+        list(read_triplets(path, SOLO))
+
+
+@pytest.mark.parametrize("save", [save_parquet, save_dataset])
+def test_arrow_errors_name_the_row(save: Callable[[list[dict[str, Any]], Path], Path], tmp_path: Path) -> None:
+    rows = [triplet_row(0), triplet_row(1), triplet_row(2, chosen=" ")]
+    with pytest.raises(UserError, match=r"row 2: field chosen: is empty"):
+        list(read_triplets(save(rows, tmp_path), SOLO))
+
+
+def test_paths_without_data(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "table.csv").write_text("a,b")
+    (tmp_path / "bad.parquet").write_text("no parquet")
+    (tmp_path / "folder").mkdir()
+    splits = datasets.Dataset.from_list([triplet_row()])
+    datasets.DatasetDict({"train": splits, "test": splits}).save_to_disk(tmp_path / "splits")
+    cases = {
+        "missing.jsonl": "no such file or directory",
+        "empty.jsonl": "no samples in it",
+        "table.csv": r"unknown kind of file: name it \.jsonl",
+        "bad.parquet": "not a readable parquet file",
+        "folder": "no data in this directory",
+        "splits": "holds several splits: give one of .*train",
+    }
+    for name, message in cases.items():
+        with pytest.raises(UserError, match=message):
+            list(read_triplets(tmp_path / name, SOLO))
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as stream:
+        stream.writelines(one(id=f"t{number}", chosen="word " * 20_000) + "\n" for number in range(300))
+    tracemalloc.start()
+    assert sum(1 for _ in read_triplets(path, SOLO)) == 300
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 25 * 2**20
+    assert peak < 3 * 2**20
