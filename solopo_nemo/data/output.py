@@ -1,0 +1,38 @@
+"""Writing results so that a reader sees all of a file or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def atomic_text(path: Path, *, keep_empty: bool = True) -> Iterator[IO[str]]:
+    """Open a temporary neighbour of `path` for writing; it takes the name `path` when the block ends without error.
+
+    Args:
+        path: The file to write or replace.
+        keep_empty: Write an empty file too; else an earlier one is removed instead.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        if keep_empty or temporary.stat().st_size:
+            temporary.replace(path)
+        else:
+            path.unlink(missing_ok=True)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json_line(stream: IO[str], value: dict[str, Any], *, ascii_only: bool = False) -> None:
+    """Write one object as one line; non-ASCII text as it is, or escaped, which also takes text that is not valid."""
+    stream.write(json.dumps(value, ensure_ascii=ascii_only) + "\n")

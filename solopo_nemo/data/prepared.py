@@ -1,0 +1,203 @@
+"""A whole data set, validated and tokenized up front, kept on disk and memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+import datasets
+import tokenizers
+import transformers
+from datasets.arrow_writer import ArrowWriter
+
+from solopo_nemo.data import fields, rows, tokenize, triplets
+from solopo_nemo.data.lengths import Lengths, compression_rate
+from solopo_nemo.data.output import write_json_line
+from solopo_nemo.data.progress import with_progress
+from solopo_nemo.data.rows import data_files
+from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.data.triplets import SEQUENCES, Needs, Triplet, read_triplets
+from solopo_nemo.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TooLong = Literal["error", "drop"]
+
+_BATCH = 32
+_ARROW, _SUMMARY, _DROPPED = "samples.arrow", "summary.json", "dropped.jsonl"
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A tokenized data set on disk.
+
+    Attributes:
+        path: Its folder.
+        dataset: Memory-mapped; `id` (string) and, as lists of int32, the fields that the objective needs.
+        summary: Contents of `summary.json`: counts (`in` = `kept` + `dropped`), token statistics, rho, fingerprint.
+    """
+
+    path: Path
+    dataset: datasets.Dataset
+    summary: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that the token ids depend on."""
+        return str(self.summary["fingerprint"])
+
+
+def prepare_dataset(
+    path: Path | str,
+    tokenizer: PreTrainedTokenizerBase,
+    needs: Needs,
+    max_tokens: int,
+    too_long: TooLong,
+    out_dir: Path | str,
+    tokenizer_id: str,
+) -> PreparedDataset:
+    """Read, validate and tokenize a data set, or take the result of an earlier call with the same inputs.
+
+    The whole file is validated before the first sample is tokenized. Nothing is ever cut: a sample with a sequence
+    longer than `max_tokens` stops the run, or is left out and listed in `dropped.jsonl`.
+
+    Args:
+        path: What `read_triplets` takes.
+        tokenizer: The policy's tokenizer.
+        needs: The sequences that the objective runs.
+        max_tokens: Largest prompt plus response, in tokens, of any one sequence.
+        too_long: Stop at a longer sample, or drop it.
+        out_dir: Where to write; made whole or not at all.
+        tokenizer_id: The tokenizer's name, for the summary.
+
+    Raises:
+        UserError: Bad data, a sample that is too long, nothing left, or `out_dir` holds something else.
+    """
+    path, out_dir = Path(path), Path(out_dir)
+    fingerprint = _fingerprint(path, tokenizer, needs, max_tokens, too_long)
+    if _is_prepared(out_dir):
+        prepared = load_prepared(out_dir)
+        if prepared.fingerprint == fingerprint:
+            return prepared
+    elif out_dir.is_dir() and any(out_dir.iterdir()):
+        raise UserError(f"{out_dir}: holds other files: give an empty or new folder for the tokenized data")
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    # one fixed name: what a killed run left there is removed by the next
+    temporary = out_dir.with_name(f".{out_dir.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        summary: dict[str, Any] = {"fingerprint": fingerprint, "source": str(path), "tokenizer": tokenizer_id}
+        summary |= {"sequences": list(needs.sequences), "max_tokens": max_tokens, "too_long": too_long}
+        summary |= _write(path, TripletEncoder(tokenizer), needs, max_tokens, too_long, temporary)
+        (temporary / _SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(out_dir, ignore_errors=True)
+        temporary.rename(out_dir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return load_prepared(out_dir)
+
+
+def load_prepared(out_dir: Path | str) -> PreparedDataset:
+    """Open what `prepare_dataset` wrote, memory-mapped.
+
+    Raises:
+        UserError: There is no prepared data set in the folder.
+    """
+    out_dir = Path(out_dir)
+    if not _is_prepared(out_dir):
+        raise UserError(f"{out_dir}: no prepared data set in it: run the recipe's data preparation first")
+    summary = json.loads((out_dir / _SUMMARY).read_text(encoding="utf-8"))
+    return PreparedDataset(out_dir, datasets.Dataset.from_file(str(out_dir / _ARROW)), summary)
+
+
+def _is_prepared(out_dir: Path) -> bool:
+    return (out_dir / _SUMMARY).is_file() and (out_dir / _ARROW).is_file()
+
+
+def _write(
+    path: Path, encoder: TripletEncoder, needs: Needs, max_tokens: int, too_long: TooLong, folder: Path
+) -> dict[str, Any]:
+    total = sum(1 for _ in with_progress(read_triplets(path, needs), "validating"))
+    token_ids = datasets.Sequence(datasets.Value("int32"))
+    features = datasets.Features({"id": datasets.Value("string")} | dict.fromkeys(needs.columns, token_ids))
+    lengths = {column: Lengths() for column in needs.columns}
+    kept = 0
+    with (
+        ArrowWriter(path=str(folder / _ARROW), features=features, writer_batch_size=_BATCH) as writer,
+        (folder / _DROPPED).open("w", encoding="utf-8") as dropped,
+    ):
+        for triplet, ids in with_progress(_encoded(path, encoder, needs), "tokenizing", total):
+            if _fits(triplet, ids, needs, max_tokens, too_long, dropped):
+                writer.write({"id": triplet.id, **ids})
+                kept += 1
+                for column in needs.columns:
+                    lengths[column].add(len(ids[column]))
+        if not kept:
+            raise UserError(f"{path}: none of the {total} samples fits data.max_tokens={max_tokens}: raise it")
+        writer.finalize()
+    return {
+        "in": total,
+        "kept": kept,
+        "dropped": total - kept,
+        "tokens": {column: collected.statistics() for column, collected in lengths.items()},
+        "rho": compression_rate(lengths["prompt_short"], lengths["prompt_long"]) if len(needs.prompts) == 2 else None,
+    }
+
+
+def _encoded(path: Path, encoder: TripletEncoder, needs: Needs) -> Iterator[tuple[Triplet, dict[str, list[int]]]]:
+    samples = read_triplets(path, needs)
+    while batch := list(islice(samples, _BATCH)):
+        yield from zip(batch, encoder.encode(batch, needs), strict=True)
+
+
+def _fits(
+    triplet: Triplet, ids: dict[str, list[int]], needs: Needs, max_tokens: int, too_long: TooLong, dropped: IO[str]
+) -> bool:
+    """Tell whether every sequence of a sample fits; list it in `dropped` where not."""
+    tokens = {name: sum(len(ids[column]) for column in SEQUENCES[name]) for name in needs.sequences}
+    name = max(tokens, key=lambda key: tokens[key])
+    if tokens[name] <= max_tokens:
+        return True
+    reason = f"{name} has {tokens[name]} tokens, more than data.max_tokens={max_tokens}"
+    if too_long == "error":
+        raise UserError(
+            f"{triplet.where}: sample {triplet.id!r}: {reason}: raise it, or data.too_long=drop leaves the sample out"
+        )
+    write_json_line(dropped, {"id": triplet.id, "where": triplet.where, "tokens": tokens[name], "reason": reason})
+    return False
+
+
+def _fingerprint(
+    path: Path, tokenizer: PreTrainedTokenizerBase, needs: Needs, max_tokens: int, too_long: TooLong
+) -> str:
+    digest = hashlib.sha256()
+    for file in data_files(path):
+        with file.open("rb") as stream:
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    # the code that decides the ids, by its text: no version number to forget
+    for module in (fields, rows, tokenize, triplets):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    settings = [needs.sequences, max_tokens, too_long, tokenizers.__version__, transformers.__version__]
+    digest.update(json.dumps([*settings, _tokenizer_state(tokenizer)], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return everything about a tokenizer that token ids depend on, as plain data."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
+    # set anew by every call, so they depend on what was encoded before
+    state.pop("truncation", None)
+    state.pop("padding", None)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return {"state": state, "template": tokenizer.chat_template, "special": special}
