@@ -1,0 +1,41 @@
+"""Normal form of answers, and whether a text holds one."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+_SHORT_ANSWER = 4
+_ARTICLES = frozenset({"a", "an", "the"})
+_ACRONYM_DOTS = re.compile(r"\b[^\W\d_](?:\.[^\W\d_])+\b\.?")
+_DIGIT_COMMAS = re.compile(r"(?<=\d),(?=\d{3}\b)")
+# everything that is no letter or digit separates words, except the point of a decimal number
+_SEPARATORS = re.compile(r"(?!(?<=\d)\.(?=\d))[\W_]+")
+
+
+def normalize(text: str) -> str:
+    """Return SQuAD's normal form: case, accents, articles, punctuation and white space do not count.
+
+    Unlike SQuAD's, punctuation separates words ("US-based" is "us based"), while acronyms close up ("U.S." is "us").
+    A text of articles alone keeps them, so that no answer becomes empty.
+    """
+    if not text.isascii():
+        decomposed = unicodedata.normalize("NFKD", text)
+        text = "".join(character for character in decomposed if not unicodedata.combining(character))
+    text = _ACRONYM_DOTS.sub(lambda match: match.group().replace(".", ""), text.casefold())
+    words = _SEPARATORS.sub(" ", _DIGIT_COMMAS.sub("", text)).split()
+    return " ".join([word for word in words if word not in _ARTICLES] or words)
+
+
+def holds_answer(normal_text: str, normal_answers: Iterable[str]) -> bool:
+    """Tell whether a text holds one of some answers, all in normal form.
+
+    Answers of four characters and more count inside words too ("german" in "germany"); shorter ones only as whole
+    words, else the alias "no" would be in "north".
+    """
+    padded = f" {normal_text} "
+    return any(
+        answer in normal_text if len(answer) >= _SHORT_ANSWER else bool(answer) and f" {answer} " in padded
+        for answer in normal_answers
+    )

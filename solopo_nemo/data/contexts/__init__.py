@@ -1,0 +1,1 @@
+"""Short and long contexts from question answering data, by RULER's method."""

@@ -1,0 +1,71 @@
+"""What every question answering source is read into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from solopo_nemo.data.answers import normalize
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A titled paragraph."""
+
+    title: str
+    text: str
+
+    @cached_property
+    def normal(self) -> str:
+        """Title and text in normal form, to look for answers in."""
+        return f"{normalize(self.title)} {self.key}"
+
+    @cached_property
+    def key(self) -> str:
+        """The text in normal form: paragraphs with the same key are duplicates."""
+        return normalize(self.text)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its evidence.
+
+    Attributes:
+        id: Unique in its source.
+        question: The question's text.
+        answers: The gold answer, then its aliases.
+        supporting: The paragraphs that hold the evidence, in the source's order.
+        others: The source's own distractors.
+        answerable: False where the source says that the paragraphs do not hold the answer.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    supporting: tuple[Paragraph, ...]
+    others: tuple[Paragraph, ...]
+    answerable: bool = True
+
+    @cached_property
+    def normal_answers(self) -> tuple[str, ...]:
+        """The answers in normal form, without repetition."""
+        return tuple(dict.fromkeys(normalize(answer) for answer in self.answers))
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row of the source that cannot be used.
+
+    Attributes:
+        error: One line with file, line, field and how to mend it.
+        value: The row, None where it is not even JSON.
+    """
+
+    error: str
+    value: dict[str, Any] | None
+
+
+SourceReader = Callable[[Path], Iterator["Question | BadRow"]]
