@@ -72,6 +72,7 @@ def make_tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerFast:
         additional_special_tokens=[START],
         clean_up_tokenization_spaces=False,
         model_max_length=32768,
+        model_input_names=["input_ids", "attention_mask"],
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast

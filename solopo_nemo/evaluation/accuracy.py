@@ -78,7 +78,8 @@ def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, f
     centre = share + z * z / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    # The ends are exact at 0 and 1, where rounding would leave the proportion outside its own interval.
+    return (centre - half) / scale if correct else 0.0, (centre + half) / scale if correct < total else 1.0
 
 
 def count_correct(answerer: Answerer, questions: Sequence[dict[str, Any]]) -> int:
@@ -109,9 +110,12 @@ class GreedyAnswerer:
     @torch.no_grad()
     def __call__(self, prompts: list[Messages]) -> list[str]:
         """One answer text a prompt."""
-        batch = self._tokenizer.pad({"input_ids": self.encode(prompts)}, return_tensors="pt").to(self._model.device)
+        batch = self._tokenizer.apply_chat_template(
+            prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+        ).to(self._model.device)
         out = self._model.generate(
-            **batch,
+            batch["input_ids"],
+            attention_mask=batch["attention_mask"],
             do_sample=False,
             max_new_tokens=self._max_new_tokens,
             pad_token_id=self._tokenizer.pad_token_id,
