@@ -98,7 +98,9 @@ class Composer:
         for name, target in self._targets.items():
             contexts[name] = filling.settle(name, target)
             if filling.tokens > target:
-                reason = f"the {name} prompt has {filling.tokens} tokens with its evidence alone, the target is {target}"
+                reason = (
+                    f"with its evidence alone the {name} prompt has {filling.tokens} tokens, the target is {target}"
+                )
                 return Dropped("evidence_too_long", reason)
             if not filling.passed:
                 reason = f"with every unrelated paragraph the {name} prompt has {filling.tokens} of {target} tokens"
