@@ -1,0 +1,23 @@
+"""Short-to-Long Preference Optimization (SoLoPO, arXiv 2505.11166) for NeMo and Megatron-core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from solopo_nemo.model.mixin import SoLoPOMixin
+
+__all__ = ["SoLoPOMixin"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import the mixin when it is asked for: NeMo takes many seconds, which tools without a model do not pay."""
+    if name == "SoLoPOMixin":
+        from solopo_nemo.model import device
+
+        device.prepare_process()
+        from solopo_nemo.model.mixin import SoLoPOMixin
+
+        return SoLoPOMixin
+    raise AttributeError(name)

@@ -82,7 +82,7 @@ def run_apart(direction: str, source: Path, destination: Path) -> None:
     Raises:
         UserError: with the last line of the conversion's error.
     """
-    from solopo_nemo.training.environment import without_ranks
+    from solopo_nemo.environment import without_ranks
 
     done = subprocess.run(
         [sys.executable, "-m", "solopo_nemo.model.convert", direction, str(source), str(destination)],

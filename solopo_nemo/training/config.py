@@ -111,7 +111,7 @@ class EvaluationConfig:
     """Built-in before/after evaluation."""
 
     name: str
-    paragraphs: list[int]
+    lengths: list[int]
     questions: int
     seed: int
 
@@ -160,7 +160,9 @@ class RunConfig:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split("\n    full_key")[0].split())
+    key = getattr(error, "full_key", None)
+    message = " ".join(str(error).split("\n    full_key")[0].split())
+    return f"{key}: {message}" if key else message
 
 
 def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
+
+warnings.filterwarnings("ignore", message="The pynvml package is deprecated")  # torch/cuda/__init__.py:64, on import
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 _RANK_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI", "OMPI_")

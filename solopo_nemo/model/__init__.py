@@ -1,0 +1,1 @@
+"""Megatron and NeMo: the mixin, the response-only head, attention, devices, conversion."""

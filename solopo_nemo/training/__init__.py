@@ -1,0 +1,1 @@
+"""A run: configuration, preparation, ranks, callbacks, report."""

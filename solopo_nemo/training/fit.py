@@ -1,0 +1,157 @@
+"""One rank of a training run: NeMo model, trainer and callbacks put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import nemo.lightning as nl
+import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from megatron.core.optimizer import OptimizerConfig
+from nemo.lightning import io
+from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
+
+from solopo_nemo import environment
+from solopo_nemo.data.prepared import load_prepared
+from solopo_nemo.data.tokenize import load_tokenizer
+from solopo_nemo.model import device
+from solopo_nemo.model.strategy import SoLoPOStrategy
+
+from solopo_nemo.training.checkpoints import Checkpoints, to_resume_from
+from solopo_nemo.training.config import RunConfig
+from solopo_nemo.training.datamodule import TripletDataModule
+from solopo_nemo.training.metrics import Metrics
+from solopo_nemo.training.prepare import Paths, read_weights_hash
+from solopo_nemo.training.progress import ProgressLine
+from solopo_nemo.training.reference import CachedReference, OnlineReference, ReferenceCache, cache_key
+
+
+def precision_of(config: RunConfig) -> str:
+    """``fp32`` or ``bf16``; what the configuration leaves open the device decides."""
+    return config.trainer.precision or ("bf16" if device.cuda() else "fp32")
+
+
+def build_model(config: RunConfig, checkpoint: Path, objective: Any) -> Any:
+    """The NeMo model of a checkpoint with the run's objective, optimizer and compute settings."""
+    from solopo_nemo.model.models import FAMILIES
+
+    stored = io.load_context(checkpoint, subpath="model")
+    model_config, parallel = stored.config, config.parallel
+    settings = device.model_settings() | {"cp_comm_type": parallel.context_mode}
+    if precision_of(config) == "fp32":
+        settings |= {"bf16": False, "fp16": False, "params_dtype": torch.float32, "pipeline_dtype": torch.float32}
+    if config.model.recompute == "full":
+        settings |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    elif config.model.recompute == "selective":
+        settings |= {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    for key, value in settings.items():
+        setattr(model_config, key, value)
+    family = next(cls for cls in FAMILIES.values() if isinstance(stored, cls))
+    return family(
+        model_config,
+        tokenizer=stored.tokenizer,
+        optim=None,
+        objective=objective,
+        row_chunk=config.model.row_chunk,
+    )
+
+
+def build_optimizer(config: RunConfig, steps: int) -> MegatronOptimizerModule:
+    """Megatron's distributed AdamW with NeMo's cosine schedule."""
+    optim = config.optim
+    return MegatronOptimizerModule(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=optim.lr,
+            min_lr=optim.min_lr,
+            weight_decay=optim.weight_decay,
+            adam_beta1=optim.beta1,
+            adam_beta2=optim.beta2,
+            adam_eps=optim.eps,
+            clip_grad=optim.clip_grad,
+            use_distributed_optimizer=True,
+            bf16=precision_of(config) == "bf16",
+        ),
+        CosineAnnealingScheduler(
+            max_steps=steps,
+            warmup_steps=round(optim.warmup_ratio * steps),
+            constant_steps=0,
+            min_lr=optim.min_lr,
+        ),
+    )
+
+
+def _loggers(config: RunConfig) -> list[Logger]:
+    loggers: list[Logger] = []
+    if config.logger.tensorboard:
+        loggers.append(TensorBoardLogger(config.output / "logs", name="tensorboard", version=""))
+    if config.logger.wandb:
+        loggers.append(WandbLogger(project=config.logger.wandb, save_dir=config.output / "logs", offline=_wandb_offline()))
+    return loggers
+
+
+def _wandb_offline() -> bool:
+    import os
+
+    return os.environ.get("WANDB_MODE", "offline") != "online"
+
+
+def fit(config: RunConfig, only_reference: bool = False) -> None:
+    """Train, or only complete the reference cache.
+
+    Runs on every rank, after ``prepare`` has run once.
+    """
+    device.prepare_process()
+    paths, objective = Paths(config.output), config.build_objective()
+    prepared, tokenizer = load_prepared(paths.tokenized), load_tokenizer(paths.initial / "hf")
+    data = TripletDataModule(config, objective, prepared.dataset, tokenizer.pad_token_id or 0)
+    model = build_model(config, paths.initial, objective)
+    build_optimizer(config, data.steps).connect(model)
+
+    trainer_callbacks: list[pl.Callback] = []
+    if objective.reference_sequences:
+        if config.reference == "online":
+            trainer_callbacks.append(OnlineReference(paths.initial))
+        else:
+            key = cache_key(
+                read_weights_hash(paths), prepared.fingerprint, objective.reference_sequences, precision_of(config)
+            )
+            trainer_callbacks.append(CachedReference(ReferenceCache(paths.reference, key), data, only_reference))
+    trainer_callbacks.append(
+        Metrics(paths.metrics, len(prepared.dataset), config.trainer.global_batch, [ProgressLine(data.steps)])
+    )
+    trainer_callbacks.append(
+        Checkpoints(paths.checkpoints, config.trainer.checkpoint_every, config.trainer.keep_checkpoints, paths.initial)
+    )
+    local = environment.local_world_size()
+    # not nl.Trainer: that one deep-copies its arguments, callbacks and data included, to store them
+    trainer = pl.Trainer(
+        accelerator="gpu" if device.cuda() else "cpu",
+        devices=local,
+        num_nodes=environment.world_size() // local,
+        max_steps=data.steps,
+        strategy=SoLoPOStrategy(
+            seed=config.trainer.seed,
+            tensor_model_parallel_size=config.parallel.tensor,
+            pipeline_model_parallel_size=config.parallel.pipeline,
+            context_parallel_size=config.parallel.context,
+            sequence_parallel=config.parallel.sequence,
+            pipeline_dtype=torch.bfloat16 if precision_of(config) == "bf16" else torch.float32,
+        ),
+        plugins=nl.MegatronMixedPrecision(precision="bf16-mixed") if precision_of(config) == "bf16" else None,
+        callbacks=trainer_callbacks,
+        logger=_loggers(config),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        default_root_dir=config.output,
+    )
+    resume = to_resume_from(config.trainer.resume, paths.checkpoints)
+    trainer.strategy.restore_config = nl.RestoreConfig(path=str(paths.initial))
+    trainer.fit(model, data, ckpt_path=resume)

@@ -1,0 +1,224 @@
+"""From a recipe's command line to its ranks and back: start, wait, finish, exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from solopo_nemo import cli, environment
+from solopo_nemo.errors import UserError
+from solopo_nemo.training.checkpoints import saved_checkpoints, step_of
+from solopo_nemo.training.config import (
+    RunConfig,
+    check_world,
+    describe,
+    load_config,
+    local_world,
+    read_config,
+    save_config,
+)
+from solopo_nemo.training.prepare import Paths, find_model, prepare
+
+EXIT_RESUMABLE = 75
+CHANGEABLE = ("parallel", "logger", "evaluation", "output_dir")
+"""Parts of the configuration that may differ when a run is resumed."""
+CHANGEABLE_TRAINER = ("micro_batch", "checkpoint_every", "keep_checkpoints", "resume")
+
+logger = logging.getLogger("solopo_nemo")
+
+
+def main(recipe: str) -> None:
+    """Entry point of ``recipes/<recipe>.py``."""
+    cli.run(lambda: run_recipe(recipe, sys.argv[1:]))
+
+
+def run_recipe(recipe: str, arguments: Sequence[str]) -> int:
+    """Run a recipe, as the one process that a user started or as one rank of a job.
+
+    Returns:
+        0 finished, 75 stopped after saving and to be started again; a crash is another number.
+
+    Raises:
+        UserError: bad configuration or data.
+    """
+    if {"--help", "-h"} & set(arguments):
+        print(describe(recipe))
+        return 0
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(RichHandler(show_path=False, show_time=False))
+    config = load_config(recipe, arguments)
+    if environment.started_as_rank():
+        return _run_rank(config)
+    check_world(config, local_world(config))
+    if _finished(config):
+        Console().print(f"{config.output} holds this run, finished; trainer.resume=never starts it anew", highlight=False)
+        _show(config)
+        return 0
+    _prepare_once(config)
+    code = _start_ranks(local_world(config), [sys.argv[0], *arguments])
+    if code == 0:
+        _finish(config)
+    return code
+
+
+def _run_rank(config: RunConfig) -> int:
+    check_world(config, environment.world_size())
+    started_here = environment.without_ranks().get("SOLOPO_PREPARED") == "1"
+    ready = config.output / f".ready-{environment.job_token()}"
+    if not started_here:
+        if environment.rank() == 0:
+            _prepare_once(config)
+            ready.touch()
+        else:
+            _wait_for(ready)
+    from solopo_nemo.training.fit import fit
+
+    fit(config)
+    if not started_here and environment.rank() == 0:
+        ready.unlink()
+        _finish(config)
+    return 0
+
+
+def _wait_for(ready: Path) -> None:
+    """Until rank 0 has prepared the run; should it fail, the launcher ends this rank too."""
+    while not ready.exists():
+        time.sleep(0.5)
+
+
+def _prepare_once(config: RunConfig) -> None:
+    paths = Paths(config.output)
+    _check_resumable(config, paths)
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir={config.output_dir}: cannot be written ({error.strerror})") from None
+    summary = prepare(config)
+    save_config(config, paths.config)
+    logger.info("data: %d samples, %d dropped", summary["kept"], summary["dropped"])
+    _evaluate(config, "before", find_model(config.model.init))
+
+
+def _check_resumable(config: RunConfig, paths: Paths) -> None:
+    """Refuse to go on with somebody else's run, and put an unwanted one aside."""
+    if not saved_checkpoints(paths.checkpoints):
+        return
+    if config.trainer.resume == "never":
+        aside = config.output / "previous"
+        aside = aside / str(1 + sum(1 for _ in aside.glob("*")))
+        aside.mkdir(parents=True)
+        for path in (paths.config, paths.metrics, paths.checkpoints, paths.hf, paths.report, paths.accuracy):
+            if path.exists():
+                path.rename(aside / path.name)
+        logger.info("the earlier run is now in %s", aside)
+        return
+    changed = _changes(read_config(paths.config), config)
+    if changed:
+        raise UserError(
+            f"{config.output} holds a run with other settings ({'; '.join(changed)}): choose another output_dir, or "
+            "trainer.resume=never to put that run aside"
+        )
+
+
+def _changes(old: RunConfig, new: RunConfig) -> list[str]:
+    import dataclasses
+
+    def flat(value: object, prefix: str = "") -> dict[str, object]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}".strip(".")).items()}
+
+    before, after = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
+    skipped = (*CHANGEABLE, *(f"trainer.{key}" for key in CHANGEABLE_TRAINER))
+    return [
+        f"{key}: {before.get(key)} there, {after.get(key)} here"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not any(key == s or key.startswith(f"{s}.") for s in skipped)
+    ]
+
+
+def _finished(config: RunConfig) -> bool:
+    paths = Paths(config.output)
+    if config.trainer.resume == "never" or not (paths.report / "index.html").is_file() or not paths.config.is_file():
+        return False
+    return not _changes(read_config(paths.config), config)
+
+
+def _start_ranks(count: int, command: list[str]) -> int:
+    """Run the recipe's ranks on this host and return the job's exit code."""
+    import os
+
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ["SOLOPO_PREPARED"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.5,
+    )
+    try:
+        elastic_launch(launch, sys.executable)(*command)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return next((code for code in codes if code in (cli.EXIT_USER_ERROR, EXIT_RESUMABLE)), 1)
+    return 0
+
+
+def _finish(config: RunConfig) -> None:
+    """Export, evaluate, report: after the last step, in one process."""
+    from solopo_nemo.model.convert import run_apart
+    from solopo_nemo.training.report import write_report
+
+    paths = Paths(config.output)
+    last = saved_checkpoints(paths.checkpoints)[-1]
+    logger.info("exporting step %d to %s", step_of(last), paths.hf)
+    run_apart("export", last, paths.hf)
+    _evaluate(config, "after", paths.hf)
+    write_report(config)
+    _show(config)
+
+
+def _evaluate(config: RunConfig, moment: str, model: Path) -> None:
+    """Measure answer accuracy on the built-in questions, once."""
+    path, evaluation = Paths(config.output).accuracy, config.evaluation
+    rows = json.loads(path.read_text()) if path.is_file() else {}
+    if evaluation.name == "none" or moment in rows or not (model / "config.json").is_file():
+        return
+    from solopo_nemo.evaluation.accuracy import evaluate_accuracy
+
+    logger.info("answer accuracy %s training", moment)
+    measured = evaluate_accuracy(
+        model,
+        lengths=evaluation.lengths,
+        questions_per_length=evaluation.questions,
+        seed=evaluation.seed,
+        short_paragraphs=config.data.builtin.short_paragraphs,
+    )
+    rows[moment] = [row.as_json() for row in measured]
+    path.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _show(config: RunConfig) -> None:
+    from solopo_nemo.evaluation.accuracy import AccuracyRow, comparison_table
+
+    paths, console = Paths(config.output), Console()
+    if paths.accuracy.is_file():
+        rows = json.loads(paths.accuracy.read_text())
+        if {"before", "after"} <= rows.keys():
+            console.print(comparison_table(*([AccuracyRow(**r) for r in rows[k]] for k in ("before", "after"))))
+    console.print(f"policy: {paths.hf}\nreport: {paths.report / 'index.html'}", highlight=False)
