@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.logging import RichHandler
 
 from solopo_nemo import cli, environment
 from solopo_nemo.errors import UserError
+from solopo_nemo.training import logs
 from solopo_nemo.training.checkpoints import saved_checkpoints, step_of
 from solopo_nemo.training.config import (
     RunConfig,
@@ -51,9 +51,7 @@ def run_recipe(recipe: str, arguments: Sequence[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         print(describe(recipe))
         return 0
-    logger.setLevel(logging.INFO)
-    if not logger.handlers:
-        logger.addHandler(RichHandler(show_path=False, show_time=False))
+    logs.show_own_messages()
     config = load_config(recipe, arguments)
     if environment.started_as_rank():
         return _run_rank(config)
@@ -79,8 +77,9 @@ def _run_rank(config: RunConfig) -> int:
             ready.touch()
         else:
             _wait_for(ready)
-    from solopo_nemo.training.fit import fit
-
+    with logs.quiet_imports():
+        from solopo_nemo.training.fit import fit
+    logs.to_file(config.output / "logs", environment.rank())
     fit(config)
     if not started_here and environment.rank() == 0:
         ready.unlink()
@@ -161,7 +160,8 @@ def _start_ranks(count: int, command: list[str]) -> int:
 
     os.environ["SOLOPO_PREPARED"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the ranks' own messages say what went wrong
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -1,0 +1,55 @@
+"""Library chatter goes to one file a rank; the terminal keeps what a user reads."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.logging import RichHandler
+
+LOUD = ("lightning.pytorch", "lightning.fabric", "megatron", "nv_one_logger", "torch.distributed.launcher")
+
+
+def show_own_messages() -> None:
+    """Print this project's own messages, once a process."""
+    own = logging.getLogger("solopo_nemo")
+    own.setLevel(logging.INFO)
+    own.propagate = False
+    if not own.handlers:
+        own.addHandler(RichHandler(show_path=False, show_time=False))
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Keep NeMo's and Megatron's notes about packages that this project does not use off the terminal."""
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def to_file(folder: Path, rank: int) -> None:
+    """Send the libraries' messages and warnings of this rank to ``folder``; errors also to stderr."""
+    from nemo.utils import logging as nemo_logging
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(folder / f"rank_{rank:05d}.log")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    errors = logging.StreamHandler(sys.stderr)
+    errors.setLevel(logging.ERROR)
+    logging.captureWarnings(True)
+    root = logging.getLogger()
+    for name in (*LOUD, nemo_logging._logger.name, "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    root.handlers = [file, errors]
+    root.setLevel(logging.INFO)
+    logging.getLogger("solopo_nemo").addHandler(file)
