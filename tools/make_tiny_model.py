@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from rich.progress import Progress
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from solopo_nemo.data.synthetic import generate_dialogues
 
@@ -34,8 +34,8 @@ SPLIT = (
 )
 MULTIPLE = 128  # the embedding is padded to it, as Megatron pads for tensor parallelism
 IGNORE = -100
-PREVIOUS_TOKEN_BIAS = 5.0
-MATCH = 3.0
+PREVIOUS_TOKEN_BIAS = 5.0  # a first head's weight is then mostly on one token
+MATCH = 3.0  # a full match then weighs about e^4 times a chance one
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,28 @@ class Dialogue:
 
     ids: list[int]
     labels: list[int]
+
+
+@dataclass
+class Curriculum:
+    """How long the contexts are: two paragraphs more each time that nearly every token is right.
+
+    Attributes:
+        largest: paragraphs at the end.
+        paragraphs: paragraphs now.
+        accuracy: running share of right tokens.
+    """
+
+    largest: int
+    paragraphs: int = 4
+    accuracy: float = 0.0
+
+    def update(self, right: float) -> None:
+        """Take note of a batch's share of right tokens."""
+        self.accuracy = 0.9 * self.accuracy + 0.1 * right
+        if self.accuracy > 0.98 and self.paragraphs < self.largest:
+            self.paragraphs += 2
+            self.accuracy = 0.9
 
 
 def make_tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerFast:
@@ -108,7 +130,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int, seed
     start_as_previous_token_heads(model)
     start_as_induction_heads(model)
     start_as_copying_heads(model)
-    model.generation_config.update(do_sample=False, eos_token_id=tokenizer.eos_token_id)
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     return model
 
 
@@ -188,12 +212,12 @@ def encode(tokenizer: PreTrainedTokenizerFast, dialogues: list[list[dict[str, st
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, stage: list[int]
+    tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, curriculum: Curriculum
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of about `tokens` tokens, of contexts of up to `stage[0]` paragraphs (read for each batch)."""
+    """Endless batches of about `tokens` tokens: half at the curriculum's present length, half at or below it."""
     generator = torch.Generator().manual_seed(seed)
     for number in itertools.count():
-        largest = stage[0]
+        largest = curriculum.paragraphs
         easier = torch.rand(1, generator=generator).item() < 0.5
         paragraphs = int(torch.randint(4, largest + 1, (1,), generator=generator)) if easier else largest
         count = max(4, tokens // (70 * max(1, paragraphs // 2)))
@@ -213,12 +237,11 @@ def pretrain(
     learning_rate: float,
     tokens: int,
     seed: int,
-    largest: int,
+    curriculum: Curriculum,
 ) -> None:
     """Train on the responses of short contexts; the contexts grow as the model learns."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    stage, accuracy = [4], 0.0
-    data = batches(tokenizer, seed, tokens, stage)
+    data = batches(tokenizer, seed, tokens, curriculum)
     with Progress() as progress:
         task = progress.add_task("pre-training", total=steps)
         for step in range(steps):
@@ -235,16 +258,9 @@ def pretrain(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            right = (logits.argmax(-1) == targets[learned]).float().mean().item()
-            accuracy = 0.9 * accuracy + 0.1 * right
-            if accuracy > 0.98 and stage[0] < largest:
-                stage[0] += 2
-                accuracy = 0.9
-            progress.update(
-                task,
-                advance=1,
-                description=f"{stage[0]} paragraphs, loss {loss.item():.3f}, token accuracy {accuracy:.3f}",
-            )
+            curriculum.update((logits.argmax(-1) == targets[learned]).float().mean().item())
+            state = f"{curriculum.paragraphs} paragraphs, loss {loss.item():.3f}, right {curriculum.accuracy:.3f}"
+            progress.update(task, advance=1, description=state)
 
 
 def main() -> None:
@@ -262,7 +278,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="end with a line of JSON")
     arguments = parser.parse_args()
 
-    torch.set_num_threads(1)  # the same sums in the same order on any machine
+    if arguments.layers < 2 or arguments.layers % 2 or arguments.width % 16:
+        parser.error(
+            "--layers must be an even number, --width a multiple of 16: the model is split over two and four ranks"
+        )
+
+    torch.set_num_threads(1)  # so that the result does not depend on the number of cores
     began = time.monotonic()
     tokenizer = make_tokenizer(arguments.vocabulary, arguments.seed)
     model = make_model(tokenizer, arguments.layers, arguments.width, arguments.seed)
@@ -273,7 +294,7 @@ def main() -> None:
         arguments.learning_rate,
         arguments.tokens,
         arguments.seed + 1,
-        arguments.paragraphs,
+        Curriculum(arguments.paragraphs),
     )
     model.save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)

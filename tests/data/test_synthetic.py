@@ -168,3 +168,9 @@ def test_impossible_sizes_are_one_clear_line(arguments: dict[str, Any], message:
     with pytest.raises(UserError, match=message) as caught:
         list(generate_questions(1, 0, **arguments))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("short", "long"), [(3, 64), (16, 8)])
+def test_triplet_contexts_must_nest(short: int, long: int) -> None:
+    with pytest.raises(UserError, match="the short context needs 4 or more and no more than the long one"):
+        list(generate_triplets(1, 0, short, long))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from solopo_nemo.data.synthetic.world import Fact, Paragraph, Split, World, ask, build_world
+from solopo_nemo.errors import UserError
 
 ANSWER_PREFIX = "The answer is:"
 _INSTRUCTION = f"State the facts, then end with: {ANSWER_PREFIX} ..."
@@ -101,7 +102,15 @@ def generate_triplets(
 
     Yields:
         One record of the triplet file format each.
+
+    Raises:
+        UserError: the short context is not nested in the long one, or too small for the question.
     """
+    if not 2 * hops <= short_paragraphs <= long_paragraphs:
+        raise UserError(
+            f"built-in triplets: {short_paragraphs} short and {long_paragraphs} long paragraphs; "
+            f"the short context needs {2 * hops} or more and no more than the long one"
+        )
     for number in range(count):
         world, rng = _world("train", seed, number, long_paragraphs, hops)
         gold = world.chains[0]
