@@ -19,7 +19,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-CP_MODES = ("a2a", "all_gather")
+from solopo_nemo.environment import CPU_CONTEXT_MODES
 
 
 class _AllToAll(torch.autograd.Function):
@@ -146,8 +146,9 @@ class SDPACoreAttention(MegatronModule):
         self.cp_group: dist.ProcessGroup = groups.cp
         self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
         self.mode = cp_comm_type or "a2a"
-        if self.mode not in CP_MODES:
-            raise ValueError(f"cp_comm_type {self.mode!r}: without Transformer Engine one of {', '.join(CP_MODES)}")
+        if self.mode not in CPU_CONTEXT_MODES:
+            modes = ", ".join(CPU_CONTEXT_MODES)
+            raise ValueError(f"cp_comm_type {self.mode!r}: without Transformer Engine one of {modes}")
         if config.attention_dropout if attention_dropout is None else attention_dropout:
             raise ValueError("attention_dropout must be 0 without Transformer Engine")
 

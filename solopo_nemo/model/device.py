@@ -12,7 +12,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from solopo_nemo.errors import UserError
 from solopo_nemo.model import cpu_backend
-from solopo_nemo.model.attention import CP_MODES
 from solopo_nemo.model.layers import sdpa_layer_spec
 
 
@@ -50,11 +49,6 @@ def layer_spec(
     from nemo.collections.llm.gpt.model.base import default_layer_spec
 
     return default_layer_spec(config, vp_stage=vp_stage)
-
-
-def cp_modes() -> tuple[str, ...]:
-    """The values of Megatron's ``cp_comm_type`` that run on this device."""
-    return ("p2p", "all_gather", "a2a", "a2a+p2p") if cuda() else CP_MODES
 
 
 def model_settings() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from solopo_nemo import environment
 from solopo_nemo.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -218,7 +219,7 @@ def _check(config: RunConfig) -> None:
         _require(value >= 1, f"{key}: must be at least {2 if key == 'data.max_tokens' else 1}")
     _choice("model.recompute", config.model.recompute, ("none", "selective", "full"))
     _choice("data.too_long", config.data.too_long, ("error", "drop"))
-    _choice("parallel.context_mode", parallel.context_mode, ("a2a", "all_gather", "p2p", "a2a+p2p"))
+    _choice("parallel.context_mode", parallel.context_mode, environment.context_modes())
     _choice("trainer.precision", trainer.precision, ("fp32", "bf16", None))
     _choice("objective.reference", config.reference, ("cached", "online"))
     _choice("evaluation.name", config.evaluation.name, ("builtin", "none"))

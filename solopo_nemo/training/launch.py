@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from rich.console import Console
 from solopo_nemo import cli, environment
 from solopo_nemo.errors import UserError
 from solopo_nemo.training import logs
-from solopo_nemo.training.checkpoints import saved_checkpoints, step_of
+from solopo_nemo.training.checkpoints import saved_checkpoints, step_of, to_resume_from
 from solopo_nemo.training.config import (
     RunConfig,
     check_world,
@@ -39,8 +41,13 @@ def main(recipe: str) -> None:
     cli.run(lambda: run_recipe(recipe, sys.argv[1:]))
 
 
-def run_recipe(recipe: str, arguments: Sequence[str]) -> int:
+def run_recipe(recipe: str, arguments: Sequence[str], only_reference: bool = False) -> int:
     """Run a recipe, as the one process that a user started or as one rank of a job.
+
+    Args:
+        recipe: name of its YAML in ``conf/``.
+        arguments: command-line overrides.
+        only_reference: stop when the reference log-probabilities are complete.
 
     Returns:
         0 finished, 75 stopped after saving and to be started again; a crash is another number.
@@ -54,20 +61,20 @@ def run_recipe(recipe: str, arguments: Sequence[str]) -> int:
     logs.show_own_messages()
     config = load_config(recipe, arguments)
     if environment.started_as_rank():
-        return _run_rank(config)
+        return _run_rank(config, only_reference)
     check_world(config, local_world(config))
-    if _finished(config):
+    if not only_reference and _finished(config):
         Console().print(f"{config.output} holds this run, finished; trainer.resume=never starts it anew", highlight=False)
         _show(config)
         return 0
     _prepare_once(config)
-    code = _start_ranks(local_world(config), [sys.argv[0], *arguments])
-    if code == 0:
+    code = _start_ranks(local_world(config))
+    if code == 0 and not only_reference:
         _finish(config)
     return code
 
 
-def _run_rank(config: RunConfig) -> int:
+def _run_rank(config: RunConfig, only_reference: bool) -> int:
     check_world(config, environment.world_size())
     started_here = environment.without_ranks().get("SOLOPO_PREPARED") == "1"
     ready = config.output / f".ready-{environment.job_token()}"
@@ -80,10 +87,11 @@ def _run_rank(config: RunConfig) -> int:
     with logs.quiet_imports():
         from solopo_nemo.training.fit import fit
     logs.to_file(config.output / "logs", environment.rank())
-    fit(config)
+    fit(config, only_reference)
     if not started_here and environment.rank() == 0:
         ready.unlink()
-        _finish(config)
+        if not only_reference:
+            _finish(config)
     return 0
 
 
@@ -95,6 +103,7 @@ def _wait_for(ready: Path) -> None:
 
 def _prepare_once(config: RunConfig) -> None:
     paths = Paths(config.output)
+    to_resume_from(config.trainer.resume, paths.checkpoints)
     _check_resumable(config, paths)
     try:
         config.output.mkdir(parents=True, exist_ok=True)
@@ -128,8 +137,6 @@ def _check_resumable(config: RunConfig, paths: Paths) -> None:
 
 
 def _changes(old: RunConfig, new: RunConfig) -> list[str]:
-    import dataclasses
-
     def flat(value: object, prefix: str = "") -> dict[str, object]:
         if not isinstance(value, dict):
             return {prefix: value}
@@ -151,10 +158,8 @@ def _finished(config: RunConfig) -> bool:
     return not _changes(read_config(paths.config), config)
 
 
-def _start_ranks(count: int, command: list[str]) -> int:
-    """Run the recipe's ranks on this host and return the job's exit code."""
-    import os
-
+def _start_ranks(count: int) -> int:
+    """Run this same command as the ranks of a job on this host and return the job's exit code."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -172,7 +177,7 @@ def _start_ranks(count: int, command: list[str]) -> int:
         monitor_interval=0.5,
     )
     try:
-        elastic_launch(launch, sys.executable)(*command)
+        elastic_launch(launch, sys.executable)(*sys.argv)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         return next((code for code in codes if code in (cli.EXIT_USER_ERROR, EXIT_RESUMABLE)), 1)
