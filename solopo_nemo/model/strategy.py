@@ -44,6 +44,14 @@ class SoLoPOStrategy(nl.MegatronStrategy):
         if not device.cuda():  # nemo/lightning/megatron_init.py:238
             tensor_parallel.model_parallel_cuda_manual_seed(self._seed)
 
+    def optimizer_sharded_state_dict(self, is_loading: bool = False, metadata: dict[str, Any] | None = None) -> Any:
+        """What a checkpoint holds of the optimizer; without FusedAdam its state has to exist before it is loaded."""
+        if is_loading and not device.cuda():  # distrib_optimizer.py:637 of Megatron-core reads every parameter's step
+            megatron = self.lightning_module.optimizers(use_pl_optimizer=False).mcore_optimizer
+            for optimizer in getattr(megatron, "chained_optimizers", [megatron]):
+                optimizer._init_optimizer_states_with_dummy_values()
+        return super().optimizer_sharded_state_dict(is_loading=is_loading, metadata=metadata)
+
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any], selective_restore: bool = False) -> None:
         """Load Megatron's optimizer; the base method builds a CUDA device mesh that it needs for FSDP alone."""
         if not self.should_restore_optimizer_states(selective_restore=selective_restore):

@@ -1,0 +1,123 @@
+"""Whole recipe runs: what they leave behind, exact resumption, and other layouts through NeMo's trainer."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "trainer.max_steps=4 trainer.global_batch=4 trainer.micro_batch=2 trainer.checkpoint_every=2 data.builtin.samples=10 "
+    "data.builtin.long_paragraphs=16 evaluation.questions=4"
+).split()
+NOT_EXACT = ("seconds", "peak_memory_gib")
+
+
+def run(output: Path, *overrides: str, recipe: str = "solo_dpo", expect: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, f"recipes/{recipe}.py", f"output_dir={output}", *SMALL, *overrides]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    read = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in NOT_EXACT} for row in read]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "finished"
+    run(output)
+    return output
+
+
+def interrupted(finished: Path, output: Path) -> Path:
+    """The run as it was when step 2 had been saved and step 4 had not."""
+    shutil.copytree(finished, output)
+    for part in ("checkpoints/step_000004", "hf", "report"):
+        shutil.rmtree(output / part)
+    return output
+
+
+def test_a_run_leaves_what_the_interface_says(finished: Path) -> None:
+    for name in ("config.yaml", "metrics.jsonl", "checkpoints", "hf/config.json", "hf/model.safetensors", "report/index.html"):
+        assert (finished / name).exists(), name
+    assert list((finished / "report").glob("*.png"))
+    got = rows(finished)
+    assert [row["step"] for row in got] == [1, 2, 3, 4]
+    assert got[0]["loss/po"] == pytest.approx(math.log(2), rel=1e-6)
+    keys = {"loss", "loss/align", "rewards/chosen_long", "align/gap", "align/signed_gap", "logps/chosen", "lr", "grad_norm"}
+    assert keys | {"epoch", "tokens", "tokens_long"} <= got[0].keys()
+    accuracy = json.loads((finished / "accuracy.json").read_text())
+    assert accuracy["before"][0]["total"] == accuracy["after"][0]["total"] == 4
+
+
+def test_the_exported_policy_moved_and_generates(finished: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from solopo_nemo.training.prepare import BUILTIN_MODEL
+
+    before, after = load_file(BUILTIN_MODEL / "model.safetensors"), load_file(finished / "hf" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[k], after[k]) for k in before if "bias" not in k)
+    model = AutoModelForCausalLM.from_pretrained(finished / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "hf")
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_tensors="pt")
+    assert model.generate(ids, max_new_tokens=2).shape[1] > ids.shape[1]
+
+
+def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
+    before = (finished / "metrics.jsonl").stat().st_mtime_ns
+    assert "finished" in run(finished).stdout
+    assert (finished / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_other_settings_do_not_continue_a_run(finished: Path) -> None:
+    message = run(finished, "optim.lr=0.5", expect=2).stderr
+    assert "optim.lr" in message
+    assert "Traceback" not in message
+
+
+def test_resuming_is_exact(finished: Path, tmp_path: Path) -> None:
+    output = interrupted(finished, tmp_path / "resumed")
+    run(output)
+    assert rows(output) == rows(finished)
+
+
+def test_resuming_at_another_layout_goes_on_with_the_same_losses(finished: Path, tmp_path: Path) -> None:
+    output = interrupted(finished, tmp_path / "tp2")
+    run(output, "parallel.tensor=2", "parallel.sequence=true")
+    assert [row["step"] for row in rows(output)] == [1, 2, 3, 4]
+    for got, want in zip(rows(output), rows(finished), strict=True):
+        assert got["loss"] == pytest.approx(want["loss"], rel=1e-5)
+        assert got["tokens"] == want["tokens"]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ["parallel.context=2", "objective.reference=online"],
+        ["parallel.pipeline=2", "objective.reference=online"],
+        ["parallel.data=2", "trainer.micro_batch=1"],
+    ],
+    ids=["cp2_online", "pp2_online", "dp2"],
+)
+def test_layouts_agree_through_the_trainer(finished: Path, tmp_path: Path, layout: list[str]) -> None:
+    run(tmp_path / "out", *layout, "evaluation=none")
+    for got, want in zip(rows(tmp_path / "out"), rows(finished), strict=True):
+        for key in ("loss", "loss/po", "logps/chosen", "logps/chosen_long", "grad_norm", "lr", "tokens", "tokens_long"):
+            assert got[key] == pytest.approx(want[key], rel=2e-5, abs=1e-6), key
