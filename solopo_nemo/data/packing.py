@@ -61,7 +61,7 @@ def pack(samples: Sequence[Mapping[str, Any]], sequences: Sequence[str], layout:
 
     Args:
         samples: tokenized samples with the columns that ``sequences`` need (lists or arrays of ids).
-        sequences: names out of :data:`~solopo_nemo.data.triplets.SEQUENCES`, in the order in which the parts are laid out.
+        sequences: names of ``solopo_nemo.data.triplets.SEQUENCES``, in the order in which the parts are laid out.
         layout: this rank's place.
 
     Returns:

@@ -67,7 +67,7 @@ def split_zigzag(x: torch.Tensor, cp: int) -> torch.Tensor:
     return torch.cat((low, high.flip(0)), dim=1)
 
 
-def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+def _causal(scale: float, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Causal attention of one sequence, ``[s, heads, dim]``; the flash kernel, also with grouped K/V heads."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
@@ -83,9 +83,7 @@ class _ChunkAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, past: int, scale: float
-    ) -> torch.Tensor:
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, past: int, scale: float) -> torch.Tensor:
         def attend(keys: torch.Tensor, values: torch.Tensor, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 q, keys, values, 0.0, causal, attn_mask=None, scale=scale
@@ -164,7 +162,7 @@ class SDPACoreAttention(MegatronModule):
     ) -> torch.Tensor:
         """Attend within each packed sequence; unpacked ``[s, b, heads, dim]`` is one sequence a batch row."""
         if packed_seq_params is None:
-            rows = [self._packed(*(x[:, i] for x in (query, key, value)), None) for i in range(query.shape[1])]
+            rows = [self._packed(query[:, i], key[:, i], value[:, i], None) for i in range(query.shape[1])]
             return torch.stack(rows, dim=1)
         return self._packed(query, key, value, packed_seq_params.cu_seqlens_q)
 
@@ -174,31 +172,26 @@ class SDPACoreAttention(MegatronModule):
         cp = self.cp_group.size()
         local = [q.shape[0]] if cu_seqlens is None else (cu_seqlens.diff() // cp).tolist()
         if cp == 1:
-            out = [_causal(*part, self.softmax_scale) for part in zip(*(x.split(local) for x in (q, k, v)), strict=True)]
+            parts = zip(*(x.split(local) for x in (q, k, v)), strict=True)
+            out = [_causal(self.softmax_scale, *part) for part in parts]
             return torch.cat(out).flatten(1)
         if self.mode == "a2a":
             return self._all_to_all(q, k, v, local, cp).flatten(1)
         return self._all_gather(q, k, v, local, cp).flatten(1)
 
-    def _all_to_all(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, local: list[int], cp: int
-    ) -> torch.Tensor:
+    def _all_to_all(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, local: list[int], cp: int) -> torch.Tensor:
         repeat = cp // math.gcd(cp, k.shape[1])
         if repeat > 1:
             k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
         # [T, heads, dim] -> [cp, T, heads / cp, dim]: all positions, this rank's heads
-        q, k, v = (
-            _AllToAll.apply(x.unflatten(1, (cp, -1)).transpose(0, 1), self.cp_group) for x in (q, k, v)
-        )
+        q, k, v = (_AllToAll.apply(x.unflatten(1, (cp, -1)).transpose(0, 1), self.cp_group) for x in (q, k, v))
         out = [
-            split_zigzag(_causal(*(join_zigzag(x) for x in part), self.softmax_scale), cp)
+            split_zigzag(_causal(self.softmax_scale, *(join_zigzag(x) for x in part)), cp)
             for part in zip(*(x.split(local, 1) for x in (q, k, v)), strict=True)
         ]
         return _AllToAll.apply(torch.cat(out, 1), self.cp_group).transpose(0, 1).flatten(1, 2)
 
-    def _all_gather(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, local: list[int], cp: int
-    ) -> torch.Tensor:
+    def _all_gather(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, local: list[int], cp: int) -> torch.Tensor:
         rank, out = self.cp_group.rank(), []
         for q_part, kv_part in zip(q.split(local), torch.stack((k, v), 1).split(local), strict=True):
             keys, values = join_zigzag(_Gather.apply(kv_part, self.cp_group)).permute(1, 2, 0, 3)[:, None]

@@ -76,7 +76,7 @@ def install() -> None:
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     from megatron.core.tensor_parallel import random as megatron_random
 
-    cuda = torch.cuda
+    cuda: Any = torch.cuda
     # param_and_grad_buffer.py:702, p2p_communication.py:190-321, megatron_parallel.py:348
     cuda.current_device = lambda: _CPU
     # timers.py:149, p2p_communication.py:242, filesystem_async.py:230, fully_parallel.py:272; optimizer.py:358

@@ -36,9 +36,7 @@ def prepare_process() -> None:
         raise UserError("CUDA is present but Transformer Engine is not: install transformer-engine[pytorch]")
 
 
-def layer_spec(
-    config: TransformerConfig, vp_stage: int | None = None
-) -> ModuleSpec | TransformerBlockSubmodules:
+def layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> ModuleSpec | TransformerBlockSubmodules:
     """Transformer layers for this device: NeMo's Transformer Engine spec on a GPU, ours on the CPU.
 
     Both use the same parameter names. A module-level function, so that NeMo can store it in a

@@ -152,6 +152,9 @@ class ResponseHead(ColumnParallelLinear):
     the optimizer see no difference. Outside :meth:`scoring` it is the stock layer (generation, export).
     """
 
+    row_chunk: int
+    _request: tuple[torch.Tensor, torch.Tensor] | None = None
+
     @classmethod
     def take_over(cls, layer: ColumnParallelLinear, row_chunk: int) -> ResponseHead:
         """Make a response head out of a built output layer; the parameters are shared, not copied."""
@@ -170,7 +173,6 @@ class ResponseHead(ColumnParallelLinear):
             del head.weight
             head.weight = layer.weight
         head.row_chunk = row_chunk
-        head._request = None
         return head
 
     @contextmanager

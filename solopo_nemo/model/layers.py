@@ -25,16 +25,20 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from solopo_nemo.model.attention import SDPACoreAttention
 
 
+def _mark_for_sequence_parallel(weight: torch.nn.Parameter, config: TransformerConfig) -> None:
+    """Set the mark by which ``finalize_model_grads`` sums the gradient over the tensor-parallel ranks."""
+    weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
 class RMSNorm(torch.nn.RMSNorm):
     """RMSNorm that may stand under sequence parallelism.
 
-    Megatron's torch norm refuses it, though all that it takes is the mark by which
-    ``finalize_model_grads`` sums the weight's gradient over the tensor-parallel ranks.
+    Megatron's torch norm refuses it.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        self.weight.sequence_parallel = config.sequence_parallel
+        _mark_for_sequence_parallel(self.weight, config)
 
 
 class NormColumnParallelLinear(ColumnParallelLinear):
@@ -43,7 +47,7 @@ class NormColumnParallelLinear(ColumnParallelLinear):
     def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any) -> None:
         super().__init__(input_size, output_size, config=config, **kwargs)
         self.layer_norm_weight = torch.nn.Parameter(torch.ones(input_size, dtype=config.params_dtype))
-        self.layer_norm_weight.sequence_parallel = config.sequence_parallel
+        _mark_for_sequence_parallel(self.layer_norm_weight, config)
         self.eps = config.layernorm_epsilon
 
     def forward(

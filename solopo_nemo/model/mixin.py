@@ -38,6 +38,9 @@ class SoLoPOMixin:
             ``[row_chunk, vocabulary / TP]`` fp32.
     """
 
+    module: Any
+    _training_loss_reduction: Any
+
     def __init__(
         self,
         config: Any = None,

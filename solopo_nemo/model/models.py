@@ -54,5 +54,5 @@ class _LlamaExporter(HFLlamaExporter):
     pass
 
 
-FAMILIES: dict[str, type[SoLoPOMixin]] = {"qwen2": SoLoQwen2Model, "llama": SoLoLlamaModel}
+FAMILIES: dict[str, Any] = {"qwen2": SoLoQwen2Model, "llama": SoLoLlamaModel}
 """Model class by Hugging Face ``model_type``."""

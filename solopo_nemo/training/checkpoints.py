@@ -46,7 +46,9 @@ def to_resume_from(resume: str, folder: Path) -> Path | None:
         return next(iter(reversed(saved_checkpoints(folder))), None)
     path = Path(resume)
     if not is_checkpoint(path) or not path.name.removeprefix(PREFIX).isdigit():
-        raise UserError(f"trainer.resume={resume}: no checkpoint there; give auto, never or a folder like {PREFIX}000100")
+        raise UserError(
+            f"trainer.resume={resume}: no checkpoint there; give auto, never or a folder like {PREFIX}000100"
+        )
     return path
 
 

@@ -182,7 +182,9 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
             raise UserError(f"{', '.join(sorted(missing))}: no value given; set it on the command line as key=value")
         config: RunConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"configuration: {_one_line(error)} (python recipes/{recipe}.py --help lists the keys)") from None
+        raise UserError(
+            f"configuration: {_one_line(error)} (python recipes/{recipe}.py --help lists the keys)"
+        ) from None
     _check(config)
     return config
 
@@ -237,7 +239,9 @@ def _check(config: RunConfig) -> None:
         "parallel.sequence=true needs parallel.tensor of 2 or more: sequence parallelism splits over the tensor ranks",
     )
     short, long = config.data.builtin.short_paragraphs, config.data.builtin.long_paragraphs
-    _require(2 <= short <= long, f"data.builtin: short_paragraphs={short} must lie between 2 and long_paragraphs={long}")
+    _require(
+        2 <= short <= long, f"data.builtin: short_paragraphs={short} must lie between 2 and long_paragraphs={long}"
+    )
     config.build_objective()
 
 
@@ -251,7 +255,7 @@ def check_world(config: RunConfig, world: int) -> None:
     shape = f"parallel.tensor={p.tensor} x context={p.context} x pipeline={p.pipeline}"
     _require(
         world % p.model_ranks == 0,
-        f"{shape} = {p.model_ranks} ranks does not divide the world of {world}: change parallel.* or the number of ranks",
+        f"{shape} = {p.model_ranks} ranks does not divide the world of {world} ranks: change parallel.*",
     )
     data = world // p.model_ranks
     _require(
@@ -285,7 +289,7 @@ def check_model(config: RunConfig, hf_config: Any) -> None:
     _require(layers % p.pipeline == 0, f"parallel.pipeline={p.pipeline} does not divide the model's {layers} layers")
     if p.context_mode == "a2a" and (heads // p.tensor) % p.context:
         raise UserError(
-            f"parallel.context={p.context} does not divide the {heads // p.tensor} attention heads a tensor rank holds; "
+            f"parallel.context={p.context} does not divide the {heads // p.tensor} attention heads of a tensor rank; "
             "parallel.context_mode=all_gather has no such limit"
         )
 

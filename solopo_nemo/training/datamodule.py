@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -142,8 +142,9 @@ class TripletDataModule(pl.LightningDataModule):
 class _Late:
     """Builds the collate function at the first batch: the reference scores come after the loader."""
 
-    def __init__(self, make: Any) -> None:
-        self._make, self._collate = make, None
+    def __init__(self, make: Callable[[], Collate]) -> None:
+        self._make = make
+        self._collate: Collate | None = None
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if self._collate is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from solopo_nemo.data.prepared import load_prepared
 from solopo_nemo.data.tokenize import load_tokenizer
 from solopo_nemo.model import device
 from solopo_nemo.model.strategy import SoLoPOStrategy
-
 from solopo_nemo.training.checkpoints import Checkpoints, to_resume_from
 from solopo_nemo.training.config import RunConfig
 from solopo_nemo.training.datamodule import TripletDataModule
@@ -88,13 +88,13 @@ def _loggers(config: RunConfig) -> list[Logger]:
     if config.logger.tensorboard:
         loggers.append(TensorBoardLogger(config.output / "logs", name="tensorboard", version=""))
     if config.logger.wandb:
-        loggers.append(WandbLogger(project=config.logger.wandb, save_dir=config.output / "logs", offline=_wandb_offline()))
+        loggers.append(
+            WandbLogger(project=config.logger.wandb, save_dir=config.output / "logs", offline=_wandb_offline())
+        )
     return loggers
 
 
 def _wandb_offline() -> bool:
-    import os
-
     return os.environ.get("WANDB_MODE", "offline") != "online"
 
 
@@ -139,6 +139,7 @@ def fit(config: RunConfig, only_reference: bool = False) -> None:
             context_parallel_size=config.parallel.context,
             sequence_parallel=config.parallel.sequence,
             pipeline_dtype=torch.bfloat16 if precision_of(config) == "bf16" else torch.float32,
+            restore_config=nl.RestoreConfig(path=str(paths.initial)),  # where nothing is resumed
         ),
         plugins=nl.MegatronMixedPrecision(precision="bf16-mixed") if precision_of(config) == "bf16" else None,
         callbacks=trainer_callbacks,
@@ -153,5 +154,4 @@ def fit(config: RunConfig, only_reference: bool = False) -> None:
         default_root_dir=config.output,
     )
     resume = to_resume_from(config.trainer.resume, paths.checkpoints)
-    trainer.strategy.restore_config = nl.RestoreConfig(path=str(paths.initial))
     trainer.fit(model, data, ckpt_path=resume)

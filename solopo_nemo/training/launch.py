@@ -65,7 +65,9 @@ def run_recipe(recipe: str, arguments: Sequence[str], only_reference: bool = Fal
         return _run_rank(config, only_reference)
     check_world(config, local_world(config))
     if not only_reference and _finished(config):
-        Console().print(f"{config.output} holds this run, finished; trainer.resume=never starts it anew", highlight=False)
+        Console().print(
+            f"{config.output} holds this run, finished; trainer.resume=never starts it anew", highlight=False
+        )
         _show(config)
         return 0
     _prepare_once(config)

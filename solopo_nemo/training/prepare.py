@@ -8,10 +8,10 @@ import logging
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from solopo_nemo.data.output import atomic_text, write_json_line
-from solopo_nemo.data.prepared import prepare_dataset
+from solopo_nemo.data.prepared import TooLong, prepare_dataset
 from solopo_nemo.data.tokenize import load_tokenizer
 from solopo_nemo.data.triplets import Needs
 from solopo_nemo.errors import UserError
@@ -158,7 +158,13 @@ def prepare(config: RunConfig) -> dict[str, Any]:
         raise UserError(f"data.max_tokens={max_tokens} is more than the model's window of {window} tokens")
     needs = Needs(tuple(dict.fromkeys((*objective.sequences, *objective.reference_sequences))))
     prepared = prepare_dataset(
-        train, tokenizer, needs, max_tokens, config.data.too_long, paths.tokenized, config.model.init  # type: ignore[arg-type]
+        train,
+        tokenizer,
+        needs,
+        max_tokens,
+        cast(TooLong, config.data.too_long),
+        paths.tokenized,
+        config.model.init,
     )
     _import_weights(source, paths)
     return prepared.summary

@@ -101,8 +101,8 @@ class CachedReference(pl.Callback):
         dist.barrier()  # nobody appends before everybody has read
         if missing and trainer.global_step:
             raise UserError(
-                f"{self.cache.file}: the reference scores of this run are incomplete ({len(missing)} samples missing) and "
-                "its policy has moved on: run tools/cache_reference.py with the overrides of the run, then resume"
+                f"{self.cache.file}: the reference scores of this run are incomplete ({len(missing)} samples missing) "
+                "and its policy has moved on: run tools/cache_reference.py with the overrides of the run, then resume"
             )
         if missing:
             scores |= self._score(pl_module, missing)

@@ -25,7 +25,13 @@ def make_samples(seed: int = 3) -> list[dict[str, Any]]:
         return torch.randint(1, VOCAB, (n,), generator=g).tolist()
 
     samples = [
-        {"id": str(i), "prompt_short": ids(3, 12), "prompt_long": ids(20, 60), "chosen": ids(1, 9), "rejected": ids(1, 9)}
+        {
+            "id": str(i),
+            "prompt_short": ids(3, 12),
+            "prompt_long": ids(20, 60),
+            "chosen": ids(1, 9),
+            "rejected": ids(1, 9),
+        }
         for i in range(SAMPLES)
     ]
     samples[0]["chosen"] = samples[0]["chosen"][:1]
@@ -35,7 +41,12 @@ def make_samples(seed: int = 3) -> list[dict[str, Any]]:
 def reference_scores(samples: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """Fixed made-up reference log-probabilities of each sample."""
     return {
-        name: torch.tensor([-1.5 * len(s["chosen" if name.endswith("chosen") else "rejected"]) - 0.1 * i for i, s in enumerate(samples)])
+        name: torch.tensor(
+            [
+                -1.5 * len(s["chosen" if name.endswith("chosen") else "rejected"]) - 0.1 * i
+                for i, s in enumerate(samples)
+            ]
+        )
         for name in names
     }
 
@@ -67,7 +78,9 @@ def build(layout: Layout, **fields: Any) -> Any:
     from solopo_nemo.model import device
     from solopo_nemo.model.models import SoLoLlamaModel, SoLoQwen2Model
 
-    cls, config_cls = {"qwen2": (SoLoQwen2Model, llm.Qwen2Config), "llama": (SoLoLlamaModel, llm.LlamaConfig)}[layout.family]
+    cls, config_cls = {"qwen2": (SoLoQwen2Model, llm.Qwen2Config), "llama": (SoLoLlamaModel, llm.LlamaConfig)}[
+        layout.family
+    ]
     recompute: dict[str, Any] = {}
     if layout.recompute == "full":
         recompute = dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
@@ -136,7 +149,10 @@ def gather_full(model: Any, tensors: dict[str, tuple[torch.Tensor, torch.Tensor]
     """(parameter, its gradient) by local name -> full gradients by global name, all pipeline stages together."""
     from megatron.core import parallel_state
 
-    tp_group, n = parallel_state.get_tensor_model_parallel_group(), parallel_state.get_tensor_model_parallel_world_size()
+    tp_group, n = (
+        parallel_state.get_tensor_model_parallel_group(),
+        parallel_state.get_tensor_model_parallel_world_size(),
+    )
     out = {}
     for name, (p, t) in tensors.items():
         full_name, t = _global_name(name, model.config), t.detach().contiguous()

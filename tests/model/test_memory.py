@@ -57,7 +57,9 @@ def measure() -> dict[tuple[str, int], int]:
         labels = torch.randint(0, VOCAB, (length,))
         rows = torch.arange(length - RESPONSE, length)
 
-        def response_only(hidden: torch.Tensor = hidden, labels: torch.Tensor = labels, rows: torch.Tensor = rows) -> None:
+        def response_only(
+            hidden: torch.Tensor = hidden, labels: torch.Tensor = labels, rows: torch.Tensor = rows
+        ) -> None:
             with head.scoring(rows, labels[rows]):
                 head(hidden)[0].sum().backward()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import engine
@@ -67,7 +66,9 @@ def full_logits_logps(model: Any, names: tuple[str, ...]) -> dict[str, tuple[tor
     return out
 
 
-def written_out(kind: str, p: dict[str, tuple[torch.Tensor, torch.Tensor]], ref: dict[str, torch.Tensor]) -> torch.Tensor:
+def written_out(
+    kind: str, p: dict[str, tuple[torch.Tensor, torch.Tensor]], ref: dict[str, torch.Tensor]
+) -> torch.Tensor:
     """Table of section 2 of the specification, by hand."""
     (sw, nw), (sl, nl), (lw, _) = p["short_chosen"], p["short_rejected"], p["long_chosen"]
     if kind == "dpo":
@@ -120,7 +121,9 @@ def _separately(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     from solopo_nemo.model.scoring import score_batches
 
     names, samples = ("short_chosen", "short_rejected", "long_chosen"), engine.make_samples()
-    together = score_batches(model.module, [pack(samples[i : i + 2], names, Packing()) for i in range(0, len(samples), 2)])
+    together = score_batches(
+        model.module, [pack(samples[i : i + 2], names, Packing()) for i in range(0, len(samples), 2)]
+    )
     alone = score_batches(model.module, [pack([s], [n], Packing()) for s in samples for n in names])
     return torch.cat(together), torch.cat(alone)
 

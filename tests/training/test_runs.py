@@ -16,10 +16,15 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-SMALL = (
-    "trainer.max_steps=4 trainer.global_batch=4 trainer.micro_batch=2 trainer.checkpoint_every=2 data.builtin.samples=10 "
-    "data.builtin.long_paragraphs=16 evaluation.questions=4"
-).split()
+SMALL = [
+    "trainer.max_steps=4",
+    "trainer.global_batch=4",
+    "trainer.micro_batch=2",
+    "trainer.checkpoint_every=2",
+    "data.builtin.samples=10",
+    "data.builtin.long_paragraphs=16",
+    "evaluation.questions=4",
+]
 NOT_EXACT = ("seconds", "peak_memory_gib")
 
 
@@ -52,13 +57,29 @@ def interrupted(finished: Path, output: Path) -> Path:
 
 
 def test_a_run_leaves_what_the_interface_says(finished: Path) -> None:
-    for name in ("config.yaml", "metrics.jsonl", "checkpoints", "hf/config.json", "hf/model.safetensors", "report/index.html"):
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "hf/config.json",
+        "hf/model.safetensors",
+        "report/index.html",
+    ):
         assert (finished / name).exists(), name
     assert list((finished / "report").glob("*.png"))
     got = rows(finished)
     assert [row["step"] for row in got] == [1, 2, 3, 4]
     assert got[0]["loss/po"] == pytest.approx(math.log(2), rel=1e-6)
-    keys = {"loss", "loss/align", "rewards/chosen_long", "align/gap", "align/signed_gap", "logps/chosen", "lr", "grad_norm"}
+    keys = {
+        "loss",
+        "loss/align",
+        "rewards/chosen_long",
+        "align/gap",
+        "align/signed_gap",
+        "logps/chosen",
+        "lr",
+        "grad_norm",
+    }
     assert keys | {"epoch", "tokens", "tokens_long"} <= got[0].keys()
     accuracy = json.loads((finished / "accuracy.json").read_text())
     assert accuracy["before"][0]["total"] == accuracy["after"][0]["total"] == 4
@@ -76,7 +97,9 @@ def test_the_exported_policy_moved_and_generates(finished: Path) -> None:
     assert all(not torch.equal(before[k], after[k]) for k in before if "bias" not in k)
     model = AutoModelForCausalLM.from_pretrained(finished / "hf")
     tokenizer = AutoTokenizer.from_pretrained(finished / "hf")
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_tensors="pt")
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_tensors="pt"
+    )
     assert model.generate(ids, max_new_tokens=2).shape[1] > ids.shape[1]
 
 
