@@ -19,13 +19,14 @@ from solopo_nemo.data.prepared import load_prepared
 from solopo_nemo.data.tokenize import load_tokenizer
 from solopo_nemo.model import device
 from solopo_nemo.model.strategy import SoLoPOStrategy
+from solopo_nemo.training.cache import ReferenceCache, cache_key
 from solopo_nemo.training.checkpoints import Checkpoints, to_resume_from
 from solopo_nemo.training.config import RunConfig
 from solopo_nemo.training.datamodule import TripletDataModule
 from solopo_nemo.training.metrics import Metrics
 from solopo_nemo.training.prepare import Paths, read_weights_hash
 from solopo_nemo.training.progress import ProgressLine
-from solopo_nemo.training.reference import CachedReference, OnlineReference, ReferenceCache, cache_key
+from solopo_nemo.training.reference import CachedReference, OnlineReference
 
 
 def precision_of(config: RunConfig) -> str:

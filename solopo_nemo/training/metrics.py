@@ -17,6 +17,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from solopo_nemo.model import device
+from solopo_nemo.training.watch import CollapseWatch
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -30,41 +31,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break  # a line that a kill cut short
     return rows
-
-
-class CollapseWatch:
-    """Tells when the alignment closes its gap by making the policy worse.
-
-    In the paper's form nothing in a loss of differences holds the log-probability of the chosen answer
-    up: the gap can close because the short side sinks. Both are compared with the first steps.
-
-    Args:
-        window: steps that are averaged.
-        sink: how far ``logps/chosen`` may fall, as a share of its first value (and at least 5 nats).
-    """
-
-    def __init__(self, window: int = 5, sink: float = 0.5) -> None:
-        self.window, self.sink = window, sink
-        self._rows: list[tuple[float, float]] = []
-        self.warned = False
-
-    def see(self, row: dict[str, Any]) -> str | None:
-        """Take one step's metrics; the warning, once, when it is due."""
-        if "align/gap" not in row or self.warned:
-            return None
-        self._rows.append((row["logps/chosen"], row["align/gap"]))
-        if len(self._rows) < 2 * self.window:
-            return None
-        first_logp, first_gap = (sum(x) / self.window for x in zip(*self._rows[: self.window], strict=True))
-        logp, gap = (sum(x) / self.window for x in zip(*self._rows[-self.window :], strict=True))
-        if gap > 0.7 * first_gap or first_logp - logp < max(5.0, self.sink * abs(first_logp)):
-            return None
-        self.warned = True
-        return (
-            f"step {row['step']}: the policy is collapsing: logps/chosen sank from {first_logp:.1f} to {logp:.1f} "
-            f"while align/gap closed from {first_gap:.3g} to {gap:.3g}. Try objective.detach_short=true, "
-            "objective.nll_weight=0.2, or a smaller objective.alpha or optim.lr"
-        )
 
 
 class Metrics(pl.Callback):

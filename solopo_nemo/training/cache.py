@@ -1,0 +1,67 @@
+"""Reference log-probabilities on disk, under a hash of everything that changes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+Scores = dict[str, dict[str, float]]
+
+
+def cache_key(weights_hash: str, data_fingerprint: str, sequences: tuple[str, ...], precision: str) -> dict[str, Any]:
+    """Everything that a reference log-probability depends on.
+
+    Args:
+        weights_hash: content hash of the reference policy's weights.
+        data_fingerprint: hash of the data, the tokenizer and its template (see ``prepare_dataset``).
+        sequences: what is scored.
+        precision: compute dtype.
+    """
+    return {
+        "weights": weights_hash,
+        "data": data_fingerprint,
+        "sequences": list(sequences),
+        "precision": precision,
+        "normalization": "sum of response log-probabilities, nats",
+    }
+
+
+class ReferenceCache:
+    """Reference log-probabilities on disk: one folder a key, one line a sample, any number of resumptions.
+
+    Args:
+        root: folder of all caches.
+        key: see :func:`cache_key`.
+    """
+
+    def __init__(self, root: Path, key: dict[str, Any]) -> None:
+        text = json.dumps(key, sort_keys=True, indent=2)
+        self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.file = self.folder / "scores.jsonl"
+        self.key = key
+
+    def read(self) -> Scores:
+        """What is there; a last line that a kill cut short does not count."""
+        scores: Scores = {}
+        if self.file.is_file():
+            for line in self.file.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                scores[row.pop("id")] = row
+        return scores
+
+    def append(self, scores: Scores) -> None:
+        """Add finished samples (one process only)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "key.json").write_text(json.dumps(self.key, sort_keys=True, indent=2) + "\n")
+        with self.file.open("a+b") as stream:
+            if stream.tell():
+                stream.seek(-1, 2)
+                if stream.read(1) != b"\n":
+                    stream.write(b"\n")  # after a line that a kill cut short
+            for i, row in scores.items():
+                stream.write(json.dumps({"id": i, **row}).encode() + b"\n")
