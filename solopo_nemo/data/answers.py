@@ -1,10 +1,13 @@
-"""Normal form of answers, and whether a text holds one."""
+"""How answers are stated, their normal form, and whether a text holds one."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Iterable
+
+ANSWER_PREFIX = "The answer is:"
+"""What stands before the final answer of a response, in prompts, training data and evaluation."""
 
 _SHORT_ANSWER = 4
 _ARTICLES = frozenset({"a", "an", "the"})

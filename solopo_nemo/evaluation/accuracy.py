@@ -14,7 +14,8 @@ import torch
 from rich.progress import Progress
 from rich.table import Table
 
-from solopo_nemo.data.synthetic import ANSWER_PREFIX, generate_evaluation
+from solopo_nemo.data.answers import ANSWER_PREFIX, normalize
+from solopo_nemo.data.synthetic import generate_evaluation
 from solopo_nemo.errors import UserError
 
 Messages = list[dict[str, str]]
@@ -58,12 +59,6 @@ def extract_answer(text: str) -> str:
     """What follows the last answer prefix on its line; empty where there is none."""
     _, found, rest = text.rpartition(ANSWER_PREFIX)
     return rest.strip().splitlines()[0].strip() if found and rest.strip() else ""
-
-
-def normalize(answer: str) -> str:
-    """Lower case, without articles, punctuation and repeated spaces, as question answering scores are computed."""
-    plain = answer.lower().translate(str.maketrans("", "", string.punctuation))
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
 
 
 def is_correct(text: str, answers: Iterable[str]) -> bool:

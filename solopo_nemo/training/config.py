@@ -6,6 +6,7 @@ Defaults live in ``conf/`` only; the dataclasses here name the keys and their ty
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from solopo_nemo import environment
 from solopo_nemo.errors import UserError
+
+logger = logging.getLogger("solopo_nemo")
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -175,7 +178,9 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose(recipe, overrides=list(overrides))
+            composed = compose(recipe, overrides=list(overrides), return_hydra_config=True)
+        with open_dict(composed):
+            chosen = composed.pop("hydra").runtime.choices
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), composed)
         missing = OmegaConf.missing_keys(merged)
         if missing:
@@ -186,6 +191,11 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
             f"configuration: {_one_line(error)} (python recipes/{recipe}.py --help lists the keys)"
         ) from None
     _check(config)
+    if chosen["model"] == "tiny_qwen2" and config.model.init != "builtin":
+        logger.warning(
+            "model=tiny_qwen2 brings the embedded model's settings (optim.lr=%g); your own model takes model=custom",
+            config.optim.lr,
+        )
     return config
 
 
@@ -224,7 +234,7 @@ def _check(config: RunConfig) -> None:
     _choice("parallel.context_mode", parallel.context_mode, environment.context_modes())
     _choice("trainer.precision", trainer.precision, ("fp32", "bf16", None))
     _choice("objective.reference", config.reference, ("cached", "online"))
-    _choice("evaluation.name", config.evaluation.name, ("builtin", "none"))
+    _choice("evaluation.name", config.evaluation.name, ("auto", "builtin", "none"))
     optim = config.optim
     _require(optim.lr > 0, f"optim.lr={optim.lr}: must be greater than 0")
     _require(0 <= optim.min_lr <= optim.lr, f"optim.min_lr={optim.min_lr}: must lie between 0 and optim.lr={optim.lr}")

@@ -206,8 +206,11 @@ def _evaluate(config: RunConfig, moment: str, model: Path) -> None:
     """Measure answer accuracy on the built-in questions, once."""
     path, evaluation = Paths(config.output).accuracy, config.evaluation
     rows = json.loads(path.read_text()) if path.is_file() else {}
-    if evaluation.name == "none" or moment in rows or not (model / "config.json").is_file():
+    wanted = evaluation.name == "builtin" or (evaluation.name == "auto" and config.model.init == "builtin")
+    if not wanted or moment in rows or not (model / "config.json").is_file():
         return
+    import torch
+
     from solopo_nemo.evaluation.accuracy import evaluate_accuracy
 
     logger.info("answer accuracy %s training", moment)
@@ -217,6 +220,7 @@ def _evaluate(config: RunConfig, moment: str, model: Path) -> None:
         questions_per_length=evaluation.questions,
         seed=evaluation.seed,
         short_paragraphs=config.data.builtin.short_paragraphs,
+        device="cuda" if torch.cuda.is_available() else "cpu",
     )
     rows[moment] = [row.as_json() for row in measured]
     path.write_text(json.dumps(rows, indent=2) + "\n")

@@ -140,7 +140,7 @@ def test_resuming_at_another_layout_goes_on_with_the_same_losses(finished: Path,
     ids=["cp2_online", "pp2_online", "dp2"],
 )
 def test_layouts_agree_through_the_trainer(finished: Path, tmp_path: Path, layout: list[str]) -> None:
-    run(tmp_path / "out", *layout, "evaluation=none")
+    run(tmp_path / "out", *layout, "evaluation.name=none")
     for got, want in zip(rows(tmp_path / "out"), rows(finished), strict=True):
         for key in ("loss", "loss/po", "logps/chosen", "logps/chosen_long", "grad_norm", "lr", "tokens", "tokens_long"):
             assert got[key] == pytest.approx(want[key], rel=2e-5, abs=1e-6), key

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from solopo_nemo.data.answers import ANSWER_PREFIX
 from solopo_nemo.data.contexts.question import Paragraph
 from solopo_nemo.data.triplets import Message
 
-ANSWER_PREFIX = "The answer is:"
 NO_ANSWER = "No answer."
 
 _OPENING = "Read the passages and answer the question. Only some of the passages are relevant.\n\n"

@@ -1,11 +1,10 @@
 """The built-in multi-hop question set, in MuSiQue's schema: what the embedded default trains and is evaluated on."""
 
 from solopo_nemo.data.synthetic.generate import (
-    ANSWER_PREFIX,
     generate_dialogues,
     generate_evaluation,
     generate_questions,
     generate_triplets,
 )
 
-__all__ = ["ANSWER_PREFIX", "generate_dialogues", "generate_evaluation", "generate_questions", "generate_triplets"]
+__all__ = ["generate_dialogues", "generate_evaluation", "generate_questions", "generate_triplets"]

@@ -6,10 +6,10 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from solopo_nemo.data.answers import ANSWER_PREFIX
 from solopo_nemo.data.synthetic.world import Fact, Paragraph, Split, World, ask, build_world
 from solopo_nemo.errors import UserError
 
-ANSWER_PREFIX = "The answer is:"
 _INSTRUCTION = f"State the facts, then end with: {ANSWER_PREFIX} ..."
 
 
