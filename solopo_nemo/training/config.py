@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,6 @@ class RunConfig:
 
     recipe: str
     output_dir: str
-    plugins: list[str]
     model: ModelConfig
     objective: dict[str, Any]
     data: DataConfig
@@ -135,6 +135,7 @@ class RunConfig:
     trainer: TrainerConfig
     logger: LoggerConfig
     evaluation: EvaluationConfig
+    plugins: list[str] = field(default_factory=list)  # no YAML default: Hydra's +plugins=[...] adds the key
 
     @property
     def output(self) -> Path:
@@ -154,6 +155,8 @@ class RunConfig:
         """
         from solopo_nemo.objectives import build_objective
 
+        if self.plugins and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))  # a user's own modules lie where the command is given
         for module in self.plugins:
             try:
                 importlib.import_module(module)

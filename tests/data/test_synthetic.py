@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from solopo_nemo.data.answers import ANSWER_PREFIX
 from solopo_nemo.data.synthetic import (
-    ANSWER_PREFIX,
     generate_dialogues,
     generate_evaluation,
     generate_questions,

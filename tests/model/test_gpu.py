@@ -60,9 +60,7 @@ def test_the_recipe_runs_on_gpus(tmp_path: Path, layout: str) -> None:
     ranks = 1 if not layout else 2
     if torch.cuda.device_count() < ranks:
         pytest.skip(f"needs {ranks} GPUs")
-    overrides = (
-        f"output_dir={tmp_path} trainer.max_steps=3 trainer.global_batch=8 parallel.data=1 evaluation.name=none {layout}"
-    )
+    overrides = f"output_dir={tmp_path} trainer.max_steps=3 trainer.global_batch=8 parallel.data=1 evaluation.name=none {layout}"
     subprocess.run([sys.executable, "recipes/solo_dpo.py", *overrides.split()], cwd=ROOT, check=True)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["loss/po"] == pytest.approx(0.6931, abs=5e-3)

@@ -1,0 +1,96 @@
+"""Composition of the configuration: presets, plugins, what is written is what is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from solopo_nemo.errors import UserError
+from solopo_nemo.objectives import build_objective
+from solopo_nemo.objectives.registry import option_fields
+from solopo_nemo.training.config import CONF, check_world, describe, load_config, read_config, save_config
+
+RECIPES = sorted(p.stem for p in (CONF.parent / "recipes").glob("*.py"))
+PLUGIN = """
+import torch
+from solopo_nemo.objectives import Objective, number, register
+
+@register("halved_dpo_of_a_test")
+class Halved(Objective):
+    bound_constant = 0.6931471805599453
+    beta: float = number(1.0, "scale of the reward", above=0.0)
+
+    def reward(self, scores, reference):
+        return self.beta * scores.logp / 2
+
+    def f(self, z):
+        return -torch.nn.functional.logsigmoid(z)
+"""
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_composes_and_explains_itself(recipe: str) -> None:
+    config = load_config(recipe, [])
+    assert config.recipe == recipe
+    assert config.build_objective().sequences
+    text = describe(recipe)
+    assert all(f"{group}=" in text for group in ("model", "objective", "data", "parallel", "trainer"))
+
+
+@pytest.mark.parametrize("objective", ["dpo", "simpo", "orpo", "ipo", "slic"])
+def test_long_po_runs_only_the_long_pair(objective: str) -> None:
+    built = load_config("long_po", [f"objective={objective}"]).build_objective()
+    assert built.sequences == ("long_chosen", "long_rejected")
+
+
+def test_the_embedded_default_detaches_and_the_full_models_keep_the_papers_form() -> None:
+    assert load_config("solo_dpo", []).objective["detach_short"] is True
+    full = load_config("solo_dpo", ["model=qwen2_5_7b"])
+    assert full.objective["detach_short"] is False
+    assert (full.objective["alpha"], full.trainer.global_batch, full.optim.lr) == (3.0, 64, 1e-6)
+    assert load_config("solo_orpo", ["model=llama3_1_8b"]).objective["alpha"] == 4.0
+
+
+def test_the_command_line_wins_over_a_preset() -> None:
+    config = load_config("solo_dpo", ["optim.lr=0.5", "objective.detach_short=false"])
+    assert (config.optim.lr, config.objective["detach_short"]) == (0.5, False)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "objective").glob("*.yaml")), ids=lambda p: p.stem)
+def test_objective_files_list_every_option_and_no_other(path: Path) -> None:
+    if path.stem == "plugin":
+        pytest.skip("a user's own options")
+    listed = {line.split(":")[0] for line in path.read_text().splitlines() if line and line[0] not in " #"}
+    options = option_fields(type(build_objective(path.stem)))
+    fixed_or_rare = {"huber_delta", "alignment_reference", "detach_short", "nll_weight"}
+    assert listed - {"name", "reference"} <= options.keys()
+    assert options.keys() - listed <= fixed_or_rare
+
+
+def test_a_users_own_objective_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_po_of_a_test.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    overrides = ["objective=plugin", "objective.name=halved_dpo_of_a_test", "+objective.beta=0.5"]
+    objective = load_config("solo_dpo", [*overrides, "+plugins=[my_po_of_a_test]"]).build_objective()
+    assert objective.name == "halved_dpo_of_a_test"
+    assert objective.beta == 0.5
+
+
+def test_what_is_saved_is_what_is_read(tmp_path: Path) -> None:
+    config = load_config("solo_simpo", ["trainer.seed=7"])
+    save_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world", "culprit"),
+    [
+        (["parallel.tensor=2"], 3, "world"),
+        (["parallel.tensor=2", "parallel.data=4"], 4, "parallel.data"),
+        (["trainer.global_batch=6", "trainer.micro_batch=2"], 2, "trainer.global_batch"),
+    ],
+)
+def test_a_world_that_does_not_fit(overrides: list[str], world: int, culprit: str) -> None:
+    with pytest.raises(UserError, match=culprit):
+        check_world(load_config("solo_dpo", overrides), world)

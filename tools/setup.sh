@@ -1,0 +1,156 @@
+#!/usr/bin/env bash
+# Installs what the project needs. Run it again whenever you like: a complete installation is left alone.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: tools/setup.sh [--dev] [--system]
+
+Makes the virtual environment .venv at the repository root and installs the pinned requirements and this package in
+it; with CUDA (nvidia-smi works) also Transformer Engine and FlashAttention. An interrupted call is completed by the
+next one.
+
+  --dev     also the test tools and linters
+  --system  no .venv: install into the active virtual environment, or into the container's Python. Whatever is there
+            already, torch above all, stays as it is; only what is missing is added.
+
+PYTHON=python3.11 tools/setup.sh takes another Python (3.10 to 3.12). Pip's own settings hold. Where the package index
+gives a machine without GPU the CUDA build of torch, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gets the
+small one.
+TEXT
+}
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() {
+    say "$*" >&2
+    exit 2
+}
+
+dev=false
+system=false
+for argument; do
+    case $argument in
+        --dev) dev=true ;;
+        --system) system=true ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        *) fail "unknown option $argument; tools/setup.sh --help lists them" ;;
+    esac
+done
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+cuda=false
+if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then cuda=true; fi
+
+root=$PWD
+base=${PYTHON:-python3}
+stamp=.venv/.setup-complete
+state="$(cat requirements/*.txt pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1) cuda=$cuda $root"
+
+check_base() {
+    "$base" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null ||
+        fail "$base is not a Python 3.10 to 3.12; name one: PYTHON=... tools/setup.sh"
+}
+
+# The lines of the given requirements files; of those, with --system, what is not installed in any version.
+lines_of() {
+    "$python" - "$system" "$@" <<'PYTHON'
+import re, sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+def wanted(requirement):
+    if sys.argv[1] != "true":
+        return True
+    try:
+        version(re.match(r"[\w.-]+", requirement).group())
+    except PackageNotFoundError:
+        return True
+    return False
+
+lines = [line.split("#")[0].strip() for path in sys.argv[2:] for line in Path(path).read_text().splitlines()]
+print(*[line for line in lines if line and not line.startswith("-") and wanted(line)], sep="\n", end="")
+PYTHON
+}
+
+# install TITLE FILE... [-- pip options]
+install() {
+    local title=$1 files=() lines
+    shift
+    while (($#)) && [[ $1 != -- ]]; do
+        files+=("$1")
+        shift
+    done
+    lines=$(lines_of "${files[@]}")
+    if [[ -z $lines ]]; then return; fi
+    say "$title"
+    readarray -t lines <<<"$lines"
+    "$python" -m pip install --disable-pip-version-check "${constraints[@]}" "${@:2}" "${lines[@]}"
+}
+
+# An installation with the development tools serves a call without --dev too, and keeps them when it is renewed.
+leave_if_complete() {
+    local have=""
+    if [[ -f $stamp ]]; then have=$(<"$stamp"); fi
+    case $have in
+        "$state dev") exit 0 ;;
+        "$state") if ! $dev; then exit 0; fi ;;
+        *" dev") dev=true ;;
+    esac
+}
+
+if $system; then
+    python=$base
+    check_base
+    # What is there keeps its version: each installed distribution is a constraint.
+    kept=$(mktemp)
+    trap 'rm -f "$kept"' EXIT
+    "$python" -c 'from importlib.metadata import distributions
+for d in distributions(): print(f"{d.name}=={d.version}")' >"$kept"
+    constraints=(-c "$kept")
+else
+    python=.venv/bin/python
+    leave_if_complete
+    mkdir -p .venv
+    exec 9>.venv/.setup-lock
+    flock 9
+    leave_if_complete
+    if ! "$python" -m pip --version >/dev/null 2>&1; then
+        check_base
+        "$base" -c 'import ensurepip, venv' 2>/dev/null ||
+            fail "$base cannot make virtual environments; as root: apt-get install -y python3-venv"
+        say "virtual environment .venv"
+        "$base" -m venv .venv
+    fi
+    rm -f "$stamp"
+    constraints=()
+    if "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
+        constraints=(-c requirements/constraints.txt)
+    fi
+fi
+
+tools=()
+if $dev; then tools=(requirements/dev.txt); fi
+install "torch" requirements/cpu.txt
+install "requirements, some minutes" requirements/cpu.txt requirements/base.txt "${tools[@]}"
+if $cuda; then
+    install "Transformer Engine and FlashAttention, many minutes where they are compiled" requirements/gpu.txt -- --no-build-isolation ||
+        fail "they need the CUDA toolkit (nvcc) and cuDNN's headers to build; or use the NeMo container and --system"
+fi
+
+# Whether the package, imported from outside the checkout, is this one.
+is_installed() {
+    (cd tools && "$python" -c 'import importlib.util, sys
+spec = importlib.util.find_spec("solopo_nemo")
+sys.exit(not (spec and spec.origin and spec.origin.startswith(sys.argv[1])))' "$root/")
+}
+if $system && is_installed; then exit 0; fi
+say "this package"
+"$python" -m pip install --disable-pip-version-check --no-deps -e .
+if ! $system; then
+    if $dev; then state+=" dev"; fi
+    printf '%s\n' "$state" >"$stamp"
+fi
+say "complete: $python"
