@@ -13,7 +13,7 @@ _RANK_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI", "OMPI_")
 
 CPU_CONTEXT_MODES = ("a2a", "all_gather")
 """Context-parallel communication that this project's own attention has."""
-GPU_CONTEXT_MODES = ("p2p", "all_gather", "a2a", "a2a+p2p")
+GPU_CONTEXT_MODES = ("p2p", "all_gather", "a2a")
 """Context-parallel communication that Transformer Engine has."""
 
 

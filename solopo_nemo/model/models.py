@@ -26,9 +26,10 @@ class SoLoLlamaModel(SoLoPOMixin, llm.LlamaModel):
 
 
 def _prepared(config: Any) -> Any:
-    """Give an imported config the layers of this device; a checkpoint's context stores the choice by name."""
+    """Give an imported config the layers of this device, also in the copy that NeMo stores in a checkpoint's context."""
     for field, value in device.model_settings().items():
         setattr(config, field, value)
+        setattr(config.__io__, field, value)
     return config
 
 
