@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from solopo_nemo import cli, environment
 from solopo_nemo.errors import UserError
 
 TEMPLATE_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "merges*", "vocab*")
@@ -80,20 +81,20 @@ def run_apart(direction: str, source: Path, destination: Path) -> None:
     """Convert in a fresh process, free of this job's ranks.
 
     Raises:
-        UserError: with the last line of the conversion's error.
+        UserError: what the conversion refused.
+        RuntimeError: it failed; with its messages.
     """
-    from solopo_nemo.environment import without_ranks
-
     done = subprocess.run(
         [sys.executable, "-m", "solopo_nemo.model.convert", direction, str(source), str(destination)],
-        env=without_ranks(),
+        env=environment.without_ranks(),
         capture_output=True,
         text=True,
         check=False,
     )
+    if done.returncode == cli.EXIT_USER_ERROR:
+        raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
-        raise UserError(f"{direction} of {source} failed: {reason}")
+        raise RuntimeError(f"{direction} of {source} failed:\n{done.stderr}")
 
 
 def main() -> None:
@@ -103,10 +104,8 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("destination", type=Path)
     arguments = parser.parse_args()
-    try:
-        {"import": import_hf, "export": export_hf}[arguments.direction](arguments.source, arguments.destination)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    convert = {"import": import_hf, "export": export_hf}[arguments.direction]
+    cli.run(lambda: convert(arguments.source, arguments.destination))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class SoLoLlamaModel(SoLoPOMixin, llm.LlamaModel):
 
 
 def _prepared(config: Any) -> Any:
-    """Give an imported config the layers of this device, also in the copy that NeMo stores in a checkpoint's context."""
+    """Give an imported config this device's layers, also in the copy that NeMo stores in a checkpoint's context."""
     for field, value in device.model_settings().items():
         setattr(config, field, value)
         setattr(config.__io__, field, value)

@@ -17,17 +17,7 @@ from torch.utils.data import Dataset
 from solopo_nemo.data.packing import Layout, pack
 from solopo_nemo.objectives import Objective
 from solopo_nemo.training.config import RunConfig
-
-
-def total_steps(config: RunConfig, samples: int) -> int:
-    """Optimizer steps of a run over a data set of ``samples``.
-
-    A last global batch that the epochs do not fill is filled from the next shuffle: no sample is dropped
-    and every step has the same weight.
-    """
-    if config.trainer.max_steps is not None:
-        return config.trainer.max_steps
-    return -(-samples * config.trainer.epochs // config.trainer.global_batch)
+from solopo_nemo.training.prepare import total_steps
 
 
 class SampleStream(Dataset[dict[str, Any]]):

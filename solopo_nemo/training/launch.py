@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from solopo_nemo import cli, environment
+from solopo_nemo.data.prepared import load_prepared
 from solopo_nemo.errors import UserError
 from solopo_nemo.training import logs
 from solopo_nemo.training.checkpoints import saved_checkpoints, step_of, to_resume_from
@@ -27,7 +28,7 @@ from solopo_nemo.training.config import (
     read_config,
     save_config,
 )
-from solopo_nemo.training.prepare import Paths, find_model, prepare
+from solopo_nemo.training.prepare import Paths, find_model, prepare, total_steps
 
 EXIT_RESUMABLE = 75
 CHANGEABLE = ("parallel", "logger", "evaluation", "output_dir")
@@ -71,7 +72,7 @@ def run_recipe(recipe: str, arguments: Sequence[str], only_reference: bool = Fal
         _show(config)
         return 0
     _prepare_once(config)
-    code = _start_ranks(local_world(config))
+    code = 0 if _trained(config) else _start_ranks(local_world(config))
     if code == 0 and not only_reference:
         _finish(config)
     return code
@@ -87,15 +88,23 @@ def _run_rank(config: RunConfig, only_reference: bool) -> int:
             ready.touch()
         else:
             _wait_for(ready)
-    with logs.quiet_imports():
-        from solopo_nemo.training.fit import fit
-    logs.to_file(config.output / "logs", environment.rank())
-    fit(config, only_reference)
+    if not _trained(config):
+        with logs.quiet_imports():
+            from solopo_nemo.training.fit import fit
+        logs.to_file(config.output / "logs", environment.rank())
+        fit(config, only_reference)
     if not started_here and environment.rank() == 0:
         ready.unlink()
         if not only_reference:
             _finish(config)
     return 0
+
+
+def _trained(config: RunConfig) -> bool:
+    """Whether the last step has been saved: an interrupted run may lack its export and report alone."""
+    paths = Paths(config.output)
+    steps = total_steps(config, len(load_prepared(paths.tokenized).dataset))
+    return any(step_of(checkpoint) == steps for checkpoint in saved_checkpoints(paths.checkpoints))
 
 
 def _wait_for(ready: Path) -> None:

@@ -131,6 +131,17 @@ def read_weights_hash(paths: Paths) -> str:
     return str(json.loads((paths.initial / "source.json").read_text())["weights"])
 
 
+def total_steps(config: RunConfig, samples: int) -> int:
+    """Optimizer steps of a run over a data set of ``samples``.
+
+    A last global batch that the epochs do not fill is filled from the next shuffle: no sample is dropped
+    and every step has the same weight.
+    """
+    if config.trainer.max_steps is not None:
+        return config.trainer.max_steps
+    return -(-samples * config.trainer.epochs // config.trainer.global_batch)
+
+
 def prepare(config: RunConfig) -> dict[str, Any]:
     """Check and make everything that the ranks share. Idempotent; nothing is done twice.
 
