@@ -17,20 +17,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from solopo_nemo.model import device
+from solopo_nemo.training.rows import read_metrics
 from solopo_nemo.training.watch import CollapseWatch
 
 logger = logging.getLogger("solopo_nemo")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # a line that a kill cut short
-    return rows
 
 
 class Metrics(pl.Callback):
