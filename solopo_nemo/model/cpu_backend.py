@@ -90,10 +90,24 @@ def install() -> None:
     # random.py:76: writes to torch.cuda.default_generators
     megatron_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
 
+    _patch_config()
     _patch_optimizer_load()
     _patch_nemo()
     _mode = _CudaMeansCpu()
     _mode.__enter__()  # for the life of the process
+
+
+def _patch_config() -> None:
+    """NeMo's Llama configs ask for a rotary fusion (gpt/model/llama.py:81) that only Transformer Engine has."""
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    post_init = TransformerConfig.__post_init__
+
+    def without_rope_fusion(self: Any) -> None:
+        self.apply_rope_fusion = False  # transformer_config.py:1267 raises
+        post_init(self)
+
+    TransformerConfig.__post_init__ = without_rope_fusion
 
 
 def _patch_optimizer_load() -> None:

@@ -28,8 +28,10 @@ SMALL = [
 NOT_EXACT = ("seconds", "peak_memory_gib")
 
 
-def run(output: Path, *overrides: str, recipe: str = "solo_dpo", expect: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, f"recipes/{recipe}.py", f"output_dir={output}", *SMALL, *overrides]
+def run(
+    output: Path, *overrides: str, script: str = "recipes/solo_dpo.py", expect: int = 0
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, script, f"output_dir={output}", *SMALL, *overrides]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-4000:]
@@ -45,6 +47,12 @@ def rows(output: Path) -> list[dict[str, Any]]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "finished"
     run(output)
+    return output
+
+
+def started(finished: Path, output: Path) -> Path:
+    """An output folder that has the imported weights already: importing them is not what is tested here."""
+    shutil.copytree(finished / "initial", output / "initial")
     return output
 
 
@@ -140,7 +148,43 @@ def test_resuming_at_another_layout_goes_on_with_the_same_losses(finished: Path,
     ids=["cp2_online", "pp2_online", "dp2"],
 )
 def test_layouts_agree_through_the_trainer(finished: Path, tmp_path: Path, layout: list[str]) -> None:
-    run(tmp_path / "out", *layout, "evaluation.name=none")
+    run(started(finished, tmp_path / "out"), *layout, "evaluation.name=none")
     for got, want in zip(rows(tmp_path / "out"), rows(finished), strict=True):
         for key in ("loss", "loss/po", "logps/chosen", "logps/chosen_long", "grad_norm", "lr", "tokens", "tokens_long"):
             assert got[key] == pytest.approx(want[key], rel=2e-5, abs=1e-6), key
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("solo_simpo", []),
+        ("solo_orpo", ["objective.align=both"]),
+        ("solo_ipo", ["objective.alignment_reference=full"]),
+        ("solo_slic", ["objective.nll_weight=0.5"]),
+        ("long_po", ["objective=dpo"]),
+        ("longpo", []),
+        ("sft", []),
+        ("solo_dpo", ["trainer.precision=bf16", "model.recompute=full"]),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "-".join(x),
+)
+def test_every_recipe_trains(finished: Path, tmp_path: Path, recipe: str, overrides: list[str]) -> None:
+    output = started(finished, tmp_path / "out")
+    run(output, "trainer.max_steps=2", "evaluation.name=none", *overrides, script=f"recipes/{recipe}.py")
+    got = rows(output)
+    assert len(got) == 2
+    assert all(math.isfinite(value) for row in got for value in row.values())
+    assert got[0]["loss"] != got[1]["loss"]
+    assert (output / "hf" / "model.safetensors").is_file()
+
+
+def test_the_reference_is_cached_once_and_then_found(finished: Path, tmp_path: Path) -> None:
+    output = started(finished, tmp_path / "out")
+    run(output, "evaluation.name=none", script="tools/cache_reference.py")
+    (scores,) = output.glob("reference/*/scores.jsonl")
+    assert len(scores.read_text().splitlines()) == 10
+    assert not (output / "checkpoints").exists()
+    written = scores.stat().st_mtime_ns
+    run(output, "evaluation.name=none", "parallel.data=2", "trainer.micro_batch=1")
+    assert scores.stat().st_mtime_ns == written
+    assert rows(output)[0]["loss"] == pytest.approx(rows(finished)[0]["loss"], rel=1e-6)
