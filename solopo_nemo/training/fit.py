@@ -154,5 +154,6 @@ def fit(config: RunConfig, only_reference: bool = False) -> None:
         log_every_n_steps=1,
         default_root_dir=config.output,
     )
-    resume = to_resume_from(config.trainer.resume, paths.checkpoints)
+    # the reference policy is the initial one, whatever has been trained since
+    resume = None if only_reference else to_resume_from(config.trainer.resume, paths.checkpoints)
     trainer.fit(model, data, ckpt_path=resume)

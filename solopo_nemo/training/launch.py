@@ -72,7 +72,7 @@ def run_recipe(recipe: str, arguments: Sequence[str], only_reference: bool = Fal
         _show(config)
         return 0
     _prepare_once(config)
-    code = 0 if _trained(config) else _start_ranks(local_world(config))
+    code = 0 if _trained(config) and not only_reference else _start_ranks(local_world(config))
     if code == 0 and not only_reference:
         _finish(config)
     return code
@@ -88,7 +88,7 @@ def _run_rank(config: RunConfig, only_reference: bool) -> int:
             ready.touch()
         else:
             _wait_for(ready)
-    if not _trained(config):
+    if only_reference or not _trained(config):
         with logs.quiet_imports():
             from solopo_nemo.training.fit import fit
         logs.to_file(config.output / "logs", environment.rank())

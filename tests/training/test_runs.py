@@ -188,3 +188,8 @@ def test_the_reference_is_cached_once_and_then_found(finished: Path, tmp_path: P
     run(output, "evaluation.name=none", "parallel.data=2", "trainer.micro_batch=1")
     assert scores.stat().st_mtime_ns == written
     assert rows(output)[0]["loss"] == pytest.approx(rows(finished)[0]["loss"], rel=1e-6)
+    # lost later: the tool scores with the initial weights, not with the trained ones
+    lost = scores.read_text()
+    scores.unlink()
+    run(output, "evaluation.name=none", "parallel.data=2", "trainer.micro_batch=1", script="tools/cache_reference.py")
+    assert sorted(scores.read_text().splitlines()) == sorted(lost.splitlines())
