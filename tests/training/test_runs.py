@@ -191,5 +191,5 @@ def test_the_reference_is_cached_once_and_then_found(finished: Path, tmp_path: P
     # lost later: the tool scores with the initial weights, not with the trained ones
     lost = scores.read_text()
     scores.unlink()
-    run(output, "evaluation.name=none", "parallel.data=2", "trainer.micro_batch=1", script="tools/cache_reference.py")
+    run(output, "evaluation.name=none", script="tools/cache_reference.py")
     assert sorted(scores.read_text().splitlines()) == sorted(lost.splitlines())
