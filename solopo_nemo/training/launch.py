@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from solopo_nemo import cli, environment
+from solopo_nemo.data.output import atomic_text
 from solopo_nemo.data.prepared import load_prepared
 from solopo_nemo.errors import UserError
 from solopo_nemo.training import logs
@@ -232,7 +233,8 @@ def _evaluate(config: RunConfig, moment: str, model: Path) -> None:
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
     rows[moment] = [row.as_json() for row in measured]
-    path.write_text(json.dumps(rows, indent=2) + "\n")
+    with atomic_text(path) as stream:
+        stream.write(json.dumps(rows, indent=2) + "\n")
 
 
 def _show(config: RunConfig) -> None:
