@@ -1,0 +1,82 @@
+"""Sampling with a local Hugging Face model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from solopo_nemo.data.pairs.backend import Refused, Request, Sample, Sampling
+from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
+from solopo_nemo.errors import UserError
+
+
+class HuggingFaceBackend:
+    """Generates with `transformers`, one prompt at a time, its answers in batches.
+
+    Every batch has its own seed, so that the answers to a prompt do not depend on what else is asked.
+    """
+
+    concurrency = 1
+
+    def __init__(self, sampling: Sampling, device: str | None = None) -> None:
+        """Load the model.
+
+        Args:
+            sampling: How to sample; `model` is a local folder.
+            device: torch device; None takes the GPU where there is one.
+
+        Raises:
+            UserError: The folder holds no model that can be loaded, or there is no such device.
+        """
+        from transformers import AutoModelForCausalLM
+
+        folder = Path(sampling.model)
+        self._sampling = sampling
+        self._batch = sampling.batch or sampling.samples
+        self._tokenizer = load_tokenizer(folder)
+        self._encoder = TripletEncoder(self._tokenizer)
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", local_files_only=True)
+            self._model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"--model {folder}: cannot be loaded ({' '.join(str(error).split())})") from error
+        ends = self._model.generation_config.eos_token_id
+        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+
+    def sample(self, request: Request) -> list[Sample]:
+        """See `Backend`."""
+        ids = self._encoder.encode_prompts([request.prompt], [request.id])[0]
+        limit = getattr(self._model.config, "max_position_embeddings", None)
+        if limit and len(ids) + self._sampling.max_new_tokens > limit:
+            raise Refused(f"{len(ids)} tokens and {self._sampling.max_new_tokens} new ones exceed the model's {limit}")
+        prompt = torch.tensor([ids], device=self._model.device)
+        samples: list[Sample] = []
+        while len(samples) < self._sampling.samples:
+            count = min(self._batch, self._sampling.samples - len(samples))
+            torch.manual_seed(self._sampling.seed_of(request.id, request.side, len(samples)))
+            samples += self._generate(prompt, count)
+        return samples
+
+    def close(self) -> None:
+        """See `Backend`."""
+
+    @torch.inference_mode()
+    def _generate(self, prompt: torch.Tensor, count: int) -> list[Sample]:
+        out = self._model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            num_return_sequences=count,
+            max_new_tokens=self._sampling.max_new_tokens,
+            do_sample=True,
+            temperature=self._sampling.temperature,
+            top_p=self._sampling.top_p,
+            # the model's own defaults would sharpen the distribution
+            top_k=0,
+            repetition_penalty=1.0,
+            pad_token_id=self._tokenizer.pad_token_id or self._tokenizer.eos_token_id,
+        )
+        new = out[:, prompt.shape[1] :].tolist()
+        texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [Sample(text.strip(), cut=self._ends.isdisjoint(ids)) for text, ids in zip(texts, new, strict=True)]

@@ -1,0 +1,88 @@
+"""The progress bar of sampling: questions, throughput, acceptance rate and time left."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+class Meter:
+    """Counts what was done and draws it where stderr is a terminal.
+
+    Attributes:
+        samples: Answers that this process was given.
+    """
+
+    def __init__(self, questions: int, size: int) -> None:
+        """Begin.
+
+        Args:
+            questions: All questions there are.
+            size: Accepted questions that are enough.
+        """
+        self.samples = 0
+        self._questions, self._size = questions, size
+        self._done = self._accepted = 0
+        self._started = time.monotonic()
+        # questions done before the first was sampled, which took no time
+        self._free = 0
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
+        self._bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task("sampling", total=self.expected(), status="")
+
+    def __enter__(self) -> Meter:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self._started
+
+    @property
+    def acceptance(self) -> float:
+        """The share of questions so far that yield a pair on every side asked."""
+        return self._accepted / self._done if self._done else 0.0
+
+    def expected(self) -> int:
+        """Return how many questions it will take, going by the acceptance so far."""
+        if not self._accepted:
+            return self._questions
+        return min(self._questions, max(self._done, round(self._size / self.acceptance)))
+
+    def add_samples(self, count: int) -> None:
+        """Count answers."""
+        if not self.samples:
+            self._free = self._done
+        self.samples += count
+        self._draw()
+
+    def add_question(self, accepted: bool) -> None:
+        """Count a question whose prompts are all sampled."""
+        self._done += 1
+        self._accepted += accepted
+        self._draw()
+
+    def _draw(self) -> None:
+        self._bar.update(self._task, completed=self._done, total=self.expected(), status=self._status())
+
+    def _status(self) -> str:
+        parts = [
+            f"{self._done}/{self.expected()} questions",
+            f"{self.samples / self.seconds:.1f} samples/s",
+            f"{100 * self.acceptance:.0f} % accepted",
+        ]
+        sampled = self._done - self._free
+        if sampled:
+            left = self.seconds / sampled * (self.expected() - self._done)
+            parts.append(f"{left / 60:.0f} min left")
+        return ", ".join(parts)

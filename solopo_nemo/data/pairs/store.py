@@ -1,0 +1,209 @@
+"""The samples file: every finished prompt is one line, written once and kept through any end of the process."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from solopo_nemo.data.pairs.backend import Sample, Sampling
+from solopo_nemo.data.pairs.score import is_right, stated_answer
+from solopo_nemo.data.pairs.source import Asked
+from solopo_nemo.errors import UserError
+
+PAIR = "pair"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a finished prompt.
+
+    Attributes:
+        offset: Where its line begins.
+        digest: Of question, prompt and answers.
+        verdict: `pair`, or the rule that drops it: `all_right`, `all_wrong`, `none_finished`.
+        right: Finished samples that are right.
+        finished: Samples that reached their end.
+        cut: Samples that did not.
+        unprefixed: Samples without `The answer is:`.
+    """
+
+    offset: int
+    digest: str
+    verdict: str
+    right: int
+    finished: int
+    cut: int
+    unprefixed: int
+
+
+class SampleStore:
+    """An append-only file of samples and scores. A cut last line, of a killed process, is taken off and done again.
+
+    The first line holds the sampling settings; other settings for the same file are refused, and so is a second
+    process.
+    """
+
+    def __init__(self, path: Path, sampling: Sampling) -> None:
+        """Open or begin the file.
+
+        Raises:
+            UserError: It is of other settings, in use, or damaged.
+        """
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._entries: dict[tuple[str, str], Entry] = {}
+        # closed by __exit__
+        self._file = path.open("a+b")
+        try:
+            self._lock()
+            self._cut_last_line()
+            self._load(asdict(sampling))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> SampleStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def find(self, asked: Asked, side: str) -> Entry | None:
+        """Return what is known of a prompt, None where it is still to be sampled.
+
+        Raises:
+            UserError: It was sampled with another prompt or other answers.
+        """
+        entry = self._entries.get((asked.id, side))
+        if entry is not None and entry.digest != asked.digest(side):
+            raise UserError(
+                f"{self.path}: holds samples of {asked.id!r} for another {side} prompt or other answers: "
+                "give the contexts file it was made with, or another --out"
+            )
+        return entry
+
+    def add(self, asked: Asked, side: str, samples: Sequence[Sample]) -> Entry:
+        """Score the samples of a prompt and write them; they are on disk when this returns."""
+        stated = [stated_answer(sample.text) for sample in samples]
+        line = {
+            "id": asked.id,
+            "side": side,
+            "digest": asked.digest(side),
+            "samples": [
+                {
+                    "text": sample.text,
+                    "answer": answer.text,
+                    "prefixed": answer.prefixed,
+                    "right": is_right(answer, asked.answers),
+                    "cut": sample.cut,
+                }
+                for sample, answer in zip(samples, stated, strict=True)
+            ],
+        }
+        entry = _entry(line, self._append(line))
+        self._entries[asked.id, side] = entry
+        return entry
+
+    def texts(self, asked: Asked, side: str) -> tuple[list[str], list[str]]:
+        """Return the right and the wrong answers of a sampled prompt, without those that were cut."""
+        with self.path.open("rb") as stream:
+            stream.seek(self._entries[asked.id, side].offset)
+            samples = json.loads(stream.readline())["samples"]
+        finished = [sample for sample in samples if _usable(sample)]
+        return (
+            [sample["text"] for sample in finished if sample["right"]],
+            [sample["text"] for sample in finished if not sample["right"]],
+        )
+
+    def _append(self, line: dict[str, Any]) -> int:
+        offset = self._file.seek(0, os.SEEK_END)
+        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return offset
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{self.path}: another process is writing it: wait for that or stop it") from error
+        except OSError:
+            # a file system without locks
+            return
+
+    def _cut_last_line(self) -> None:
+        end = size = self._file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 65536)
+            self._file.seek(start)
+            found = self._file.read(end - start).rfind(b"\n")
+            end = start + found + 1 if found >= 0 else start
+            if found >= 0:
+                break
+        if end < size:
+            self._file.truncate(end)
+
+    def _load(self, settings: dict[str, Any]) -> None:
+        self._file.seek(0)
+        offset = 0
+        for number, line in enumerate(self._file, start=1):
+            try:
+                value = json.loads(line)
+                if number == 1:
+                    self._check(value, settings)
+                else:
+                    self._entries.setdefault((value["id"], value["side"]), _entry(value, offset))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{self.path}:{number}: not a line of samples ({error!r}): remove the line") from error
+            offset += len(line)
+        if not offset:
+            self._append({"format": _FORMAT, "sampling": settings})
+
+    def _check(self, header: dict[str, Any], settings: dict[str, Any]) -> None:
+        if header["format"] != _FORMAT:
+            raise UserError(f"{self.path}: written by another version of this tool: give another --out")
+        before = header["sampling"]
+        changed = [
+            f"{name} {before.get(name)!r} (now {settings.get(name)!r})"
+            for name in {**before, **settings}
+            if before.get(name) != settings.get(name)
+        ]
+        if changed:
+            raise UserError(
+                f"{self.path}: holds samples of other settings, {', '.join(changed)}: give the same, or another --out"
+            )
+
+
+def _entry(line: dict[str, Any], offset: int) -> Entry:
+    samples = line["samples"]
+    finished = [sample for sample in samples if _usable(sample)]
+    right = sum(sample["right"] for sample in finished)
+    if not finished:
+        verdict = "none_finished"
+    elif right in (0, len(finished)):
+        verdict = "all_right" if right else "all_wrong"
+    else:
+        verdict = PAIR
+    return Entry(
+        offset=offset,
+        digest=line["digest"],
+        verdict=verdict,
+        right=right,
+        finished=len(finished),
+        cut=len(samples) - len(finished),
+        unprefixed=sum(not sample["prefixed"] for sample in samples),
+    )
+
+
+def _usable(sample: dict[str, Any]) -> bool:
+    """A response that was cut teaches no end, an empty one nothing at all."""
+    return bool(sample["text"]) and not sample["cut"]

@@ -1,0 +1,34 @@
+"""Which answer a response states, and whether it is right."""
+
+from __future__ import annotations
+
+import pytest
+
+from solopo_nemo.data.pairs.score import Stated, is_right, stated_answer
+
+
+@pytest.mark.parametrize(
+    ("response", "text", "prefixed"),
+    [
+        ("Facts. The answer is: 1960", "1960", True),
+        ("The answer is: 1959. Wait.\nThe answer is: 1960.\nDone", "1960.", True),
+        ("**The answer is:** 1960", "** 1960", True),
+        ("The answer is:\n\n1960", "1960", True),
+        ("THE ANSWER IS: 1960", "1960", True),
+        ("It opened in 1959.\nSo the answer is 1960\n", "So the answer is 1960", False),
+        ("It was 1960. The answer is:", "It was 1960. The answer is:", False),
+        ("So 1960.\n**", "So 1960.", False),
+        ("", "", False),
+    ],
+)
+def test_the_last_stated_answer_counts_or_the_last_line(response: str, text: str, prefixed: bool) -> None:
+    assert stated_answer(response) == Stated(text, prefixed)
+
+
+def test_an_answer_is_right_if_it_holds_a_gold_answer_or_alias() -> None:
+    gold = ["The United States", "U.S."]
+    assert is_right(Stated("the  united states of America!", True), gold)
+    assert is_right(Stated("It is the US.", True), gold)
+    assert not is_right(Stated("United Kingdom", True), gold)
+    assert not is_right(Stated("", True), gold)
+    assert is_right(Stated("São Tomé", True), ["Sao Tome"])
