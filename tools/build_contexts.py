@@ -2,7 +2,8 @@
 
 Both prompts of a question hold every supporting paragraph; distractors are added until the prompt, template and
 question included, is within one paragraph of its token target and never above it. The short context is nested in
-the long one. The same seed gives the same bytes.
+the long one. The same seed gives the same bytes with any number of workers; a run that was stopped goes on where it
+was when the same command is given again.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from rich.console import Console
 from rich.table import Table
 
 from solopo_nemo.cli import run
-from solopo_nemo.data.contexts.build import BuildSettings, build_contexts
+from solopo_nemo.data.contexts.build import build_contexts
+from solopo_nemo.data.contexts.settings import BuildSettings
+from solopo_nemo.data.contexts.sources import FORMATS
 from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
 
 
 def main() -> None:
     """Run the command."""
     arguments = vars(_parser().parse_args())
-    folder, as_json, pairs = (arguments.pop(name) for name in ("tokenizer", "json", "pairs"))
-    settings = BuildSettings(**arguments, gold_pairs=pairs == "gold")
+    folder, as_json, pairs, schema = (arguments.pop(name) for name in ("tokenizer", "json", "pairs", "format"))
+    settings = BuildSettings(**arguments, schema=schema, gold_pairs=pairs == "gold")
     summary = build_contexts(settings, TripletEncoder(load_tokenizer(folder)))
     _report(summary)
     if as_json:
@@ -35,18 +38,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     needed = parser.add_argument_group("needed")
-    source = "questions in MuSiQue's official schema, .jsonl or .jsonl.gz"
-    needed.add_argument("--source", type=Path, required=True, metavar="FILE", help=source)
+    source = (
+        "questions as MuSiQue, HotpotQA, 2WikiMultihopQA or SQuAD have them, or rows of question, answers, "
+        "supporting[] and distractors[]: .jsonl, .json (both also .gz), .parquet, or a saved dataset's folder"
+    )
+    needed.add_argument("--source", type=Path, required=True, metavar="PATH", help=source)
     tokenizer = "local Hugging Face folder of the model to train; it needs a chat template"
     needed.add_argument("--tokenizer", type=Path, required=True, metavar="FOLDER", help=tokenizer)
-    short = "token target of the short prompt, e.g. 1100"
-    needed.add_argument("--short-tokens", type=int, required=True, metavar="N", help=short)
-    long = "token target of the long prompt, e.g. 7500"
-    needed.add_argument("--long-tokens", type=int, required=True, metavar="N", help=long)
-    out = "JSON lines to write; FILE.dropped.jsonl lists questions that a rule left out"
+    short = "token target of the short prompt: 1100, a range 800-1400, or a file with one length a line to draw from"
+    needed.add_argument("--short-tokens", required=True, metavar="N", help=short)
+    long = "the same of the long prompt, e.g. 7500; several as 4096,8192,16384 give one output each, NAME.4096.jsonl"
+    needed.add_argument("--long-tokens", required=True, metavar="N[,N]", help=long)
+    out = "JSON lines to write; FILE.report.json has the figures, FILE.dropped.jsonl the questions a rule left out"
     needed.add_argument("--out", type=Path, required=True, metavar="FILE", help=out)
 
     chosen = parser.add_argument_group("choices")
+    schema = "schema of the source (default: recognised by its first row)"
+    chosen.add_argument("--format", choices=FORMATS, help=schema)
     pool = "draw distractors from this file (rows of title, paragraph_text) and not from the other questions"
     chosen.add_argument("--pool", type=Path, metavar="FILE", help=pool)
     pairs = "gold: also write chosen (gold answer) and rejected (wrong answer of the same kind), without sampling"
@@ -58,20 +66,24 @@ def _parser() -> argparse.ArgumentParser:
     chosen.add_argument("--allow-answer-leak", action="store_true", help=leak)
     skip = "go on after bad rows and write them to FILE.rejects.jsonl; without it the run stops before it writes"
     chosen.add_argument("--skip-bad", action="store_true", help=skip)
+    workers = "processes to compose with (default 1); the result does not depend on it"
+    chosen.add_argument("--workers", type=int, default=1, metavar="N", help=workers)
+    report = "also draw the lengths and the positions of the evidence, as PNG into this folder"
+    chosen.add_argument("--report", type=Path, metavar="FOLDER", help=report)
     chosen.add_argument("--json", action="store_true", help="print the summary as the last line of stdout, as JSON")
     return parser
 
 
 def _report(summary: dict[str, Any]) -> None:
-    table = Table("in", "=", "out", "+", "rejected", "+", "dropped", "short tokens", "long tokens", "rho")
-    short, long = summary["short_tokens"]["mean"], summary["long_tokens"]["mean"]
-    counts = (str(summary[name]) for name in ("in", "out", "rejected", "dropped"))
-    columns = [cell for count in counts for cell in (count, "")]
-    table.add_row(*columns[:-1], f"{short:.0f}", f"{long:.0f}", f"{summary['rho']:.3f}")
     console = Console(stderr=True)
-    console.print(table)
+    console.print("in {in} = out {out} + rejected {rejected} + dropped {dropped}".format_map(summary))
     for rule, count in summary["dropped_by_rule"].items():
         console.print(f"dropped: {count} by rule {rule}")
+    table = Table("target", "short tokens", "long tokens", "rho", "evidence at")
+    for label, length in summary["lengths"].items():
+        means = (f"{summary['short_tokens']['mean']:.0f}", f"{length['tokens']['mean']:.0f}", f"{length['rho']:.3f}")
+        table.add_row(label, *means, f"{length['evidence_position']['mean']:.2f}")
+    console.print(table)
 
 
 if __name__ == "__main__":

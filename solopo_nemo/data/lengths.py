@@ -22,11 +22,18 @@ class Lengths:
         """The sum of all counts."""
         return sum(self._counts)
 
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def values(self) -> np.ndarray:
+        """Return the counts in the order they were added."""
+        return np.asarray(self._counts)
+
     def statistics(self) -> dict[str, float]:
         """Return mean, min, median, 90th and 99th percentile and max; empty without counts."""
         if not self._counts:
             return {}
-        counts = np.asarray(self._counts)
+        counts = self.values()
         names = ("min", "p50", "p90", "p99", "max")
         values = np.percentile(counts, [0, 50, 90, 99, 100])
         return {"mean": round(float(counts.mean()), 2)} | {n: float(v) for n, v in zip(names, values, strict=True)}

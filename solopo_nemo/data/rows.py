@@ -86,10 +86,11 @@ def read_rows(path: Path) -> Iterator[Row]:
         yield from _read_saved_dataset(path)
         return
     for file in files:
-        yield from _read_parquet(file) if file.suffix == ".parquet" else _read_json_lines(file)
+        yield from _read_parquet(file) if file.suffix == ".parquet" else read_json_lines(file)
 
 
-def _read_json_lines(path: Path) -> Iterator[Row]:
+def read_json_lines(path: Path) -> Iterator[Row]:
+    """Yield the rows of JSON lines, `.gz` or not, whatever else the file's name ends with."""
     number = 0
     # typeshed gives the two openers different types
     with cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")) as stream:
@@ -112,8 +113,13 @@ def _parse_line(line: bytes, where: str) -> Row:
         return Row(where, None, f"broken JSON at column {error.colno} ({error.msg}): each line must be one JSON object")
     except (ValueError, RecursionError) as error:
         return Row(where, None, f"broken JSON ({error}): each line must be one JSON object")
+    return json_row(value, where, "line")
+
+
+def json_row(value: Any, where: str, unit: str) -> Row:
+    """Return a decoded JSON value as a row; anything but an object is a problem."""
     if not isinstance(value, dict):
-        return Row(where, None, f"a JSON {type(value).__name__}: each line must be one JSON object")
+        return Row(where, None, f"a JSON {type(value).__name__}: each {unit} must be one JSON object")
     return Row(where, value)
 
 

@@ -1,12 +1,9 @@
-"""The whole run of building contexts: validate the source, compose, write."""
+"""The whole run of building contexts: validate the source, compose in shards, assemble, report."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -14,52 +11,20 @@ from typing import Any
 
 from solopo_nemo.data.contexts.compose import Composer, Context, Dropped
 from solopo_nemo.data.contexts.gold import gold_pair
-from solopo_nemo.data.contexts.musique import read_musique, read_pool
 from solopo_nemo.data.contexts.pool import ParagraphPool
 from solopo_nemo.data.contexts.question import BadRow, Question
-from solopo_nemo.data.lengths import Lengths, compression_rate
-from solopo_nemo.data.output import atomic_text, write_json_line
+from solopo_nemo.data.contexts.report import write_report
+from solopo_nemo.data.contexts.settings import BuildSettings
+from solopo_nemo.data.contexts.shards import ShardFolder
+from solopo_nemo.data.contexts.sources import read_questions
+from solopo_nemo.data.contexts.sources.paragraphs import read_pool
+from solopo_nemo.data.contexts.statistics import BuildStatistics, new_facts, note_contexts, note_dropped
+from solopo_nemo.data.contexts.workers import run_tasks
 from solopo_nemo.data.progress import with_progress
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.errors import UserError
 
-
-@dataclass(frozen=True)
-class BuildSettings:
-    """What to build.
-
-    Attributes:
-        source: Questions, MuSiQue's official schema.
-        out: The file to write, JSON lines.
-        short_tokens: Largest number of tokens of the short prompt.
-        long_tokens: Largest number of tokens of the long prompt.
-        pool: Distractor paragraphs; None takes those of the other questions.
-        seed: Seed of all draws.
-        limit: Use this many rows of the source; the rest still serves as pool.
-        gold_pairs: Write whole triplets, with gold answers against wrong ones.
-        allow_answer_leak: Allow distractors that hold the answer.
-        skip_bad: Go on after bad rows, and write them to `<out>.rejects.jsonl`.
-    """
-
-    source: Path
-    out: Path
-    short_tokens: int
-    long_tokens: int
-    pool: Path | None = None
-    seed: int = 0
-    limit: int | None = None
-    gold_pairs: bool = False
-    allow_answer_leak: bool = False
-    skip_bad: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.short_tokens < self.long_tokens:
-            raise UserError(
-                f"--short-tokens {self.short_tokens} and --long-tokens {self.long_tokens}: "
-                "the short target must be positive and below the long one"
-            )
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit {self.limit}: must be at least 1")
+_Shard = tuple[int, list[Question | BadRow]]
 
 
 def beside(out: Path, what: str) -> Path:
@@ -71,9 +36,10 @@ def build_contexts(settings: BuildSettings, encoder: TripletEncoder) -> dict[str
     """Build contexts, and write them with the rejected rows and the dropped questions beside them.
 
     The source is validated as a whole before anything is written; memory grows with the pool, not with the output.
+    Finished shards lie in `<out>.work` until the end: a run that was killed goes on behind them, to the same bytes.
 
     Returns:
-        The summary: counts (`in` = `out` + `rejected` + `dropped`), token statistics, rho.
+        The summary: counts (`in` = `out` + `rejected` + `dropped`), token statistics, rho, evidence positions.
 
     Raises:
         UserError: Bad rows without `skip_bad`, bad pool rows, or nothing left to write.
@@ -81,56 +47,31 @@ def build_contexts(settings: BuildSettings, encoder: TripletEncoder) -> dict[str
     started = time.monotonic()
     encoder.require_chat_template()
     rows, pool = _scan(settings)
-    composer = Composer(
-        pool, encoder, short_tokens=settings.short_tokens, long_tokens=settings.long_tokens, seed=settings.seed
-    )
-    lengths = {"short": Lengths(), "long": Lengths()}
-    dropped: Counter[str] = Counter()
-    kinds: Counter[str] = Counter()
-    rejected = 0
-    reason = "all rows are bad"
-    with ExitStack() as files:
-        # closed in reverse order: the result takes its name last
-        out = files.enter_context(atomic_text(settings.out))
-        side = {
-            what: files.enter_context(atomic_text(beside(settings.out, what), keep_empty=False))
-            for what in ("rejects", "dropped")
-        }
-        for question in with_progress(_questions(settings), "composing", rows):
-            if isinstance(question, BadRow):
-                rejected += 1
-                write_json_line(side["rejects"], {"error": question.error, "row": question.value}, ascii_only=True)
-                continue
-            contexts = composer.compose(question)
-            if isinstance(contexts, Dropped):
-                dropped[contexts.rule] += 1
-                reason = contexts.reason
-                write_json_line(side["dropped"], {"id": question.id, "rule": contexts.rule, "reason": reason})
-                continue
-            row = _row(question, contexts, settings)
-            for name, context in contexts.items():
-                lengths[name].add(context.tokens)
-            if settings.gold_pairs:
-                kinds[row["meta"]["pair_kind"]] += 1
-            write_json_line(out, row)
-        written = rows - rejected - sum(dropped.values())
-        if not written:
-            raise UserError(
-                f"{settings.source}: no context can be built: {reason}: change the targets or give a --pool"
-            )
-    return {
-        "in": rows,
-        "out": written,
-        "rejected": rejected,
-        "dropped": sum(dropped.values()),
-        "dropped_by_rule": dict(sorted(dropped.items())),
-        "pool": len(pool),
-        "short_tokens": lengths["short"].statistics(),
-        "long_tokens": lengths["long"].statistics(),
-        "rho": compression_rate(lengths["short"], lengths["long"]),
-        **({"pair_kinds": dict(sorted(kinds.items()))} if settings.gold_pairs else {}),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    shards = -(-rows // settings.shard_rows)
+    folder = ShardFolder(settings.out.with_name(settings.out.name + ".work"))
+    statistics = BuildStatistics(settings.out_files)
+    with folder.opened(settings.plan(encoder.tokenizer)):
+        composer = Composer(pool, encoder, targets=settings.targets, seed=settings.seed)
+        missing = [number for number in range(shards) if not folder.is_finished(number)]
+        work = _ShardWriter(composer, settings, folder)
+        done = run_tasks(work, _tasks(settings, set(missing)), min(settings.workers, max(1, len(missing))))
+        for _ in with_progress(done, "composing", len(missing)):
+            pass
+        for facts in folder.facts(shards):
+            statistics.add(facts)
+        if statistics.written:
+            for what in ("rejects", "dropped"):
+                folder.assemble(shards, what, beside(settings.out, what), keep_empty=False)
+            for label, out in settings.out_files.items():
+                folder.assemble(shards, label, out)
+        folder.remove()
+    if not statistics.written:
+        raise UserError(
+            f"{settings.source}: no context can be built: {statistics.reason}: change the targets or give a --pool"
+        )
+    summary = statistics.summary() | {"pool": len(pool), "seconds": round(time.monotonic() - started, 1)}
+    write_report(summary, statistics, settings)
+    return summary
 
 
 def _scan(settings: BuildSettings) -> tuple[int, ParagraphPool]:
@@ -138,7 +79,7 @@ def _scan(settings: BuildSettings) -> tuple[int, ParagraphPool]:
     pool = ParagraphPool(allow_answer_leak=settings.allow_answer_leak)
     rows = 0
     bad: list[str] = []
-    for item in with_progress(read_musique(settings.source), "validating"):
+    for item in with_progress(read_questions(settings.source, settings.schema), "validating"):
         rows += 1
         if isinstance(item, BadRow):
             bad.append(item.error)
@@ -156,23 +97,62 @@ def _scan(settings: BuildSettings) -> tuple[int, ParagraphPool]:
     return min(rows, settings.limit or rows), pool
 
 
-def _questions(settings: BuildSettings) -> Iterator[Question | BadRow]:
-    return islice(read_musique(settings.source), settings.limit)
+def _tasks(settings: BuildSettings, missing: set[int]) -> Iterator[_Shard]:
+    """Yield the shards that are missing, each with its rows."""
+    if not missing:
+        return
+    questions = islice(read_questions(settings.source, settings.schema), settings.limit)
+    number = 0
+    while rows := list(islice(questions, settings.shard_rows)):
+        if number in missing:
+            yield number, rows
+        number += 1
 
 
-def _row(question: Question, contexts: dict[str, Context], settings: BuildSettings) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "id": question.id,
-        "question": question.question,
-        "answers": list(question.answers),
-        "prompt_short": contexts["short"].prompt,
-        "prompt_long": contexts["long"].prompt,
-    }
-    meta: dict[str, Any] = {name + "_tokens": context.tokens for name, context in contexts.items()}
-    if settings.gold_pairs:
-        # a wrong answer that both contexts hold is better than one that only the long context does
-        groups = [context.distractors for context in contexts.values()]
-        pair = gold_pair(question, groups, Random(f"{settings.seed}:{question.id}:pair"))
-        row |= {"chosen": pair.chosen, "rejected": pair.rejected}
-        meta["pair_kind"] = pair.kind
-    return row | {"meta": meta}
+class _ShardWriter:
+    """Composes and writes a shard; what a worker process is given."""
+
+    def __init__(self, composer: Composer, settings: BuildSettings, folder: ShardFolder) -> None:
+        self._composer = composer
+        self._settings = settings
+        self._folder = folder
+
+    def __call__(self, shard: _Shard) -> None:
+        number, rows = shard
+        facts = new_facts(self._settings.out_files)
+        self._folder.write(number, self._compose(rows, facts), facts)
+
+    def _compose(self, rows: list[Question | BadRow], facts: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for question in rows:
+            if isinstance(question, BadRow):
+                facts["rejected"] += 1
+                yield "rejects", {"error": question.error, "row": question.value}
+                continue
+            contexts = self._composer.compose(question)
+            if isinstance(contexts, Dropped):
+                note_dropped(facts, contexts)
+                yield "dropped", {"id": question.id, "rule": contexts.rule, "reason": contexts.reason}
+                continue
+            note_contexts(facts, contexts)
+            for label, long in contexts.long.items():
+                yield label, self._row(question, contexts.short, long, facts)
+
+    def _row(self, question: Question, short: Context, long: Context, facts: dict[str, Any]) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "id": question.id,
+            "question": question.question,
+            "answers": list(question.answers),
+            "prompt_short": short.prompt,
+            "prompt_long": long.prompt,
+        }
+        meta: dict[str, Any] = {"short_tokens": short.tokens, "long_tokens": long.tokens}
+        if any(target.varies for _, target in self._settings.targets.named()):
+            meta |= {"short_target": short.target, "long_target": long.target}
+        if self._settings.gold_pairs:
+            # a wrong answer that both contexts hold is better than one that only the long context does
+            groups = [short.distractors, long.distractors]
+            pair = gold_pair(question, groups, Random(f"{self._settings.seed}:{question.id}:pair"))
+            row |= {"chosen": pair.chosen, "rejected": pair.rejected}
+            meta["pair_kind"] = pair.kind
+            facts["pair_kinds"][pair.kind] = facts["pair_kinds"].get(pair.kind, 0) + 1
+        return row | {"meta": meta}

@@ -56,11 +56,11 @@ def gold_pair(question: Question, distractors: Sequence[Sequence[Paragraph]], ra
         random: Chooses among wrong answers that are equally good.
     """
     answer = question.answers[0].strip()
-    titles = list(dict.fromkeys(paragraph.title for paragraph in question.supporting))
+    titles = list(dict.fromkeys(paragraph.name for paragraph in question.supporting))
     chosen = f"{_evidence(titles)} {closing_line(answer)}"
     kind = _kind(answer)
     candidates = [
-        ((*_likeness(candidate, answer), rank), random.random(), candidate, paragraph.title)
+        ((*_likeness(candidate, answer), rank), random.random(), candidate, paragraph.name)
         for rank, group in enumerate(distractors if kind else ())
         for paragraph in group
         for candidate in _candidates(kind, answer, paragraph)

@@ -21,16 +21,21 @@ class ParagraphPool:
         # key -> the paragraph, and the only question it belongs to (None: several, or none)
         self._entries: dict[str, tuple[Paragraph, str | None]] = {}
         self._sorted: list[tuple[Paragraph, str | None]] | None = None
+        # text -> key: sources repeat their paragraphs, and normal forms take time
+        self._keys: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def add(self, paragraph: Paragraph, question_id: str | None = None) -> None:
         """Add a paragraph, of a question or of none; a duplicate is not added again."""
-        known, owner = self._entries.setdefault(paragraph.key, (paragraph, question_id))
+        key = self._keys.get(paragraph.text)
+        if key is None:
+            key = self._keys[paragraph.text] = paragraph.key
+        known, owner = self._entries.setdefault(key, (paragraph, question_id))
         # of duplicates that differ in their writing the smallest stays, whatever the order they come in
         kept = min(known, paragraph, key=lambda candidate: (candidate.title, candidate.text))
-        self._entries[paragraph.key] = (kept, owner if owner == question_id else None)
+        self._entries[key] = (kept, owner if owner == question_id else None)
         self._sorted = None
 
     def draw(self, question: Question, random: Random) -> Iterator[Paragraph]:

@@ -28,7 +28,8 @@ def passage_header(number: int) -> str:
 
 def passage_body(paragraph: Paragraph) -> str:
     """Return the passage below its header, up to the next header."""
-    return f"{paragraph.title}\n{paragraph.text.rstrip()}\n\n"
+    title = f"{paragraph.title}\n" if paragraph.title else ""
+    return f"{title}{paragraph.text.rstrip()}\n\n"
 
 
 def render_prompt(question: str, paragraphs: Sequence[Paragraph]) -> list[Message]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from solopo_nemo.data.answers import normalize
 
+_NAME_WORDS = 6
+
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A titled paragraph."""
+    """A paragraph, with its title or an empty one."""
 
     title: str
     text: str
+
+    @property
+    def name(self) -> str:
+        """The title, or the opening words of a paragraph without one."""
+        return self.title or " ".join(self.text.split()[:_NAME_WORDS]) + " ..."
 
     @cached_property
     def normal(self) -> str:
@@ -66,6 +71,3 @@ class BadRow:
 
     error: str
     value: dict[str, Any] | None
-
-
-SourceReader = Callable[[Path], Iterator["Question | BadRow"]]

@@ -1,0 +1,73 @@
+"""The report of a build: its summary as JSON beside the output, and plots where they are asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from solopo_nemo.data.contexts.settings import BuildSettings
+from solopo_nemo.data.contexts.statistics import POSITION_BINS, BuildStatistics
+from solopo_nemo.data.output import atomic_text
+
+_INK, _GRID = "#1f2328", "#e4e7eb"
+_SHORT, _LONG = "#0969da", ("#d9480f", "#12876b", "#8250df", "#8c959f")
+_STYLE: dict[Any, Any] = {
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "grid.color": _GRID,
+    "legend.frameon": False,
+}
+
+
+def write_report(summary: dict[str, Any], statistics: BuildStatistics, settings: BuildSettings) -> None:
+    """Write `<out>.report.json`, and into the folder `settings.report` the plots `lengths.png` and `evidence.png`."""
+    with atomic_text(settings.out.with_name(f"{settings.out.name}.report.json")) as stream:
+        json.dump(summary, stream, indent=2)
+        stream.write("\n")
+    if settings.report is not None:
+        settings.report.mkdir(parents=True, exist_ok=True)
+        _draw(statistics, settings.report)
+
+
+def _draw(statistics: BuildStatistics, folder: Path) -> None:
+    # only a run that draws pays for the import
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    colours = {label: _LONG[number % len(_LONG)] for number, label in enumerate(statistics.long)}
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7, 2.4 * (1 + len(colours))), layout="constrained")
+        panels = figure.subplots(1 + len(colours), 1, squeeze=False)[:, 0]
+        panels[0].hist(statistics.short.values(), bins=24, color=_SHORT)
+        panels[0].set_title(f"Short prompts ({statistics.written:,})")
+        for axis, (label, long) in zip(panels[1:], statistics.long.items(), strict=True):
+            axis.hist(long.tokens.values(), bins=24, color=colours[label])
+            axis.set_title(f"Long prompts, target {label}")
+        for axis in panels:
+            axis.set_ylabel("questions")
+        panels[-1].set_xlabel("tokens, as the chat template renders the prompt")
+        figure.savefig(folder / "lengths.png", dpi=150)
+
+        figure = Figure(figsize=(7, 3.4), layout="constrained")
+        axis = figure.subplots()
+        edges = np.linspace(0, 1, POSITION_BINS + 1)
+        for label, long in statistics.long.items():
+            shares = np.histogram(np.asarray(long.evidence), bins=edges)[0] / max(1, len(long.evidence))
+            axis.stairs(100 * shares, edges, color=colours[label], label=f"target {label}", linewidth=1.8)
+        axis.axhline(100 / POSITION_BINS, color=_INK, linewidth=0.8, linestyle=":", label="uniform")
+        axis.set_ylim(bottom=0)
+        axis.set_title("Where the evidence stands in the long prompts")
+        axis.set_xlabel("position among the passages, by characters (0 first, 1 last)")
+        axis.set_ylabel("supporting passages (%)")
+        figure.legend(loc="outside lower center", ncols=4)
+        figure.savefig(folder / "evidence.png", dpi=150)

@@ -1,0 +1,81 @@
+"""Question answering sources: one reader a schema, all of them into the same stream of questions and bad rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from solopo_nemo.data.contexts.question import BadRow, Question
+from solopo_nemo.data.contexts.sources import generic, hotpot, musique, squad
+from solopo_nemo.data.contexts.sources.files import read_source_rows
+from solopo_nemo.data.fields import bad_field
+from solopo_nemo.data.rows import Row
+from solopo_nemo.errors import UserError
+
+Parse = Callable[[dict[str, Any], str], Question]
+
+_PARSERS: Mapping[str, Parse] = {
+    "musique": musique.parse,
+    "hotpot": hotpot.parse,
+    "2wiki": hotpot.parse,
+    "squad": squad.parse,
+    "generic": generic.parse,
+}
+FORMATS = tuple(_PARSERS)
+"""The names that `--format` takes."""
+
+
+def read_questions(path: Path, schema: str | None = None) -> Iterator[Question | BadRow]:
+    """Yield the questions of a source in its order, bad rows in their places.
+
+    A row is bad when it cannot be read, lacks a field, has no supporting paragraph or an answer that is in none of
+    them, or repeats an id.
+
+    Args:
+        path: JSON lines, a JSON array or SQuAD's JSON (each also `.gz`), parquet, or a saved dataset.
+        schema: One of `FORMATS`; None recognises it by the fields of the first row that can be read.
+
+    Raises:
+        UserError: The file is missing or of an unknown kind, or its schema is not recognised.
+    """
+    rows: Iterator[Row] = (flat for row in read_source_rows(path) for flat in squad.flatten(row))
+    schema, rows = (schema, rows) if schema else _recognise(rows)
+    parse = _PARSERS[schema]
+    seen: set[str] = set()
+    for row in rows:
+        try:
+            question = parse(row.fields(), row.where)
+            if question.id in seen:
+                raise bad_field(row.where, "id", f"{question.id!r} was used by an earlier row, ids must be unique")
+        except UserError as error:
+            yield BadRow(str(error), row.value)
+            continue
+        seen.add(question.id)
+        yield question
+
+
+def _recognise(rows: Iterator[Row]) -> tuple[str, Iterator[Row]]:
+    """Return the schema of the first row that can be read, and all rows."""
+    head: list[Row] = []
+    for row in rows:
+        head.append(row)
+        if row.value is not None:
+            return _schema(row.value, row.where), chain(head, rows)
+    return "musique", iter(head)  # no row is readable: any reader reports that
+
+
+def _schema(row: dict[str, Any], where: str) -> str:
+    for name, fields in (
+        ("generic", ("supporting",)),
+        ("hotpot", ("supporting_facts", "context")),
+        ("squad", ("context", "answers")),
+        ("musique", ("paragraphs",)),
+    ):
+        if all(field in row for field in fields):
+            return name
+    raise UserError(
+        f"{where}: schema not recognised by this row's fields ({', '.join(map(str, row)) or 'none'}): "
+        f"give --format, one of {', '.join(FORMATS)}"
+    )
