@@ -76,6 +76,16 @@ def test_other_settings_are_refused(tmp_path: Path, change: dict[str, object]) -
         SampleStore(path, replace(SAMPLING, **change))  # type: ignore[arg-type]
 
 
+def test_settings_bind_only_once_there_are_samples(tmp_path: Path) -> None:
+    header = filled(tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)[0]
+    path = tmp_path / "s.jsonl"
+    for start in (b"", header):
+        path.write_bytes(start)
+        with SampleStore(path, replace(SAMPLING, model="mistyped")):
+            pass
+        assert filled(path).read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize("other", [asked(prompt="changed"), asked(answer="Tin")])
 def test_another_prompt_or_answer_under_the_same_id_is_refused(tmp_path: Path, other: Asked) -> None:
     with SampleStore(filled(tmp_path / "s.jsonl"), SAMPLING) as store, pytest.raises(UserError, match="'q0'"):

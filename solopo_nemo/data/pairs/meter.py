@@ -1,4 +1,4 @@
-"""The progress bar of sampling: questions, throughput, acceptance rate and time left."""
+"""Progress of sampling: questions, throughput, acceptance rate and time left."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+_SECONDS_A_LINE = 60.0
+
 
 class Meter:
-    """Counts what was done and draws it where stderr is a terminal.
+    """Counts what was done and shows it on stderr: a bar on a terminal, else a line a minute.
 
     Attributes:
         samples: Answers that this process was given.
@@ -26,10 +28,10 @@ class Meter:
         self.samples = 0
         self._questions, self._size = questions, size
         self._done = self._accepted = 0
-        self._started = time.monotonic()
+        self._started = self._printed = time.monotonic()
         # questions done before the first was sampled, which took no time
         self._free = 0
-        console = Console(stderr=True)
+        self._console = console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
         self._bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task("sampling", total=self.expected(), status="")
@@ -64,7 +66,6 @@ class Meter:
         if not self.samples:
             self._free = self._done
         self.samples += count
-        self._draw()
 
     def add_question(self, accepted: bool) -> None:
         """Count a question whose prompts are all sampled."""
@@ -74,6 +75,9 @@ class Meter:
 
     def _draw(self) -> None:
         self._bar.update(self._task, completed=self._done, total=self.expected(), status=self._status())
+        if not self._console.is_terminal and time.monotonic() - self._printed >= _SECONDS_A_LINE:
+            self._printed = time.monotonic()
+            self._console.print(f"sampling: {self._status()}", highlight=False, soft_wrap=True)
 
     def _status(self) -> str:
         parts = [

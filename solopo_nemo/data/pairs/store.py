@@ -59,12 +59,13 @@ class SampleStore:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._entries: dict[tuple[str, str], Entry] = {}
+        self._settings = asdict(sampling)
         # closed by __exit__
         self._file = path.open("a+b")
         try:
             self._lock()
             self._cut_last_line()
-            self._load(asdict(sampling))
+            self._load()
         except BaseException:
             self._file.close()
             raise
@@ -125,8 +126,10 @@ class SampleStore:
         )
 
     def _append(self, line: dict[str, Any]) -> int:
-        offset = self._file.seek(0, os.SEEK_END)
-        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        if not self._file.seek(0, os.SEEK_END):
+            self._file.write(_encode({"format": _FORMAT, "sampling": self._settings}))
+        offset = self._file.tell()
+        self._file.write(_encode(line))
         self._file.flush()
         os.fsync(self._file.fileno())
         return offset
@@ -152,35 +155,41 @@ class SampleStore:
         if end < size:
             self._file.truncate(end)
 
-    def _load(self, settings: dict[str, Any]) -> None:
+    def _load(self) -> None:
+        self._file.seek(0)
+        if self._file.readline() and not self._file.read(1):
+            # settings without samples bind nobody
+            self._file.truncate(0)
         self._file.seek(0)
         offset = 0
         for number, line in enumerate(self._file, start=1):
             try:
                 value = json.loads(line)
                 if number == 1:
-                    self._check(value, settings)
+                    self._check(value)
                 else:
                     self._entries.setdefault((value["id"], value["side"]), _entry(value, offset))
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{self.path}:{number}: not a line of samples ({error!r}): remove the line") from error
             offset += len(line)
-        if not offset:
-            self._append({"format": _FORMAT, "sampling": settings})
 
-    def _check(self, header: dict[str, Any], settings: dict[str, Any]) -> None:
+    def _check(self, header: dict[str, Any]) -> None:
         if header["format"] != _FORMAT:
             raise UserError(f"{self.path}: written by another version of this tool: give another --out")
-        before = header["sampling"]
+        before, now = header["sampling"], self._settings
         changed = [
-            f"{name} {before.get(name)!r} (now {settings.get(name)!r})"
-            for name in {**before, **settings}
-            if before.get(name) != settings.get(name)
+            f"{name} {before.get(name)!r} (now {now.get(name)!r})"
+            for name in before | now
+            if before.get(name) != now.get(name)
         ]
         if changed:
             raise UserError(
                 f"{self.path}: holds samples of other settings, {', '.join(changed)}: give the same, or another --out"
             )
+
+
+def _encode(line: dict[str, Any]) -> bytes:
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
 def _entry(line: dict[str, Any], offset: int) -> Entry:
