@@ -80,5 +80,8 @@ def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         "seed",
         "limit",
         "skip-bad",
+        "format",
+        "workers",
+        "report",
     ]
     assert all(f"--{name}" in shown for name in [*options, "allow-answer-leak", "json"])

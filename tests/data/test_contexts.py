@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from solopo_nemo.data.answers import holds_answer, normalize
 from solopo_nemo.data.contexts.build import beside, build_contexts
+from solopo_nemo.data.contexts.counting import TokenCounter
 from solopo_nemo.data.contexts.settings import BuildSettings
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.triplets import Needs, read_triplets
@@ -223,8 +224,8 @@ def test_a_tokenizer_whose_counts_do_not_add_up(
     rows, tokenizer = musique_rows(12), make_tokenizer("qwen")
     for wrong in (0.9, 1.1):
         with monkeypatch.context() as patch:
-            true_count = TripletEncoder.count_text
-            patch.setattr(TripletEncoder, "count_text", lambda s, t, w=wrong, c=true_count: round(c(s, t) * w))
+            true_count = TokenCounter.passage
+            patch.setattr(TokenCounter, "passage", lambda s, p, n, w=wrong, c=true_count: round(c(s, p, n) * w))
             _, out = build(write_rows(rows), tokenizer, limit=4)
         for row, source in zip(lines(out), rows, strict=False):
             check_row(row, source, other_paragraphs(rows, row["id"]), tokenizer)

@@ -100,6 +100,13 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_of_the_users_stays(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="not written by this tool"), ShardFolder(tmp_path).opened({}):
+        pass
+    assert (tmp_path / "notes.txt").exists()
+
+
 def test_several_lengths_are_nested(write_rows: RowWriter, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = musique_rows(12)
     summary, out = build(write_rows(rows), tokenizer, long_tokens="1500-1800,2500,4000", limit=6)

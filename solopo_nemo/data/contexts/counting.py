@@ -21,28 +21,30 @@ class TokenCounter:
 
     def __init__(self, encoder: TripletEncoder) -> None:
         self._encoder = encoder
-        self._frame = encoder.count_text(_BEFORE + _AFTER)
-        self._gap = encoder.count_text(_BETWEEN + _AFTER)
+        self._frame = self._count(_BEFORE + _AFTER)
+        self._gap = self._count(_BETWEEN + _AFTER)
         self._headers: dict[int, int] = {}
         self._bodies: dict[str, int] = {}
 
     def prompt(self, prompt: list[Message], where: str) -> int:
         """Return the exact length of a rendered prompt."""
-        text = self._encoder.render(prompt, where)
-        backend = getattr(self._encoder.tokenizer, "backend_tokenizer", None)
-        if backend is None or backend.truncation or backend.padding or backend.encode_special_tokens:
-            return self._encoder.count_text(text)
-        # the same tokens without offsets, masks and Python lists of them, which take half of the time
-        return len(backend.encode_batch_fast([text], add_special_tokens=False)[0])
+        return self._count(self._encoder.render(prompt, where))
 
     def passage(self, paragraph: Paragraph, number: int) -> int:
         """Return what a passage adds to a prompt."""
         header = self._headers.get(number)
         if header is None:
-            header = self._encoder.count_text(_BETWEEN + passage_header(number) + _AFTER) - self._gap
+            header = self._count(_BETWEEN + passage_header(number) + _AFTER) - self._gap
             self._headers[number] = header
         body = self._bodies.get(paragraph.key)
         if body is None:
-            body = self._encoder.count_text(_BEFORE + passage_body(paragraph) + _AFTER) - self._frame
+            body = self._count(_BEFORE + passage_body(paragraph) + _AFTER) - self._frame
             self._bodies[paragraph.key] = body
         return header + body
+
+    def _count(self, text: str) -> int:
+        backend = getattr(self._encoder.tokenizer, "backend_tokenizer", None)
+        if backend is None or backend.truncation or backend.padding or backend.encode_special_tokens:
+            return self._encoder.count_text(text)
+        # the same tokens without offsets, masks and Python lists of them, which take half of the time
+        return len(backend.encode_batch_fast([text], add_special_tokens=False)[0])

@@ -38,8 +38,12 @@ class ShardFolder:
             plan: All that decides what is in the shards.
 
         Raises:
-            UserError: Another process uses it.
+            UserError: Another process uses it, or it holds something else.
         """
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _LOCK).is_file():
+            raise UserError(
+                f"{self.path}: not written by this tool, which needs this name: move it, or give another --out"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / _LOCK).open("w") as lock:
             try:
