@@ -23,13 +23,13 @@ from solopo_nemo.training.checkpoints import saved_checkpoints, step_of, to_resu
 from solopo_nemo.training.config import (
     RunConfig,
     check_world,
-    describe,
     load_config,
     local_world,
     read_config,
     save_config,
 )
 from solopo_nemo.training.prepare import Paths, find_model, prepare, total_steps
+from solopo_nemo.training.usage import describe
 
 EXIT_RESUMABLE = 75
 CHANGEABLE = ("parallel", "logger", "evaluation", "output_dir")
