@@ -47,7 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     needed.add_argument("--tokenizer", type=Path, required=True, metavar="FOLDER", help=tokenizer)
     short = "token target of the short prompt: 1100, a range 800-1400, or a file with one length a line to draw from"
     needed.add_argument("--short-tokens", required=True, metavar="N", help=short)
-    long = "the same of the long prompt, e.g. 7500; several as 4096,8192,16384 give one output each, NAME.4096.jsonl"
+    long = (
+        "the same of the long prompt, e.g. 7500; several as 4096,8192,16384 give one output each, NAME.4096.jsonl, "
+        "all of the same questions: one that fails at one length is in none"
+    )
     needed.add_argument("--long-tokens", required=True, metavar="N[,N]", help=long)
     out = "JSON lines to write; FILE.report.json has the figures, FILE.dropped.jsonl the questions a rule left out"
     needed.add_argument("--out", type=Path, required=True, metavar="FILE", help=out)

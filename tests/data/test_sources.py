@@ -151,8 +151,11 @@ def test_a_cut_or_broken_array(tmp_path: Path) -> None:
     path = write_json(tmp_path / "cut.json.gz", musique_rows(3))
     path.write_bytes(path.read_bytes()[:-20])
     assert "truncated or damaged gzip" in only_error(path)
-    path.with_name("latin.json").write_bytes('[{"question": "é"}]'.encode("latin-1"))
-    assert "not UTF-8 text (byte 0xe9)" in only_error(path.with_name("latin.json"))
+    path = path.with_name("latin.json")
+    path.write_bytes(
+        json.dumps([*musique_rows(1), {"question": "e!"}, hotpot_row()]).replace("e!", "é").encode("latin-1")
+    )
+    assert f"{path}: row 1: not UTF-8 text (byte 0xe9)" in list(read_questions(path))[1].error
     assert "row 0: a JSON int: each element" in only_error(write_json(tmp_path / "numbers.json", [3]))
 
 
@@ -162,8 +165,12 @@ BAD_HOTPOT: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "unknown title": (lambda row: row["supporting_facts"].append(["Green", 0]), "'Green' is no title in context"),
     "no facts": (lambda row: row.update(supporting_facts=[]), "field supporting_facts: supporting_facts is empty"),
     "no pair": (lambda row: row["context"].append("Red"), "field context[4]: must be [title, sentences]"),
-    "sentence": (lambda row: row["context"][0].__setitem__(1, "Red"), "field context[0][1]: is a string"),
+    "sentence": (
+        lambda row: row["context"][0].__setitem__(1, "Red"),
+        "field context[0][1]: must be a list of sentences",
+    ),
     "evidence without text": (lambda row: row["context"][2].__setitem__(1, [" "]), "'Ann' is evidence"),
+    "sides": (lambda row: row.update(context={"title": ["Red"], "sentences": []}), "must be lists of the same length"),
     "a string": (lambda row: row.update(context="Red"), "field context: must be a list"),
 }
 

@@ -19,6 +19,7 @@ _CHUNK_BYTES = 1 << 20
 # an array by itself, or SQuAD's: {"version": ..., "data": [
 _OPENING = re.compile(r'\ufeff?\s*(?:\{\s*(?:"version"\s*:\s*"[^"]*"\s*,\s*)?"data"\s*:\s*)?\[')
 _BETWEEN = re.compile(r"[\s,]*")
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _DECODER = json.JSONDecoder()
 
 
@@ -68,19 +69,24 @@ def _read_array(path: Path) -> Iterator[Row]:
                         return
                     buffer, position = buffer[position:] + more, 0
                     continue
-                yield json_row(value, f"{path}: row {number}", "element")
+                yield _element(value, f"{path}: row {number}", _NOT_UTF8.search(buffer, position, end))
                 number += 1
                 position = end
-    except UnicodeDecodeError as error:
-        problem = f"not UTF-8 text (byte 0x{error.object[error.start]:02x}): save the file as UTF-8"
-        yield Row(f"{path}: row {number}", None, problem)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         problem = f"truncated or damaged gzip file ({error}): copy or download it again"
         yield Row(f"{path}: row {number}", None, problem)
 
 
+def _element(value: object, where: str, not_utf8: re.Match[str] | None) -> Row:
+    if not_utf8:
+        byte = ord(not_utf8.group()) - 0xDC00
+        return Row(where, None, f"not UTF-8 text (byte 0x{byte:02x}): save the file as UTF-8")
+    return json_row(value, where, "element")
+
+
 def _decoded(stream: IO[bytes]) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    # a byte that is not UTF-8 spoils its element only
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     while chunk := stream.read(_CHUNK_BYTES):
         yield decoder.decode(chunk)
     yield decoder.decode(b"", final=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from solopo_nemo.data.contexts.question import Paragraph, Question
 from solopo_nemo.data.contexts.sources.checks import check_support
-from solopo_nemo.data.fields import bad_field, has, identifier, required, text, text_list
+from solopo_nemo.data.fields import bad_field, has, identifier, required, text
 
 # a comparison is answered by what the evidence implies, not by a phrase in it
 _IMPLIED = frozenset({"yes", "no"})
@@ -23,7 +23,7 @@ def parse(row: dict[str, Any], where: str) -> Question:
     supporting: list[Paragraph] = []
     others: list[Paragraph] = []
     for index, (title, sentences) in enumerate(_pairs(row, "context", "sentences", where)):
-        parts = text_list_with_blanks(sentences, f"context[{index}][1]", where)
+        parts = _sentences(sentences, f"context[{index}][1]", where)
         if not parts:
             # both sets have a few paragraphs without text
             if title in facts:
@@ -44,14 +44,10 @@ def parse(row: dict[str, Any], where: str) -> Question:
     return check_support(question, where, support="supporting_facts is empty", answers="answer")
 
 
-def text_list_with_blanks(value: Any, field: str, where: str) -> list[str]:
-    """Return the sentences that are not blank, without white space around them.
-
-    Raises:
-        UserError: Not a list of strings.
-    """
+def _sentences(value: Any, field: str, where: str) -> list[str]:
+    """Return those that are not blank, without white space around them."""
     if not isinstance(value, list):
-        text_list(value, field, where)
+        raise bad_field(where, field, "must be a list of sentences")
     sentences = (text(item, f"{field}[{i}]", where, may_be_blank=True).strip() for i, item in enumerate(value))
     return [sentence for sentence in sentences if sentence]
 
@@ -60,8 +56,10 @@ def _pairs(row: dict[str, Any], field: str, second: str, where: str) -> Iterator
     """Yield title and value of pairs, written as a list of lists or as two lists side by side."""
     value = required(row, field, where)
     if isinstance(value, dict):
-        titles, values = (required(value, name, f"{where}: field {field}") for name in ("title", second))
-        value = list(zip(titles, values, strict=False))
+        sides = [required(value, name, f"{where}: field {field}") for name in ("title", second)]
+        if not all(isinstance(side, list) for side in sides) or len(sides[0]) != len(sides[1]):
+            raise bad_field(where, field, f"title and {second} must be lists of the same length")
+        value = list(zip(*sides, strict=True))
     if not isinstance(value, list):
         raise bad_field(where, field, f"must be a list of [title, {second}]")
     for index, pair in enumerate(value):
