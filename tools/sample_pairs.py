@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from solopo_nemo.cli import run
 from solopo_nemo.data.pairs.backend import Backend, Sampling
 from solopo_nemo.data.pairs.run import PairSettings, sample_pairs
 from solopo_nemo.errors import UserError
+
+_EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 def main() -> None:
@@ -59,7 +64,12 @@ def main() -> None:
         raise UserError("--base-url: needed with --backend openai, such as http://127.0.0.1:8000/v1")
     if arguments.concurrency < 1:
         raise UserError(f"--concurrency {arguments.concurrency}: must be at least 1")
-    summary = sample_pairs(settings, sampling, make_backend)
+    try:
+        summary = sample_pairs(settings, sampling, make_backend)
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here", file=sys.stderr, flush=True)
+        # a plain exit would wait for the threads, and they for their answers
+        os._exit(_EXIT_INTERRUPTED)
     _report(summary)
     if arguments.json:
         print(json.dumps(summary))

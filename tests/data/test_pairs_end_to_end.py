@@ -94,15 +94,15 @@ def sampled_lines(folder: Path) -> list[tuple[str, str]]:
     return [(line["id"], line["side"]) for line in map(json.loads, lines)]
 
 
-def kill_when(process: subprocess.Popen[bytes], samples: Path, lines: int) -> None:
-    """Kill, without warning, a tool that has written so many lines and still works."""
+def stop_when(process: subprocess.Popen[bytes], samples: Path, lines: int, how: signal.Signals) -> int:
+    """End a tool that has written so many lines and still works; return its exit code."""
     while process.poll() is None:
         if samples.exists() and samples.read_bytes().count(b"\n") > lines:
-            process.kill()
+            process.send_signal(how)
             break
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.02)
-    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    return process.wait()
 
 
 def test_a_real_server_gives_datasets_that_the_recipes_read(serve: Serve, contexts: Path, tmp_path: Path) -> None:
@@ -133,7 +133,8 @@ def test_a_server_that_goes_away_and_a_killed_tool_change_nothing(serve: Serve, 
         assert broken.wait() == 1
         assert first.poll() is None
         serve("--port", port, "--busy", 3)
-        kill_when(first, tmp_path / "broken" / "pairs.jsonl.samples.jsonl", 12)
+        samples = tmp_path / "broken" / "pairs.jsonl.samples.jsonl"
+        assert stop_when(first, samples, 12, signal.SIGKILL) == -signal.SIGKILL
     finally:
         first.kill()
         first.wait()
@@ -151,10 +152,10 @@ def test_a_server_that_goes_away_and_a_killed_tool_change_nothing(serve: Serve, 
 
 def test_a_killed_tool_with_a_local_model_ends_with_the_same_files(contexts: Path, tmp_path: Path) -> None:
     completed(command(contexts, tmp_path / "whole", None))
-    for lines in (3, 20):
-        process = subprocess.Popen(command(contexts, tmp_path / "killed", None), env=ENVIRONMENT)
-        kill_when(process, tmp_path / "killed" / "pairs.jsonl.samples.jsonl", lines)
     samples = tmp_path / "killed" / "pairs.jsonl.samples.jsonl"
+    for lines, how, code in ((3, signal.SIGKILL, -signal.SIGKILL), (20, signal.SIGINT, 128 + signal.SIGINT)):
+        process = subprocess.Popen(command(contexts, tmp_path / "killed", None), env=ENVIRONMENT)
+        assert stop_when(process, samples, lines, how) == code
     samples.write_bytes(samples.read_bytes() + b'{"id": "2hop')
     summary = completed(command(contexts, tmp_path / "killed", None))
     assert summary["prompts"]["reused"] >= 20

@@ -43,7 +43,12 @@ class HuggingFaceBackend:
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"--model {folder}: cannot be loaded ({' '.join(str(error).split())})") from error
         ends = self._model.generation_config.eos_token_id
-        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+        ends = {*(ends if isinstance(ends, list) else [ends]), self._tokenizer.eos_token_id} - {None}
+        if not ends:
+            raise UserError(
+                f"--model {folder}: no eos_token_id in generation_config.json or the tokenizer: answers never end"
+            )
+        self._ends = sorted(ends)
 
     def sample(self, request: Request) -> list[Sample]:
         """See `Backend`."""
@@ -56,7 +61,13 @@ class HuggingFaceBackend:
         while len(samples) < self._sampling.samples:
             count = min(self._batch, self._sampling.samples - len(samples))
             torch.manual_seed(self._sampling.seed_of(request.id, request.side, len(samples)))
-            samples += self._generate(prompt, count)
+            try:
+                samples += self._generate(prompt, count)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"{count} answers to a prompt of {len(ids)} tokens do not fit on {self._model.device}: "
+                    f"give a smaller --batch than {count}, and another --out"
+                ) from error
         return samples
 
     def close(self) -> None:
@@ -75,8 +86,9 @@ class HuggingFaceBackend:
             # the model's own defaults would sharpen the distribution
             top_k=0,
             repetition_penalty=1.0,
-            pad_token_id=self._tokenizer.pad_token_id or self._tokenizer.eos_token_id,
+            eos_token_id=self._ends,
+            pad_token_id=self._ends[0] if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id,
         )
         new = out[:, prompt.shape[1] :].tolist()
         texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [Sample(text.strip(), cut=self._ends.isdisjoint(ids)) for text, ids in zip(texts, new, strict=True)]
+        return [Sample(text.strip(), cut=set(self._ends).isdisjoint(ids)) for text, ids in zip(texts, new, strict=True)]

@@ -73,7 +73,8 @@ class Sampler:
             raise
         finally:
             self._backend.close()
-            pool.shutdown(cancel_futures=True)
+            # an interrupted run does not wait for answers under way
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _units(self, meter: Meter) -> Iterator[_Unit]:
         """Yield what is still to be sampled."""

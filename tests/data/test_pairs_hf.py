@@ -1,0 +1,60 @@
+"""Sampling with the embedded model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import solopo_nemo
+from solopo_nemo.data.pairs.backend import Refused, Request, Sampling
+from solopo_nemo.data.pairs.hf import HuggingFaceBackend
+from solopo_nemo.data.synthetic import generate_triplets
+from solopo_nemo.errors import UserError
+
+MODEL = Path(solopo_nemo.__file__).parent / "assets" / "tiny_qwen2"
+SAMPLING = Sampling(backend="hf", model=str(MODEL), samples=4, temperature=3.0, max_new_tokens=40)
+
+
+def requests(count: int) -> list[Request]:
+    rows = generate_triplets(count, seed=1, short_paragraphs=4, long_paragraphs=4)
+    return [Request(row["id"], "short", row["prompt_short"]) for row in rows]
+
+
+def test_samples_depend_on_the_prompt_and_the_seed_only() -> None:
+    first, second = requests(2)
+    backend = HuggingFaceBackend(SAMPLING)
+    both = backend.sample(first), backend.sample(second)
+    assert backend.sample(first) == both[0]
+    assert HuggingFaceBackend(SAMPLING).sample(second) == both[1]
+    assert HuggingFaceBackend(replace(SAMPLING, seed=1)).sample(first) != both[0]
+    assert backend.sample(replace(first, id="another")) != both[0]
+    assert all(len(samples) == 4 for samples in both)
+    assert all(sample.text.startswith("Facts: ") for sample in both[0])
+
+
+def test_batches_do_not_repeat_each_other() -> None:
+    backend = HuggingFaceBackend(replace(SAMPLING, batch=3, samples=7))
+    samples = backend.sample(requests(1)[0])
+    assert len(samples) == 7 == len(set(samples))
+
+
+def test_an_answer_that_reaches_the_limit_is_cut() -> None:
+    samples = HuggingFaceBackend(replace(SAMPLING, max_new_tokens=3)).sample(requests(1)[0])
+    assert all(sample.cut for sample in samples)
+
+
+def test_a_prompt_beyond_the_model_is_refused() -> None:
+    backend = HuggingFaceBackend(replace(SAMPLING, max_new_tokens=10**6))
+    with pytest.raises(Refused, match=r"1000000 new ones exceed the model's \d+"):
+        backend.sample(requests(1)[0])
+
+
+def test_a_folder_without_model_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        HuggingFaceBackend(replace(SAMPLING, model=str(tmp_path / "none")))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes((MODEL / name).read_bytes())
+    with pytest.raises(UserError, match=r"--model .* cannot be loaded"):
+        HuggingFaceBackend(replace(SAMPLING, model=str(tmp_path)))
