@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from solopo_nemo.errors import UserError
@@ -36,31 +34,17 @@ def prepare_process() -> None:
         raise UserError("CUDA is present but Transformer Engine is not: install transformer-engine[pytorch]")
 
 
-def layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> ModuleSpec | TransformerBlockSubmodules:
-    """Transformer layers for this device: NeMo's Transformer Engine spec on a GPU, ours on the CPU.
+def configure(config: TransformerConfig) -> None:
+    """Set the fields of a model config that the device decides, in place.
 
-    Both use the same parameter names. A module-level function, so that NeMo can store it in a
-    checkpoint's context and find it again.
+    On a GPU NeMo's Transformer Engine layers stay, on the CPU ours take their place, under the same
+    parameter names; a layer spec that the user chose stays on either.
     """
+    # packed micro-batches differ in length: the pipeline exchanges shapes, which Megatron ties to this dispatcher
+    settings: dict[str, Any] = {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall"}
     if not cuda():
-        return sdpa_layer_spec(config, vp_stage=vp_stage)
-    from nemo.collections.llm.gpt.model.base import default_layer_spec
+        from nemo.collections.llm.gpt.model.base import default_layer_spec
 
-    return default_layer_spec(config, vp_stage=vp_stage)
-
-
-def model_settings() -> dict[str, Any]:
-    """Fields of a NeMo model config that the device decides.
-
-    Packed micro-batches differ in length, so the pipeline exchanges shapes on every device.
-    """
-    settings: dict[str, Any] = {
-        "transformer_layer_spec": layer_spec,
-        "variable_seq_lengths": True,
-        "moe_token_dispatcher_type": "alltoall",  # Megatron demands it with variable_seq_lengths
-        "deallocate_pipeline_outputs": True,
-    }
-    if not cuda():
         settings |= {
             "use_cpu_initialization": True,
             "gradient_accumulation_fusion": False,
@@ -68,7 +52,9 @@ def model_settings() -> dict[str, Any]:
             "bias_activation_fusion": False,
             "bias_dropout_fusion": False,
             "persist_layer_norm": False,
-            "apply_rope_fusion": False,
             "cross_entropy_loss_fusion": False,
         }
-    return settings
+        if getattr(config, "transformer_layer_spec", None) is default_layer_spec:
+            settings["transformer_layer_spec"] = sdpa_layer_spec
+    for field, value in settings.items():
+        setattr(config, field, value)

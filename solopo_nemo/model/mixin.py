@@ -39,6 +39,7 @@ class SoLoPOMixin:
     """
 
     module: Any
+    config: Any
     _training_loss_reduction: Any
 
     def __init__(
@@ -61,8 +62,9 @@ class SoLoPOMixin:
         return super().io_transform_args(init_fn, *args, **kwargs)  # type: ignore[misc]
 
     def configure_model(self, vp_stage: int | None = None) -> None:
-        """Build the Megatron model and give it the response-only head."""
+        """Build the Megatron model with this device's layers and the response-only head."""
         device.prepare_process()
+        device.configure(self.config)
         super().configure_model(vp_stage=vp_stage)  # type: ignore[misc]
         if self.module.post_process and not isinstance(self.module.output_layer, ResponseHead):
             self.module.output_layer = ResponseHead.take_over(self.module.output_layer, self.row_chunk)

@@ -13,7 +13,6 @@ from nemo.collections.llm.gpt.model.llama import HFLlamaExporter, HFLlamaImporte
 from nemo.collections.llm.gpt.model.qwen2 import HFQwen2Exporter, HFQwen2Importer
 from nemo.lightning import io
 
-from solopo_nemo.model import device
 from solopo_nemo.model.mixin import SoLoPOMixin
 
 
@@ -25,18 +24,10 @@ class SoLoLlamaModel(SoLoPOMixin, llm.LlamaModel):
     """Llama 2, 3 and 3.x."""
 
 
-def _prepared(config: Any) -> Any:
-    """Give an imported config this device's layers, also in the copy that NeMo stores in a checkpoint's context."""
-    for field, value in device.model_settings().items():
-        setattr(config, field, value)
-        setattr(config.__io__, field, value)
-    return config
-
-
 @io.model_importer(SoLoQwen2Model, "hf")
 class _Qwen2Importer(HFQwen2Importer):
     def init(self) -> SoLoQwen2Model:
-        return SoLoQwen2Model(_prepared(self.config), tokenizer=self.tokenizer)
+        return SoLoQwen2Model(self.config, tokenizer=self.tokenizer)
 
 
 @io.model_exporter(SoLoQwen2Model, "hf")
@@ -47,7 +38,7 @@ class _Qwen2Exporter(HFQwen2Exporter):
 @io.model_importer(SoLoLlamaModel, "hf")
 class _LlamaImporter(HFLlamaImporter):
     def init(self) -> SoLoLlamaModel:
-        return SoLoLlamaModel(_prepared(self.config), tokenizer=self.tokenizer)
+        return SoLoLlamaModel(self.config, tokenizer=self.tokenizer)
 
 
 @io.model_exporter(SoLoLlamaModel, "hf")

@@ -40,7 +40,7 @@ def build_model(config: RunConfig, checkpoint: Path, objective: Any) -> Any:
 
     stored = io.load_context(checkpoint, subpath="model")
     model_config, parallel = stored.config, config.parallel
-    settings = device.model_settings() | {"cp_comm_type": parallel.context_mode}
+    settings: dict[str, Any] = {"cp_comm_type": parallel.context_mode}
     if precision_of(config) == "fp32":
         settings |= {"bf16": False, "fp16": False, "params_dtype": torch.float32, "pipeline_dtype": torch.float32}
     if config.model.recompute == "full":

@@ -70,12 +70,11 @@ def enter(layout: Layout) -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
 
 
-def build(layout: Layout, **fields: Any) -> Any:
+def build(layout: Layout) -> Any:
     """A NeMo model with the mixin, Megatron's DDP around it, weights seeded by name."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from nemo.collections import llm
 
-    from solopo_nemo.model import device
     from solopo_nemo.model.models import SoLoLlamaModel, SoLoQwen2Model
 
     cls, config_cls = {"qwen2": (SoLoQwen2Model, llm.Qwen2Config), "llama": (SoLoLlamaModel, llm.LlamaConfig)}[
@@ -95,7 +94,7 @@ def build(layout: Layout, **fields: Any) -> Any:
             context_parallel_size=layout.cp, sequence_parallel=layout.sp, cp_comm_type=layout.cp_mode,
             pipeline_dtype=torch.float32,
         )
-        | device.model_settings() | recompute | fields
+        | recompute
     )  # fmt: skip
     model = cls(config, row_chunk=3)
     model.configure_model()

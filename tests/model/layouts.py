@@ -17,7 +17,6 @@ class Layout:
     tied: bool = False
     recompute: str = ""
     family: str = "qwen2"
-    online: bool = False
 
 
 SINGLE = Layout("single", 1)

@@ -45,8 +45,8 @@ def measure() -> dict[tuple[str, int], int]:
     from solopo_nemo.model.head import ResponseHead
 
     engine.enter(SINGLE)
-    fields = {k: v for k, v in device.model_settings().items() if k in TransformerConfig.__dataclass_fields__}
-    config = TransformerConfig(num_layers=1, hidden_size=HIDDEN, num_attention_heads=1, **fields)
+    config = TransformerConfig(num_layers=1, hidden_size=HIDDEN, num_attention_heads=1)
+    device.configure(config)
     stock = ColumnParallelLinear(
         HIDDEN, VOCAB, config=config, init_method=torch.nn.init.normal_, bias=False, gather_output=False
     )

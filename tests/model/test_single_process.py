@@ -111,7 +111,24 @@ def compute() -> dict[str, Any]:
     results["alpha0"] = (engine.step(model, SINGLE, build_objective("dpo", alpha=0.0)), engine.gradients(model))
     results["separate"] = _separately(model)
     results["equal"] = _equal_prompts(model)
+    results["own_class"] = _own_class()
     return results
+
+
+def _own_class() -> list[str]:
+    """A user's class over a stock NeMo config, as the README has it: what its parts are."""
+    from nemo.collections import llm
+
+    from solopo_nemo import SoLoPOMixin
+    from solopo_nemo.objectives import build_objective
+
+    class SoLoQwen2(SoLoPOMixin, llm.Qwen2Model): ...
+
+    sizes = dict(num_layers=1, hidden_size=64, ffn_hidden_size=64, num_attention_heads=4, num_query_groups=2)
+    model = SoLoQwen2(llm.Qwen2Config(vocab_size=256, **sizes), objective=build_objective("dpo", alpha=3.0))
+    model.configure_model()
+    attention = model.module.decoder.layers[0].self_attention.core_attention
+    return [type(x).__name__ for x in (model.module.output_layer, attention, model.training_loss_reduction)]
 
 
 def _separately(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,6 +193,10 @@ def test_packed_equals_separate(results: dict[str, Any]) -> None:
 def test_equal_prompts_have_no_gap(results: dict[str, Any]) -> None:
     assert results["equal"]["align/gap"] == pytest.approx(0.0, abs=1e-6)
     assert results["equal"]["loss"] == pytest.approx(results["equal"]["loss/po"], abs=1e-5)
+
+
+def test_a_users_own_class_over_a_stock_config(results: dict[str, Any]) -> None:
+    assert results["own_class"] == ["ResponseHead", "SDPACoreAttention", "ObjectiveReduction"]
 
 
 def test_layout_table_names_are_unique() -> None:
