@@ -33,6 +33,11 @@ def atomic_text(path: Path, *, keep_empty: bool = True) -> Iterator[IO[str]]:
         temporary.unlink(missing_ok=True)
 
 
+def beside(path: Path, what: str) -> Path:
+    """Path of what belongs to a result, such as its rejects: `pairs.jsonl` gives `pairs.jsonl.rejects.jsonl`."""
+    return path.with_name(f"{path.name}.{what}.jsonl")
+
+
 def write_json_line(stream: IO[str], value: dict[str, Any], *, ascii_only: bool = False) -> None:
     """Write one object as one line; non-ASCII text as it is, or escaped, which also takes text that is not valid."""
     stream.write(json.dumps(value, ensure_ascii=ascii_only) + "\n")

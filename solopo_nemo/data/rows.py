@@ -14,7 +14,7 @@ from solopo_nemo.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # what the project's tools write beside their results
-SIDE_SUFFIXES = (".rejects.jsonl", ".dropped.jsonl")
+SIDE_SUFFIXES = (".rejects.jsonl", ".dropped.jsonl", ".samples.jsonl")
 _PARQUET_BATCH_ROWS = 64
 
 

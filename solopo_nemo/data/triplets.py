@@ -92,7 +92,7 @@ def read_triplets(path: Path | str, needs: Needs) -> Iterator[Triplet]:
     path = Path(path)
     seen: set[str] = set()
     for number, row in enumerate(read_rows(path)):
-        triplet = _parse(row.fields(), needs, row.where, f"row-{number}")
+        triplet = parse_triplet(row.fields(), needs, row.where, f"row-{number}")
         if triplet.id in seen:
             raise bad_field(row.where, "id", f"{triplet.id!r} was used by an earlier row, ids must be unique")
         seen.add(triplet.id)
@@ -101,7 +101,12 @@ def read_triplets(path: Path | str, needs: Needs) -> Iterator[Triplet]:
         raise UserError(f"{path}: no samples in it: give a file with at least one row")
 
 
-def _parse(row: dict[str, Any], needs: Needs, where: str, default_id: str) -> Triplet:
+def parse_triplet(row: dict[str, Any], needs: Needs, where: str, default_id: str) -> Triplet:
+    """Check one row and take what is needed of it.
+
+    Raises:
+        UserError: naming the place (`where`) and the field.
+    """
     values: dict[str, Any] = {}
     implied: list[Message] | None = None
     for field in needs.responses:
@@ -124,7 +129,7 @@ def _parse(row: dict[str, Any], needs: Needs, where: str, default_id: str) -> Tr
         if vanilla and implied is not None and source == field:
             values[field] = implied
         else:
-            values[field] = _agree(_prompt(required(row, source, where), source, where), implied, source, where)
+            values[field] = _agree(parse_prompt(required(row, source, where), source, where), implied, source, where)
     if len({type(values[field]) for field in needs.prompts}) > 1:
         raise bad_field(where, "prompt_long", "must be messages if prompt_short is, and a plain string if it is one")
     own_id = identifier(row["id"], where) if has(row, "id") else None
@@ -133,7 +138,12 @@ def _parse(row: dict[str, Any], needs: Needs, where: str, default_id: str) -> Tr
     return Triplet(id=own_id or default_id, where=where, **values)
 
 
-def _prompt(value: Any, field: str, where: str) -> Prompt:
+def parse_prompt(value: Any, field: str, where: str) -> Prompt:
+    """Check a prompt: chat messages that end with the user\'s, or a text.
+
+    Raises:
+        UserError: naming the place (`where`) and the field.
+    """
     if isinstance(value, str):
         return text(value, field, where)
     messages = _messages(value, field, where)
@@ -151,7 +161,7 @@ def _response(value: Any, field: str, where: str) -> tuple[str, list[Message] | 
         raise bad_field(
             where, field, f"ends with a message of role {messages[-1]['role']!r}, must end with 'assistant'"
         )
-    lead = _prompt(messages[:-1], field, where) if len(messages) > 1 else None
+    lead = parse_prompt(messages[:-1], field, where) if len(messages) > 1 else None
     assert not isinstance(lead, str)
     return messages[-1]["content"], lead
 

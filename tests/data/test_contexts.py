@@ -12,9 +12,10 @@ from samples import QWEN, RowWriter, TokenizerMaker, musique_rows, train_tokeniz
 from transformers import PreTrainedTokenizerFast
 
 from solopo_nemo.data.answers import holds_answer, normalize
-from solopo_nemo.data.contexts.build import beside, build_contexts
+from solopo_nemo.data.contexts.build import build_contexts
 from solopo_nemo.data.contexts.counting import TokenCounter
 from solopo_nemo.data.contexts.settings import BuildSettings
+from solopo_nemo.data.output import beside
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.triplets import Needs, read_triplets
 from solopo_nemo.errors import UserError

@@ -15,9 +15,9 @@ from samples import RowWriter, musique_rows
 from test_contexts import LONG, SHORT, build, check_row, lines, other_paragraphs, passages
 from transformers import PreTrainedTokenizerFast
 
-from solopo_nemo.data.contexts.build import beside
 from solopo_nemo.data.contexts.shards import ShardFolder
 from solopo_nemo.data.contexts.workers import run_tasks
+from solopo_nemo.data.output import beside
 from solopo_nemo.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

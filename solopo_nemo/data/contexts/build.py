@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -20,16 +19,12 @@ from solopo_nemo.data.contexts.sources import read_questions
 from solopo_nemo.data.contexts.sources.paragraphs import read_pool
 from solopo_nemo.data.contexts.statistics import BuildStatistics, new_facts, note_contexts, note_dropped
 from solopo_nemo.data.contexts.workers import run_tasks
+from solopo_nemo.data.output import beside
 from solopo_nemo.data.progress import with_progress
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.errors import UserError
 
 _Shard = tuple[int, list[Question | BadRow]]
-
-
-def beside(out: Path, what: str) -> Path:
-    """Return the path of a file that belongs to `out`, such as its rejects."""
-    return out.with_name(f"{out.name}.{what}.jsonl")
 
 
 def build_contexts(settings: BuildSettings, encoder: TripletEncoder) -> dict[str, Any]:

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from solopo_nemo.data.fields import bad_field, has, identifier, records, required, text, text_list
-from solopo_nemo.data.output import atomic_text, write_json_line
-from solopo_nemo.data.pairs.datasets import side_file
+from solopo_nemo.data.output import atomic_text, beside, write_json_line
 from solopo_nemo.data.progress import with_progress
 from solopo_nemo.data.rows import Row, read_rows
 
 # the row rules of the recipes, for rows on their way
-from solopo_nemo.data.triplets import Message, Needs, Prompt, Triplet, _parse
+from solopo_nemo.data.triplets import Message, Needs, Prompt, Triplet, parse_triplet
 from solopo_nemo.errors import UserError
 
 FORMATS = ("triplets", "trl", "nemo_rl", "longpo")
@@ -53,7 +52,7 @@ def convert_file(source: Path, out: Path, to: str, side: str | None = None, skip
     counts = {"in": 0, "converted": 0, "rejected": 0, "out": 0}
     with (
         atomic_text(out) as stream,
-        atomic_text(side_file(out, "rejects"), keep_empty=False) as rejects,
+        atomic_text(beside(out, "rejects"), keep_empty=False) as rejects,
     ):
         for row in with_progress(read_rows(source), "converting"):
             counts["in"] += 1
@@ -84,7 +83,7 @@ def _read(row: Row, number: int) -> Iterator[Triplet]:
     if has(fields, "completions"):
         fields = _from_nemo_rl(fields, where)
     both = any(has(fields, name) for name in ("prompt_short", "prompt_long"))
-    yield _parse(fields, _BOTH if both else _ONE, where, default_id)
+    yield parse_triplet(fields, _BOTH if both else _ONE, where, default_id)
 
 
 def _from_nemo_rl(fields: dict[str, Any], where: str) -> dict[str, Any]:

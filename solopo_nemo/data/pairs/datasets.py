@@ -39,11 +39,6 @@ def choose_questions(settled: Sequence[int], entries: Entries, sides: Sequence[s
     }
 
 
-def side_file(out: Path, what: str) -> Path:
-    """Return the path of what is kept beside a result: its samples, rejects and dropped questions."""
-    return out.with_name(f"{out.name}.{what}.jsonl")
-
-
 def dataset_path(out: Path, name: str) -> Path:
     """Return the path of one of `TABLE_2` beside the SoLo file: `pairs.jsonl` gives `pairs.po_long.jsonl`."""
     return out.with_name(f"{out.stem}.{name}{out.suffix}")

@@ -17,7 +17,7 @@ from solopo_nemo.data.rows import Row, read_rows
 from solopo_nemo.data.tokenize import TripletEncoder
 
 # one row at a time, where read_triplets stops at the first problem
-from solopo_nemo.data.triplets import COLUMNS, SEQUENCES, Needs, Triplet, _parse
+from solopo_nemo.data.triplets import COLUMNS, SEQUENCES, Needs, Triplet, parse_triplet
 from solopo_nemo.errors import UserError
 
 # what each kind of file must hold, asked one by one so that one problem does not hide another
@@ -123,13 +123,13 @@ def _check(row: Row, kind: str, default_id: str, seen: set[str]) -> tuple[Triple
         fields = row.fields()
         for name in _WANTED[kind]:
             try:
-                _parse(fields, Needs((name,)), row.where, default_id)
+                parse_triplet(fields, Needs((name,)), row.where, default_id)
             except UserError as error:
                 problems[str(error)] = None
         if has(fields, "answers"):
             text_list(fields["answers"], "answers", row.where)
         if not problems:
-            triplet = _parse(fields, Needs(_WANTED[kind]), row.where, default_id)
+            triplet = parse_triplet(fields, Needs(_WANTED[kind]), row.where, default_id)
             if triplet.id in seen:
                 raise bad_field(row.where, "id", f"{triplet.id!r} was used by an earlier row, ids must be unique")
             seen.add(triplet.id)

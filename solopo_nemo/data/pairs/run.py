@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from solopo_nemo.data.output import atomic_text, write_json_line
+from solopo_nemo.data.output import atomic_text, beside, write_json_line
 from solopo_nemo.data.pairs.backend import Backend, Sampling
 from solopo_nemo.data.pairs.datasets import (
     TABLE_2,
     choose_questions,
     dataset_path,
     reduced,
-    side_file,
     triplet,
     yields_pair,
 )
@@ -75,7 +74,7 @@ def sample_pairs(
     """
     with Source(settings.contexts, settings.out.parent) as source:
         _check_bad(source, settings.skip_bad)
-        with SampleStore(side_file(settings.out, "samples"), sampling) as store:
+        with SampleStore(beside(settings.out, "samples"), sampling) as store:
             backend = make_backend(sampling)
             sampler = Sampler(source, store, backend, settings.sides, settings.size, sampling.seed)
             with Meter(len(source), settings.size) as meter:
@@ -123,7 +122,7 @@ def _write(
         out = files.enter_context(atomic_text(settings.out))
         others = {name: files.enter_context(atomic_text(dataset_path(settings.out, name))) for name in names}
         rejects, dropped = (
-            files.enter_context(atomic_text(side_file(settings.out, what), keep_empty=False))
+            files.enter_context(atomic_text(beside(settings.out, what), keep_empty=False))
             for what in ("rejects", "dropped")
         )
         for bad in source.bad:

@@ -19,7 +19,7 @@ from solopo_nemo.data.progress import with_progress
 from solopo_nemo.data.rows import Row, read_rows
 
 # the prompt rules of triplet files, whose prompts these become
-from solopo_nemo.data.triplets import Prompt, _prompt
+from solopo_nemo.data.triplets import Prompt, parse_prompt
 from solopo_nemo.errors import UserError
 
 SIDES = ("short", "long")
@@ -108,7 +108,7 @@ class Source:
 
 def _parse(row: Row) -> Asked:
     fields, where = row.fields(), row.where
-    prompts = {side: _prompt(required(fields, f"prompt_{side}", where), f"prompt_{side}", where) for side in SIDES}
+    prompts = {side: parse_prompt(required(fields, f"prompt_{side}", where), f"prompt_{side}", where) for side in SIDES}
     answers = text_list(required(fields, "answers", where), "answers", where)
     if not answers:
         raise bad_field(where, "answers", "is empty, must hold the gold answer")
