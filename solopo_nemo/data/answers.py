@@ -1,14 +1,16 @@
-"""How answers are stated, their normal form, and whether a text holds one."""
+"""How answers are stated, their normal form, and whether a response gives the right one."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 ANSWER_PREFIX = "The answer is:"
 """What stands before the final answer of a response, in prompts, training data and evaluation."""
 
+_PREFIX = re.compile(re.escape(ANSWER_PREFIX), re.IGNORECASE)
 _SHORT_ANSWER = 4
 _ARTICLES = frozenset({"a", "an", "the"})
 _ACRONYM_DOTS = re.compile(r"\b[^\W\d_](?:\.[^\W\d_])+\b\.?")
@@ -42,3 +44,34 @@ def holds_answer(normal_text: str, normal_answers: Iterable[str]) -> bool:
         answer in normal_text if len(answer) >= _SHORT_ANSWER else bool(answer) and f" {answer} " in padded
         for answer in normal_answers
     )
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a response gives as its answer.
+
+    Attributes:
+        text: What follows the last `The answer is:` on its line; without one, the last line that holds text.
+        prefixed: Whether there was such a prefix with something after it.
+    """
+
+    text: str
+    prefixed: bool
+
+
+def stated_answer(response: str) -> Stated:
+    """Extract the answer of a response."""
+    after = _PREFIX.split(response)
+    if len(after) > 1 and normalize(after[-1]):
+        return Stated(_lines(after[-1])[0], prefixed=True)
+    return Stated((_lines(response) or [""])[-1], prefixed=False)
+
+
+def is_right(stated: Stated, answers: Iterable[str]) -> bool:
+    """Sub-EM: tell whether a gold answer or alias is contained in the stated answer, all in normal form."""
+    return holds_answer(normalize(stated.text), [normalize(answer) for answer in answers])
+
+
+def _lines(text: str) -> list[str]:
+    """The lines that hold more than marks, such as the asterisks of bold text."""
+    return [line.strip() for line in text.splitlines() if normalize(line)]

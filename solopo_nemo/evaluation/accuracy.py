@@ -12,7 +12,7 @@ import torch
 from rich.progress import Progress
 from rich.table import Table
 
-from solopo_nemo.data.answers import ANSWER_PREFIX, normalize
+from solopo_nemo.data.answers import normalize, stated_answer
 from solopo_nemo.data.synthetic import generate_evaluation
 from solopo_nemo.errors import UserError
 
@@ -53,16 +53,10 @@ class AccuracyRow:
         return asdict(self)
 
 
-def extract_answer(text: str) -> str:
-    """What follows the last answer prefix on its line; empty where there is none."""
-    _, found, rest = text.rpartition(ANSWER_PREFIX)
-    return rest.strip().splitlines()[0].strip() if found and rest.strip() else ""
-
-
 def is_correct(text: str, answers: Iterable[str]) -> bool:
-    """Whether the answer extracted from `text` equals one of `answers`."""
-    given = normalize(extract_answer(text))
-    return bool(given) and given in {normalize(answer) for answer in answers}
+    """Whether the answer that `text` states after the prefix equals one of `answers`, in normal form."""
+    stated = stated_answer(text)
+    return stated.prefixed and normalize(stated.text) in {normalize(answer) for answer in answers}
 
 
 def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:

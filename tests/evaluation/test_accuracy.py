@@ -17,9 +17,7 @@ from solopo_nemo.evaluation.accuracy import (
     comparison_table,
     count_correct,
     evaluate_accuracy,
-    extract_answer,
     is_correct,
-    normalize,
     wilson_interval,
 )
 
@@ -33,17 +31,18 @@ def row(length: int, correct: int, total: int = 100) -> AccuracyRow:
 
 
 @pytest.mark.parametrize(
-    ("text", "answer"),
+    ("text", "correct"),
     [
-        ("Facts: a. The answer is: Alton.", "Alton."),
-        ("The answer is: Norton. No. The answer is:  Alton.\nMore", "Alton."),
-        ("Alton.", ""),
-        ("The answer is:", ""),
-        ("The answer is: \n", ""),
+        ("Facts: a. The answer is: Alton.", True),
+        ("The answer is: Norton. No. The answer is:  Alton.\nMore", True),
+        ("The answer is: Alton. No. The answer is: Norton.", False),
+        ("Alton.", False),
+        ("The answer is:", False),
+        ("The answer is: \n", False),
     ],
 )
-def test_extract_answer(text: str, answer: str) -> None:
-    assert extract_answer(text) == answer
+def test_only_what_is_stated_after_the_prefix_counts(text: str, correct: bool) -> None:
+    assert is_correct(text, ["Alton"]) is correct
 
 
 def test_only_the_whole_answer_is_correct() -> None:
@@ -52,7 +51,6 @@ def test_only_the_whole_answer_is_correct() -> None:
     assert not is_correct("The answer is: Kali", ["Kali Cormann"])
     assert not is_correct("The answer is: Kali Cormann or Ilus Ulwick", ["Kali Cormann"])
     assert not is_correct("The answer is: .", [""])
-    assert normalize("The  A. Town!") == "town"
 
 
 def test_an_oracle_scores_all_and_silence_scores_nothing() -> None:

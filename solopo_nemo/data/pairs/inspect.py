@@ -8,10 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from solopo_nemo.data.answers import holds_answer, normalize
+from solopo_nemo.data.answers import holds_answer, is_right, normalize, stated_answer
 from solopo_nemo.data.fields import bad_field, has, text_list
 from solopo_nemo.data.lengths import Lengths, compression_rate
-from solopo_nemo.data.pairs.score import is_right, stated_answer
 from solopo_nemo.data.progress import with_progress
 from solopo_nemo.data.rows import Row, read_rows
 from solopo_nemo.data.tokenize import TripletEncoder

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from solopo_nemo.data.answers import is_right, stated_answer
 from solopo_nemo.data.pairs.backend import Sample, Sampling
-from solopo_nemo.data.pairs.score import is_right, stated_answer
 from solopo_nemo.data.pairs.source import Asked
 from solopo_nemo.errors import UserError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from solopo_nemo.data.pairs.score import Stated, is_right, stated_answer
+from solopo_nemo.data.answers import Stated, is_right, stated_answer
 
 
 @pytest.mark.parametrize(
