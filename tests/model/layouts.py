@@ -51,5 +51,5 @@ OBJECTIVES = {
     "longpo": ("longpo", dict()),
     "sft_long": ("sft", dict(prompt="long")),
 }
-TRAINED = ("solo_dpo", "solo_orpo_both")
+TRAINED = ("solo_dpo", "solo_simpo", "solo_orpo", "solo_orpo_both", "solo_ipo", "solo_slic")
 """Objectives that are also followed over several optimizer steps."""
