@@ -7,13 +7,16 @@ tokenizer), named by its step.
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from solopo_nemo.errors import UserError
+from solopo_nemo.training.signals import SIGNALS, StopRequest
 
 PREFIX = "step_"
 
@@ -53,23 +56,31 @@ def to_resume_from(resume: str, folder: Path) -> Path | None:
 
 
 class Checkpoints(pl.Callback):
-    """Saves every so many steps and at the end of the run.
+    """Saves every so many steps, when the run is asked to stop, and at its end.
 
     Args:
         folder: where.
         every: steps.
         keep: newest ones kept.
         initial: checkpoint that the run started from; its ``context`` and ``hf`` are the same for all.
+        stop: ends the run after the step in which any rank was asked to.
     """
 
-    def __init__(self, folder: Path, every: int, keep: int, initial: Path) -> None:
-        self.folder, self.every, self.keep, self.initial = folder, every, keep, initial
+    def __init__(self, folder: Path, every: int, keep: int, initial: Path, stop: StopRequest) -> None:
+        self.folder, self.every, self.keep, self.initial, self.stop = folder, every, keep, initial, stop
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Take the signals back from Lightning, which stops the rank that gets one, and no other."""
+        for number in SIGNALS:
+            signal.signal(number, self.stop.note)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save after every ``every`` steps and after the last one."""
-        step = trainer.global_step
-        if step % self.every == 0 or step == trainer.max_steps:
+        """Save after every ``every`` steps, after the last one, and before stopping early."""
+        step, stop = trainer.global_step, self.stop.agree()
+        if step % self.every == 0 or step == trainer.max_steps or stop:
             self.save(trainer)
+        if stop:
+            raise SIGTERMException  # on all ranks: Lightning's way out of a run
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write beside, then rename: a crash in between leaves the earlier checkpoints as they were."""

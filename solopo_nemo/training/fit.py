@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import nemo.lightning as nl
 import torch
+import torch.distributed as dist
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from megatron.core.optimizer import OptimizerConfig
 from nemo.lightning import io
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
@@ -27,6 +31,9 @@ from solopo_nemo.training.metrics import Metrics
 from solopo_nemo.training.prepare import Paths, read_weights_hash
 from solopo_nemo.training.progress import ProgressLine
 from solopo_nemo.training.reference import CachedReference, OnlineReference
+from solopo_nemo.training.signals import StopRequest
+
+logger = logging.getLogger("solopo_nemo")
 
 
 def precision_of(config: RunConfig) -> str:
@@ -99,10 +106,10 @@ def _wandb_offline() -> bool:
     return os.environ.get("WANDB_MODE", "offline") != "online"
 
 
-def fit(config: RunConfig, only_reference: bool = False) -> None:
+def fit(config: RunConfig, stop: StopRequest, only_reference: bool = False) -> None:
     """Train, or only complete the reference cache.
 
-    Runs on every rank, after ``prepare`` has run once.
+    Runs on every rank, after ``prepare`` has run once. Ends early, with everything saved, once ``stop`` is agreed.
     """
     device.prepare_process()
     paths, objective = Paths(config.output), config.build_objective()
@@ -119,12 +126,19 @@ def fit(config: RunConfig, only_reference: bool = False) -> None:
             key = cache_key(
                 read_weights_hash(paths), prepared.fingerprint, objective.reference_sequences, precision_of(config)
             )
-            trainer_callbacks.append(CachedReference(ReferenceCache(paths.reference, key), data, only_reference))
+            cache = ReferenceCache(paths.reference, key)
+            trainer_callbacks.append(CachedReference(cache, data, stop, only_reference))
     trainer_callbacks.append(
         Metrics(paths.metrics, len(prepared.dataset), config.trainer.global_batch, [ProgressLine(data.steps)])
     )
     trainer_callbacks.append(
-        Checkpoints(paths.checkpoints, config.trainer.checkpoint_every, config.trainer.keep_checkpoints, paths.initial)
+        Checkpoints(
+            paths.checkpoints,
+            config.trainer.checkpoint_every,
+            config.trainer.keep_checkpoints,
+            paths.initial,
+            stop,
+        )
     )
     local = environment.local_world_size()
     # not nl.Trainer: that one deep-copies its arguments, callbacks and data included, to store them
@@ -156,4 +170,8 @@ def fit(config: RunConfig, only_reference: bool = False) -> None:
     )
     # the reference policy is the initial one, whatever has been trained since
     resume = None if only_reference else to_resume_from(config.trainer.resume, paths.checkpoints)
-    trainer.fit(model, data, ckpt_path=resume)
+    with suppress(SIGTERMException):
+        trainer.fit(model, data, ckpt_path=resume)
+    dist.barrier()  # a launcher ends the ranks that are left when the first one has gone
+    if stop.agreed:
+        logger.info("stopped after step %d; the same command goes on from here", trainer.global_step)

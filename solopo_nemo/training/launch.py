@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import uuid
@@ -29,6 +30,7 @@ from solopo_nemo.training.config import (
     save_config,
 )
 from solopo_nemo.training.prepare import Paths, find_model, prepare, total_steps
+from solopo_nemo.training.signals import Stopped, StopRequest, handled_by, stopping_at_once
 from solopo_nemo.training.usage import describe
 
 EXIT_RESUMABLE = 75
@@ -61,10 +63,20 @@ def run_recipe(recipe: str, arguments: Sequence[str], only_reference: bool = Fal
     if {"--help", "-h"} & set(arguments):
         print(describe(recipe))
         return 0
-    logs.show_own_messages()
+    logs.show_own_messages(environment.rank())
     config = load_config(recipe, arguments)
-    if environment.started_as_rank():
-        return _run_rank(config, only_reference)
+    try:
+        if environment.started_as_rank():
+            return _run_rank(config, only_reference)
+        with stopping_at_once():
+            return _run_here(config, only_reference)
+    except Stopped as stop:
+        logger.info("%s: stopped; the same command goes on from here", stop)
+        return EXIT_RESUMABLE
+
+
+def _run_here(config: RunConfig, only_reference: bool) -> int:
+    """As the one process that a user started: prepare, run the ranks, finish."""
     check_world(config, local_world(config))
     if not only_reference and _finished(config):
         Console().print(
@@ -82,21 +94,22 @@ def run_recipe(recipe: str, arguments: Sequence[str], only_reference: bool = Fal
 def _run_rank(config: RunConfig, only_reference: bool) -> int:
     check_world(config, environment.world_size())
     started_here = environment.without_ranks().get("SOLOPO_PREPARED") == "1"
-    ready = config.output / f".ready-{environment.job_token()}"
-    if not started_here:
-        if environment.rank() == 0:
-            _prepare_once(config)
-            ready.touch()
-        else:
-            _wait_for(ready)
-    if only_reference or not _trained(config):
-        with logs.quiet_imports():
-            from solopo_nemo.training.fit import fit
-        logs.to_file(config.output / "logs", environment.rank())
-        fit(config, only_reference)
-    if not started_here and environment.rank() == 0:
-        ready.unlink()
-        if not only_reference:
+    stop = StopRequest()
+    with handled_by(stop.note):
+        code = 0 if started_here else _prepare_for_all(config)
+        if code:
+            return code
+        if only_reference or not _trained(config):
+            with logs.quiet_imports():
+                from solopo_nemo.training.fit import fit
+            logs.to_file(config.output / "logs", environment.rank())
+            fit(config, stop, only_reference)
+            if not started_here and environment.rank() == 0:
+                _outcome(config).unlink()  # all have read it
+            if stop.agreed:
+                return EXIT_RESUMABLE
+    if not started_here and environment.rank() == 0 and not only_reference:
+        with stopping_at_once():
             _finish(config)
     return 0
 
@@ -108,10 +121,36 @@ def _trained(config: RunConfig) -> bool:
     return any(step_of(checkpoint) == steps for checkpoint in saved_checkpoints(paths.checkpoints))
 
 
-def _wait_for(ready: Path) -> None:
-    """Until rank 0 has prepared the run; should it fail, the launcher ends this rank too."""
-    while not ready.exists():
-        time.sleep(0.5)
+def _prepare_for_all(config: RunConfig) -> int:
+    """Rank 0 prepares the run and the others wait for it: 0, or the exit code with which it failed, for all."""
+    outcome = _outcome(config)
+    if environment.rank():
+        while not outcome.exists():
+            time.sleep(0.5)
+        return int(outcome.read_text())
+    code = 1
+    try:
+        with stopping_at_once():
+            _prepare_once(config)
+            for old in config.output.glob(".prepared-*"):  # of starts before this one
+                old.unlink()
+        code = 0
+    except UserError:
+        code = cli.EXIT_USER_ERROR
+        raise
+    except Stopped:
+        code = EXIT_RESUMABLE
+        raise
+    finally:
+        if config.output.is_dir():
+            with atomic_text(outcome) as stream:
+                stream.write(f"{code}\n")
+    return code
+
+
+def _outcome(config: RunConfig) -> Path:
+    """The file that tells the other ranks of this start how the preparation ended."""
+    return config.output / f".prepared-{environment.job_token()}"
 
 
 def _prepare_once(config: RunConfig) -> None:
@@ -172,7 +211,11 @@ def _finished(config: RunConfig) -> bool:
 
 
 def _start_ranks(count: int) -> int:
-    """Run this same command as the ranks of a job on this host and return the job's exit code."""
+    """Run this same command as the ranks of a job on this host and return the job's exit code.
+
+    A signal goes on to the ranks, which then save and stop; a second Ctrl-C kills them.
+    """
+    import psutil
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -189,13 +232,25 @@ def _start_ranks(count: int) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.5,
+        signals_to_handle="SIGHUP,SIGQUIT",  # the others: its agent would kill ranks that have not saved in 30 s
     )
+    stop = StopRequest()
+
+    def forward(number: int, _: object) -> None:
+        again = number == signal.SIGINT and stop.received
+        stop.note(number, _)
+        for rank in psutil.Process().children():
+            rank.send_signal(signal.SIGKILL if again else signal.SIGTERM)
+
     try:
-        elastic_launch(launch, sys.executable)(*sys.argv)
+        with handled_by(forward):
+            elastic_launch(launch, sys.executable)(*sys.argv)
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        return next((code for code in codes if code in (cli.EXIT_USER_ERROR, EXIT_RESUMABLE)), 1)
-    return 0
+        codes = {failure.exitcode for failure in error.failures.values()}
+        if stop.received and codes <= {EXIT_RESUMABLE, -signal.SIGTERM}:  # the latter: before it could listen
+            return EXIT_RESUMABLE
+        return next((code for code in (cli.EXIT_USER_ERROR, EXIT_RESUMABLE) if code in codes), 1)
+    return EXIT_RESUMABLE if stop.received else 0
 
 
 def _finish(config: RunConfig) -> None:

@@ -14,13 +14,13 @@ from rich.logging import RichHandler
 LOUD = ("lightning.pytorch", "lightning.fabric", "megatron", "nv_one_logger", "torch.distributed.launcher")
 
 
-def show_own_messages() -> None:
-    """Print this project's own messages, once a process."""
+def show_own_messages(rank: int) -> None:
+    """Print this project's own messages, once a process, and on rank 0 alone."""
     own = logging.getLogger("solopo_nemo")
     own.setLevel(logging.INFO)
     own.propagate = False
     if not own.handlers:
-        own.addHandler(RichHandler(show_path=False, show_time=False))
+        own.addHandler(logging.NullHandler() if rank else RichHandler(show_path=False, show_time=False))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from rich.progress import Progress
@@ -18,6 +19,7 @@ from solopo_nemo.errors import UserError
 from solopo_nemo.model.scoring import frozen_copy, score_batches
 from solopo_nemo.training.cache import ReferenceCache, Scores
 from solopo_nemo.training.datamodule import TripletDataModule, packing_layout
+from solopo_nemo.training.signals import StopRequest
 
 
 class CachedReference(pl.Callback):
@@ -28,11 +30,12 @@ class CachedReference(pl.Callback):
     Args:
         cache: where the scores are kept.
         data: receives them.
+        stop: ends the scoring early; what is scored stays in the cache.
         only: stop after the cache is complete (``tools/cache_reference.py``).
     """
 
-    def __init__(self, cache: ReferenceCache, data: TripletDataModule, only: bool = False) -> None:
-        self.cache, self.data, self.only = cache, data, only
+    def __init__(self, cache: ReferenceCache, data: TripletDataModule, stop: StopRequest, only: bool = False) -> None:
+        self.cache, self.data, self.stop, self.only = cache, data, stop, only
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Complete the cache, check that it covers the data, hand it to the data module."""
@@ -64,6 +67,8 @@ class CachedReference(pl.Callback):
             # one micro-batch a pipeline stage and data-parallel rank at a time: then it goes to disk
             piece = size * dp * parallel_state.get_pipeline_model_parallel_world_size() * 8
             for start in range(0, len(missing), piece):
+                if self.stop.agree():
+                    raise SIGTERMException
                 indices = missing[start : start + piece]
                 rounds = [indices[i : i + size * dp] for i in range(0, len(indices), size * dp)]
                 # every data-parallel rank runs equally many micro-batches; a missing one repeats the first

@@ -4,43 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from runs import rows, run
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
-SMALL = [
-    "trainer.max_steps=4",
-    "trainer.global_batch=4",
-    "trainer.micro_batch=2",
-    "trainer.checkpoint_every=2",
-    "data.builtin.samples=10",
-    "data.builtin.long_paragraphs=16",
-    "evaluation.questions=4",
-]
-NOT_EXACT = ("seconds", "peak_memory_gib")
-
-
-def run(
-    output: Path, *overrides: str, script: str = "recipes/solo_dpo.py", expect: int = 0
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, script, f"output_dir={output}", *SMALL, *overrides]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-4000:]
-    return done
-
-
-def rows(output: Path) -> list[dict[str, Any]]:
-    read = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in NOT_EXACT} for row in read]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,63 @@
+"""Ending early on request: SIGTERM, SIGUSR1 (a scheduler's warning) or Ctrl-C, in any process of a run."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal came where nothing has to be saved first: what is on disk is enough to go on."""
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Give the signals to ``handler`` while the block runs."""
+    earlier = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in earlier.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Raise :class:`Stopped` wherever the block is when a signal comes."""
+
+    def stop(number: int, _: Any) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    with handled_by(stop):
+        yield
+
+
+class StopRequest:
+    """The wish to stop, noted when a signal comes and acted on where all ranks can stop together.
+
+    Attributes:
+        received: a signal came to this process.
+        agreed: it came to some rank, and all ranks know.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self.agreed = False
+
+    def note(self, number: int, _: Any) -> None:
+        """Signal handler."""
+        self.received = True
+
+    def agree(self) -> bool:
+        """Whether any rank was asked to stop; a collective of all ranks."""
+        import torch
+        import torch.distributed as dist
+
+        asked = torch.tensor(int(self.received), device=torch.cuda.current_device())
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        self.agreed = bool(asked)
+        return self.agreed

@@ -1,0 +1,95 @@
+"""A signal to any process of a run saves and stops all of it, with exit code 75, and the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from runs import ENVIRONMENT, ROOT, command, rows, until
+
+from solopo_nemo.training.launch import EXIT_RESUMABLE
+from solopo_nemo.training.signals import Stopped, StopRequest, handled_by, stopping_at_once
+
+LONG = ["trainer.max_steps=100000", "trainer.checkpoint_every=100000", "evaluation.name=none", "parallel.data=2"]
+
+
+def test_a_signal_stops_at_once_only_inside_the_block() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(Stopped, match="SIGUSR1"), stopping_at_once():
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert signal.getsignal(signal.SIGUSR1) == before
+    stop = StopRequest()
+    with handled_by(stop.note):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.received
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def steps(output: Path) -> list[int]:
+    return [row["step"] for row in rows(output)] if (output / "metrics.jsonl").exists() else []
+
+
+def ranks(parent: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The ranks that a launcher started, by rank."""
+    children = [c for c in psutil.Process(parent.pid).children() if "RANK" in c.environ()]
+    return sorted(children, key=lambda c: int(c.environ()["RANK"]))
+
+
+def saved_and_stopped(output: Path, before: int) -> int:
+    """Check that a run stopped after its last step, saved, and left nothing half done; that step."""
+    got = steps(output)
+    assert got == list(range(1, len(got) + 1))
+    assert len(got) > before
+    assert len([p for p in (output / "checkpoints").iterdir() if p.name == f"step_{len(got):06d}"]) == 1
+    assert not list(output.glob("checkpoints/.*"))
+    return len(got)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_signal_to_a_rank_or_the_launcher_stops_all_and_loses_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+
+    importing = start(command(output, *LONG))
+    until(lambda: list(output.glob(".initial.tmp*")), importing)
+    importing.send_signal(signal.SIGTERM)
+    assert importing.wait() == EXIT_RESUMABLE, importing.communicate()
+    assert not (output / "initial").exists()
+
+    torchrun = start(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            *command(output, *LONG)[1:],
+        ]
+    )
+    until(lambda: len(steps(output)) > 2, torchrun)
+    ranks(torchrun)[1].send_signal(signal.SIGUSR1)
+    out, err = torchrun.communicate()
+    assert torchrun.returncode != 0
+    assert f"exitcode  : {EXIT_RESUMABLE}" in err, err
+    stopped = saved_and_stopped(output, before=2)
+
+    launcher = start(command(output, *LONG))
+    until(lambda: len(steps(output)) > stopped + 2, launcher)
+    launcher.send_signal(signal.SIGTERM)
+    out, err = launcher.communicate()
+    assert launcher.returncode == EXIT_RESUMABLE, out + err
+    assert "Traceback" not in err
+    assert out.count("the same command goes on") == 1
+    saved_and_stopped(output, before=stopped + 2)
+    assert not list(output.glob(".*"))
