@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -106,10 +107,18 @@ def _wandb_offline() -> bool:
     return os.environ.get("WANDB_MODE", "offline") != "online"
 
 
-def fit(config: RunConfig, stop: StopRequest, only_reference: bool = False) -> None:
+def fit(
+    config: RunConfig, stop: StopRequest, only_reference: bool = False, callbacks: Sequence[pl.Callback] = ()
+) -> None:
     """Train, or only complete the reference cache.
 
     Runs on every rank, after ``prepare`` has run once. Ends early, with everything saved, once ``stop`` is agreed.
+
+    Args:
+        config: of the run.
+        stop: a signal's wish to stop, agreed on by all ranks.
+        only_reference: stop before the first step.
+        callbacks: more of Lightning's, called last.
     """
     device.prepare_process()
     paths, objective = Paths(config.output), config.build_objective()
@@ -140,6 +149,7 @@ def fit(config: RunConfig, stop: StopRequest, only_reference: bool = False) -> N
             stop,
         )
     )
+    trainer_callbacks += callbacks
     local = environment.local_world_size()
     # not nl.Trainer: that one deep-copies its arguments, callbacks and data included, to store them
     trainer = pl.Trainer(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from megatron.core import parallel_state
@@ -96,14 +97,19 @@ class OnlineReference(pl.Callback):
 
     Args:
         checkpoint: the initial weights (also when the policy is resumed from later ones).
+
+    Attributes:
+        module: the frozen copy, from the start of training on.
     """
+
+    module: torch.nn.Module
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Build the copy, outside of everything that is trained, wrapped or saved."""
-        self._model, self._module = pl_module, frozen_copy(pl_module, self.checkpoint)
+        self._model, self.module = pl_module, frozen_copy(pl_module, self.checkpoint)
 
     def on_megatron_step_start(self, step: Any) -> Any:
         """NeMo's event before a global batch: score it, and give the policy the scored micro-batches."""
@@ -111,7 +117,7 @@ class OnlineReference(pl.Callback):
             return step
         batches = [self._model.data_step(step.data) for _ in range(get_num_microbatches())]
         names = self._model.objective.reference_sequences
-        results = score_batches(self._module, [batch["reference_batch"] for batch in batches])
+        results = score_batches(self.module, [batch["reference_batch"] for batch in batches])
         for batch, result in zip(batches, results, strict=True):
             batch["reference"] = dict(zip(names, result.view(-1, len(names)).unbind(1), strict=True))
         return dataclasses.replace(step, data=_Scored(batches))

@@ -1,0 +1,165 @@
+"""Training steps measured in fresh processes: ours through a recipe's own training, the peer's through its trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from solopo_nemo import environment
+from solopo_nemo.benchmarking.material import Material, ids_digest, make_checkpoint, make_material
+from solopo_nemo.benchmarking.spec import PEERS, StepSpec
+
+BETA = 0.1
+OPTIMIZER = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.0, "clip_grad": 1.0}
+"""AdamW with a constant rate, the same on every side."""
+PEER_SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "peer" / "trl_dpo.py"
+LIBRARIES = ("torch", "megatron-core", "nemo-toolkit", "lightning", "transformers")
+
+
+class MeasurementError(RuntimeError):
+    """A measured process ended without a result; the message has its last lines."""
+
+
+def measure_step(spec: StepSpec, work: Path, peer_python: Path | None = None) -> dict[str, Any]:
+    """Run a specification once.
+
+    Args:
+        spec: what to run.
+        work: folder for models, samples and scratch files; keep it between measurements: converting a model takes long.
+        peer_python: interpreter of the peer's environment, for the systems in :data:`PEERS`.
+
+    Returns:
+        JSON data. ``seconds``: of each step, the slowest rank's; ``peak_bytes``: by rank, above the loaded model (see
+        :mod:`solopo_nemo.benchmarking.memory`); ``baseline_bytes``; ``losses`` and ``logps`` by step; ``tokens`` read
+        in a step; ``threads`` a rank; ``digest``: hashes of the token ids that were trained on; ``versions``,
+        ``machine``.
+
+    Raises:
+        MeasurementError: a process failed.
+    """
+    material = make_material(spec, work)
+    run = work / "runs" / f"{spec.key()}-{os.getpid()}"
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True)
+    measured = _peer(spec, material, run, peer_python) if spec.system in PEERS else _own(spec, material, run)
+    shutil.rmtree(run)
+    return {"spec": spec.as_json(), **measured, "machine": machine()}
+
+
+def machine() -> dict[str, Any]:
+    """The machine that a figure belongs to."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = {"processor": _processor(), "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1)}
+    import torch
+
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name(0)
+    return found
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.is_file() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def overrides_of(spec: StepSpec, material: Material, output: Path) -> list[str]:
+    """The recipe's command-line overrides for a specification."""
+    return [
+        f"output_dir={output}",
+        "model=custom",
+        f"model.init={material.checkpoint}",
+        f"model.recompute={spec.recompute}",
+        f"data.train={material.triplets}",
+        f"parallel.tensor={spec.tensor}",
+        f"parallel.sequence={str(spec.sequence).lower()}",
+        f"parallel.context={spec.context}",
+        f"parallel.context_mode={spec.context_mode}",
+        f"parallel.pipeline={spec.pipeline}",
+        f"parallel.data={spec.data}",
+        f"trainer.global_batch={spec.data}",
+        "trainer.micro_batch=1",
+        f"trainer.max_steps={spec.steps + 1}",  # the meter stops before the last step, which would save a checkpoint
+        f"trainer.checkpoint_every={spec.steps + 1}",
+        "trainer.resume=never",
+        *(f"optim.{key}={value!r}" for key, value in OPTIMIZER.items()),
+        f"optim.min_lr={OPTIMIZER['lr']!r}",
+        "optim.warmup_ratio=0",
+        "logger.tensorboard=false",
+        "evaluation.name=none",
+        *spec.overrides,
+    ]
+
+
+def _own(spec: StepSpec, material: Material, run: Path) -> dict[str, Any]:
+    from solopo_nemo.data.prepared import load_prepared
+    from solopo_nemo.training.config import check_world, load_config
+    from solopo_nemo.training.prepare import Paths, prepare
+    from solopo_nemo.training.rows import read_metrics
+
+    make_checkpoint(material)
+    overrides = overrides_of(spec, material, run / "out")
+    config = load_config(spec.system, overrides)
+    check_world(config, spec.ranks)
+    prepare(config)
+    paths = Paths(config.output)
+    request = {"recipe": spec.system, "overrides": overrides, "steps": spec.steps, "results": str(run)}
+    (run / "request.json").write_text(json.dumps(request))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={spec.ranks}"]
+    _run([*torchrun, "-m", "solopo_nemo.benchmarking.rank", str(run / "request.json")], spec, run)
+    ranks = [json.loads((run / f"rank-{i}.json").read_text()) for i in range(spec.ranks)]
+    rows = read_metrics(paths.metrics)
+    sample = load_prepared(paths.tokenized).dataset[0]
+    return {
+        "seconds": [max(values) for values in zip(*(r["seconds"] for r in ranks), strict=True)],
+        "peak_bytes": [r["peak_bytes"] for r in ranks],
+        "baseline_bytes": [r["baseline_bytes"] for r in ranks],
+        "losses": [row["loss"] for row in rows],
+        "logps": [{key: row[key] for key in sorted(row) if key.startswith("logps/")} for row in rows],
+        "tokens": rows[0]["tokens"],
+        "threads": ranks[0]["threads"],
+        "digest": {name: ids_digest(ids) for name, ids in sample.items() if name != "id"},
+        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+    }
+
+
+def _peer(spec: StepSpec, material: Material, run: Path, python: Path | None) -> dict[str, Any]:
+    if python is None:
+        raise ValueError(f"{spec.system} needs the interpreter of the peer's environment")
+    request = {
+        "model": str(material.hf),
+        "data": str(material.ids),
+        "setting": spec.system.removeprefix("trl_"),
+        "steps": spec.steps,
+        "recompute": spec.recompute,
+        "beta": BETA,
+        "output_dir": str(run / "out"),
+        **OPTIMIZER,
+    }
+    (run / "request.json").write_text(json.dumps(request))
+    _run([str(python), str(PEER_SCRIPT), str(run / "request.json"), str(run / "result.json")], spec, run)
+    return json.loads((run / "result.json").read_text())
+
+
+def _run(command: list[str], spec: StepSpec, run: Path) -> None:
+    """Run a command to its end with its output in a file; the run folder stays where it fails."""
+    threads = {name: str(spec.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    log = run / "output.log"
+    with log.open("w") as stream:
+        done = subprocess.run(
+            command, env=environment.without_ranks() | threads, stdout=stream, stderr=subprocess.STDOUT, check=False
+        )
+    if done.returncode:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise MeasurementError(
+            f"{spec.system} at {spec.long} tokens ended with code {done.returncode} ({log}):\n{tail}"
+        )
