@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,34 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from solopo_nemo.evaluation.accuracy import AccuracyRow
+from solopo_nemo.plotting import THEMES, WIDTH, Theme, save_figure, style
 
 Rows = Sequence[Mapping[str, Any]]
 
-_WIDTH, _DPI = 5.6, 180
 _FEW_STEPS = 40
 """Up to here every step gets a dot, and nothing is smoothed."""
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of one page background. The six hues stay apart for colour-blind readers too."""
-
-    suffix: str
-    background: str
-    ink: str
-    muted: str
-    grid: str
-    blue: str
-    orange: str
-    green: str
-    purple: str
-    grey: str
-
-
-THEMES = (
-    Theme("", "#ffffff", "#1f2328", "#59636e", "#e4e7eb", "#0969da", "#d9480f", "#12876b", "#8250df", "#8c959f"),
-    Theme("-dark", "#161b22", "#e6edf3", "#9198a1", "#2b323b", "#58a6ff", "#ff9248", "#3fcfa4", "#bc8cff", "#8b949e"),
-)
 
 
 @dataclass(frozen=True)
@@ -193,8 +169,8 @@ def draw(plot: Plot, rows: Rows, folder: Path) -> bool:
         return False
     steps = np.array([finite(row, "step") for row in rows])
     for theme in THEMES:
-        with mpl.rc_context(_style(theme)):
-            figure = Figure(figsize=(_WIDTH, 1.9 + 1.2 * len(panels)), layout="constrained")
+        with mpl.rc_context(style(theme)):
+            figure = Figure(figsize=(WIDTH, 1.9 + 1.2 * len(panels)), layout="constrained")
             axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
             axes[0].set_title(plot.title)
             for axis, (panel, lines) in zip(axes, panels, strict=True):
@@ -208,7 +184,7 @@ def draw(plot: Plot, rows: Rows, folder: Path) -> bool:
             most = max(len(lines) for _, lines in panels)
             if most > 1:
                 figure.legend(loc="outside lower center", ncols=2 if most == 4 else 3)
-            _save(figure, folder / f"{plot.name}{theme.suffix}.png")
+            save_figure(figure, folder / f"{plot.name}{theme.suffix}.png")
     return True
 
 
@@ -224,8 +200,8 @@ def draw_accuracy(measured: Mapping[str, Sequence[AccuracyRow]], folder: Path) -
         return False
     order = sorted(lengths)
     for theme in THEMES:
-        with mpl.rc_context(_style(theme)):
-            figure = Figure(figsize=(_WIDTH, 3.1), layout="constrained")
+        with mpl.rc_context(style(theme)):
+            figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
             axis = figure.subplots()
             axis.set_title("Answer accuracy by context length")
             for moment, shift, colour, marker in (("before", -0.05, "grey", "s"), ("after", 0.05, "blue", "o")):
@@ -248,7 +224,7 @@ def draw_accuracy(measured: Mapping[str, Sequence[AccuracyRow]], folder: Path) -
             axis.set_xlabel("context length")
             axis.set_ylabel("exact match (%)")
             figure.legend(loc="outside lower center", ncols=2)
-            _save(figure, folder / f"accuracy{theme.suffix}.png")
+            save_figure(figure, folder / f"accuracy{theme.suffix}.png")
     return True
 
 
@@ -283,52 +259,3 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     counts = np.convolve(known, window, mode="same")
     sums = np.convolve(np.where(known, values, 0.0), window, mode="same")
     return np.divide(sums, counts, out=np.full(len(values), math.nan), where=known & (counts > 0))
-
-
-def _style(theme: Theme) -> dict[Any, Any]:
-    return {
-        "figure.facecolor": theme.background,
-        "axes.facecolor": theme.background,
-        "savefig.facecolor": theme.background,
-        "text.color": theme.ink,
-        "axes.labelcolor": theme.muted,
-        "axes.edgecolor": theme.muted,
-        "xtick.color": theme.muted,
-        "ytick.color": theme.muted,
-        "axes.titlesize": 12,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.titlepad": 10,
-        "axes.labelsize": 10,
-        "xtick.labelsize": 9,
-        "ytick.labelsize": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": theme.grid,
-        "grid.linewidth": 0.8,
-        "axes.formatter.useoffset": False,
-        "axes.formatter.limits": (-3, 5),
-        "axes.formatter.use_mathtext": True,
-        "axes.xmargin": 0.02,
-        "lines.linewidth": 1.4,
-        "lines.markersize": 4,
-        "legend.frameon": False,
-        "legend.fontsize": 10,
-        "figure.constrained_layout.h_pad": 0.08,
-        "figure.constrained_layout.w_pad": 0.08,
-    }
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Write a figure so that a reader sees all of it or the earlier one."""
-    box = io.BytesIO()
-    figure.savefig(box, format="png", dpi=_DPI)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(box.getvalue())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
