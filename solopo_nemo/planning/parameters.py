@@ -1,0 +1,83 @@
+"""How many parameters a rank holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from solopo_nemo.planning.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class LayerParameters:
+    """Parameters of one transformer layer on one tensor-parallel rank (``t`` ranks; ``h`` hidden, ``f`` feed-forward,
+    ``a = heads * head_dim``, ``k = kv_heads * head_dim``).
+
+    Attributes:
+        qkv: ``(a + 2k) * h / t``, and its bias ``(a + 2k) / t`` where the model has one.
+        proj: ``a * h / t``.
+        fc1: ``2 * f * h / t`` (gate and up in one).
+        fc2: ``f * h / t``.
+        norms: ``2h``, and ``2 * head_dim`` where queries and keys are normalized; on every rank.
+    """
+
+    qkv: int
+    proj: int
+    fc1: int
+    fc2: int
+    norms: int
+
+    @classmethod
+    def of(cls, shape: ModelShape, tensor: int = 1) -> LayerParameters:
+        """Of one layer of a model."""
+        h, f = shape.hidden_size, shape.intermediate_size
+        a, k = shape.query_size, shape.kv_size
+        return cls(
+            qkv=(a + 2 * k) * (h + shape.qkv_bias) // tensor,
+            proj=a * h // tensor,
+            fc1=2 * f * h // tensor,
+            fc2=f * h // tensor,
+            norms=2 * h + 2 * shape.head_dim * shape.qk_norm,
+        )
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.qkv + self.proj + self.fc1 + self.fc2 + self.norms
+
+
+@dataclass(frozen=True)
+class StageParameters:
+    """Parameters of one pipeline stage on one tensor-parallel rank (``v`` vocabulary).
+
+    Attributes:
+        layers: of its ``layers / pipeline`` layers.
+        embedding: ``v * h / t`` on the first stage.
+        head: ``v * h / t`` on the last stage, unless the same rank's embedding is tied to it.
+        final_norm: ``h`` on the last stage.
+    """
+
+    layers: int
+    embedding: int
+    head: int
+    final_norm: int
+
+    @classmethod
+    def of(cls, shape: ModelShape, tensor: int = 1, pipeline: int = 1, stage: int = 0) -> StageParameters:
+        """Of stage ``stage`` of ``pipeline``.
+
+        The vocabulary is split evenly and never padded: the importers keep the model's own size, and the recipes refuse
+        a tensor-parallel size that does not divide it.
+        """
+        first, last = stage == 0, stage == pipeline - 1
+        vocabulary = shape.vocab_size * shape.hidden_size // tensor
+        return cls(
+            layers=LayerParameters.of(shape, tensor).total * (shape.num_hidden_layers // pipeline),
+            embedding=vocabulary * first,
+            head=vocabulary * (last and not (first and shape.tie_word_embeddings)),
+            final_norm=shape.hidden_size * last,
+        )
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.layers + self.embedding + self.head + self.final_norm

@@ -1,0 +1,70 @@
+"""What one sample asks of the model: its sequences, their lengths and the rows that are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from solopo_nemo.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a typical sample.
+
+    Attributes:
+        long, short: tokens of the two prompts.
+        response: tokens of each response, its end token included.
+    """
+
+    long: int
+    short: int
+    response: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("long", "short", "response"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One sequence of a sample, as the model sees it.
+
+    Attributes:
+        name: as in ``objective.sequences``.
+        inputs: input tokens, ``prompt + response - 1``: the last token is a label only.
+        rows: rows that the head scores, one a response token.
+    """
+
+    name: str
+    inputs: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The sequences of one sample.
+
+    Attributes:
+        policy: what the policy runs forward and backward, packed together.
+        reference: what the frozen reference policy scores, forward only.
+    """
+
+    policy: tuple[Sequence, ...]
+    reference: tuple[Sequence, ...] = ()
+
+    @classmethod
+    def of(cls, objective: Objective, lengths: Lengths) -> Workload:
+        """The sequences that an objective wants, at given lengths."""
+        return cls(_sequences(objective.sequences, lengths), _sequences(objective.reference_sequences, lengths))
+
+
+def _sequences(names: Iterable[str], lengths: Lengths) -> tuple[Sequence, ...]:
+    def one(name: str) -> Sequence:
+        prompt = lengths.long if name.startswith("long") else lengths.short
+        return Sequence(name, prompt + lengths.response - 1, lengths.response)
+
+    return tuple(one(name) for name in names)
