@@ -12,7 +12,8 @@ next one.
 
   --dev     also the test tools and linters
   --system  no .venv: install into the active virtual environment, or into the container's Python. Whatever is there
-            already, torch above all, stays as it is; only what is missing is added.
+            already, torch above all, stays as it is; only what is missing is added. Ends with an error where a version
+            that is there does not fit (requirements/container.txt).
 
 PYTHON=python3.11 tools/setup.sh takes another Python (3.10 to 3.12). Pip's own settings hold. Where the package index
 gives a machine without GPU the CUDA build of torch, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gets the
@@ -62,10 +63,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 def wanted(requirement):
-    if sys.argv[1] != "true":
+    name = re.match(r"[\w.-]+", requirement).group()
+    if sys.argv[1] != "true" or name == "setuptools":
         return True
     try:
-        version(re.match(r"[\w.-]+", requirement).group())
+        version(name)
     except PackageNotFoundError:
         return True
     return False
@@ -104,11 +106,23 @@ leave_if_complete() {
 if $system; then
     python=$base
     check_base
-    # What is there keeps its version: each installed distribution is a constraint.
+    # What is there keeps its version: each installed distribution is a constraint. The others come as the tests ran.
     kept=$(mktemp)
     trap 'rm -f "$kept"' EXIT
-    "$python" -c 'from importlib.metadata import distributions
-for d in distributions(): print(f"{d.name}=={d.version}")' >"$kept"
+    "$python" - >"$kept" <<'PYTHON'
+import re, sys
+from importlib.metadata import distributions
+from pathlib import Path
+
+def key(line):
+    return re.sub(r"[-_.]+", "-", line.split("==")[0]).lower()
+
+# a fresh Python brings a setuptools that is too old
+there = [f"{d.name}=={d.version}" for d in distributions() if d.name != "setuptools"]
+tested = Path("requirements/constraints.txt").read_text().splitlines() if sys.version_info[:2] == (3, 11) else []
+names = {key(line) for line in there}
+print(*there, *(line for line in tested if "==" in line and key(line) not in names), sep="\n")
+PYTHON
     constraints=(-c "$kept")
 else
     python=.venv/bin/python
@@ -146,7 +160,10 @@ is_installed() {
 spec = importlib.util.find_spec("solopo_nemo")
 sys.exit(not (spec and spec.origin and spec.origin.startswith(sys.argv[1])))' "$root/")
 }
-if $system && is_installed; then exit 0; fi
+if $system; then
+    "$python" tools/check_versions.py
+    if is_installed; then exit 0; fi
+fi
 say "this package"
 "$python" -m pip install --disable-pip-version-check --no-deps -e .
 if ! $system; then
