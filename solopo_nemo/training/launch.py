@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import os
-import signal
 import sys
 import time
 import uuid
@@ -30,10 +29,10 @@ from solopo_nemo.training.config import (
     save_config,
 )
 from solopo_nemo.training.prepare import Paths, find_model, prepare, total_steps
+from solopo_nemo.training.ranks import EXIT_RESUMABLE, run_ranks
 from solopo_nemo.training.signals import Stopped, StopRequest, handled_by, stopping_at_once
 from solopo_nemo.training.usage import describe
 
-EXIT_RESUMABLE = 75
 CHANGEABLE = ("parallel", "logger", "evaluation", "output_dir")
 """Parts of the configuration that may differ when a run is resumed."""
 CHANGEABLE_TRAINER = ("micro_batch", "checkpoint_every", "keep_checkpoints", "resume")
@@ -211,18 +210,11 @@ def _finished(config: RunConfig) -> bool:
 
 
 def _start_ranks(count: int) -> int:
-    """Run this same command as the ranks of a job on this host and return the job's exit code.
-
-    A signal goes on to the ranks, which then save and stop; a second Ctrl-C kills them.
-    """
-    import psutil
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    """Run this same command as the ranks of a job on this host and return the job's exit code."""
+    from torch.distributed.launcher.api import LaunchConfig
 
     os.environ["SOLOPO_PREPARED"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # the ranks' own messages say what went wrong
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -230,27 +222,11 @@ def _start_ranks(count: int) -> int:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        local_addr="localhost",  # the host's own name need not resolve: docker run --network none
         max_restarts=0,
         monitor_interval=0.5,
-        signals_to_handle="SIGHUP,SIGQUIT",  # the others: its agent would kill ranks that have not saved in 30 s
     )
-    stop = StopRequest()
-
-    def forward(number: int, _: object) -> None:
-        again = number == signal.SIGINT and stop.received
-        stop.note(number, _)
-        for rank in psutil.Process().children():
-            rank.send_signal(signal.SIGKILL if again else signal.SIGTERM)
-
-    try:
-        with handled_by(forward):
-            elastic_launch(launch, sys.executable)(*sys.argv)
-    except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
-        if stop.received and codes <= {EXIT_RESUMABLE, -signal.SIGTERM}:  # the latter: before it could listen
-            return EXIT_RESUMABLE
-        return next((code for code in (cli.EXIT_USER_ERROR, EXIT_RESUMABLE) if code in codes), 1)
-    return EXIT_RESUMABLE if stop.received else 0
+    return run_ranks(launch, sys.executable, sys.argv)
 
 
 def _finish(config: RunConfig) -> None:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from runs import ENVIRONMENT, ROOT, command, rows, until
 
-from solopo_nemo.training.launch import EXIT_RESUMABLE
+from solopo_nemo.training.ranks import EXIT_RESUMABLE
 from solopo_nemo.training.signals import Stopped, StopRequest, handled_by, stopping_at_once
 
 LONG = ["trainer.max_steps=100000", "trainer.checkpoint_every=100000", "evaluation.name=none", "parallel.data=2"]

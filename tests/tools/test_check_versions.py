@@ -1,0 +1,47 @@
+"""What tools/check_versions.py accepts as a base to install on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "check_versions.py"
+
+
+def check(site: Path, *options: str, **versions: str) -> subprocess.CompletedProcess[str]:
+    for name, version in versions.items():
+        folder = site / f"{name}-{version}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    command = [sys.executable, str(TOOL), *options]
+    return subprocess.run(command, env={"PYTHONPATH": str(site)}, capture_output=True, text=True, check=False)
+
+
+def test_this_environment_fits(tmp_path: Path) -> None:
+    assert check(tmp_path).returncode == 0
+
+
+def test_the_builds_of_the_nemo_container_fit(tmp_path: Path) -> None:
+    versions = {"torch": "2.9.0a0+50eac811a6.nv25.9", "nemo_toolkit": "2.6.0rc0", "megatron_core": "0.15.0rc8+abc"}
+    done = check(tmp_path, "--gpu", transformer_engine="2.9.0+70f53666", **versions)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [("megatron_core", "0.16.0rc0"), ("nemo_toolkit", "3.0.0"), ("torch", "2.6.0"), ("transformer_engine", "2.12.0")],
+)
+def test_another_version_is_one_line(tmp_path: Path, name: str, version: str) -> None:
+    done = check(tmp_path, **{name: version})
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"{name.replace('_', '-') if name != 'nemo_toolkit' else name} {version}" in done.stderr
+
+
+def test_a_gpu_needs_transformer_engine(tmp_path: Path) -> None:
+    done = check(tmp_path, "--gpu")
+    assert done.returncode == 2
+    assert "transformer-engine is not installed" in done.stderr
