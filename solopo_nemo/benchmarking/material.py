@@ -16,8 +16,6 @@ from solopo_nemo.benchmarking.spec import Shape, StepSpec, digest
 from solopo_nemo.data.output import atomic_text
 
 SEED = 20250516
-WINDOW = 1 << 22
-"""Longest sequence that the model's configuration allows; nothing is computed from it."""
 _PAD, _END, _WORDS = "<pad>", "</s>", 2
 
 
@@ -83,21 +81,7 @@ def _write_model(shape: Shape, folder: Path) -> None:
     temporary.mkdir(parents=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=shape.vocabulary,
-                hidden_size=shape.hidden,
-                intermediate_size=shape.ffn,
-                num_hidden_layers=shape.layers,
-                num_attention_heads=shape.heads,
-                num_key_value_heads=shape.kv_heads,
-                max_position_embeddings=WINDOW,
-                rope_theta=1e6,
-                tie_word_embeddings=shape.tied,
-                pad_token_id=0,
-                eos_token_id=1,
-            )
-        )
+        model = Qwen2ForCausalLM(Qwen2Config(**shape.hf_config(), rope_theta=1e6, pad_token_id=0, eos_token_id=1))
     model.save_pretrained(temporary)
     _write_tokenizer(shape.vocabulary, temporary)
     temporary.rename(folder)

@@ -8,6 +8,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+GIB = 2**30
+WINDOW = 1 << 22
+"""Longest sequence that a model's configuration allows; nothing is computed from it."""
 PEERS = ("trl_best", "trl_as_is")
 """TRL's DPOTrainer in two settings; every other system is a recipe of this project."""
 
@@ -27,6 +30,20 @@ class Shape:
     ffn: int = 256
     vocabulary: int = 152064
     tied: bool = False
+
+    def hf_config(self) -> dict[str, Any]:
+        """The fields of a Hugging Face configuration that say the same."""
+        return {
+            "model_type": "qwen2",
+            "hidden_size": self.hidden,
+            "intermediate_size": self.ffn,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "vocab_size": self.vocabulary,
+            "tie_word_embeddings": self.tied,
+            "max_position_embeddings": WINDOW,
+        }
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,13 @@ class StepSpec:
     def key(self) -> str:
         """A short name that is the same for the same measurement."""
         return digest(self.as_json())
+
+    def label(self) -> str:
+        """The same in a few words, for messages."""
+        sizes = {name: getattr(self, name) for name in ("tensor", "context", "pipeline", "data")}
+        layout = [f"{name} {size}" for name, size in sizes.items() if size > 1]
+        recompute = [] if self.recompute == "none" else [f"{self.recompute} recompute"]
+        return ", ".join([f"{self.system} at {self.long:,} tokens", *layout, *recompute])
 
 
 def digest(value: Any) -> str:

@@ -10,16 +10,18 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from solopo_nemo import environment
 from solopo_nemo.benchmarking.material import Material, ids_digest, make_checkpoint, make_material
+from solopo_nemo.benchmarking.peer import SCRIPT
 from solopo_nemo.benchmarking.spec import PEERS, StepSpec
+from solopo_nemo.errors import UserError
 
 BETA = 0.1
 OPTIMIZER = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.0, "clip_grad": 1.0}
 """AdamW with a constant rate, the same on every side."""
-PEER_SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "peer" / "trl_dpo.py"
 LIBRARIES = ("torch", "megatron-core", "nemo-toolkit", "lightning", "transformers")
 
 
@@ -53,6 +55,30 @@ def measure_step(spec: StepSpec, work: Path, peer_python: Path | None = None) ->
     return {"spec": spec.as_json(), **measured, "machine": machine()}
 
 
+def check(spec: StepSpec) -> None:
+    """Check everything that can be checked before a model is made.
+
+    Raises:
+        UserError: an unknown system, a length, a layout or an override that cannot be.
+    """
+    from solopo_nemo.training.config import CONF, check_model, check_world, load_config
+
+    recipes = sorted(p.stem for p in CONF.glob("*.yaml") if p.stem != "base")
+    if spec.system not in (*recipes, *PEERS):
+        raise UserError(f"--systems {spec.system}: must be one of {', '.join((*recipes, *PEERS))}")
+    for name in ("long", "short", "response", "steps", "threads"):
+        if getattr(spec, name) < 1:
+            raise UserError(f"--{name} {getattr(spec, name)}: must be at least 1")
+    if spec.system in PEERS:
+        if spec.ranks > 1 or spec.overrides or spec.recompute == "selective":
+            raise UserError(f"{spec.system}: TRL runs on one rank here, without overrides and selective recompute")
+        return
+    nowhere = Path("nowhere")
+    config = load_config(spec.system, overrides_of(spec, Material(nowhere, nowhere, nowhere, nowhere), nowhere))
+    check_world(config, spec.ranks)
+    check_model(config, SimpleNamespace(**spec.shape.hf_config()))
+
+
 def machine() -> dict[str, Any]:
     """The machine that a figure belongs to."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -62,6 +88,11 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name(0)
     return found
+
+
+def versions() -> dict[str, str]:
+    """What this project runs on."""
+    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
 
 
 def _processor() -> str:
@@ -128,7 +159,7 @@ def _own(spec: StepSpec, material: Material, run: Path) -> dict[str, Any]:
         "tokens": rows[0]["tokens"],
         "threads": ranks[0]["threads"],
         "digest": {name: ids_digest(ids) for name, ids in sample.items() if name != "id"},
-        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "versions": versions(),
     }
 
 
@@ -146,7 +177,7 @@ def _peer(spec: StepSpec, material: Material, run: Path, python: Path | None) ->
         **OPTIMIZER,
     }
     (run / "request.json").write_text(json.dumps(request))
-    _run([str(python), str(PEER_SCRIPT), str(run / "request.json"), str(run / "result.json")], spec, run)
+    _run([str(python), str(SCRIPT), str(run / "request.json"), str(run / "result.json")], spec, run)
     return json.loads((run / "result.json").read_text())
 
 

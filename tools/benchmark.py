@@ -1,0 +1,251 @@
+"""Measure training steps: seconds and peak memory above the loaded model, in fresh processes, beside TRL's.
+
+Finished runs are kept in the JSON file of --out and not measured again: an interrupted command goes on where it was
+ended. `all` measures everything that docs/performance.md shows, and writes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from solopo_nemo.benchmarking import commands, suite
+from solopo_nemo.benchmarking.agreement import Disagreement
+from solopo_nemo.benchmarking.head import HEADS, HeadSpec
+from solopo_nemo.benchmarking.spec import PEERS, Shape, StepSpec
+from solopo_nemo.benchmarking.step import MeasurementError
+from solopo_nemo.cli import run
+from solopo_nemo.errors import UserError
+
+_EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
+_LAYOUT = ("tensor", "sequence", "context", "context_mode", "pipeline", "data")
+_PLACES = ("--out", "--work", "--peer-venv", "--again", "--json")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command."""
+    arguments = _parser().parse_args(argv)
+    for name in ("repeats", "budget", "unit", "start", "row_chunk"):
+        if getattr(arguments, name, 1) <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+    try:
+        summary = arguments.function(arguments, _command(argv))
+    except (MeasurementError, Disagreement) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _EXIT_FAILED
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+    if arguments.json:
+        print(json.dumps(summary))
+    return 0
+
+
+def _command(argv: Sequence[str]) -> str:
+    """What was typed, without where things lie: it goes into the results and from there into the document."""
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, separate, _ = word.partition("=")
+        if name not in _PLACES:
+            kept.append(word)
+        elif not separate and name not in ("--again", "--json"):
+            next(words, None)
+    return f"python tools/benchmark.py {shlex.join(kept)}"
+
+
+def _steps(arguments: argparse.Namespace, command: str) -> Any:
+    groups = [[_spec(arguments, system, long) for system in arguments.systems] for long in arguments.long]
+    return commands.measure_steps(arguments.command, groups, arguments.repeats, _places(arguments), command)
+
+
+def _scaling(arguments: argparse.Namespace, command: str) -> Any:
+    layouts = list(itertools.product(arguments.tensor, arguments.context))
+    groups = [
+        [
+            _spec(arguments, system, long, tensor=tensor, context=context, sequence=arguments.sequence and tensor > 1)
+            for tensor, context in layouts
+            for system in arguments.systems
+        ]
+        for long in arguments.long
+    ]
+    return commands.measure_steps("scaling", groups, arguments.repeats, _places(arguments), command)
+
+
+def _memory(arguments: argparse.Namespace, command: str) -> Any:
+    specs = [_spec(arguments, system, arguments.start) for system in arguments.systems]
+    return commands.search_longest(specs, arguments.budget, arguments.unit, _places(arguments), command)
+
+
+def _head(arguments: argparse.Namespace, command: str) -> Any:
+    names = ("response", "hidden", "vocabulary", "row_chunk", "threads")
+    common = {name: getattr(arguments, name) for name in names}
+    for unknown in set(arguments.heads) - set(HEADS):
+        raise UserError(f"--heads {unknown}: must be one of {', '.join(HEADS)}")
+    specs = [HeadSpec(head=head, long=long, **common) for long in arguments.long for head in arguments.heads]
+    return commands.measure_heads(specs, arguments.repeats, _places(arguments), command)
+
+
+def _all(arguments: argparse.Namespace, command: str) -> Any:
+    def measure(words: Sequence[str], out: Path) -> int:
+        again = ["--again"] if arguments.again else []
+        places = ["--out", str(out), "--work", str(arguments.work), "--peer-venv", str(arguments.peer_venv)]
+        return main([*words, *places, *again])
+
+    suite.run_suite(arguments.suite, arguments.results, arguments.only, measure)
+    return _document(arguments, command)
+
+
+def _document(arguments: argparse.Namespace, command: str) -> Any:
+    return {"document": str(suite.write(arguments.results, arguments.document))}
+
+
+def _places(arguments: argparse.Namespace) -> commands.Places:
+    out = arguments.out or Path("outputs/benchmark") / f"{arguments.command}.json"
+    return commands.Places(out, arguments.work, arguments.peer_venv, arguments.again)
+
+
+def _spec(arguments: argparse.Namespace, system: str, long: int, **values: Any) -> StepSpec:
+    """The specification that the options give; the peers run on one rank, beside any layout of ours."""
+    shape = {name: getattr(arguments, name) for name in ("hidden", "layers", "heads", "kv_heads", "ffn", "vocabulary")}
+    given = {name: getattr(arguments, name) for name in ("short", "response", "recompute", "threads", "steps")}
+    if system not in PEERS:
+        given |= {name: getattr(arguments, name) for name in _LAYOUT if hasattr(arguments, name)} | values
+        given["overrides"] = tuple(arguments.override)
+    return StepSpec(system=system, long=long, shape=Shape(**shape, tied=arguments.tied), **given)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad arguments are one line, as everywhere in the project."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help lists the options)")
+
+
+def _tokens(text: str) -> int:
+    """A number of tokens: 8192 or 8K."""
+    return int(text[:-1]) * 1024 if text[-1:] in ("K", "k") else int(text)
+
+
+def _list_of(one: Any) -> Any:
+    def parse(text: str) -> list[Any]:
+        return [one(part) for part in text.split(",")]
+
+    parse.__name__ = "comma-separated list"
+    return parse
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subcommands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    step = subcommands.add_parser("step", help="seconds and peak memory of a training step, by prompt length")
+    peer = subcommands.add_parser("peer", help="the same beside TRL's DPOTrainer, runs alternating, results compared")
+    for command, systems in ((step, "solo_dpo,long_po"), (peer, "solo_dpo,long_po,trl_best")):
+        _add_places(command)
+        _add_lengths(command)
+        _add_model(command, systems, threads=2, steps=3)
+        command.set_defaults(function=_steps)
+    _add_layout(step)
+
+    memory = subcommands.add_parser("memory", help="longest prompt within a budget, by bisection in fresh processes")
+    _add_places(memory)
+    memory.add_argument(
+        "--budget", type=float, default=1.5, metavar="GIB", help="a rank, above the model (default 1.5)"
+    )
+    memory.add_argument("--start", type=_tokens, default=8192, metavar="N", help="first length tried (default 8K)")
+    memory.add_argument("--unit", type=_tokens, default=256, metavar="N", help="lengths are multiples (default 256)")
+    _add_model(memory, "solo_dpo,trl_best", threads=2, steps=2)
+    _add_layout(memory)
+    memory.set_defaults(function=_memory)
+
+    scaling = subcommands.add_parser("scaling", help="peak a rank and seconds against context and tensor parallelism")
+    _add_places(scaling)
+    _add_lengths(scaling)
+    _add_model(scaling, "solo_dpo", threads=1, steps=3)
+    sizes = _list_of(int)
+    scaling.add_argument("--context", type=sizes, default=[1, 2, 4], metavar="N,N", help="default 1,2,4")
+    scaling.add_argument("--tensor", type=sizes, default=[1], metavar="N,N", help="default 1")
+    scaling.add_argument("--sequence", action="store_true", help="sequence parallelism where tensor is above 1")
+    scaling.add_argument("--context-mode", default="a2a", metavar="MODE", help="default a2a")
+    scaling.set_defaults(function=_scaling)
+
+    head = subcommands.add_parser("head", help="memory of full logits, chunked and response-only, by prompt length")
+    _add_places(head)
+    _add_lengths(head)
+    head.add_argument("--heads", type=_list_of(str), default=list(HEADS), metavar="HEAD,HEAD", help=", ".join(HEADS))
+    _add_numbers(head, response=128, hidden=128, vocabulary=152064, row_chunk=512, threads=2)
+    head.set_defaults(function=_head)
+
+    everything = subcommands.add_parser("all", help="every measurement of a suite, then the document")
+    default = suite.SUITE.relative_to(suite.ROOT)
+    everything.add_argument("--suite", type=Path, default=suite.SUITE, metavar="YAML", help=f"default {default}")
+    everything.add_argument("--only", type=_list_of(str), metavar="NAME,NAME", help="these of its entries alone")
+    _add_places(everything, out=False)
+    everything.set_defaults(function=_all)
+
+    document = subcommands.add_parser("document", help="docs/performance.md from the results that are there")
+    document.add_argument("--json", action="store_true", help="print the summary as the last line of stdout, as JSON")
+    document.set_defaults(function=_document)
+    for command in (everything, document):
+        command.add_argument("--results", type=Path, default=suite.RESULTS, metavar="FOLDER", help="the JSON files")
+        command.add_argument("--document", type=Path, default=suite.DOCUMENT, metavar="FILE", help="what is written")
+    return parser
+
+
+def _add_places(command: argparse.ArgumentParser, out: bool = True) -> None:
+    group = command.add_argument_group("where")
+    if out:
+        group.add_argument("--out", type=Path, metavar="FILE", help="results (default outputs/benchmark/COMMAND.json)")
+    work = Path("outputs/benchmark/work")
+    group.add_argument("--work", type=Path, default=work, metavar="FOLDER", help=f"scratch files (default {work})")
+    venv = "TRL's environment, made where it is missing (default .venv-peer)"
+    group.add_argument("--peer-venv", type=Path, default=Path(".venv-peer"), metavar="FOLDER", help=venv)
+    group.add_argument("--again", action="store_true", help="measure what is in the results, too")
+    group.add_argument("--json", action="store_true", help="print the summary as the last line of stdout, as JSON")
+
+
+def _add_lengths(command: argparse.ArgumentParser) -> None:
+    lengths, repeats = (
+        "tokens of the long prompt, such as 8192 or 8K (default 4K,8K)",
+        "rounds, alternating (default 1)",
+    )
+    command.add_argument("--long", type=_list_of(_tokens), default=[4096, 8192], metavar="N,N", help=lengths)
+    command.add_argument("--repeats", type=int, default=1, metavar="N", help=repeats)
+
+
+def _add_model(command: argparse.ArgumentParser, systems: str, threads: int, steps: int) -> None:
+    what = command.add_argument_group("what is trained")
+    known = f"recipes, {', '.join(PEERS)} (default {systems})"
+    what.add_argument("--systems", type=_list_of(str), default=systems.split(","), metavar="NAME,NAME", help=known)
+    what.add_argument("--recompute", choices=("none", "selective", "full"), default="none", help="default none")
+    override = "override of our recipe, such as model.row_chunk=64 (repeatable)"
+    what.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help=override)
+    _add_numbers(what, short=1024, response=128, steps=steps, threads=threads)
+    shape = Shape()
+    _add_numbers(what, **{k: v for k, v in vars(shape).items() if k != "tied"})
+    what.add_argument("--tied", action="store_true", help="one tensor for input and output embedding")
+
+
+def _add_numbers(command: Any, **defaults: int) -> None:
+    for name, default in defaults.items():
+        option, kind = f"--{name.replace('_', '-')}", _tokens if name == "short" else int
+        command.add_argument(option, type=kind, default=default, metavar="N", help=f"default {default}")
+
+
+def _add_layout(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("layout of our recipe, as parallel.*")
+    for name in ("tensor", "context", "pipeline", "data"):
+        group.add_argument(f"--{name}", type=int, default=1, metavar="N", help="ranks (default 1)")
+    group.add_argument("--sequence", action="store_true", help="sequence parallelism")
+    group.add_argument("--context-mode", default="a2a", metavar="MODE", help="default a2a")
+
+
+if __name__ == "__main__":
+    run(lambda: main(sys.argv[1:]))
