@@ -166,6 +166,10 @@ class SDPACoreAttention(MegatronModule):
             return torch.stack(rows, dim=1)
         return self._packed(query, key, value, packed_seq_params.cu_seqlens_q)
 
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """One whole sequence, ``[s, heads, dim]``."""
+        return _causal(self.softmax_scale, q, k, v)
+
     def _packed(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor | None
     ) -> torch.Tensor:
@@ -173,7 +177,7 @@ class SDPACoreAttention(MegatronModule):
         local = [q.shape[0]] if cu_seqlens is None else (cu_seqlens.diff() // cp).tolist()
         if cp == 1:
             parts = zip(*(x.split(local) for x in (q, k, v)), strict=True)
-            out = [_causal(self.softmax_scale, *part) for part in parts]
+            out = [self._attend(*part) for part in parts]
             return torch.cat(out).flatten(1)
         if self.mode == "a2a":
             return self._all_to_all(q, k, v, local, cp).flatten(1)
@@ -186,7 +190,7 @@ class SDPACoreAttention(MegatronModule):
         # [T, heads, dim] -> [cp, T, heads / cp, dim]: all positions, this rank's heads
         q, k, v = (_AllToAll.apply(x.unflatten(1, (cp, -1)).transpose(0, 1), self.cp_group) for x in (q, k, v))
         out = [
-            split_zigzag(_causal(self.softmax_scale, *(join_zigzag(x) for x in part)), cp)
+            split_zigzag(self._attend(*(join_zigzag(x) for x in part)), cp)
             for part in zip(*(x.split(local, 1) for x in (q, k, v)), strict=True)
         ]
         return _AllToAll.apply(torch.cat(out, 1), self.cp_group).transpose(0, 1).flatten(1, 2)

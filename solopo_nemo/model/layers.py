@@ -23,6 +23,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from solopo_nemo.model.attention import SDPACoreAttention
+from solopo_nemo.model.window import WindowCoreAttention
 
 
 def _mark_for_sequence_parallel(weight: torch.nn.Parameter, config: TransformerConfig) -> None:
@@ -78,7 +79,7 @@ def sdpa_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> T
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=NormColumnParallelLinear,
-                    core_attention=SDPACoreAttention,
+                    core_attention=WindowCoreAttention if config.window_size else SDPACoreAttention,
                     linear_proj=RowParallelLinear,
                     q_layernorm=norm_of_heads,
                     k_layernorm=norm_of_heads,
