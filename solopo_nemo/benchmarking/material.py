@@ -65,11 +65,11 @@ def make_material(spec: StepSpec, work: Path) -> Material:
 
 def make_checkpoint(material: Material) -> None:
     """Convert the Hugging Face folder once."""
-    from solopo_nemo.model.convert import run_apart
+    from solopo_nemo.model.convert import import_hf
     from solopo_nemo.training.checkpoints import is_checkpoint
 
     if not is_checkpoint(material.checkpoint):
-        run_apart("import", material.hf, material.checkpoint)
+        import_hf(material.hf, material.checkpoint)
 
 
 def _write_model(shape: Shape, folder: Path) -> None:

@@ -180,8 +180,12 @@ class TripletEncoder:
         return self.tokenizer(texts, verbose=False, **options)["input_ids"] if texts else []
 
 
-def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path | str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a local Hugging Face folder; the network is never asked.
+
+    Args:
+        folder: the folder.
+        trust_remote_code: run Python code that it brings.
 
     Raises:
         UserError: The folder is missing or holds no tokenizer that can be loaded.
@@ -192,6 +196,6 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: give a local folder with tokenizer.json and tokenizer_config.json")
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
         raise UserError(f"{folder}: no tokenizer can be loaded from it ({' '.join(str(error).split())})") from error

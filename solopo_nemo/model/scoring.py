@@ -64,6 +64,17 @@ def score_batches(module: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
     return kept
 
 
+def load_weights(module: Any, checkpoint: Path) -> None:
+    """Load a NeMo checkpoint into a bare Megatron model at any layout, in the types of its parameters."""
+    from megatron.core import dist_checkpointing
+
+    state = dist_checkpointing.load(
+        {"state_dict": module.sharded_state_dict(prefix="module.")}, str(checkpoint / "weights")
+    )["state_dict"]
+    # Transformer Engine's extra states may be left out
+    module.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
+
+
 def frozen_copy(model: Any, checkpoint: Path) -> torch.nn.Module:
     """A second Megatron model with the weights of a checkpoint: no gradients, no optimizer state.
 
@@ -71,7 +82,6 @@ def frozen_copy(model: Any, checkpoint: Path) -> torch.nn.Module:
         model: the NeMo model whose architecture and layout it shares.
         checkpoint: NeMo checkpoint (the folder with ``weights``) of the reference policy.
     """
-    from megatron.core import dist_checkpointing
     from megatron.core.transformer.module import Float16Module
 
     module = model.config.configure_model(model.tokenizer)
@@ -79,9 +89,6 @@ def frozen_copy(model: Any, checkpoint: Path) -> torch.nn.Module:
         module.output_layer = ResponseHead.take_over(module.output_layer, model.row_chunk)
     if device.cuda():
         module.cuda(torch.cuda.current_device())
-    state = dist_checkpointing.load(
-        {"state_dict": module.sharded_state_dict(prefix="module.")}, str(checkpoint / "weights")
-    )["state_dict"]
-    module.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
+    load_weights(module, checkpoint)
     module.requires_grad_(False)
     return Float16Module(module.config, module) if module.config.bf16 else module

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from solopo_nemo.errors import UserError
+from solopo_nemo.model.hf import is_checkpoint
 from solopo_nemo.training.signals import SIGNALS, StopRequest
 
 PREFIX = "step_"
@@ -30,11 +31,6 @@ def saved_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()]
     return sorted(found, key=step_of)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is a NeMo checkpoint."""
-    return (path / "weights" / "metadata.json").is_file() and (path / "context").is_dir()
 
 
 def to_resume_from(resume: str, folder: Path) -> Path | None:

@@ -23,6 +23,7 @@ from yaml import YAMLError
 
 from solopo_nemo import environment
 from solopo_nemo.errors import UserError
+from solopo_nemo.model.hf import attention_window
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -34,6 +35,7 @@ class ModelConfig:
     """Where the weights come from and how the model is computed."""
 
     init: str
+    rope_scaling: dict[str, Any] | None
     recompute: str
     row_chunk: int
 
@@ -294,13 +296,22 @@ def check_model(config: RunConfig, hf_config: Any) -> None:
     """
     p = config.parallel
     heads, layers, vocab = hf_config.num_attention_heads, hf_config.num_hidden_layers, hf_config.vocab_size
-    kv_heads = getattr(hf_config, "num_key_value_heads", None) or heads
+    kv_heads, ffn = hf_config.num_key_value_heads, hf_config.intermediate_size
     _require(heads % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's {heads} attention heads")
     _require(
         kv_heads % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's {kv_heads} key/value heads"
     )
-    _require(vocab % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's vocabulary of {vocab}")
+    _require(ffn % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's intermediate size of {ffn}")
+    _require(
+        vocab % p.tensor == 0,
+        f"parallel.tensor={p.tensor} does not divide the model's vocabulary of {vocab}; transformers' "
+        "resize_token_embeddings(pad_to_multiple_of=64) pads it",
+    )
     _require(layers % p.pipeline == 0, f"parallel.pipeline={p.pipeline} does not divide the model's {layers} layers")
+    _require(
+        p.context == 1 or p.context_mode == "a2a" or attention_window(hf_config) is None,
+        f"parallel.context_mode={p.context_mode}: the model's sliding-window attention needs a2a",
+    )
     if p.context_mode == "a2a" and (heads // p.tensor) % p.context:
         raise UserError(
             f"parallel.context={p.context} does not divide the {heads // p.tensor} attention heads of a tensor rank; "

@@ -16,13 +16,13 @@ import torch.distributed as dist
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from megatron.core.optimizer import OptimizerConfig
-from nemo.lightning import io
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
 
 from solopo_nemo import environment
 from solopo_nemo.data.prepared import load_prepared
 from solopo_nemo.data.tokenize import load_tokenizer
 from solopo_nemo.model import device
+from solopo_nemo.model.hf import read_config
 from solopo_nemo.model.strategy import SoLoPOStrategy
 from solopo_nemo.training.cache import ReferenceCache, cache_key
 from solopo_nemo.training.checkpoints import Checkpoints, to_resume_from
@@ -44,27 +44,20 @@ def precision_of(config: RunConfig) -> str:
 
 def build_model(config: RunConfig, checkpoint: Path, objective: Any) -> Any:
     """The NeMo model of a checkpoint with the run's objective, optimizer and compute settings."""
-    from solopo_nemo.model.models import FAMILIES
+    from solopo_nemo.model.models import nemo_model
 
-    stored = io.load_context(checkpoint, subpath="model")
-    model_config, parallel = stored.config, config.parallel
-    settings: dict[str, Any] = {"cp_comm_type": parallel.context_mode}
-    if precision_of(config) == "fp32":
-        settings |= {"bf16": False, "fp16": False, "params_dtype": torch.float32, "pipeline_dtype": torch.float32}
+    # hf/config.json, and not NeMo's context, says what the model is: other rope scaling is written there
+    dtype = torch.bfloat16 if precision_of(config) == "bf16" else torch.float32
+    hf_config = read_config(checkpoint / "hf")
+    model = nemo_model(hf_config, dtype, objective=objective, row_chunk=config.model.row_chunk)
+    settings: dict[str, Any] = {"cp_comm_type": config.parallel.context_mode, "pipeline_dtype": dtype}
     if config.model.recompute == "full":
         settings |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     elif config.model.recompute == "selective":
         settings |= {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
     for key, value in settings.items():
-        setattr(model_config, key, value)
-    family = next(cls for cls in FAMILIES.values() if isinstance(stored, cls))
-    return family(
-        model_config,
-        tokenizer=stored.tokenizer,
-        optim=None,
-        objective=objective,
-        row_chunk=config.model.row_chunk,
-    )
+        setattr(model.config, key, value)
+    return model
 
 
 def build_optimizer(config: RunConfig, steps: int) -> MegatronOptimizerModule:

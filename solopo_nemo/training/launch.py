@@ -231,13 +231,13 @@ def _start_ranks(count: int) -> int:
 
 def _finish(config: RunConfig) -> None:
     """Export, evaluate, report: after the last step, in one process."""
-    from solopo_nemo.model.convert import run_apart
+    from solopo_nemo.model.convert import export_hf
     from solopo_nemo.training.report import write_report
 
     paths = Paths(config.output)
     last = saved_checkpoints(paths.checkpoints)[-1]
     logger.info("exporting step %d to %s", step_of(last), paths.hf)
-    run_apart("export", last, paths.hf)
+    export_hf(last, paths.hf, overwrite=True)
     _evaluate(config, "after", paths.hf)
     write_report(config)
     _show(config)

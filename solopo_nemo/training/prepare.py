@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from solopo_nemo.data.prepared import TooLong, prepare_dataset
 from solopo_nemo.data.tokenize import load_tokenizer
 from solopo_nemo.data.triplets import Needs
 from solopo_nemo.errors import UserError
+from solopo_nemo.model import hf
 from solopo_nemo.training.checkpoints import is_checkpoint
 from solopo_nemo.training.config import RunConfig, check_model
 
@@ -114,10 +116,10 @@ def find_model(init: str) -> Path:
         ) from None
 
 
-def hash_weights(folder: Path) -> str:
-    """Content hash of all weight files of a model folder."""
-    digest = hashlib.sha256()
-    files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".bin", ".distcp"))
+def hash_weights(folder: Path, rope_scaling: dict[str, Any] | None) -> str:
+    """Hash of what a model folder computes: its weight files and configuration, and other rope scaling."""
+    digest = hashlib.sha256(json.dumps(rope_scaling, sort_keys=True).encode())
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".distcp") or p.name == "config.json")
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as stream:
@@ -151,22 +153,24 @@ def prepare(config: RunConfig) -> dict[str, Any]:
     Raises:
         UserError: model, layout or data that cannot be used; before any weight is read.
     """
-    from transformers import AutoConfig
-
     paths, source = Paths(config.output), find_model(config.model.init)
     template = source / "hf" if is_checkpoint(source) else source
+    rope_scaling = config.model.rope_scaling
     try:
-        hf_config = AutoConfig.from_pretrained(template, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.init={config.model.init}: {' '.join(str(error).split())}") from None
+        hf_config = hf.read_config(template, rope_scaling=rope_scaling, rope_key="model.rope_scaling")
+    except UserError as error:
+        raise UserError(f"model.init={config.model.init}: {error}") from None
     check_model(config, hf_config)
     tokenizer = load_tokenizer(template)
     objective = config.build_objective()
     train = _training_file(config, paths)
-    window = int(hf_config.max_position_embeddings)
+    window = hf.window(hf_config)
     max_tokens = config.data.max_tokens or window
     if max_tokens > window:
-        raise UserError(f"data.max_tokens={max_tokens} is more than the model's window of {window} tokens")
+        raise UserError(
+            f"data.max_tokens={max_tokens} is more than the model's window of {window} tokens; model.rope_scaling "
+            "extends it: 'model.rope_scaling={type: yarn, factor: 4.0}'"
+        )
     needs = Needs(tuple(dict.fromkeys((*objective.sequences, *objective.reference_sequences))))
     prepared = prepare_dataset(
         train,
@@ -177,7 +181,7 @@ def prepare(config: RunConfig) -> dict[str, Any]:
         paths.tokenized,
         config.model.init,
     )
-    _import_weights(source, paths)
+    _import_weights(source, paths, hf_config, rope_scaling)
     return prepared.summary
 
 
@@ -195,27 +199,28 @@ def _training_file(config: RunConfig, paths: Paths) -> Path:
     return paths.builtin
 
 
-def _import_weights(source: Path, paths: Paths) -> None:
+def _import_weights(source: Path, paths: Paths, hf_config: Any, rope_scaling: dict[str, Any] | None) -> None:
     """Bring the initial weights into ``output_dir/initial``, unless that is what is there."""
-    from solopo_nemo.model.convert import run_apart
+    from solopo_nemo.model.convert import import_hf
 
-    origin = {"weights": hash_weights(source)}
+    origin = {"weights": hash_weights(source, rope_scaling)}
     marker = paths.initial / "source.json"
     if marker.is_file() and json.loads(marker.read_text()) == origin:
         return
+    shutil.rmtree(paths.initial, ignore_errors=True)
     if is_checkpoint(source):
         _link_checkpoint(source, paths.initial)
+        if changes := hf.rope_changes(hf_config, rope_scaling):
+            (paths.initial / "hf").unlink()
+            hf.copy_template(source / "hf", paths.initial / "hf", changes)
     else:
         logger.info("importing %s as a Megatron checkpoint", source)
-        run_apart("import", source, paths.initial)
+        import_hf(source, paths.initial, rope_scaling=rope_scaling)
     marker.write_text(json.dumps(origin) + "\n")
 
 
 def _link_checkpoint(source: Path, destination: Path) -> None:
     """Use a NeMo checkpoint where it lies; only what this project adds is our own."""
-    import shutil
-
-    shutil.rmtree(destination, ignore_errors=True)
     destination.mkdir(parents=True)
     for part in ("weights", "context", "hf"):
         (destination / part).symlink_to((source / part).resolve())

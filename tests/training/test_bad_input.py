@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from solopo_nemo import cli
+from solopo_nemo.errors import UserError
 from solopo_nemo.training import prepare
 from solopo_nemo.training.launch import run_recipe
 
@@ -51,6 +52,9 @@ CONFIGURATION = {
     "Ulysses heads": (["parallel.context=3", "trainer.global_batch=16"], "all_gather"),
     "sequence parallel alone": (["parallel.sequence=true"], "parallel.sequence"),
     "GPU-only context mode": (["parallel.context=2", "parallel.context_mode=p2p"], "parallel.context_mode"),
+    "rope scaling of an unknown type": (["model.rope_scaling={type: ntk, factor: 2}"], "model.rope_scaling"),
+    "rope scaling that is no mapping": (["model.rope_scaling=4"], "model.rope_scaling"),
+    "rope scaling without a factor": (["model.rope_scaling={type: yarn}"], "factor"),
     "no such model": (["model.init=/no/such/folder"], "model.init"),
     "longer than the window": (["data.max_tokens=100000000"], "data.max_tokens"),
     "no such file": (["data.train=/no/such/file.jsonl"], "/no/such/file.jsonl"),
@@ -97,6 +101,14 @@ def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
 def test_configuration(case: str, refuse: Callable[..., str]) -> None:
     overrides, culprit = CONFIGURATION[case]
     assert culprit in refuse("data.builtin.samples=2", *overrides)
+
+
+def test_rope_scaling_extends_the_window(tmp_path: Path) -> None:
+    overrides = ["data.builtin.samples=2", "data.max_tokens=131072", "model.rope_scaling={type: yarn, factor: 4.0}"]
+    with pytest.raises(AssertionError, match="had begun"):
+        run_recipe("solo_dpo", [f"output_dir={tmp_path}", *overrides])
+    with pytest.raises(UserError, match="131072"):
+        run_recipe("solo_dpo", [f"output_dir={tmp_path}", *overrides, "data.max_tokens=131073"])
 
 
 @pytest.mark.parametrize("case", DATA)

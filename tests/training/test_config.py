@@ -39,6 +39,13 @@ def test_every_recipe_composes_and_explains_itself(recipe: str) -> None:
     assert all(f"{group}=" in text for group in ("model", "objective", "data", "parallel", "trainer"))
 
 
+@pytest.mark.parametrize("model", sorted(p.stem for p in (CONF / "model").glob("*.yaml")))
+def test_every_model_composes(model: str) -> None:
+    given = ["model.init=FOLDER"] if model == "custom" else []
+    config = load_config("solo_dpo", [f"model={model}", *given, "model.rope_scaling={type: yarn, factor: 4.0}"])
+    assert config.model.rope_scaling == {"type": "yarn", "factor": 4.0}
+
+
 @pytest.mark.parametrize("objective", ["dpo", "simpo", "orpo", "ipo", "slic"])
 def test_long_po_runs_only_the_long_pair(objective: str) -> None:
     built = load_config("long_po", [f"objective={objective}"]).build_objective()

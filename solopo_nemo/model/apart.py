@@ -1,0 +1,111 @@
+"""A piece of work in a fresh process: outside of this job's ranks, without the libraries' chatter, with a bar."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from solopo_nemo import environment
+from solopo_nemo.errors import UserError
+
+T = TypeVar("T")
+Progress = Callable[[str, int], Callable[[], None]]
+"""Starts a stage (name, number of parts) and gives what is to be called after each part."""
+
+
+def unseen(stage: str, parts: int) -> Callable[[], None]:
+    """The :data:`Progress` that shows nothing."""
+    return lambda: None
+
+
+def run_apart(function: Callable[..., T], *arguments: Any, cuda: bool = True) -> T:
+    """Call ``function(progress, *arguments)`` in a fresh process and return its result.
+
+    Args:
+        function: of a module's top level.
+        *arguments: picklable.
+        cuda: whether it may see a GPU.
+
+    Raises:
+        Exception: what the function raised.
+        RuntimeError: its process was killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=_leave_job, initargs=(cuda,)) as pool:
+        try:
+            return pool.submit(_quietly, function, *arguments).result()
+        except BrokenProcessPool:
+            raise RuntimeError(
+                f"the process of {function.__name__.strip('_')} was killed; memory may have run out: "
+                "solopo_nemo/model/convert.py says what a conversion takes"
+            ) from None
+
+
+def _leave_job(cuda: bool) -> None:
+    kept = environment.without_ranks()
+    os.environ.clear()
+    os.environ.update(kept)
+    if not cuda:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def _quietly(function: Callable[..., T], *arguments: Any) -> T:
+    with tempfile.TemporaryFile() as chatter, _bars(chatter.fileno()) as progress:
+        try:
+            return function(progress, *arguments)
+        except UserError:
+            raise
+        except BaseException:
+            chatter.seek(max(0, chatter.seek(0, os.SEEK_END) - 8000))
+            os.write(progress.terminal, chatter.read())
+            raise
+
+
+class _Shown:
+    """Bars on the terminal that this process had before its output went to a file."""
+
+    def __init__(self, bars: Bars, terminal: int) -> None:
+        self.terminal, self._bars = terminal, bars
+
+    def __call__(self, stage: str, parts: int) -> Callable[[], None]:
+        task = self._bars.add_task(stage, total=parts)
+        return lambda: self._bars.advance(task)
+
+
+@contextmanager
+def _bars(file: int) -> Iterator[_Shown]:
+    """Send file descriptors 1 and 2 to ``file`` and draw on what 2 was, where that is a terminal."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    for standard in (1, 2):
+        os.dup2(file, standard)
+    try:
+        with os.fdopen(os.dup(saved[1]), "w") as terminal:
+            console = Console(file=terminal)
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            with Bars(
+                *columns,
+                console=console,
+                disable=not console.is_terminal,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            ) as bars:
+                yield _Shown(bars, saved[1])
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for standard, original in zip((1, 2), saved, strict=True):
+            os.dup2(original, standard)
+            os.close(original)

@@ -1,0 +1,56 @@
+"""Rotary embeddings beyond the plain ones: linear, Llama 3 and YaRN scaling of a NeMo model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass
+class RopeScaled:
+    """Mixin for NeMo's GPT configs: rope scaling as transformers defines it.
+
+    The inverse frequencies are transformers' own, to the bit. YaRN's attention factor ``a``, there a factor of
+    queries and keys, is the softmax scale ``a^2 / sqrt(head_dim)`` here, so that it holds under any rotary kernel.
+    Valid under every parallelism: each rank builds the same table, which Megatron cuts for packed input and CP.
+
+    Megatron-core's ``position_embedding_type="yarn"`` (0.15.3) is not used: it drops the flag for packed input
+    (gpt_model.py:352), so that CP cuts the table twice, and its fused kernels ignore the attention factor
+    (rope_utils.py, ``apply_rotary_pos_emb``). NeMo's own importer keeps nothing but Llama 3's factor.
+
+    Attributes:
+        rope_scaling: the Hugging Face mapping with ``rope_type``, or ``None``.
+    """
+
+    rope_scaling: dict[str, Any] | None = None
+
+    def configure_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Build the Megatron model, with the scaled frequencies in its rotary embedding."""
+        base: Any = super()
+        if self.rope_scaling is None:
+            return base.configure_model(*args, **kwargs)
+        frequencies, attention_factor = self._scaled()
+        config: Any = self
+        config.softmax_scale = attention_factor**2 / math.sqrt(config.kv_channels)
+        model = base.configure_model(*args, **kwargs)
+        rotary = model.rotary_pos_emb
+        rotary.inv_freq = frequencies.to(rotary.inv_freq.device)
+        return model
+
+    def _scaled(self) -> tuple[torch.Tensor, float]:
+        from transformers import PretrainedConfig
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        config: Any = self
+        described = PretrainedConfig(
+            rope_theta=config.rotary_base,
+            head_dim=config.kv_channels,
+            hidden_size=config.hidden_size,
+            num_attention_heads=config.num_attention_heads,
+            max_position_embeddings=config.seq_length,
+            rope_scaling=dict(config.rope_scaling),
+        )
+        return ROPE_INIT_FUNCTIONS[described.rope_scaling["rope_type"]](described, torch.device("cpu"))
