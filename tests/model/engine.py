@@ -75,16 +75,17 @@ def build(layout: Layout) -> Any:
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from nemo.collections import llm
 
-    from solopo_nemo.model.models import SoLoLlamaModel, SoLoQwen2Model
+    from solopo_nemo.model.models import FAMILIES
 
-    cls, config_cls = {"qwen2": (SoLoQwen2Model, llm.Qwen2Config), "llama": (SoLoLlamaModel, llm.LlamaConfig)}[
-        layout.family
-    ]
+    cls = FAMILIES[layout.family]
+    config_cls = {"qwen2": llm.Qwen2Config, "qwen3": llm.Qwen3Config, "llama": llm.LlamaConfig}[layout.family]
     recompute: dict[str, Any] = {}
     if layout.recompute == "full":
         recompute = dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
     elif layout.recompute:
         recompute = dict(recompute_granularity="selective", recompute_modules=[layout.recompute])
+    if layout.family == "qwen3":
+        recompute["kv_channels"] = 2 * HIDDEN // HEADS
     config = config_cls(
         **dict(
             num_layers=LAYERS, hidden_size=HIDDEN, ffn_hidden_size=FFN, num_attention_heads=HEADS,

@@ -32,6 +32,7 @@ LAYOUTS = (
     Layout("pp2_tied", 2, pp=2, tied=True),
     Layout("cp2_sel_recompute", 2, cp=2, recompute="core_attn"),
     Layout("tp2_sp_llama", 2, tp=2, sp=True, family="llama"),
+    Layout("tp2_sp_qwen3", 2, tp=2, sp=True, family="qwen3"),
     Layout("tp2_cp2_sp", 4, tp=2, cp=2, sp=True),
     Layout("tp2_pp2_sp", 4, tp=2, pp=2, sp=True),
     Layout("cp4_a2a_kv_repeated", 4, cp=4),
