@@ -11,17 +11,8 @@ _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MAST
 _RANK_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI", "OMPI_")
 
 
-CPU_CONTEXT_MODES = ("a2a", "all_gather")
-"""Context-parallel communication that this project's own attention has."""
-GPU_CONTEXT_MODES = ("p2p", "all_gather", "a2a")
-"""Context-parallel communication that Transformer Engine has."""
-
-
-def context_modes() -> tuple[str, ...]:
-    """The values of ``parallel.context_mode`` that run on this machine."""
-    import torch
-
-    return GPU_CONTEXT_MODES if torch.cuda.is_available() else CPU_CONTEXT_MODES
+CONTEXT_MODES = ("p2p", "a2a")
+"""Context-parallel communication that runs on packed sequences, here and in Transformer Engine."""
 
 
 def started_as_rank() -> bool:

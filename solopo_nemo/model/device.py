@@ -50,6 +50,7 @@ def configure(config: TransformerConfig) -> None:
             "gradient_accumulation_fusion": False,
             "masked_softmax_fusion": False,
             "bias_activation_fusion": False,
+            "use_te_activation_func": True,  # Megatron then takes the activation from the layer spec
             "bias_dropout_fusion": False,
             "persist_layer_norm": False,
             "cross_entropy_loss_fusion": False,

@@ -2,8 +2,8 @@
 
 The stock path multiplies every position with the vocabulary and throws most of the result away. Here
 the hidden states of the response rows are selected first; head and log-softmax then run on those
-rows, vocabulary-parallel, in row chunks whose logits are recomputed in backward. The largest tensor
-ever made is ``[row_chunk, vocabulary / TP]``.
+rows, vocabulary-parallel, in tiles of the logits that are recomputed in backward. The largest tensor
+ever made is ``[row_chunk, VOCABULARY_TILE]``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ from megatron.core.tensor_parallel.mappings import (
 from torch.autograd.function import once_differentiable
 
 
+VOCABULARY_TILE = 4096
+"""Columns of the logits that are made at a time: few enough to stay in a cache, many enough to fill a GPU."""
+
+
 class _VocabParallelLogProb(torch.autograd.Function):
     """log softmax(rows @ weight.T)[label] with the vocabulary split over a tensor-parallel group.
 
     Saves rows, weight and one fp32 normalizer a row. The weight's gradient is accumulated over the
-    chunks in fp32: summing many bf16 tiles in bf16 loses the small ones.
+    chunks in fp32, because summing many bf16 tiles in bf16 loses the small ones: in Megatron's gradient
+    buffer where there is one, so that no second tensor of the weight's size is made.
     """
 
     @staticmethod
@@ -41,20 +46,27 @@ class _VocabParallelLogProb(torch.autograd.Function):
         first = weight.shape[0] * (group.rank() if group is not None else 0)
         logp = torch.empty(rows.shape[0], dtype=torch.float32, device=rows.device)
         normalizer = torch.empty_like(logp)
+        space = rows.new_empty(min(chunk, rows.shape[0]), VOCABULARY_TILE)
         for i in range(0, rows.shape[0], chunk):
-            logits = (rows[i : i + chunk] @ weight.t()).float()
-            target, own = _local_label(labels[i : i + chunk], first, weight.shape[0])
-            top = logits.max(-1).values
+            part = slice(i, i + chunk)
+            local = labels[part] - first
+            top = torch.full_like(logp[part], -torch.inf)
+            total, picked = torch.zeros_like(top), torch.zeros_like(top)
+            for tile in _tiles(weight):
+                logits = _logits(rows[part], weight[tile], space)
+                target, own = _in_tile(local, tile)
+                picked += logits.gather(-1, target[:, None])[:, 0].masked_fill_(~own, 0.0)
+                higher = torch.maximum(top, logits.amax(-1))
+                total = total.mul_((top - higher).exp_()).add_(logits.sub_(higher[:, None]).exp_().sum(-1))
+                top = higher
             if group is not None:
-                dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-            picked = logits.gather(-1, target[:, None])[:, 0].masked_fill(~own, 0.0)
-            total = logits.sub_(top[:, None]).exp_().sum(-1)
-            if group is not None:
-                both = torch.stack((total, picked))
+                highest = top.clone()
+                dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+                both = torch.stack((total.mul_((top - highest).exp_()), picked))
                 dist.all_reduce(both, group=group)
-                total, picked = both.unbind()
-            normalizer[i : i + chunk] = top + total.log()
-            logp[i : i + chunk] = picked - normalizer[i : i + chunk]
+                (total, picked), top = both.unbind(), highest
+            normalizer[part] = top + total.log()
+            logp[part] = picked - normalizer[part]
         ctx.save_for_backward(rows, weight, labels, normalizer)
         ctx.first, ctx.chunk = first, chunk
         return logp
@@ -63,30 +75,66 @@ class _VocabParallelLogProb(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, weight, labels, normalizer = ctx.saved_tensors
-        grad_rows = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
-        grad_weight = (
-            torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if ctx.needs_input_grad[1] else None
-        )
+        grad_rows = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device) if ctx.needs_input_grad[0] else None
+        grad_weight = _gradient_sum(weight) if ctx.needs_input_grad[1] else None
+        space = rows.new_empty(min(ctx.chunk, rows.shape[0]), VOCABULARY_TILE)
         for i in range(0, rows.shape[0], ctx.chunk):
             part = slice(i, i + ctx.chunk)
-            # d logp / d logits = onehot - softmax, built in place of the recomputed logits
-            d = (rows[part] @ weight.t()).float().sub_(normalizer[part, None]).exp_().mul_(-grad[part, None])
-            target, own = _local_label(labels[part], ctx.first, weight.shape[0])
-            d.scatter_add_(1, target[:, None], (grad[part] * own)[:, None])
-            if grad_rows is not None:
-                grad_rows[part] = d.to(weight.dtype) @ weight
-            if grad_weight is not None:
-                grad_weight.addmm_(d.t(), rows[part].float())
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
-        return grad_rows, grad_weight, None, None, None
+            local = labels[part] - ctx.first
+            for tile in _tiles(weight):
+                # d logp / d logits = onehot - softmax, built in place of the recomputed logits
+                d = _logits(rows[part], weight[tile], space)
+                d.sub_(normalizer[part, None]).exp_().mul_(-grad[part, None])
+                target, own = _in_tile(local, tile)
+                d.scatter_add_(1, target[:, None], (grad[part] * own)[:, None])
+                if grad_rows is not None:
+                    grad_rows[part].addmm_(d, weight[tile].float())
+                if grad_weight is not None:
+                    grad_weight[tile].addmm_(d.t(), rows[part].float())
+        if grad_rows is not None:
+            grad_rows = grad_rows.to(rows.dtype)
+        return grad_rows, _hand_over(weight, grad_weight), None, None, None
 
 
-def _local_label(labels: torch.Tensor, first: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index of each label in this rank's vocabulary slice (0 where it is another rank's), and whose it is."""
-    local = labels - first
-    own = (local >= 0) & (local < size)
-    return local.masked_fill(~own, 0), own
+def _gradient_sum(weight: torch.Tensor) -> torch.Tensor:
+    """An fp32 tensor to add the weight's gradient to."""
+    main_grad = getattr(weight, "main_grad", None)
+    if main_grad is not None and main_grad.dtype == torch.float32:
+        return main_grad
+    return torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+
+
+def _hand_over(weight: Any, total: torch.Tensor | None) -> torch.Tensor | None:
+    """What autograd is given for a weight's gradient ``total`` of :func:`_gradient_sum`.
+
+    For one that is in Megatron's buffer already: on a GPU a tensor that only wakes the hook which starts the
+    overlapped reduction, as ``LinearWithGradAccumulationAndAsyncCommunication`` of Megatron-core does
+    (tensor_parallel/layers.py:570-605); nothing on the CPU, where gradients are reduced at the end.
+    """
+    if total is None or total is not getattr(weight, "main_grad", None):
+        return None if total is None else total.to(weight.dtype)
+    if not weight.is_cuda:
+        return None
+    weight.grad_added_to_main_grad = True
+    make = torch.zeros_like if getattr(weight, "zero_out_wgrad", False) else torch.empty_like
+    return make(weight)
+
+
+def _tiles(weight: torch.Tensor) -> list[slice]:
+    size = weight.shape[0]
+    return [slice(i, min(i + VOCABULARY_TILE, size)) for i in range(0, size, VOCABULARY_TILE)]
+
+
+def _logits(rows: torch.Tensor, weight: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
+    """fp32 ``rows @ weight.T``, in ``space`` again and again: fresh pages cost as much as the product."""
+    out = space.flatten()[: rows.shape[0] * weight.shape[0]].view(rows.shape[0], weight.shape[0])
+    return torch.mm(rows, weight.t(), out=out).float()
+
+
+def _in_tile(local: torch.Tensor, tile: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index of each label in a tile of this rank's vocabulary (0 where it is not there), and whether it is there."""
+    own = (local >= tile.start) & (local < tile.stop)
+    return (local - tile.start).masked_fill(~own, 0), own
 
 
 def vocab_parallel_logprob(

@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -23,6 +24,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from solopo_nemo.model.attention import SDPACoreAttention
+from solopo_nemo.model.blockwise import norm_linear, swiglu_linear
 from solopo_nemo.model.window import WindowCoreAttention
 
 
@@ -51,15 +53,32 @@ class NormColumnParallelLinear(ColumnParallelLinear):
         _mark_for_sequence_parallel(self.layer_norm_weight, config)
         self.eps = config.layernorm_epsilon
 
-    def forward(
+    def _forward_impl(
         self,
-        input_: torch.Tensor,
-        weight: torch.Tensor | None = None,
-        runtime_gather_output: bool | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Normalize ``[s, b, hidden]`` over its last axis, then multiply."""
-        normed = torch.nn.functional.rms_norm(input_, (self.input_size,), self.layer_norm_weight, self.eps)
-        return super().forward(normed, weight, runtime_gather_output)
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        sequence_parallel: bool,
+        tp_group: torch.distributed.ProcessGroup,
+        **_: Any,
+    ) -> torch.Tensor:
+        return norm_linear(input, self.layer_norm_weight, weight, bias, self.eps, tp_group, sequence_parallel)
+
+
+class Pass(MegatronModule):
+    """The MLP's activation, left to the layer behind it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x``."""
+        return x
+
+
+class SwiGLURowParallelLinear(RowParallelLinear):
+    """SwiGLU, then a row-parallel linear, fused."""
+
+    def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **_: Any) -> torch.Tensor:
+        return swiglu_linear(input, weight)
 
 
 def sdpa_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
@@ -70,6 +89,8 @@ def sdpa_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> T
     """
     if config.normalization != "RMSNorm":
         raise ValueError(f"normalization={config.normalization!r}: without Transformer Engine only RMSNorm models run")
+    if not config.gated_linear_unit or config.activation_func is not torch.nn.functional.silu:
+        raise ValueError("without Transformer Engine only SwiGLU models run")
     norm_of_heads = RMSNorm if config.qk_layernorm else IdentityOp
     layer = ModuleSpec(
         module=TransformerLayer,
@@ -88,7 +109,11 @@ def sdpa_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> T
             self_attn_bda=get_bias_dropout_add,
             mlp=ModuleSpec(
                 module=MLP,
-                submodules=MLPSubmodules(linear_fc1=NormColumnParallelLinear, linear_fc2=RowParallelLinear),
+                submodules=MLPSubmodules(
+                    linear_fc1=NormColumnParallelLinear,
+                    activation_func=Pass,
+                    linear_fc2=SwiGLURowParallelLinear,
+                ),
             ),
             mlp_bda=get_bias_dropout_add,
         ),

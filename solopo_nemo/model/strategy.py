@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import lightning.pytorch as pl
 import nemo.lightning as nl
 from megatron.core import tensor_parallel
 from megatron.core.distributed import DistributedDataParallelConfig
@@ -44,11 +45,26 @@ class SoLoPOStrategy(nl.MegatronStrategy):
         if not device.cuda():  # nemo/lightning/megatron_init.py:238
             tensor_parallel.model_parallel_cuda_manual_seed(self._seed)
 
+    def setup_optimizers(self, trainer: pl.Trainer) -> None:
+        """Set up Megatron's optimizer."""
+        super().setup_optimizers(trainer)
+        self._fuse_adamw()
+
+    def _fuse_adamw(self) -> None:
+        """Torch's AdamW in one pass over memory, as the FusedAdam of GPUs; Megatron has no option for it."""
+        if not device.cuda() and self._setup_optimizers:
+            for optimizer in self._megatron_optimizers():
+                for group in optimizer.optimizer.param_groups:
+                    group["fused"] = True
+
+    def _megatron_optimizers(self) -> list[Any]:
+        megatron = self.lightning_module.optimizers(use_pl_optimizer=False).mcore_optimizer
+        return list(getattr(megatron, "chained_optimizers", [megatron]))
+
     def optimizer_sharded_state_dict(self, is_loading: bool = False, metadata: dict[str, Any] | None = None) -> Any:
         """What a checkpoint holds of the optimizer; without FusedAdam its state has to exist before it is loaded."""
         if is_loading and not device.cuda():  # distrib_optimizer.py:637 of Megatron-core reads every parameter's step
-            megatron = self.lightning_module.optimizers(use_pl_optimizer=False).mcore_optimizer
-            for optimizer in getattr(megatron, "chained_optimizers", [megatron]):
+            for optimizer in self._megatron_optimizers():
                 optimizer._init_optimizer_states_with_dummy_values()
         return super().optimizer_sharded_state_dict(is_loading=is_loading, metadata=metadata)
 
@@ -58,3 +74,4 @@ class SoLoPOStrategy(nl.MegatronStrategy):
             return
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer"], strict=True):
             optimizer.load_state_dict(state)
+        self._fuse_adamw()  # the saved groups may come from a GPU's optimizer

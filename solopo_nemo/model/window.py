@@ -25,11 +25,15 @@ class WindowCoreAttention(SDPACoreAttention):
         window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         self.before = config.window_size[0] if window else None
 
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        if self.before is None or self.before >= max(lengths) - 1:
+            return super()._attend(q, k, v, lengths)
+        parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+        return torch.cat([self._one(self.before, *part) for part in parts])
+
+    def _one(self, before: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """One sequence, ``[s, heads, dim]``: block by block of queries, so that no ``s x s`` mask is formed."""
-        length, before = q.shape[0], self.before
-        if before is None or before >= length - 1:
-            return super()._attend(q, k, v)
+        length = q.shape[0]
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         out, block = [], max(128, before)
         for start in range(0, length, block):

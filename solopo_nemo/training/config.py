@@ -237,7 +237,12 @@ def _check(config: RunConfig) -> None:
         _require(value >= 1, f"{key}: must be at least {2 if key == 'data.max_tokens' else 1}")
     _choice("model.recompute", config.model.recompute, ("none", "selective", "full"))
     _choice("data.too_long", config.data.too_long, ("error", "drop"))
-    _choice("parallel.context_mode", parallel.context_mode, environment.context_modes())
+    _require(
+        parallel.context_mode not in ("all_gather", "a2a+p2p"),
+        f"parallel.context_mode={parallel.context_mode}: Transformer Engine refuses it for packed (THD) sequences, as "
+        "triplets run; p2p has no limit but the length, a2a sends less where the heads divide",
+    )
+    _choice("parallel.context_mode", parallel.context_mode, environment.CONTEXT_MODES)
     _choice("trainer.precision", trainer.precision, ("fp32", "bf16", None))
     _choice("objective.reference", config.reference, ("cached", "online"))
     _choice("evaluation.name", config.evaluation.name, ("auto", "builtin", "none"))
@@ -312,11 +317,17 @@ def check_model(config: RunConfig, hf_config: Any) -> None:
         p.context == 1 or p.context_mode == "a2a" or attention_window(hf_config) is None,
         f"parallel.context_mode={p.context_mode}: the model's sliding-window attention needs a2a",
     )
-    if p.context_mode == "a2a" and (heads // p.tensor) % p.context:
-        raise UserError(
-            f"parallel.context={p.context} does not divide the {heads // p.tensor} attention heads of a tensor rank; "
-            "parallel.context_mode=all_gather has no such limit"
-        )
+    if p.context_mode == "a2a" and p.context > 1:
+        import torch
+
+        # Transformer Engine splits the key/value heads too; our own attention repeats them where there are too few
+        split = {"attention": heads} | ({"key/value": kv_heads} if torch.cuda.is_available() else {})
+        for kind, count in split.items():
+            _require(
+                count // p.tensor % p.context == 0,
+                f"parallel.context={p.context} does not divide the {count // p.tensor} {kind} heads of a tensor rank, as "
+                "parallel.context_mode=a2a has to: parallel.context_mode=p2p has no such limit",
+            )
 
 
 def local_world(config: RunConfig) -> int:

@@ -12,7 +12,7 @@ class Layout:
     tp: int = 1
     sp: bool = False
     cp: int = 1
-    cp_mode: str = "a2a"
+    cp_mode: str = "p2p"
     pp: int = 1
     tied: bool = False
     recompute: str = ""
@@ -24,8 +24,8 @@ LAYOUTS = (
     Layout("recompute", 1, recompute="full"),
     Layout("tp2", 2, tp=2),
     Layout("tp2_sp", 2, tp=2, sp=True),
-    Layout("cp2_a2a", 2, cp=2),
-    Layout("cp2_gather", 2, cp=2, cp_mode="all_gather"),
+    Layout("cp2_p2p", 2, cp=2),
+    Layout("cp2_a2a", 2, cp=2, cp_mode="a2a"),
     Layout("pp2", 2, pp=2),
     Layout("dp2_distopt", 2),
     Layout("tp2_sp_tied", 2, tp=2, sp=True, tied=True),
@@ -35,8 +35,8 @@ LAYOUTS = (
     Layout("tp2_sp_qwen3", 2, tp=2, sp=True, family="qwen3"),
     Layout("tp2_cp2_sp", 4, tp=2, cp=2, sp=True),
     Layout("tp2_pp2_sp", 4, tp=2, pp=2, sp=True),
-    Layout("cp4_a2a_kv_repeated", 4, cp=4),
-    Layout("cp4_gather", 4, cp=4, cp_mode="all_gather"),
+    Layout("cp4_p2p", 4, cp=4),
+    Layout("cp4_a2a_kv_repeated", 4, cp=4, cp_mode="a2a"),
     Layout("cp2_pp2", 4, cp=2, pp=2),
 )
 

@@ -1,0 +1,250 @@
+"""What Transformer Engine fuses on a GPU, for the CPU: norm + linear, SwiGLU + linear, rotary embedding.
+
+Each works through the tokens in blocks of rows that stay in the processor's cache, and keeps its input
+alone for backward: the normalized or activated tensor in between is never whole in memory, and is made
+again, block by block, when its gradient is needed. No matrix product runs twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.autograd.function import once_differentiable
+
+BLOCK = 512
+"""Rows a block; at the widths of small models a block of the widest tensor fits the second-level cache."""
+
+
+def _blocks(rows: int) -> Iterator[slice]:
+    return (slice(i, min(i + BLOCK, rows)) for i in range(0, rows, BLOCK))
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """``total += a.T @ b`` in fp32: sums of many bf16 tiles lose the small ones."""
+    total.addmm_(a.t().to(total.dtype), b.to(total.dtype))
+
+
+def _fp32_sum(weight: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
+
+
+class _NormLinear(torch.autograd.Function):
+    """``rms_norm(x) * gamma @ weight.T + bias``, column-parallel; keeps ``x``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        gamma: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+        group: dist.ProcessGroup,
+        sequence_parallel: bool,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, gamma, weight)
+        ctx.eps, ctx.group, ctx.sequence_parallel, ctx.has_bias = eps, group, sequence_parallel, bias is not None
+        rows = x.flatten(0, -2)
+        if sequence_parallel:
+            rows = _gathered(_normalized(rows, gamma, eps), group)
+        out = rows.new_empty(rows.shape[0], weight.shape[0])
+        for part in _blocks(rows.shape[0]):
+            normed = rows[part] if sequence_parallel else _normalized(rows[part], gamma, eps)
+            if bias is None:
+                torch.mm(normed, weight.t(), out=out[part])
+            else:
+                torch.addmm(bias, normed, weight.t(), out=out[part])
+        return out.view(-1, *x.shape[1:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, gamma, weight = ctx.saved_tensors
+        rows, grad = x.flatten(0, -2), grad.flatten(0, -2)
+        gathered = _gathered(_normalized(rows, gamma, ctx.eps), ctx.group) if ctx.sequence_parallel else None
+        grad_weight = _fp32_sum(weight) if ctx.needs_input_grad[2] else None
+        grad_bias = grad.sum(0) if ctx.has_bias and ctx.needs_input_grad[3] else None
+        # gradient of the normalized rows first, in the buffer that becomes the gradient of x
+        dx = rows.new_empty(grad.shape[0], rows.shape[1])
+        for part in _blocks(grad.shape[0]):
+            torch.mm(grad[part], weight, out=dx[part])
+            if grad_weight is not None:
+                normed = _normalized(rows[part], gamma, ctx.eps) if gathered is None else gathered[part]
+                _add_product(grad_weight, grad[part], normed)
+        if ctx.sequence_parallel:
+            own = torch.empty_like(rows)
+            dist.reduce_scatter_tensor(own, dx, group=ctx.group)
+            dx = own
+        elif ctx.group.size() > 1:
+            dist.all_reduce(dx, group=ctx.group)
+        grad_gamma = _fp32_sum(gamma)
+        for part in _blocks(rows.shape[0]):
+            block, d = rows[part].float(), dx[part].float()
+            scale = block.square().mean(-1, keepdim=True).add_(ctx.eps).rsqrt_()
+            unit = block * scale
+            product = d * unit
+            grad_gamma += product.sum(0)
+            along = product.mul_(gamma).mean(-1, keepdim=True)
+            dx[part] = (d * gamma).addcmul_(unit, along, value=-1).mul_(scale)
+        return (
+            dx.view(x.shape),
+            grad_gamma.to(gamma.dtype),
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            grad_bias,
+            None,
+            None,
+            None,
+        )
+
+
+def _normalized(rows: torch.Tensor, gamma: torch.Tensor, eps: float) -> torch.Tensor:
+    return torch.nn.functional.rms_norm(rows, (rows.shape[-1],), gamma, eps)
+
+
+def _gathered(rows: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """The rows of all tensor-parallel ranks, in rank order: what sequence parallelism splits."""
+    out = rows.new_empty(group.size() * rows.shape[0], rows.shape[1])
+    dist.all_gather_into_tensor(out, rows, group=group)
+    return out
+
+
+def norm_linear(
+    x: torch.Tensor,
+    gamma: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    group: dist.ProcessGroup,
+    sequence_parallel: bool,
+) -> torch.Tensor:
+    """RMSNorm and the column-parallel linear layer behind it: ``TELayerNormColumnParallelLinear``'s counterpart.
+
+    Args:
+        x: ``[s, b, hidden]``; under sequence parallelism this rank's slice of the tokens.
+        gamma: ``[hidden]``, the norm's weight.
+        weight: ``[out / TP, hidden]``, this rank's rows.
+        bias: ``[out / TP]`` or ``None``.
+        eps: the norm's.
+        group: tensor-parallel group.
+        sequence_parallel: gather the tokens before, scatter their gradient behind.
+
+    Returns:
+        ``[s, b, out / TP]``, all tokens.
+    """
+    return _NormLinear.apply(x, gamma, weight, bias, eps, group, sequence_parallel)
+
+
+class _SwiGLULinear(torch.autograd.Function):
+    """``(silu(y1) * y2) @ weight.T`` with ``y = [y1 | y2]``; keeps ``y``."""
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(y, weight)
+        rows = y.flatten(0, -2)
+        out = rows.new_empty(rows.shape[0], weight.shape[0])
+        for part in _blocks(rows.shape[0]):
+            gate, value = rows[part].chunk(2, -1)
+            torch.mm(torch.nn.functional.silu(gate).mul_(value), weight.t(), out=out[part])
+        return out.view(*y.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        y, weight = ctx.saved_tensors
+        rows, grad = y.flatten(0, -2), grad.flatten(0, -2)
+        dy = torch.empty_like(rows)
+        grad_weight = _fp32_sum(weight) if ctx.needs_input_grad[1] else None
+        for part in _blocks(rows.shape[0]):
+            gate, value = rows[part].float().chunk(2, -1)
+            sigmoid = gate.sigmoid()
+            silu = gate * sigmoid
+            if grad_weight is not None:
+                _add_product(grad_weight, grad[part], silu * value)
+            d = (grad[part] @ weight).float()
+            d_gate, d_value = dy[part].chunk(2, -1)
+            d_value.copy_(silu.mul_(d))  # from here on silu is spent
+            # silu'(g) = sigmoid * (1 + g * (1 - sigmoid))
+            slope = (1 - sigmoid).mul_(gate).add_(1).mul_(sigmoid)
+            d_gate.copy_(d.mul_(value).mul_(slope))
+        return dy.view(y.shape), None if grad_weight is None else grad_weight.to(weight.dtype)
+
+
+def swiglu_linear(y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """SwiGLU and the linear layer behind it.
+
+    Args:
+        y: ``[s, b, 2 * ffn / TP]``, gate and value side by side.
+        weight: ``[hidden, ffn / TP]``.
+
+    Returns:
+        ``[s, b, hidden]``, this tensor-parallel rank's summand.
+    """
+    return _SwiGLULinear.apply(y, weight)
+
+
+class _Rotary(torch.autograd.Function):
+    """Turns the halves of each head by the angles of its position; keeps the shared angles alone."""
+
+    @staticmethod
+    def forward(ctx: Any, t: torch.Tensor, freqs: torch.Tensor, runs: Sequence[tuple[int, int]]) -> torch.Tensor:
+        ctx.save_for_backward(freqs)
+        ctx.runs = runs
+        return _turned(t, freqs, runs, back=False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (freqs,) = ctx.saved_tensors
+        return _turned(grad, freqs, ctx.runs, back=True), None, None
+
+
+def _turned(t: torch.Tensor, freqs: torch.Tensor, runs: Sequence[tuple[int, int]], back: bool) -> torch.Tensor:
+    out, half, at = torch.empty(t.shape, dtype=t.dtype, device=t.device), freqs.shape[-1] // 2, 0
+    out[..., 2 * half :] = t[..., 2 * half :]  # partial rotary: the rest passes
+    for first, count in runs:
+        for part in _blocks(count):
+            angles = freqs[first + part.start : first + part.stop, ..., :half].reshape(-1, *[1] * (t.dim() - 2), half)
+            cos, sin = angles.cos(), angles.sin()
+            if back:
+                sin.neg_()
+            here = slice(at + part.start, at + part.stop)
+            low, high = t[here, ..., :half].float(), t[here, ..., half : 2 * half].float()
+            out[here, ..., :half] = (low * cos).addcmul_(high, sin, value=-1)
+            out[here, ..., half : 2 * half] = (high * cos).addcmul_(low, sin)
+        at += count
+    return out
+
+
+def rotary(t: torch.Tensor, freqs: torch.Tensor, interleaved: bool = False) -> torch.Tensor:
+    """Rotary embedding of unpacked tokens: ``fused_apply_rotary_pos_emb``'s counterpart.
+
+    Args:
+        t: ``[s, b, heads, dim]``.
+        freqs: fp32 ``[max_s, 1, 1, rotary dim]``, angles by position, the second half repeating the first.
+        interleaved: pairs neighbours instead of halves; not supported.
+    """
+    if interleaved:
+        raise ValueError("rotary_interleaved needs Transformer Engine")
+    return _Rotary.apply(t, freqs, [(0, t.shape[0])])
+
+
+def rotary_packed(
+    t: torch.Tensor, cu_seqlens: torch.Tensor, freqs: torch.Tensor, cp_size: int = 1, cp_rank: int = 0
+) -> torch.Tensor:
+    """Rotary embedding of packed tokens: ``fused_apply_rotary_pos_emb_thd``'s counterpart.
+
+    Args:
+        t: ``[T, heads, dim]``, this context-parallel rank's zig-zag share of every sequence.
+        cu_seqlens: int32 ``[parts + 1]``, global boundaries.
+        freqs: as for :func:`rotary`.
+        cp_size, cp_rank: context parallelism.
+    """
+    runs: list[tuple[int, int]] = []
+    for length in cu_seqlens.diff().tolist():
+        chunk = length // (2 * cp_size)
+        both = [(k * chunk, chunk) for k in (cp_rank, 2 * cp_size - 1 - cp_rank)]
+        runs += [(0, length)] if cp_size == 1 else both
+    return _Rotary.apply(t, freqs, runs)
