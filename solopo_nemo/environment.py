@@ -7,6 +7,9 @@ import warnings
 
 warnings.filterwarnings("ignore", message="The pynvml package is deprecated")  # torch/cuda/__init__.py:64, on import
 
+# Tensors of 2 MiB and more on huge pages: fresh memory then costs a fraction (read by torch at its first allocation)
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 _RANK_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI", "OMPI_")
 

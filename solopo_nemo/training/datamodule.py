@@ -12,10 +12,15 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 from nemo.lightning.data import WrappedDataLoader
+from pyarrow.compute import list_value_length
 from torch.utils.data import Dataset
 
+from solopo_nemo.data.balance import balanced_order
 from solopo_nemo.data.packing import Layout, pack
+from solopo_nemo.data.triplets import SEQUENCES
 from solopo_nemo.objectives import Objective
+from solopo_nemo.planning import ModelShape, forward_flops
+from solopo_nemo.planning import Sequence as Lengthed
 from solopo_nemo.training.config import RunConfig
 from solopo_nemo.training.prepare import total_steps
 
@@ -23,27 +28,71 @@ from solopo_nemo.training.prepare import total_steps
 class SampleStream(Dataset[dict[str, Any]]):
     """Epoch after epoch of the data set, each in its own order; item i never depends on what came before.
 
+    Which samples make up a global batch depends on the seed and the step alone; how they lie in it, on the layout.
+
     Args:
         samples: tokenized samples, memory-mapped.
-        length: number of items, over all epochs.
+        steps: global batches, over all epochs.
+        global_batch: samples a step.
         seed: of the shuffles.
+        costs: of each sample (see :func:`sample_costs`).
+        ranks: data-parallel ranks to spread them over.
+        micro_batch: samples a rank runs at a time.
     """
 
-    def __init__(self, samples: datasets.Dataset, length: int, seed: int) -> None:
+    def __init__(
+        self,
+        samples: datasets.Dataset,
+        steps: int,
+        global_batch: int,
+        seed: int,
+        costs: np.ndarray,
+        ranks: int = 1,
+        micro_batch: int = 1,
+    ) -> None:
         self.samples = samples.with_format("numpy")
-        self.length = length
-        self.seed = seed
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self.steps, self.global_batch, self.seed = steps, global_batch, seed
+        self.costs, self.ranks, self.micro_batch = costs, ranks, micro_batch
+        self._epoch, self._shuffled = -1, np.empty(0, dtype=np.int64)
+        self._step, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
-        return self.length
+        return self.steps * self.global_batch
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        step, place = divmod(index, self.global_batch)
+        if step != self._step:
+            batch = np.array([self._drawn(step * self.global_batch + i) for i in range(self.global_batch)])
+            self._step = step
+            self._order = batch[balanced_order(self.costs[batch].tolist(), self.ranks, self.micro_batch)]
+        return self.samples[int(self._order[place])]
+
+    def _drawn(self, index: int) -> int:
         epoch, place = divmod(index, len(self.samples))
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
-        return self.samples[int(self._order[place])]
+            self._shuffled = np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
+        return int(self._shuffled[place])
+
+
+def sample_costs(samples: datasets.Dataset, sequences: Sequence[str], shape: ModelShape) -> np.ndarray:
+    """Floating-point operations of each sample's sequences, fp64 ``[samples]``; token ids are not read.
+
+    Args:
+        samples: tokenized samples, memory-mapped, without an indices mapping.
+        sequences: what the policy runs.
+        shape: of the model.
+    """
+    lengths = {
+        column: list_value_length(samples.data.column(column)).to_numpy().astype(np.float64)
+        for column in samples.column_names
+        if column != "id"
+    }
+    costs = np.zeros(len(samples))
+    for name in sequences:
+        prompt, response = (lengths[column] for column in SEQUENCES[name])
+        costs += forward_flops(shape, Lengthed(name, prompt + response - 1, response)).total
+    return costs
 
 
 class Collate:
@@ -97,13 +146,17 @@ class TripletDataModule(pl.LightningDataModule):
         objective: names the sequences.
         samples: tokenized samples.
         pad_id: the tokenizer's padding id.
+        shape: of the model, for what each sample costs.
 
     Attributes:
         scores: set by the reference callback before the first batch.
     """
 
-    def __init__(self, config: RunConfig, objective: Objective, samples: datasets.Dataset, pad_id: int) -> None:
+    def __init__(
+        self, config: RunConfig, objective: Objective, samples: datasets.Dataset, pad_id: int, shape: ModelShape
+    ) -> None:
         super().__init__()
+        self.shape = shape
         self.config, self.objective, self.samples, self.pad_id = config, objective, samples, pad_id
         self.steps = total_steps(config, len(samples))
         self.scores: dict[str, dict[str, float]] | None = None
@@ -125,7 +178,15 @@ class TripletDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         self.data_sampler.init_consumed_samples = self.trainer.global_step * self.config.trainer.global_batch
         self.data_sampler.init_global_step = self.trainer.global_step
-        stream = SampleStream(self.samples, self.steps * self.config.trainer.global_batch, self.config.trainer.seed)
+        stream = SampleStream(
+            self.samples,
+            self.steps,
+            self.config.trainer.global_batch,
+            self.config.trainer.seed,
+            sample_costs(self.samples, self.objective.sequences, self.shape),
+            parallel_state.get_data_parallel_world_size(),
+            self.config.trainer.micro_batch,
+        )
         return WrappedDataLoader(mode="train", dataset=stream, num_workers=0, collate_fn=_Late(self.collate))
 
 

@@ -24,6 +24,7 @@ from solopo_nemo.data.tokenize import load_tokenizer
 from solopo_nemo.model import device
 from solopo_nemo.model.hf import read_config
 from solopo_nemo.model.strategy import SoLoPOStrategy
+from solopo_nemo.planning import load_shape
 from solopo_nemo.training.cache import ReferenceCache, cache_key
 from solopo_nemo.training.checkpoints import Checkpoints, to_resume_from
 from solopo_nemo.training.config import RunConfig
@@ -116,7 +117,8 @@ def fit(
     device.prepare_process()
     paths, objective = Paths(config.output), config.build_objective()
     prepared, tokenizer = load_prepared(paths.tokenized), load_tokenizer(paths.initial / "hf")
-    data = TripletDataModule(config, objective, prepared.dataset, tokenizer.pad_token_id or 0)
+    shape = load_shape(str(paths.initial / "hf"))
+    data = TripletDataModule(config, objective, prepared.dataset, tokenizer.pad_token_id or 0, shape)
     model = build_model(config, paths.initial, objective)
     build_optimizer(config, data.steps).connect(model)
 
