@@ -176,10 +176,10 @@ class _RingAttention(torch.autograd.Function):
             begun = ring.start(moving) if step < ring.size - 1 else None
             for part in parts:
                 if not step:  # in local order this rank's two chunks are causal as they stand
-                    out[part], lse[:, part] = _flash(q[part], *moving[:, part], True, scale)
+                    out[part], lse[:, part] = _flash(q[part], moving[0, part], moving[1, part], True, scale)
                     continue
                 seeing, seen = ring.visible(source, part)
-                more, more_lse = _flash(q[seeing], *moving[:, seen], False, scale)
+                more, more_lse = _flash(q[seeing], moving[0, seen], moving[1, seen], False, scale)
                 _merge(out[seeing], lse[:, seeing], more, more_lse)
             if begun:
                 moving = ring.finish(begun)
@@ -201,7 +201,14 @@ class _RingAttention(torch.autograd.Function):
             for part in ctx.parts:
                 seeing, seen = ring.visible(source, part) if step else (part, part)
                 d, mine[0, seen], mine[1, seen] = _flash_backward(
-                    grad[seeing], q[seeing], *moving[:, seen], out[seeing], lse[:, seeing], not step, ctx.scale
+                    grad[seeing],
+                    q[seeing],
+                    moving[0, seen],
+                    moving[1, seen],
+                    out[seeing],
+                    lse[:, seeing],
+                    not step,
+                    ctx.scale,
                 )
                 dq[seeing] += d
             d_moving = ring.finish(ring.start(d_moving.add_(mine)))

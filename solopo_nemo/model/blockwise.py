@@ -1,4 +1,4 @@
-"""What Transformer Engine fuses on a GPU, for the CPU: norm + linear, SwiGLU + linear, rotary embedding.
+"""What Transformer Engine fuses on a GPU, for the CPU: norm + linear, SwiGLU + linear.
 
 Each works through the tokens in blocks of rows that stay in the processor's cache, and keeps its input
 alone for backward: the normalized or activated tensor in between is never whole in memory, and is made
@@ -7,7 +7,7 @@ again, block by block, when its gradient is needed. No matrix product runs twice
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -183,68 +183,3 @@ def swiglu_linear(y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ``[s, b, hidden]``, this tensor-parallel rank's summand.
     """
     return _SwiGLULinear.apply(y, weight)
-
-
-class _Rotary(torch.autograd.Function):
-    """Turns the halves of each head by the angles of its position; keeps the shared angles alone."""
-
-    @staticmethod
-    def forward(ctx: Any, t: torch.Tensor, freqs: torch.Tensor, runs: Sequence[tuple[int, int]]) -> torch.Tensor:
-        ctx.save_for_backward(freqs)
-        ctx.runs = runs
-        return _turned(t, freqs, runs, back=False)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (freqs,) = ctx.saved_tensors
-        return _turned(grad, freqs, ctx.runs, back=True), None, None
-
-
-def _turned(t: torch.Tensor, freqs: torch.Tensor, runs: Sequence[tuple[int, int]], back: bool) -> torch.Tensor:
-    out, half, at = torch.empty(t.shape, dtype=t.dtype, device=t.device), freqs.shape[-1] // 2, 0
-    out[..., 2 * half :] = t[..., 2 * half :]  # partial rotary: the rest passes
-    for first, count in runs:
-        for part in _blocks(count):
-            angles = freqs[first + part.start : first + part.stop, ..., :half].reshape(-1, *[1] * (t.dim() - 2), half)
-            cos, sin = angles.cos(), angles.sin()
-            if back:
-                sin.neg_()
-            here = slice(at + part.start, at + part.stop)
-            low, high = t[here, ..., :half].float(), t[here, ..., half : 2 * half].float()
-            out[here, ..., :half] = (low * cos).addcmul_(high, sin, value=-1)
-            out[here, ..., half : 2 * half] = (high * cos).addcmul_(low, sin)
-        at += count
-    return out
-
-
-def rotary(t: torch.Tensor, freqs: torch.Tensor, interleaved: bool = False) -> torch.Tensor:
-    """Rotary embedding of unpacked tokens: ``fused_apply_rotary_pos_emb``'s counterpart.
-
-    Args:
-        t: ``[s, b, heads, dim]``.
-        freqs: fp32 ``[max_s, 1, 1, rotary dim]``, angles by position, the second half repeating the first.
-        interleaved: pairs neighbours instead of halves; not supported.
-    """
-    if interleaved:
-        raise ValueError("rotary_interleaved needs Transformer Engine")
-    return _Rotary.apply(t, freqs, [(0, t.shape[0])])
-
-
-def rotary_packed(
-    t: torch.Tensor, cu_seqlens: torch.Tensor, freqs: torch.Tensor, cp_size: int = 1, cp_rank: int = 0
-) -> torch.Tensor:
-    """Rotary embedding of packed tokens: ``fused_apply_rotary_pos_emb_thd``'s counterpart.
-
-    Args:
-        t: ``[T, heads, dim]``, this context-parallel rank's zig-zag share of every sequence.
-        cu_seqlens: int32 ``[parts + 1]``, global boundaries.
-        freqs: as for :func:`rotary`.
-        cp_size, cp_rank: context parallelism.
-    """
-    runs: list[tuple[int, int]] = []
-    for length in cu_seqlens.diff().tolist():
-        chunk = length // (2 * cp_size)
-        both = [(k * chunk, chunk) for k in (cp_rank, 2 * cp_size - 1 - cp_rank)]
-        runs += [(0, length)] if cp_size == 1 else both
-    return _Rotary.apply(t, freqs, runs)

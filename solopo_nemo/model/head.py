@@ -21,7 +21,6 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch.autograd.function import once_differentiable
 
-
 VOCABULARY_TILE = 4096
 """Columns of the logits that are made at a time: few enough to stay in a cache, many enough to fill a GPU."""
 
@@ -75,7 +74,9 @@ class _VocabParallelLogProb(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, weight, labels, normalizer = ctx.saved_tensors
-        grad_rows = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device) if ctx.needs_input_grad[0] else None
+        grad_rows = (
+            torch.zeros(rows.shape, dtype=torch.float32, device=rows.device) if ctx.needs_input_grad[0] else None
+        )
         grad_weight = _gradient_sum(weight) if ctx.needs_input_grad[1] else None
         space = rows.new_empty(min(ctx.chunk, rows.shape[0]), VOCABULARY_TILE)
         for i in range(0, rows.shape[0], ctx.chunk):
@@ -88,7 +89,7 @@ class _VocabParallelLogProb(torch.autograd.Function):
                 target, own = _in_tile(local, tile)
                 d.scatter_add_(1, target[:, None], (grad[part] * own)[:, None])
                 if grad_rows is not None:
-                    grad_rows[part].addmm_(d, weight[tile].float())
+                    grad_rows[part] += d.to(weight.dtype) @ weight[tile]
                 if grad_weight is not None:
                     grad_weight[tile].addmm_(d.t(), rows[part].float())
         if grad_rows is not None:

@@ -325,8 +325,8 @@ def check_model(config: RunConfig, hf_config: Any) -> None:
         for kind, count in split.items():
             _require(
                 count // p.tensor % p.context == 0,
-                f"parallel.context={p.context} does not divide the {count // p.tensor} {kind} heads of a tensor rank, as "
-                "parallel.context_mode=a2a has to: parallel.context_mode=p2p has no such limit",
+                f"parallel.context={p.context} does not divide the {count // p.tensor} {kind} heads of a tensor rank: "
+                "parallel.context_mode=p2p has no such limit",
             )
 
 

@@ -15,7 +15,9 @@ def loads(costs: list[float], order: list[int], ranks: int, micro_batch: int) ->
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.data())
-def test_a_permutation_with_equal_counts_near_the_mean(ranks: int, micro: int, rounds: int, data: st.DataObject) -> None:
+def test_a_permutation_with_equal_counts_near_the_mean(
+    ranks: int, micro: int, rounds: int, data: st.DataObject
+) -> None:
     count = ranks * micro * rounds
     costs = data.draw(st.lists(st.floats(0.1, 100.0), min_size=count, max_size=count))
     order = balanced_order(costs, ranks, micro)
