@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     scaling.add_argument("--context", type=sizes, default=[1, 2, 4], metavar="N,N", help="default 1,2,4")
     scaling.add_argument("--tensor", type=sizes, default=[1], metavar="N,N", help="default 1")
     scaling.add_argument("--sequence", action="store_true", help="sequence parallelism where tensor is above 1")
-    scaling.add_argument("--context-mode", default="a2a", metavar="MODE", help="default a2a")
+    scaling.add_argument("--context-mode", default="p2p", metavar="MODE", help="default p2p")
     scaling.set_defaults(function=_scaling)
 
     head = subcommands.add_parser("head", help="memory of full logits, chunked and response-only, by prompt length")
@@ -244,7 +244,7 @@ def _add_layout(command: argparse.ArgumentParser) -> None:
     for name in ("tensor", "context", "pipeline", "data"):
         group.add_argument(f"--{name}", type=int, default=1, metavar="N", help="ranks (default 1)")
     group.add_argument("--sequence", action="store_true", help="sequence parallelism")
-    group.add_argument("--context-mode", default="a2a", metavar="MODE", help="default a2a")
+    group.add_argument("--context-mode", default="p2p", metavar="MODE", help="default p2p")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class StepSpec:
     tensor: int = 1
     sequence: bool = False
     context: int = 1
-    context_mode: str = "a2a"
+    context_mode: str = "p2p"
     pipeline: int = 1
     data: int = 1
     threads: int = 2

@@ -44,7 +44,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[StepSpec]:
         ("step --long 0", "--long 0: must be at least 1"),
         ("step --long eight", "argument --long: invalid"),
         ("step --repeats 0", "--repeats 0: must be at least 1"),
-        ("step --context 3", "parallel.context=3 does not divide"),
+        ("step --context 3 --context-mode a2a", "parallel.context=3 does not divide"),
         ("step --context-mode ring", "parallel.context_mode=ring"),
         ("step --override model.nothing=1", "model.nothing"),
         ("step --systems trl_best --context 2 --recompute selective", "TRL runs on one rank here"),

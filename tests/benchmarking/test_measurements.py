@@ -57,7 +57,7 @@ def test_a_step_beside_the_peer(work: Path) -> None:
 
 
 def test_scaling_measures_each_rank(work: Path) -> None:
-    words = ["scaling", "--long", "4096", "--context", "1,2", "--context-mode", "all_gather", "--steps", "2"]
+    words = ["scaling", "--long", "4096", "--context", "1,2", "--context-mode", "a2a", "--steps", "2"]
     runs, _ = benchmark(work, *words, *TINY)
     assert [len(run["peak_bytes"]) for run in runs] == [1, 2]
     assert runs[0]["losses"] == pytest.approx(runs[1]["losses"], rel=1e-4)

@@ -74,7 +74,7 @@ def test_material_is_made_once_and_its_weights_follow_the_seed(tmp_path: Path) -
 
 @pytest.mark.parametrize("system", ["solo_dpo", "long_po", "sft"])
 def test_the_overrides_make_a_configuration(system: str, tmp_path: Path) -> None:
-    spec = StepSpec(system, 24, context=2, context_mode="all_gather", recompute="full", data=2)
+    spec = StepSpec(system, 24, context=2, context_mode="a2a", recompute="full", data=2)
     config = load_config(system, overrides_of(spec, make_material(SMALL, tmp_path), tmp_path / "out"))
     assert (config.parallel.context, config.model.recompute, config.trainer.global_batch) == (2, "full", 2)
     assert config.optim.lr == config.optim.min_lr == 1e-4
