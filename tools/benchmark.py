@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 from solopo_nemo.benchmarking import commands, suite
 from solopo_nemo.benchmarking.agreement import Disagreement
 from solopo_nemo.benchmarking.head import HEADS, HeadSpec
+from solopo_nemo.benchmarking.process import MeasurementError
 from solopo_nemo.benchmarking.spec import PEERS, Shape, StepSpec
-from solopo_nemo.benchmarking.step import MeasurementError
 from solopo_nemo.cli import run
 from solopo_nemo.errors import UserError
 

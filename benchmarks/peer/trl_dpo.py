@@ -2,8 +2,8 @@
 
 Called by ``tools/benchmark.py`` as ``python trl_dpo.py REQUEST.json RESULT.json`` in a fresh process. It imports
 nothing of ``solopo_nemo``; the request says everything (``_Request``). What the peak is measured above is defined here
-as in ``solopo_nemo/benchmarking/memory.py``: the resident set just before the first step, free heap returned to the
-system, less the bytes of a reference copy (gradients and optimizer state do not exist yet).
+as in ``solopo_nemo/benchmarking/memory.py``: the resident set (on a GPU: allocated memory) just before the first step,
+free heap returned to the system, less the bytes of a reference copy (gradients and optimizer state do not exist yet).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import utils as trl_utils
+
+CUDA = torch.cuda.is_available()
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,22 @@ def _resident(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
+def _start_peak() -> int:
+    """Memory in use now, in bytes; the high-water mark is counted from here on."""
+    gc.collect()
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS")
+
+
+def _finish_queued() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
+
+
 class _Meter(TrainerCallback):
     """Takes the time of each step and the peak over all of them."""
 
@@ -83,16 +101,15 @@ class _Meter(TrainerCallback):
             for model in models:  # weights read from a file are resident only once they are touched
                 for parameter in model.parameters():
                     parameter.detach().sum()
-            gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)
             copy = sum(p.nbytes for p in reference.parameters()) if reference is not None else 0
-            self.baseline = _resident("VmRSS") - copy
-            Path("/proc/self/clear_refs").write_text("5")
+            self.baseline = _start_peak() - copy
+        _finish_queued()
         self._started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        _finish_queued()
         self.seconds.append(time.perf_counter() - self._started)
-        self.peak = _resident("VmHWM") - self.baseline
+        self.peak = (torch.cuda.max_memory_allocated() if CUDA else _resident("VmHWM")) - self.baseline
 
 
 class _Trainer(DPOTrainer):
@@ -132,7 +149,8 @@ def _digest(inputs: Any) -> dict[str, str]:
 def _score_response_rows_only() -> list[int]:
     """Make TRL's head select the valid rows first, as on CUDA; returns the list of row counts that it then scores."""
     rows: list[int] = []
-    trl_utils._use_triton = lambda device: True  # the kernel itself asks its own module, and stays with torch
+    if not CUDA:
+        trl_utils._use_triton = lambda device: True  # the kernel itself asks its own module, and stays with torch
     function = trl_utils._ChunkedLogProbFunction
 
     class Noting(function):  # type: ignore[misc, valid-type]
@@ -170,8 +188,8 @@ def _measure(request: _Request) -> dict[str, Any]:
             weight_decay=request.weight_decay,
             max_grad_norm=request.clip_grad,
             gradient_checkpointing=request.recompute == "full",
-            bf16=False,
-            use_cpu=True,
+            bf16=CUDA,
+            use_cpu=not CUDA,
             dataloader_pin_memory=False,
             logging_steps=1,
             save_strategy="no",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,9 +14,10 @@ from typing import Any
 
 import psutil
 
-from solopo_nemo import cli, environment
+from solopo_nemo import cli
+from solopo_nemo.benchmarking.process import run_process
 from solopo_nemo.benchmarking.spec import GIB, digest
-from solopo_nemo.benchmarking.step import MeasurementError, machine, versions
+from solopo_nemo.benchmarking.step import machine, versions
 from solopo_nemo.data.output import atomic_text
 
 HEADS = ("full", "chunked", "response_only")
@@ -77,15 +77,10 @@ def measure_head(spec: HeadSpec, work: Path) -> dict[str, Any]:
     common = {"spec": spec.as_json(), "machine": machine(), "versions": versions()}
     if spec.head == "full" and 3 * spec.logits_bytes > psutil.virtual_memory().available:
         return common | {"skipped": f"logits of {spec.logits_bytes / GIB:.0f} GiB and their gradient do not fit"}
-    work.mkdir(parents=True, exist_ok=True)
     out = work / f"head-{spec.key()}-{os.getpid()}.json"
     command = [sys.executable, "-m", "solopo_nemo.benchmarking.head", json.dumps(spec.as_json()), str(out)]
-    threads = {"OMP_NUM_THREADS": str(spec.threads)}
-    done = subprocess.run(
-        command, env=environment.without_ranks() | threads, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise MeasurementError(f"{spec.label()} ended with code {done.returncode}:\n{done.stderr[-2000:]}")
+    run_process(command, spec.threads, out.with_suffix(".log"), spec.label())
+    out.with_suffix(".log").unlink()
     measured = json.loads(out.read_text())
     out.unlink()
     return common | measured

@@ -41,10 +41,12 @@ class StepMeter(pl.Callback):
         """Take the baseline before the first step, and start the clock."""
         if not self.seconds:
             self._memory.start(pl_module.parameters(), list(_training_state(trainer)))
+        torch.cuda.synchronize()
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop the clock; after the last step write the result."""
+        torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self._started)
         if len(self.seconds) < self.steps:
             return

@@ -6,16 +6,15 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from solopo_nemo import environment
 from solopo_nemo.benchmarking.material import Material, ids_digest, make_checkpoint, make_material
 from solopo_nemo.benchmarking.peer import SCRIPT
+from solopo_nemo.benchmarking.process import run_process
 from solopo_nemo.benchmarking.spec import PEERS, StepSpec
 from solopo_nemo.errors import UserError
 
@@ -23,10 +22,6 @@ BETA = 0.1
 OPTIMIZER = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.0, "clip_grad": 1.0}
 """AdamW with a constant rate, the same on every side."""
 LIBRARIES = ("torch", "megatron-core", "nemo-toolkit", "lightning", "transformers")
-
-
-class MeasurementError(RuntimeError):
-    """A measured process ended without a result; the message has its last lines."""
 
 
 def measure_step(spec: StepSpec, work: Path, peer_python: Path | None = None) -> dict[str, Any]:
@@ -146,7 +141,8 @@ def _own(spec: StepSpec, material: Material, run: Path) -> dict[str, Any]:
     request = {"recipe": spec.system, "overrides": overrides, "steps": spec.steps, "results": str(run)}
     (run / "request.json").write_text(json.dumps(request))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={spec.ranks}"]
-    _run([*torchrun, "-m", "solopo_nemo.benchmarking.rank", str(run / "request.json")], spec, run)
+    command = [*torchrun, "-m", "solopo_nemo.benchmarking.rank", str(run / "request.json")]
+    run_process(command, spec.threads, run / "output.log", spec.label())
     ranks = [json.loads((run / f"rank-{i}.json").read_text()) for i in range(spec.ranks)]
     rows = read_metrics(paths.metrics)
     sample = load_prepared(paths.tokenized).dataset[0]
@@ -177,20 +173,6 @@ def _peer(spec: StepSpec, material: Material, run: Path, python: Path | None) ->
         **OPTIMIZER,
     }
     (run / "request.json").write_text(json.dumps(request))
-    _run([str(python), str(SCRIPT), str(run / "request.json"), str(run / "result.json")], spec, run)
+    command = [str(python), str(SCRIPT), str(run / "request.json"), str(run / "result.json")]
+    run_process(command, spec.threads, run / "output.log", spec.label())
     return json.loads((run / "result.json").read_text())
-
-
-def _run(command: list[str], spec: StepSpec, run: Path) -> None:
-    """Run a command to its end with its output in a file; the run folder stays where it fails."""
-    threads = {name: str(spec.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    log = run / "output.log"
-    with log.open("w") as stream:
-        done = subprocess.run(
-            command, env=environment.without_ranks() | threads, stdout=stream, stderr=subprocess.STDOUT, check=False
-        )
-    if done.returncode:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise MeasurementError(
-            f"{spec.system} at {spec.long} tokens ended with code {done.returncode} ({log}):\n{tail}"
-        )
