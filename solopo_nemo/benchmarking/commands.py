@@ -129,4 +129,4 @@ def _summary(results: Results, specs: Sequence[Spec], repeats: int) -> list[dict
 
 
 def _say(message: str) -> None:
-    Console(stderr=True).print(message, highlight=False)
+    Console(stderr=True).print(message, highlight=False, soft_wrap=True)

@@ -45,7 +45,7 @@ def render(
         facts=_facts([run for runs in results.runs.values() for run in runs]),
         goals=[_goal(goal, results) for goal in GOALS],
         missed=_missed(results, reasons),
-        commands=_commands(results, suite["cpu"]),
+        commands=_commands(results, suite),
         by_length=["long prompt", *(look[0] for look in SYSTEMS.values())],
         seconds=_by_length(results, step_seconds, seconds),
         peaks=_by_length(results, peak_gib, gib),
@@ -134,9 +134,11 @@ def _missed(results: Collected, reasons: Mapping[str, Any]) -> list[tuple[str, s
     ]
 
 
-def _commands(results: Collected, suite: Mapping[str, str]) -> Rows:
+def _commands(results: Collected, suite: Mapping[str, Mapping[str, str]]) -> Rows:
+    """The suite's commands, and those of results that other tools left."""
     rows = []
-    for name, arguments in suite.items():
+    others = dict.fromkeys(results.runs.keys() - suite["cpu"].keys() - suite["gpu"].keys(), "")
+    for name, arguments in {**suite["cpu"], **dict(sorted(others.items()))}.items():
         rounds = 1 + max((run["round"] for run in results.runs.get(name, [])), default=-1)
         commands = results.commands([name]) or [_command(arguments)]
         rows.append([f"`{name}`", "<br>".join(f"`{c}`" for c in commands), str(rounds or _NOT_MEASURED)])

@@ -138,6 +138,13 @@ def _exponent(results: Collected) -> Spread | None:
     return Spread.of(values) if values else None
 
 
+def _planner(results: Collected) -> Spread | None:
+    """Largest difference of a planned peak from the measured one, percent, over every run that has both."""
+    runs = [run for run in results.select("planner") if "predicted_bytes" in run]
+    errors = [100 * abs(run["predicted_bytes"] / max(run["peak_bytes"]) - 1) for run in runs]
+    return Spread.of([max(errors)]) if errors else None
+
+
 def _whole_step(results: Collected) -> Spread | None:
     return results.spread("longest_step", lambda run: run["seconds"][-1], system="solo_dpo", long=256 * K)
 
@@ -260,6 +267,14 @@ GOALS = (
         None,
         _whole_step,
         ("longest_step",),
+    ),
+    Goal(
+        "planner",
+        "planner's predicted peak against measured: largest difference of all configurations",
+        10.0,
+        _planner,
+        ("planner",),
+        percent=True,
     ),
     Goal(
         "cp2_time",

@@ -49,7 +49,9 @@ class Session:
                 progress.update(task, description=spec.label())
                 run = self.run(spec, number)
                 progress.advance(task)
-                console.print(f"{spec.label()}, round {number + 1} of {rounds}: {describe(run)}", highlight=False)
+                console.print(
+                    f"{spec.label()}, round {number + 1} of {rounds}: {describe(run)}", highlight=False, soft_wrap=True
+                )
 
 
 def progress_bar(console: Console) -> Progress:
