@@ -23,8 +23,8 @@ from solopo_nemo.data.contexts.counting import TokenCounter
 from solopo_nemo.data.contexts.pool import ParagraphPool
 from solopo_nemo.data.contexts.prompt import render_prompt
 from solopo_nemo.data.contexts.question import Paragraph, Question
-from solopo_nemo.data.contexts.sources import read_questions
-from solopo_nemo.data.contexts.sources.paragraphs import read_pool
+from solopo_nemo.data.contexts.sources import read_pool, read_questions
+from solopo_nemo.data.contexts.sources.source import RowSource
 from solopo_nemo.data.contexts.targets import Targets
 from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
 
@@ -35,9 +35,9 @@ def main() -> None:
     # one core for both ways
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     encoder = TripletEncoder(load_tokenizer(arguments.tokenizer))
-    questions = [question for question in read_questions(arguments.source) if isinstance(question, Question)]
+    questions = [question for question in read_questions(RowSource(arguments.source)) if isinstance(question, Question)]
     pool = ParagraphPool()
-    for paragraph in read_pool(arguments.pool):
+    for paragraph in read_pool(RowSource(arguments.pool)):
         pool.add(paragraph)
     targets = Targets.parse(arguments.short_tokens, arguments.long_tokens)
 

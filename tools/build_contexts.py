@@ -27,7 +27,8 @@ def main() -> None:
     """Run the command."""
     arguments = vars(_parser().parse_args())
     folder, as_json, pairs, schema = (arguments.pop(name) for name in ("tokenizer", "json", "pairs", "format"))
-    settings = BuildSettings(**arguments, schema=schema, gold_pairs=pairs == "gold")
+    pool = tuple(arguments.pop("pool"))
+    settings = BuildSettings(**arguments, pool=pool, schema=schema, gold_pairs=pairs == "gold")
     summary = build_contexts(settings, TripletEncoder(load_tokenizer(folder)))
     _report(summary)
     if as_json:
@@ -40,9 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     needed = parser.add_argument_group("needed")
     source = (
         "questions as MuSiQue, HotpotQA, 2WikiMultihopQA or SQuAD have them, or rows of question, answers, "
-        "supporting[] and distractors[]: .jsonl, .json (both also .gz), .parquet, or a saved dataset's folder"
+        "supporting[] and distractors[]: .jsonl, .json (both also .gz), .parquet, a saved dataset's folder, or what "
+        "`datasets` loads by its name, such as a dataset on the Hugging Face hub"
     )
-    needed.add_argument("--source", type=Path, required=True, metavar="PATH", help=source)
+    needed.add_argument("--source", required=True, metavar="PATH|NAME", help=source)
     tokenizer = "local Hugging Face folder of the model to train; it needs a chat template"
     needed.add_argument("--tokenizer", type=Path, required=True, metavar="FOLDER", help=tokenizer)
     short = "token target of the short prompt: 1100, a range 800-1400, or a file with one length a line to draw from"
@@ -58,8 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     chosen = parser.add_argument_group("choices")
     schema = "schema of the source (default: recognised by its first row)"
     chosen.add_argument("--format", choices=FORMATS, help=schema)
-    pool = "draw distractors from this file (rows of title, paragraph_text) and not from the other questions"
-    chosen.add_argument("--pool", type=Path, metavar="FILE", help=pool)
+    chosen.add_argument("--subset", metavar="NAME", help="subset (configuration) of a dataset that has several")
+    chosen.add_argument("--split", metavar="NAME", help="split of a dataset that has several")
+    pool = (
+        "draw distractors from these files or datasets and not from the other questions: rows of title and "
+        "paragraph_text, or of text, or questions as --source takes them"
+    )
+    chosen.add_argument("--pool", nargs="+", default=(), metavar="PATH", help=pool)
     pairs = "gold: also write chosen (gold answer) and rejected (wrong answer of the same kind), without sampling"
     chosen.add_argument("--pairs", choices=["none", "gold"], default="none", help=pairs)
     chosen.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all draws (default 0)")

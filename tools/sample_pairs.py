@@ -1,7 +1,7 @@
 """Sample answers to short or long prompts, score them by sub-EM, and choose one right and one wrong a question.
 
-Samples and scores are kept in FILE.samples.jsonl: started again, the same command goes on where it was ended, and a
-finished prompt is never sampled twice. An answer is what follows the last "The answer is:", or the last line without
+Samples and scores are kept in FILE.samples.jsonl: started again, the same command goes on where it was ended, and
+what was sampled is never sampled again. An answer is what follows the last "The answer is:", or the last line without
 one; it is right if it holds a gold answer. Questions without right or without wrong answers are dropped. Answers that
 reach the token limit are never chosen.
 """
@@ -38,7 +38,7 @@ def main() -> None:
         top_p=arguments.top_p,
         max_new_tokens=arguments.max_new_tokens,
         seed=arguments.seed,
-        batch=arguments.batch if arguments.backend == "hf" else 0,
+        batch=arguments.batch,
     )
     settings = PairSettings(
         contexts=arguments.contexts,
@@ -105,14 +105,21 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default 1, none)")
     limit = "longest answer in tokens (default 512)"
     how.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help=limit)
+    batch = (
+        "answers to a prompt that are asked for at once (default 0, all of them): fewer where they do not fit on the "
+        "device, or where the server gives no more in a request; another batch gives other samples"
+    )
+    how.add_argument("--batch", type=int, default=0, metavar="N", help=batch)
     how.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all draws (default 0)")
 
     local = parser.add_argument_group("with --backend hf")
-    batch = "answers generated at once (default 0, all of a prompt); another batch gives other samples"
-    local.add_argument("--batch", type=int, default=0, metavar="N", help=batch)
     local.add_argument("--device", metavar="DEVICE", help="torch device (default: the GPU where there is one)")
 
-    server = parser.add_argument_group("with --backend openai; the key is taken from OPENAI_API_KEY")
+    server = parser.add_argument_group(
+        "with --backend openai; the key is taken from OPENAI_API_KEY",
+        "what is not given here is the server's default, such as top_k and repetition_penalty, which vLLM takes from "
+        "the model's generation_config.json unless it is started with --generation-config vllm",
+    )
     server.add_argument("--base-url", metavar="URL", help="such as http://127.0.0.1:8000/v1")
     server.add_argument("--concurrency", type=int, default=16, metavar="N", help="prompts at once (default 16)")
     patience = "seconds to go on asking a server that is away or busy (default 600)"

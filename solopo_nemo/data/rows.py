@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -150,5 +150,10 @@ def _read_saved_dataset(path: Path) -> Iterator[Row]:
         if len(loaded) != 1:
             raise UserError(f"{path}: holds several splits: give one of {', '.join(str(path / s) for s in loaded)}")
         loaded = next(iter(loaded.values()))
-    for number, value in enumerate(loaded):
-        yield Row(f"{path}: row {number}", value)
+    yield from dataset_rows(loaded, str(path))
+
+
+def dataset_rows(dataset: Iterable[dict[str, Any]], name: str) -> Iterator[Row]:
+    """Yield the rows of a dataset that `datasets` has loaded under a name."""
+    for number, value in enumerate(dataset):
+        yield Row(f"{name}: row {number}", value)

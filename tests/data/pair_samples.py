@@ -24,16 +24,17 @@ def asked_row(number: int, short: str = "rwrw", long: str = "rrww", **changes: A
 
 
 class FakeBackend:
-    """Answers as the prompts say."""
+    """Answers as the prompts say, all at once or `at_once`; `requests` has a prompt once for each time it was asked."""
 
-    def __init__(self, concurrency: int = 1, stop_after: int | None = None) -> None:
+    def __init__(self, concurrency: int = 1, stop_after: int | None = None, at_once: int | None = None) -> None:
         self.concurrency = concurrency
         self.stop_after = stop_after
+        self.at_once = at_once
         self.requests: list[tuple[str, str]] = []
         self.closed = False
         self._lock = threading.Lock()
 
-    def sample(self, request: Request) -> list[Sample]:
+    def sample(self, request: Request, have: int) -> list[Sample]:
         with self._lock:
             if len(self.requests) == self.stop_after:
                 raise KeyboardInterrupt
@@ -41,7 +42,8 @@ class FakeBackend:
         plan = request.prompt[-1]["content"].split()[-1]  # type: ignore[index]
         if plan == "refuse":
             raise Refused("too long")
-        return [self._answer(code, number) for number, code in enumerate(plan)]
+        answers = [self._answer(code, number) for number, code in enumerate(plan)]
+        return answers[have : None if self.at_once is None else have + self.at_once]
 
     def close(self) -> None:
         self.closed = True

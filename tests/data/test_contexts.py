@@ -116,9 +116,10 @@ def test_own_pool_and_answer_leaks(write_rows: RowWriter, tokenizer: PreTrainedT
     texts += [p["paragraph_text"] for p in rows[0]["paragraphs"]] + [texts[0].upper(), leak, leak + "Truly."]
     pool = write_rows(({"title": f"P{i}", "paragraph_text": text} for i, text in enumerate(texts)), "pool.jsonl")
     source = write_rows(rows[:1])
-    _, out = build(source, tokenizer, pool=pool)
+    _, out = build(source, tokenizer, pool=(pool,))
     check_row(lines(out)[0], rows[0], {(f"P{i}", t) for i, t in enumerate(texts)}, tokenizer)
-    settings = {"pool": write_rows([{"title": f"L{i}", "paragraph_text": f"{leak} {i}"} for i in range(90)], "l.jsonl")}
+    leaks = write_rows([{"title": f"L{i}", "paragraph_text": f"{leak} {i}"} for i in range(90)], "l.jsonl")
+    settings = {"pool": (leaks,)}
     with pytest.raises(UserError, match=r"no context can be built: .* give a --pool"):
         build(source, tokenizer, **settings)
     assert build(source, tokenizer, **settings, allow_answer_leak=True)[0]["out"] == 1
@@ -206,11 +207,27 @@ def test_settings_that_cannot_be(write_rows: RowWriter, tokenizer: PreTrainedTok
     with pytest.raises(UserError, match="--limit 0"):
         build(source, tokenizer, limit=0)
     with pytest.raises(UserError, match=r"pool\.jsonl:1: field title: missing"):
-        build(source, tokenizer, pool=write_rows([{"paragraph_text": "x"}], "pool.jsonl"))
+        build(source, tokenizer, pool=(write_rows([{"paragraph_text": "x"}], "pool.jsonl"),))
     with pytest.raises(UserError, match="no questions in it"):
         build(write_rows([], "none.jsonl"), tokenizer)
-    with pytest.raises(UserError, match="with every unrelated paragraph"):
+
+
+def test_a_pool_that_is_too_small(write_rows: RowWriter, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = musique_rows(3)
+    source = write_rows(rows)
+    with pytest.raises(UserError, match=r"--long-tokens 1000000: the 24 paragraphs .* have (\d+) tokens") as error:
         build(source, tokenizer, long_tokens=10**6)
+    assert [file.name for file in source.parent.iterdir()] == [source.name]
+    found = re.search(r"have (\d+) tokens", str(error.value))
+    assert found is not None
+    paragraphs = [f"{p['title']}\n{p['paragraph_text']}\n\n" for row in rows for p in row["paragraphs"]]
+    prompt = "".join(f"Passage {number}:\n{text}" for number, text in enumerate(paragraphs, start=1))
+    assert int(found.group(1)) == len(tokenizer(prompt, add_special_tokens=False).input_ids)
+    # enough in all, but a question's own paragraphs do not count
+    with pytest.raises(UserError, match="with every unrelated paragraph"):
+        build(source, tokenizer, long_tokens=int(found.group(1)))
+    summary, out = build(source, tokenizer, pool=(source, write_rows(musique_rows(40)[3:], "more.jsonl")))
+    assert summary["pool"] == 40 * 8 and summary["out"] == len(lines(out)) == 3
 
 
 def test_a_tokenizer_without_template(write_rows: RowWriter, make_tokenizer: TokenizerMaker) -> None:
@@ -240,7 +257,7 @@ def test_real_musique(shared_data: Path, tmp_path: Path) -> None:
     )
     texts = [p["paragraph_text"] for p in paragraphs]
     tokenizer = with_template(train_tokenizer(texts[:2500], 12_000), QWEN)
-    settings = BuildSettings(source, tmp_path / "out.jsonl", 1100, 7500, pool=pool, gold_pairs=True)
+    settings = BuildSettings(source, tmp_path / "out.jsonl", 1100, 7500, pool=(pool,), gold_pairs=True)
     summary = build_contexts(settings, TripletEncoder(tokenizer))
     assert summary["in"] == 100 == summary["out"] + summary["dropped"]
     assert set(summary["dropped_by_rule"]) <= {"evidence_too_long"}

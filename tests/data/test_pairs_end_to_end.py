@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_server import write_gguf
 
 import solopo_nemo
 from solopo_nemo.data.synthetic import generate_triplets
@@ -23,10 +25,11 @@ pytestmark = pytest.mark.slow
 MODEL = Path(solopo_nemo.__file__).parent / "assets" / "tiny_qwen2"
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "sample_pairs.py"
-SERVER = Path(__file__).with_name("chat_server.py")
+SERVER = Path(__file__).with_name("llama_server.py")
 KEY = "sk-not-a-real-key"
 QUESTIONS = 24
-SAMPLING = ["--samples", "6", "--temperature", "1.2", "--max-new-tokens", "64", "--on", "both", "--seed", "5"]
+SAMPLES = 6
+SAMPLING = ["--samples", str(SAMPLES), "--temperature", "1.2", "--max-new-tokens", "64", "--on", "both", "--seed", "5"]
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
@@ -39,33 +42,52 @@ DATASETS = ("pairs", *(f"pairs.{name}" for name in ("sft_short", "sft_long", "po
 Serve = Callable[..., tuple["subprocess.Popen[str]", int]]
 
 
-@pytest.fixture(scope="module")
-def contexts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("contexts") / "contexts.jsonl"
+def write_contexts(path: Path, count: int) -> Path:
+    """Questions that the model mostly knows on the short prompt, and sometimes on the long one."""
     with path.open("w") as stream:
-        for row in generate_triplets(QUESTIONS, 1, short_paragraphs=8, long_paragraphs=12):
+        for row in generate_triplets(count, 1, short_paragraphs=8, long_paragraphs=24):
             kept = {name: row[name] for name in ("id", "prompt_short", "prompt_long", "answers")}
             stream.write(json.dumps(kept) + "\n")
     return path
 
 
+@pytest.fixture(scope="module")
+def contexts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_contexts(tmp_path_factory.mktemp("contexts") / "contexts.jsonl", QUESTIONS)
+
+
+@pytest.fixture(scope="module")
+def gguf_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_gguf(MODEL, path)
+    return path
+
+
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
+def serve(gguf_model: Path, tmp_path: Path) -> Iterator[Serve]:
     """Starts a server and waits until it listens; every one is ended with the test."""
     processes: list[subprocess.Popen[str]] = []
 
-    def start(*options: object) -> tuple[subprocess.Popen[str], int]:
-        command = [sys.executable, str(SERVER), "--model", str(MODEL), "--name", "tiny", *map(str, options)]
-        command += ["--log", str(tmp_path / "server.log")]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    def start(*options: object, slots: int = SAMPLES, context: int = 16384) -> tuple[subprocess.Popen[str], int]:
+        command = [sys.executable, str(SERVER), str(gguf_model), "--name", "tiny", *map(str, options)]
+        command += ["--slots", str(slots), "--context", str(context), "--requests", str(requests(len(processes)))]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         processes.append(process)
         assert process.stdout is not None
         return process, int(process.stdout.readline())
+
+    def requests(number: int) -> Path:
+        return tmp_path / f"requests-{number}"
 
     yield start
     for process in processes:
         process.kill()
         process.wait()
+
+
+def asked(folder: Path) -> int:
+    """The number of prompts that servers were asked in a test."""
+    return len(list(folder.glob("requests-*/*")))
 
 
 def command(contexts: Path, out: Path, port: int | None, *options: str) -> list[str]:
@@ -76,12 +98,12 @@ def command(contexts: Path, out: Path, port: int | None, *options: str) -> list[
     return [*start, *(local if port is None else remote), *SAMPLING, "--json", *options]
 
 
-def completed(arguments: list[str]) -> dict[str, Any]:
+def completed(arguments: list[str], questions: int = QUESTIONS) -> dict[str, Any]:
     done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert KEY not in done.stdout + done.stderr
     summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert summary["in"] == summary["out"] + summary["rejected"] + summary["dropped"] == QUESTIONS
+    assert summary["in"] == summary["out"] + summary["rejected"] + summary["dropped"] == questions
     return summary
 
 
@@ -89,79 +111,116 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / f"{name}.jsonl").read_bytes() for name in DATASETS}
 
 
-def sampled_lines(folder: Path) -> list[tuple[str, str]]:
-    lines = (folder / "pairs.jsonl.samples.jsonl").read_text(encoding="utf-8").splitlines()[1:]
-    return [(line["id"], line["side"]) for line in map(json.loads, lines)]
+def samples_file(folder: Path) -> Path:
+    return folder / "pairs.jsonl.samples.jsonl"
 
 
-def stop_when(process: subprocess.Popen[bytes], samples: Path, lines: int, how: signal.Signals) -> int:
-    """End a tool that has written so many lines and still works; return its exit code."""
-    while process.poll() is None:
-        if samples.exists() and samples.read_bytes().count(b"\n") > lines:
-            process.send_signal(how)
-            break
+def sampled(folder: Path) -> Counter[tuple[str, str]]:
+    """How many answers each prompt has."""
+    lines = [json.loads(line) for line in samples_file(folder).read_text(encoding="utf-8").splitlines()[1:]]
+    counts: Counter[tuple[str, str]] = Counter()
+    for line in lines:
+        counts[line["id"], line["side"]] += len(line["samples"])
+    return counts
+
+
+def wait_for_lines(process: subprocess.Popen[bytes], folder: Path, lines: int) -> None:
+    """Wait until a tool that still works has written so many lines of samples."""
+    file = samples_file(folder)
+    while not file.exists() or file.read_bytes().count(b"\n") <= lines:
+        assert process.poll() is None
         with suppress(subprocess.TimeoutExpired):
-            process.wait(0.02)
+            process.wait(0.005)
+
+
+def stop_at(process: subprocess.Popen[bytes], folder: Path, lines: int, how: signal.Signals) -> int:
+    """End a tool that has written so many lines and still works; return its exit code."""
+    wait_for_lines(process, folder, lines)
+    process.send_signal(how)
     return process.wait()
 
 
 def test_a_real_server_gives_datasets_that_the_recipes_read(serve: Serve, contexts: Path, tmp_path: Path) -> None:
-    _, port = serve("--busy", 5)
+    _, port = serve("--key", KEY)
     summary = completed(command(contexts, tmp_path, port))
-    assert summary["samples"]["all"] == 6 * 2 * QUESTIONS
+    assert summary["samples"]["all"] == SAMPLES * 2 * QUESTIONS
     assert summary["out"] >= 3 and summary["on_both"] >= 1
+    assert asked(tmp_path) == 2 * QUESTIONS
     for triplet in read_triplets(tmp_path / "pairs.jsonl", Needs(("short_chosen", "short_rejected", "long_chosen"))):
         assert triplet.chosen != triplet.rejected
     for name in ("po_short", "po_long"):
         assert list(read_triplets(tmp_path / f"pairs.{name}.jsonl", Needs(("long_chosen", "long_rejected"))))
-    for path in tmp_path.iterdir():
+    for path in tmp_path.glob("pairs*"):
         assert KEY.encode() not in path.read_bytes()
+    written = contents(tmp_path)
     again = completed(command(contexts, tmp_path, port))
     assert again["prompts"] == {"sampled": 0, "reused": 2 * QUESTIONS}
+    assert asked(tmp_path) == 2 * QUESTIONS
+    assert contents(tmp_path) == written
 
 
-def test_a_server_that_goes_away_and_a_killed_tool_change_nothing(serve: Serve, contexts: Path, tmp_path: Path) -> None:
-    log = tmp_path / "server.log"
-    _, port = serve()
-    completed(command(contexts, tmp_path / "whole", port))
-    log.unlink()
-
-    # the server ends in the middle of its sixth answer, while the tool goes on asking, and comes back
-    broken, port = serve("--die-after", 5)
-    first = subprocess.Popen(command(contexts, tmp_path / "broken", port), env=ENVIRONMENT)
+def test_a_server_that_goes_away_and_a_killed_tool_lose_nothing(serve: Serve, tmp_path: Path) -> None:
+    questions = 150
+    contexts = write_contexts(tmp_path / "contexts.jsonl", questions)
+    server, port = serve()
+    out = tmp_path / "out"
+    tool = subprocess.Popen(command(contexts, out, port), env=ENVIRONMENT)
     try:
-        assert broken.wait() == 1
-        assert first.poll() is None
-        serve("--port", port, "--busy", 3)
-        samples = tmp_path / "broken" / "pairs.jsonl.samples.jsonl"
-        assert stop_when(first, samples, 12, signal.SIGKILL) == -signal.SIGKILL
+        # the server dies while it answers, the tool goes on asking until another one is there, and is killed itself
+        wait_for_lines(tool, out, 20)
+        server.kill()
+        server.wait()
+        _, port = serve("--port", port)
+        before = samples_file(out).read_bytes().count(b"\n")
+        assert stop_at(tool, out, before + 20, signal.SIGKILL) == -signal.SIGKILL
     finally:
-        first.kill()
-        first.wait()
-    assert not (tmp_path / "broken" / "pairs.jsonl").exists()
+        tool.kill()
+        tool.wait()
+    assert not (out / "pairs.jsonl").exists()
 
-    kept = len(sampled_lines(tmp_path / "broken"))
-    summary = completed(command(contexts, tmp_path / "broken", port))
-    assert summary["prompts"] == {"sampled": 2 * QUESTIONS - kept, "reused": kept}
-    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
-    units = sampled_lines(tmp_path / "broken")
-    assert len(units) == len(set(units)) == 2 * QUESTIONS
-    # what was under way when the tool was killed, two prompts at most, is all that was asked twice
-    assert len(log.read_text().splitlines()) <= 2 * QUESTIONS + 2
+    kept, whole_lines = len(sampled(out)), samples_file(out).read_bytes().rpartition(b"\n")[0]
+    assert 40 <= kept < 2 * questions
+    summary = completed(command(contexts, out, port), questions)
+    assert summary["prompts"] == {"sampled": 2 * questions - kept, "reused": kept}
+    assert samples_file(out).read_bytes().startswith(whole_lines + b"\n")
+    assert set(sampled(out).values()) == {SAMPLES} and len(sampled(out)) == 2 * questions
+    # all that was asked twice is what was under way, two prompts at most, when the server and the tool were killed
+    assert asked(tmp_path) <= 2 * questions + 4
+
+
+def test_a_server_that_gives_few_answers_at_once(serve: Serve, contexts: Path, tmp_path: Path) -> None:
+    _, port = serve(slots=2)
+    line = refused(command(contexts, tmp_path, port))
+    assert "are all refused" in line and "1 <= value <= 2" in line and "--batch" in line
+    summary = completed(command(contexts, tmp_path, port, "--batch", "2"))
+    assert summary["samples"]["all"] == SAMPLES * 2 * QUESTIONS
+    assert summary["sides"]["short"]["dropped_by_rule"].get("refused") is None
+
+
+def test_prompts_beyond_the_servers_context_are_dropped(serve: Serve, contexts: Path, tmp_path: Path) -> None:
+    _, port = serve(slots=6, context=256)
+    summary = completed(command(contexts, tmp_path, port, "--on", "short"))
+    assert "refused" not in summary["dropped_by_rule"]
+    line = refused(command(contexts, tmp_path, port, "--on", "long"))
+    assert "exceeds the available context size" in line
 
 
 def test_a_killed_tool_with_a_local_model_ends_with_the_same_files(contexts: Path, tmp_path: Path) -> None:
-    completed(command(contexts, tmp_path / "whole", None))
-    samples = tmp_path / "killed" / "pairs.jsonl.samples.jsonl"
+    # answers of a prompt in two batches, so that some end between them
+    local = [*command(contexts, tmp_path / "whole", None), "--batch", "4"]
+    completed(local)
+    killed = [argument.replace("/whole/", "/killed/") for argument in local]
     for lines, how, code in ((3, signal.SIGKILL, -signal.SIGKILL), (20, signal.SIGINT, 128 + signal.SIGINT)):
-        process = subprocess.Popen(command(contexts, tmp_path / "killed", None), env=ENVIRONMENT)
-        assert stop_when(process, samples, lines, how) == code
-    samples.write_bytes(samples.read_bytes() + b'{"id": "2hop')
-    summary = completed(command(contexts, tmp_path / "killed", None))
-    assert summary["prompts"]["reused"] >= 20
+        process = subprocess.Popen(killed, env=ENVIRONMENT)
+        assert stop_at(process, tmp_path / "killed", lines, how) == code
+    samples = samples_file(tmp_path / "killed")
+    # one batch of the second question, and a line that was not finished
+    lines = samples.read_bytes().splitlines(keepends=True)
+    samples.write_bytes(b"".join(lines[:12]) + b'{"id": "2hop')
+    summary = completed(killed)
+    assert summary["prompts"] == {"sampled": 2 * QUESTIONS - 5, "reused": 5}
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    name = "pairs.jsonl.samples.jsonl"
-    assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert samples.read_bytes() == samples_file(tmp_path / "whole").read_bytes()
 
 
 def refused(arguments: list[str]) -> str:
@@ -169,6 +228,7 @@ def refused(arguments: list[str]) -> str:
     assert done.returncode == 2
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error:")
+    assert KEY not in done.stdout + done.stderr
     return line
 
 
@@ -177,4 +237,6 @@ def test_what_the_user_can_mend_is_one_line(serve: Serve, contexts: Path, tmp_pa
     assert "cannot be reached" in refused(command(contexts, tmp_path, 1))
     _, port = serve()
     assert "--model other: the server at" in refused(command(contexts, tmp_path, port, "--model", "other"))
+    _, port = serve("--key", "another key")
+    assert "answers 401: set OPENAI_API_KEY" in refused(command(contexts, tmp_path, port))
     assert not (tmp_path / "pairs.jsonl").exists()

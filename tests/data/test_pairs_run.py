@@ -142,6 +142,32 @@ def test_a_stopped_run_goes_on_and_pays_nothing_twice(write_rows: RowWriter) -> 
     assert out.read_bytes() == whole
 
 
+def test_answers_that_come_few_at_once_are_kept_one_by_one(write_rows: RowWriter) -> None:
+    contexts = write_rows(MIXED)
+    sampled(contexts)
+    out = contexts.with_name("out.jsonl")
+    whole = out.read_bytes()
+    for file in contexts.parent.glob("out*"):
+        file.unlink()
+    paid = 0
+    stops = 0
+    while not out.exists():
+        # each process gets three requests further; a prompt takes four, and the refused one is asked again each time
+        backend = FakeBackend(concurrency=1, stop_after=3, at_once=1)
+        try:
+            summary = sampled(contexts, backend)
+        except KeyboardInterrupt:
+            stops += 1
+        paid += sum(id_ != "q5" for id_, _ in backend.requests)
+    assert stops > 7
+    assert paid == 7 * SAMPLING.samples == summary["samples"]["all"]
+    assert out.read_bytes() == whole
+    # many at once, each a part of its answers
+    (contexts.parent / "other").mkdir()
+    sampled(write_rows(MIXED, "other/rows.jsonl"), FakeBackend(concurrency=5, at_once=3))
+    assert (contexts.parent / "other" / "out.jsonl").read_bytes() == whole
+
+
 def test_a_longer_list_of_questions_reuses_the_samples(write_rows: RowWriter) -> None:
     sampled(write_rows(MIXED[:4]))
     backend = FakeBackend()

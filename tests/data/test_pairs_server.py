@@ -58,12 +58,12 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
 
 def test_one_request_gives_all_samples(make: Make) -> None:
     backend, asked = make([choices(5)])
-    samples = backend.sample(ASK)
+    samples = backend.sample(ASK, 0)
     assert [(sample.text, sample.cut) for sample in samples] == [("yes", False)] * 5
     body = json.loads(asked[1].content)
     assert asked[1].url == URL + "/chat/completions"
     assert "authorization" not in asked[1].headers
-    assert body["seed"] == SAMPLING.seed_of("q0", "short", 0)
+    assert body["seed"] == SAMPLING.seed_of(ASK, 0)
     assert {name: value for name, value in body.items() if name != "seed"} == {
         "model": "m", "n": 5, "temperature": 0.7, "top_p": 0.9, "max_tokens": 33, "messages": ASK.prompt,
     }  # fmt: skip
@@ -71,7 +71,7 @@ def test_one_request_gives_all_samples(make: Make) -> None:
 
 def test_a_server_that_gives_fewer_is_asked_for_the_rest_with_another_seed(make: Make) -> None:
     backend, asked = make([choices(1), choices(3), choices(9)])
-    assert len(backend.sample(ASK)) == 5
+    assert [len(backend.sample(ASK, have)) for have in (0, 1, 4)] == [1, 3, 1]
     bodies = [json.loads(request.content) for request in asked[1:]]
     assert [body["n"] for body in bodies] == [5, 4, 1]
     assert len({body["seed"] for body in bodies}) == 3
@@ -79,20 +79,20 @@ def test_a_server_that_gives_fewer_is_asked_for_the_rest_with_another_seed(make:
 
 def test_plain_strings_are_completed(make: Make) -> None:
     backend, asked = make([httpx.Response(200, json={"choices": [{"text": "b", "finish_reason": "length"}] * 5})])
-    samples = backend.sample(Request("q0", "short", "a"))
+    samples = backend.sample(Request("q0", "short", "a"), 0)
     assert samples[0].text == "b" and samples[0].cut
     assert asked[1].url == URL + "/completions" and json.loads(asked[1].content)["prompt"] == "a"
 
 
 def test_odd_texts_can_be_written(make: Make) -> None:
-    backend, _ = make([choices(2, text=None), choices(3, text="a\ud800b")])
-    assert [sample.text for sample in backend.sample(ASK)] == ["", "", "a?b", "a?b", "a?b"]
+    backend, _ = make([choices(5, text=None), choices(5, text="a\ud800b")])
+    assert [sample.text for _ in range(2) for sample in backend.sample(ASK, 0)] == [""] * 5 + ["a?b"] * 5
 
 
 @pytest.mark.parametrize("code", [408, 429, 500, 502, 503])
 def test_a_busy_or_broken_server_is_asked_again(make: Make, code: int) -> None:
     backend, asked = make([httpx.Response(code), httpx.ConnectError("no"), httpx.ReadTimeout("late"), choices(5)])
-    assert len(backend.sample(ASK)) == 5
+    assert len(backend.sample(ASK, 0)) == 5
     assert len({request.content for request in asked[1:]}) == 1, "the same request each time"
 
 
@@ -102,7 +102,7 @@ def test_retry_after_is_respected(make: Make, monkeypatch: pytest.MonkeyPatch) -
     backend, _ = make([*replies, choices(5)], patience=1e6)
     waits: list[float] = []
     monkeypatch.setattr(backend._stop, "wait", lambda seconds: waits.append(seconds))
-    backend.sample(ASK)
+    backend.sample(ASK, 0)
     assert waits[0] == 7
     assert 3500 < waits[1] <= 3600
     assert waits[2:] == [0, 0]
@@ -118,14 +118,14 @@ def test_waits_grow_and_differ() -> None:
 def test_patience_ends_with_one_error_that_says_how_to_go_on(make: Make) -> None:
     backend, _ = make([httpx.Response(503, json={"error": {"message": "loading"}})], patience=-1)
     with pytest.raises(UserError, match=r"503 \(loading\), 1 tries: start the same command again"):
-        backend.sample(ASK)
+        backend.sample(ASK, 0)
 
 
 def test_a_closed_backend_stops_waiting(make: Make) -> None:
     backend, _ = make([httpx.Response(429, headers={"Retry-After": "100"})])
     backend._stop.set()
     with pytest.raises(UserError, match="stopped"):
-        backend.sample(ASK)
+        backend.sample(ASK, 0)
 
 
 @pytest.mark.parametrize("code", [400, 413, 422])
@@ -133,8 +133,8 @@ def test_a_prompt_can_be_refused(make: Make, code: int) -> None:
     reply = httpx.Response(code, json={"error": {"message": "maximum context length is 8 tokens"}})
     backend, _ = make([reply, choices(5)])
     with pytest.raises(Refused, match="maximum context length"):
-        backend.sample(ASK)
-    assert len(backend.sample(ASK)) == 5
+        backend.sample(ASK, 0)
+    assert len(backend.sample(ASK, 0)) == 5
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_prompt_can_be_refused(make: Make, code: int) -> None:
 def test_what_the_user_has_to_mend(make: Make, reply: httpx.Response, message: str) -> None:
     backend, _ = make([reply])
     with pytest.raises(UserError, match=message):
-        backend.sample(ASK)
+        backend.sample(ASK, 0)
 
 
 def test_an_unknown_model_is_named_with_those_there_are(make: Make) -> None:
@@ -161,7 +161,7 @@ def test_an_unknown_model_is_named_with_those_there_are(make: Make) -> None:
 @pytest.mark.parametrize("first", [httpx.Response(404), httpx.Response(200, text="?"), models()])
 def test_a_server_need_not_list_its_models(make: Make, first: httpx.Response) -> None:
     backend, _ = make([choices(5)], first=first)
-    assert backend.sample(ASK)
+    assert backend.sample(ASK, 0)
 
 
 def test_nobody_there_is_one_line_at_once() -> None:
@@ -180,6 +180,6 @@ def test_the_key_is_sent_and_never_shown(make: Make, monkeypatch: pytest.MonkeyP
     backend, asked = make([echo], patience=-1)
     assert asked[0].headers["authorization"] == f"Bearer {KEY}"
     with pytest.raises(UserError) as broken:
-        backend.sample(ASK)
+        backend.sample(ASK, 0)
     for error in (refused, broken):
         assert KEY not in str(error.value)

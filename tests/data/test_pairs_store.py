@@ -33,22 +33,39 @@ def test_samples_are_found_again(tmp_path: Path) -> None:
     before = path.read_bytes()
     with SampleStore(path, SAMPLING) as store:
         for name in ("q0", "q1"):
-            entry = store.find(asked(name), "short")
+            entry = store.finished(asked(name), "short")
             assert entry is not None
             assert (entry.verdict, entry.right, entry.finished, entry.cut, entry.unprefixed) == ("pair", 1, 2, 2, 1)
             assert store.texts(asked(name), "short") == ([RIGHT], [WRONG])
-        assert store.find(asked("q0"), "long") is None
-        assert store.find(asked("q2"), "short") is None
+        assert store.finished(asked("q0"), "long") is None
+        assert store.finished(asked("q2"), "short") is None
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("texts", "verdict"),
-    [([RIGHT, RIGHT], "all_right"), ([WRONG, ""], "all_wrong"), (["", ""], "none_finished")],
+    [([RIGHT] * 4, "all_right"), ([WRONG, "", "", WRONG], "all_wrong"), ([""] * 4, "none_finished")],
 )
 def test_verdicts_that_drop_a_question(tmp_path: Path, texts: list[str], verdict: str) -> None:
     with SampleStore(tmp_path / "s.jsonl", SAMPLING) as store:
-        assert store.add(asked(), "short", [Sample(text, cut=False) for text in texts]).verdict == verdict
+        store.add(asked(), "short", [Sample(text, cut=False) for text in texts])
+        entry = store.finished(asked(), "short")
+        assert entry is not None and entry.verdict == verdict
+
+
+def test_a_prompt_is_finished_once_all_its_samples_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    for number, sample in enumerate(SAMPLES):
+        with SampleStore(path, SAMPLING) as store:
+            assert store.count(asked(), "short") == number
+            assert store.finished(asked(), "short") is None
+            store.add(asked("q1"), "short", [Sample(WRONG, cut=False)])
+            store.add(asked(), "short", [sample])
+    with SampleStore(path, SAMPLING) as store, SampleStore(filled(tmp_path / "at_once.jsonl"), SAMPLING) as other:
+        entry, at_once = store.finished(asked(), "short"), other.finished(asked(), "short")
+        assert entry is not None and at_once is not None
+        assert replace(entry, offsets=()) == replace(at_once, offsets=())
+        assert store.texts(asked(), "short") == ([RIGHT], [WRONG])
 
 
 def test_a_file_cut_anywhere_keeps_its_whole_lines_and_ends_the_same(tmp_path: Path) -> None:
@@ -59,7 +76,7 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines_and_ends_the_same(tmp_path: P
         path.write_bytes(whole[:size])
         with SampleStore(path, SAMPLING) as store:
             for number in range(2):
-                found = store.find(asked(f"q{number}"), "short")
+                found = store.finished(asked(f"q{number}"), "short")
                 assert (found is not None) == (size >= ends[number + 1])
                 if found is None:
                     store.add(asked(f"q{number}"), "short", SAMPLES)
@@ -89,7 +106,7 @@ def test_settings_bind_only_once_there_are_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize("other", [asked(prompt="changed"), asked(answer="Tin")])
 def test_another_prompt_or_answer_under_the_same_id_is_refused(tmp_path: Path, other: Asked) -> None:
     with SampleStore(filled(tmp_path / "s.jsonl"), SAMPLING) as store, pytest.raises(UserError, match="'q0'"):
-        store.find(other, "short")
+        store.finished(other, "short")
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:

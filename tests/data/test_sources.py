@@ -10,7 +10,8 @@ import pytest
 from samples import RowWriter, musique_rows
 
 from solopo_nemo.data.contexts.question import BadRow, Question
-from solopo_nemo.data.contexts.sources import FORMATS, files, read_questions
+from solopo_nemo.data.contexts.sources import FORMATS, files, read_pool, read_questions
+from solopo_nemo.data.contexts.sources.source import RowSource
 from solopo_nemo.errors import UserError
 
 
@@ -56,13 +57,13 @@ def write_json(path: Path, value: Any) -> Path:
 
 
 def good(path: Path, schema: str | None = None) -> list[Question]:
-    questions = list(read_questions(path, schema))
+    questions = list(read_questions(RowSource(path), schema))
     assert all(isinstance(question, Question) for question in questions), questions
     return [question for question in questions if isinstance(question, Question)]
 
 
 def only_error(path: Path, schema: str | None = None) -> str:
-    (bad,) = (item for item in read_questions(path, schema) if isinstance(item, BadRow))
+    (bad,) = (item for item in read_questions(RowSource(path), schema) if isinstance(item, BadRow))
     assert "\n" not in bad.error
     return bad.error
 
@@ -83,6 +84,9 @@ def test_hotpot_as_datasets_has_it(write_rows: RowWriter) -> None:
     row["id"] = row.pop("_id")
     row["context"] = {"title": [c[0] for c in row["context"]], "sentences": [c[1] for c in row["context"]]}
     row["supporting_facts"] = {"title": ["Blue", "Ann"], "sent_id": [0, 1]}
+    assert good(write_rows([row])) == good(write_rows([hotpot_row()]))
+    # 2WikiMultihopQA on the hub
+    row["context"]["content"] = row["context"].pop("sentences")
     assert good(write_rows([row])) == good(write_rows([hotpot_row()]))
 
 
@@ -129,6 +133,106 @@ def test_saved_datasets_and_parquet(tmp_path: Path) -> None:
         assert [question.id for question in good(path)] == ["q0", "q1", "q2"]
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def repository(tmp_path: Path, own_cache: None) -> Path:
+    """A folder laid out like a dataset repository on the hub: two subsets, one with two splits."""
+    folder = tmp_path / "org" / "questions"
+    for name, rows in {
+        "multi/train": musique_rows(4),
+        "multi/validation": musique_rows(2),
+        "other/train": [hotpot_row()],
+    }.items():
+        file = folder / f"{name}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files_of = {"multi": ("train", "validation"), "other": ("train",)}
+    card = ["---", "configs:"]
+    for subset, splits in files_of.items():
+        card += [f"- config_name: {subset}", "  data_files:"]
+        card += [line for s in splits for line in (f"  - split: {s}", f"    path: {subset}/{s}.jsonl")]
+    (folder / "README.md").write_text("\n".join([*card, "---", ""]))
+    return folder
+
+
+def test_what_datasets_loads_by_name(repository: Path) -> None:
+    source = RowSource(repository, "multi", "validation")
+    questions = list(read_questions(source))
+    assert [question.id for question in questions if isinstance(question, Question)] == ["q0", "q1"]
+    assert list(read_questions(source)) == questions, "it is read again and again"
+    assert source.digest() == RowSource(repository, "multi", "validation").digest()
+    assert source.digest() != RowSource(repository, "multi", "train").digest()
+    for arguments, message in (
+        ((), "multi"),
+        (("multi",), "holds several splits: give --split, one of train, validation"),
+        (("multi", "test"), "--subset and --split"),
+        (("none", "train"), "--subset and --split"),
+    ):
+        with pytest.raises(UserError, match=message):
+            RowSource(repository, *arguments)
+    with pytest.raises(UserError, match="--subset and --split"):
+        RowSource(repository / "multi" / "train.jsonl", split="validation")
+
+
+def test_a_bad_row_of_a_dataset_has_its_name_and_number(tmp_path: Path, own_cache: None) -> None:
+    folder = tmp_path / "repository" / "data"
+    folder.mkdir(parents=True)
+    rows = musique_rows(3)
+    rows[2]["question"] = ""
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    *_, bad = read_questions(RowSource(folder.parent))
+    assert isinstance(bad, BadRow)
+    assert bad.error == f"{folder.parent}: row 2: field question: is empty, must hold text"
+
+
+def test_a_saved_dataset_with_splits(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    splits = {name: datasets.Dataset.from_list(musique_rows(n)) for name, n in (("train", 3), ("test", 1))}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    assert len(list(read_questions(RowSource(tmp_path / "saved", split="train")))) == 3
+    with pytest.raises(UserError, match="several splits"):
+        list(read_questions(RowSource(tmp_path / "saved")))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match=r"^nobody/nothing: `datasets` cannot load it \(.*Hub.*\): give a local path"
+    ) as e:
+        RowSource("nobody/nothing", split="train")
+    assert "\n" not in str(e.value)
+    for path in ("missing.jsonl", "a/b/c", "/nowhere/data", "org/file.json.gz"):
+        with pytest.raises(UserError, match=f"^{path}: no such file or directory"):
+            RowSource(path)
+
+
+def test_pools_of_paragraphs_and_of_questions(tmp_path: Path, write_rows: RowWriter) -> None:
+    def titles(path: Path) -> list[str]:
+        return [paragraph.title for paragraph in read_pool(RowSource(path))]
+
+    assert titles(write_rows([{"title": "A", "paragraph_text": "x"}, {"title": "B", "paragraph_text": "y"}])) == [
+        "A",
+        "B",
+    ]
+    assert titles(write_rows([{"text": "x"}, {"title": "B", "text": "y"}])) == ["", "B"]
+    assert titles(write_rows([hotpot_row()])) == ["Blue", "Ann", "Red"]
+    assert titles(write_json(tmp_path / "squad.json", {"data": [squad_article()]})) == ["Super Bowl", "Super Bowl"]
+    assert titles(write_rows([])) == []
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: field title: missing"):
+        titles(write_rows([{"title": "A", "paragraph_text": "x"}, {"paragraph_text": "y"}]))
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: .* \(body\): a pool has rows of title and paragraph_text"):
+        titles(write_rows([{"body": "x"}]))
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: field question: missing"):
+        row = hotpot_row(1)
+        del row["question"]
+        titles(write_rows([hotpot_row(), row]))
+
+
 def test_json_files_of_other_forms(tmp_path: Path, write_rows: RowWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = musique_rows(5)
     wanted = good(write_rows(rows))
@@ -144,7 +248,7 @@ def test_json_files_of_other_forms(tmp_path: Path, write_rows: RowWriter, monkey
 def test_a_cut_or_broken_array(tmp_path: Path) -> None:
     path = write_json(tmp_path / "cut.json", musique_rows(3))
     path.write_bytes(path.read_bytes()[:-200])
-    *read, bad = read_questions(path)
+    *read, bad = read_questions(RowSource(path))
     assert len(read) == 2
     assert isinstance(bad, BadRow)
     assert f"{path}: row 2: broken or truncated JSON" in bad.error
@@ -155,7 +259,7 @@ def test_a_cut_or_broken_array(tmp_path: Path) -> None:
     path.write_bytes(
         json.dumps([*musique_rows(1), {"question": "e!"}, hotpot_row()]).replace("e!", "é").encode("latin-1")
     )
-    assert f"{path}: row 1: not UTF-8 text (byte 0xe9)" in list(read_questions(path))[1].error
+    assert f"{path}: row 1: not UTF-8 text (byte 0xe9)" in list(read_questions(RowSource(path)))[1].error
     assert "row 0: a JSON int: each element" in only_error(write_json(tmp_path / "numbers.json", [3]))
 
 
@@ -225,11 +329,11 @@ def test_the_schema_is_recognised_or_given(tmp_path: Path, write_rows: RowWriter
     with pytest.raises(
         UserError, match=r"rows\.jsonl:1: schema not recognised .*\(question, passages\): give --format"
     ):
-        list(read_questions(path))
+        list(read_questions(RowSource(path)))
     assert "field answers: missing" in only_error(path, "generic")
     assert set(FORMATS) == {"musique", "hotpot", "2wiki", "squad", "generic"}
     (tmp_path / "first.jsonl").write_text("not JSON\n" + json.dumps(generic_row()) + "\n")
-    bad, question = read_questions(tmp_path / "first.jsonl")
+    bad, question = read_questions(RowSource(tmp_path / "first.jsonl"))
     assert isinstance(bad, BadRow)
     assert isinstance(question, Question)
 

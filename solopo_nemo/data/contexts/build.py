@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from random import Random
 from typing import Any
 
@@ -15,9 +15,10 @@ from solopo_nemo.data.contexts.question import BadRow, Question
 from solopo_nemo.data.contexts.report import write_report
 from solopo_nemo.data.contexts.settings import BuildSettings
 from solopo_nemo.data.contexts.shards import ShardFolder
-from solopo_nemo.data.contexts.sources import read_questions
-from solopo_nemo.data.contexts.sources.paragraphs import read_pool
+from solopo_nemo.data.contexts.sources import read_pool, read_questions
+from solopo_nemo.data.contexts.sources.source import RowSource
 from solopo_nemo.data.contexts.statistics import BuildStatistics, new_facts, note_contexts, note_dropped
+from solopo_nemo.data.contexts.targets import Targets
 from solopo_nemo.data.contexts.workers import run_tasks
 from solopo_nemo.data.output import beside
 from solopo_nemo.data.progress import with_progress
@@ -41,15 +42,18 @@ def build_contexts(settings: BuildSettings, encoder: TripletEncoder) -> dict[str
     """
     started = time.monotonic()
     encoder.require_chat_template()
-    rows, pool = _scan(settings)
+    source = RowSource(settings.source, settings.subset, settings.split)
+    pool_sources = [RowSource(name) for name in settings.pool]
+    rows, pool = _scan(settings, source, pool_sources)
+    composer = Composer(pool, encoder, targets=settings.targets, seed=settings.seed)
+    _check_pool(composer, len(pool), settings.targets)
     shards = -(-rows // settings.shard_rows)
     folder = ShardFolder(settings.out.with_name(settings.out.name + ".work"))
     statistics = BuildStatistics(settings.out_files)
-    with folder.opened(settings.plan(encoder.tokenizer)):
-        composer = Composer(pool, encoder, targets=settings.targets, seed=settings.seed)
+    with folder.opened(settings.plan(source, pool_sources, encoder.tokenizer)):
         missing = [number for number in range(shards) if not folder.is_finished(number)]
         work = _ShardWriter(composer, settings, folder)
-        done = run_tasks(work, _tasks(settings, set(missing)), min(settings.workers, max(1, len(missing))))
+        done = run_tasks(work, _tasks(settings, source, set(missing)), min(settings.workers, max(1, len(missing))))
         for _ in with_progress(done, "composing", len(missing)):
             pass
         for facts in folder.facts(shards):
@@ -69,16 +73,16 @@ def build_contexts(settings: BuildSettings, encoder: TripletEncoder) -> dict[str
     return summary
 
 
-def _scan(settings: BuildSettings) -> tuple[int, ParagraphPool]:
+def _scan(settings: BuildSettings, source: RowSource, pool_sources: list[RowSource]) -> tuple[int, ParagraphPool]:
     """Validate the source and collect the pool; return the number of rows to use, and the pool."""
     pool = ParagraphPool(allow_answer_leak=settings.allow_answer_leak)
     rows = 0
     bad: list[str] = []
-    for item in with_progress(read_questions(settings.source, settings.schema), "validating"):
+    for item in with_progress(read_questions(source, settings.schema), "validating"):
         rows += 1
         if isinstance(item, BadRow):
             bad.append(item.error)
-        elif settings.pool is None:
+        elif not pool_sources:
             for paragraph in (*item.supporting, *item.others):
                 pool.add(paragraph, item.id)
     if bad and not settings.skip_bad:
@@ -86,17 +90,27 @@ def _scan(settings: BuildSettings) -> tuple[int, ParagraphPool]:
         raise UserError(f"{bad[0]}{more}; --skip-bad goes on without and lists them")
     if not rows:
         raise UserError(f"{settings.source}: no questions in it: give a file with at least one row")
-    if settings.pool is not None:
-        for paragraph in with_progress(read_pool(settings.pool), "reading the pool"):
-            pool.add(paragraph)
+    for paragraph in with_progress(chain.from_iterable(map(read_pool, pool_sources)), "reading the pool"):
+        pool.add(paragraph)
     return min(rows, settings.limit or rows), pool
 
 
-def _tasks(settings: BuildSettings, missing: set[int]) -> Iterator[_Shard]:
+def _check_pool(composer: Composer, paragraphs: int, targets: Targets) -> None:
+    """Raise if no question can reach the longest target, which otherwise shows only once all have been tried."""
+    tokens, longest = composer.count_pool(), targets.long[-1]
+    # the evidence, which may not be in the pool, fits into the short prompt
+    if tokens + targets.short.high < longest.low:
+        raise UserError(
+            f"--long-tokens {longest.label}: the {paragraphs} paragraphs to draw from have {tokens} tokens in all, too "
+            "few for it: give a larger --pool (several files or datasets make one), or a lower target"
+        )
+
+
+def _tasks(settings: BuildSettings, source: RowSource, missing: set[int]) -> Iterator[_Shard]:
     """Yield the shards that are missing, each with its rows."""
     if not missing:
         return
-    questions = islice(read_questions(settings.source, settings.schema), settings.limit)
+    questions = islice(read_questions(source, settings.schema), settings.limit)
     number = 0
     while rows := list(islice(questions, settings.shard_rows)):
         if number in missing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 
 from solopo_nemo.data.contexts.counting import TokenCounter
@@ -12,12 +13,14 @@ from solopo_nemo.data.contexts.pool import ParagraphPool
 from solopo_nemo.data.contexts.prompt import passage_body, render_prompt
 from solopo_nemo.data.contexts.question import Paragraph, Question
 from solopo_nemo.data.contexts.targets import Target, Targets
+from solopo_nemo.data.progress import with_progress
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.triplets import Message
 
 PATIENCE = 24
 """Candidates that may be too long one after the other before a context counts as full."""
 _REPAIRS = 8
+_COUNTED_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,14 @@ class Composer:
         self._counter = TokenCounter(encoder)
         self._targets = targets
         self._seed = seed
+
+    def count_pool(self) -> int:
+        """Tokenize each paragraph of the pool once, on all cores; return their tokens as passages of one prompt."""
+        paragraphs = with_progress(self._pool, "counting tokens", len(self._pool))
+        bodies = 0
+        while batch := list(islice(paragraphs, _COUNTED_AT_ONCE)):
+            bodies += sum(self._counter.count_ahead(batch))
+        return bodies + sum(self._counter.header(number) for number in range(1, len(self._pool) + 1))
 
     def compose(self, question: Question) -> Contexts | Dropped:
         """Return the contexts of a question, or the rule by which it has none.

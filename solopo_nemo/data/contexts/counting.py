@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from solopo_nemo.data.contexts.prompt import passage_body, passage_header
 from solopo_nemo.data.contexts.question import Paragraph
 from solopo_nemo.data.tokenize import TripletEncoder
@@ -32,19 +34,31 @@ class TokenCounter:
 
     def passage(self, paragraph: Paragraph, number: int) -> int:
         """Return what a passage adds to a prompt."""
-        header = self._headers.get(number)
-        if header is None:
-            header = self._count(_BETWEEN + passage_header(number) + _AFTER) - self._gap
-            self._headers[number] = header
         body = self._bodies.get(paragraph.key)
         if body is None:
-            body = self._count(_BEFORE + passage_body(paragraph) + _AFTER) - self._frame
-            self._bodies[paragraph.key] = body
-        return header + body
+            (body,) = self.count_ahead([paragraph])
+        return self.header(number) + body
+
+    def header(self, number: int) -> int:
+        """Return what the line above a passage adds."""
+        count = self._headers.get(number)
+        if count is None:
+            count = self._headers[number] = self._count(_BETWEEN + passage_header(number) + _AFTER) - self._gap
+        return count
+
+    def count_ahead(self, paragraphs: Sequence[Paragraph]) -> list[int]:
+        """Return what paragraphs have without headers, and keep it; many at once are counted on all cores."""
+        counts = self._counts([_BEFORE + passage_body(paragraph) + _AFTER for paragraph in paragraphs])
+        bodies = [count - self._frame for count in counts]
+        self._bodies.update(zip((paragraph.key for paragraph in paragraphs), bodies, strict=True))
+        return bodies
 
     def _count(self, text: str) -> int:
+        return self._counts([text])[0]
+
+    def _counts(self, texts: list[str]) -> list[int]:
         backend = getattr(self._encoder.tokenizer, "backend_tokenizer", None)
         if backend is None or backend.truncation or backend.padding or backend.encode_special_tokens:
-            return self._encoder.count_text(text)
+            return [self._encoder.count_text(text) for text in texts]
         # the same tokens without offsets, masks and Python lists of them, which take half of the time
-        return len(backend.encode_batch_fast([text], add_special_tokens=False)[0])
+        return [len(encoding) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]

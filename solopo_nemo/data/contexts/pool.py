@@ -27,6 +27,9 @@ class ParagraphPool:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __iter__(self) -> Iterator[Paragraph]:
+        return (paragraph for paragraph, _ in self._entries.values())
+
     def add(self, paragraph: Paragraph, question_id: str | None = None) -> None:
         """Add a paragraph, of a question or of none; a duplicate is not added again."""
         key = self._keys.get(paragraph.text)

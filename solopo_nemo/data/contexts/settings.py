@@ -11,8 +11,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 import solopo_nemo
+from solopo_nemo.data.contexts.sources.source import RowSource
 from solopo_nemo.data.contexts.targets import Targets
-from solopo_nemo.data.rows import data_files
 from solopo_nemo.errors import UserError
 
 
@@ -21,11 +21,13 @@ class BuildSettings:
     """What to build.
 
     Attributes:
-        source: Questions, in one of the schemas of `sources`.
+        source: Questions, in one of the schemas of `sources`: a path, or a dataset's name on the Hugging Face hub.
         out: The file to write, JSON lines; with several long targets each has its own beside, `out_files`.
         short_tokens: Largest number of tokens of the short prompt: a number, a range or a file, see `targets`.
         long_tokens: The same for the long prompt, or several with commas between.
-        pool: Distractor paragraphs; None takes those of the other questions.
+        pool: Sources of distractor paragraphs; without one they are those of the other questions.
+        subset: The source's subset, where it is a dataset with several.
+        split: The source's split, where it is a dataset with several.
         schema: The source's schema; None recognises it.
         seed: Seed of all draws.
         limit: Use this many rows of the source; the rest still serves as pool.
@@ -37,11 +39,13 @@ class BuildSettings:
         shard_rows: Rows of the source in a shard, which a run that was killed loses at most per worker.
     """
 
-    source: Path
+    source: Path | str
     out: Path
     short_tokens: int | str
     long_tokens: int | str
-    pool: Path | None = None
+    pool: tuple[Path | str, ...] = ()
+    subset: str | None = None
+    split: str | None = None
     schema: str | None = None
     seed: int = 0
     limit: int | None = None
@@ -74,27 +78,18 @@ class BuildSettings:
             return {labels[0]: self.out}
         return {label: self.out.with_name(f"{self.out.stem}.{label}.jsonl") for label in labels}
 
-    def plan(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    def plan(self, source: RowSource, pool: list[RowSource], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         """Return all that the result depends on, files by their contents."""
         return {
             "version": solopo_nemo.__version__,
-            "source": f"{self.source} {_digest(self.source)}",
-            "pool": _digest(self.pool) if self.pool else "",
+            "source": f"{source.name} {source.digest()}",
+            "pool": " ".join(part.digest() for part in pool),
             "tokenizer": _tokenizer_digest(tokenizer),
             "targets": repr(self.targets),
             "choices": repr(
                 (self.schema, self.seed, self.limit, self.gold_pairs, self.allow_answer_leak, self.shard_rows)
             ),
         }
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    for file in data_files(path) if path.is_dir() else [path]:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -22,7 +22,7 @@ class Sampling:
         top_p: Nucleus sampling; 1 for none.
         max_new_tokens: Longest answer.
         seed: Seed of all draws.
-        batch: Answers that `hf` generates at once, each batch with a seed of its own; 0 for all of a prompt.
+        batch: Answers to a prompt that are asked for at once, each batch with a seed of its own; 0 for all of them.
     """
 
     backend: str
@@ -46,9 +46,13 @@ class Sampling:
         if self.batch < 0:
             raise UserError(f"--batch {self.batch}: must be at least 1, or 0 for all answers of a prompt at once")
 
-    def seed_of(self, *parts: object) -> int:
-        """Return the seed of one piece of work, which depends on nothing that ran before."""
-        text = ":".join(map(str, (self.seed, *parts)))
+    def next_batch(self, have: int) -> int:
+        """Return how many answers to ask for where there are `have`."""
+        return min(self.batch or self.samples, self.samples - have)
+
+    def seed_of(self, request: Request, have: int) -> int:
+        """Return the seed of a batch, which depends on nothing that ran before."""
+        text = f"{self.seed}:{request.id}:{request.side}:{have}"
         return int.from_bytes(sha256(text.encode()).digest()[:4], "big") >> 1
 
 
@@ -89,8 +93,12 @@ class Backend(Protocol):
 
     concurrency: int
 
-    def sample(self, request: Request) -> list[Sample]:
-        """Return as many answers as the settings ask for.
+    def sample(self, request: Request, have: int) -> list[Sample]:
+        """Return the next answers to a prompt: one at least, and at most `Sampling.next_batch(have)`.
+
+        Args:
+            request: The prompt.
+            have: How many answers to it there are.
 
         Raises:
             Refused: This prompt cannot be answered.

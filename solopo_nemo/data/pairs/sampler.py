@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -57,17 +58,23 @@ class Sampler:
             UserError: The backend cannot go on; what was finished by then is kept.
         """
         units = self._units(meter)
+        begun: deque[_Unit] = deque()
         pending: dict[Future[list[Sample]], _Unit] = {}
         pool = ThreadPoolExecutor(self._backend.concurrency)
         try:
             while True:
-                while len(pending) < self._backend.concurrency and (unit := next(units, None)):
+                while len(pending) < self._backend.concurrency and (
+                    unit := begun.popleft() if begun else next(units, None)
+                ):
                     request = Request(unit.asked.id, unit.side, unit.asked.prompts[unit.side])
-                    pending[pool.submit(self._backend.sample, request)] = unit
+                    have = self._store.count(unit.asked, unit.side)
+                    pending[pool.submit(self._backend.sample, request, have)] = unit
                 if not pending:
                     return self._settled()
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    self._finish(pending.pop(future), future, meter)
+                    unit = pending.pop(future)
+                    if not self._finish(unit, future, meter):
+                        begun.append(unit)
         except UserError:
             self._keep_finished(pending, meter)
             raise
@@ -83,14 +90,15 @@ class Sampler:
                 return
             asked = self._source[number]
             for side in self._sides:
-                entry = self._store.find(asked, side)
+                entry = self._store.finished(asked, side)
                 if entry is None:
                     yield _Unit(number, asked, side)
                 else:
                     self.reused += 1
                     self._record(number, side, entry, meter)
 
-    def _finish(self, unit: _Unit, future: Future[list[Sample]], meter: Meter) -> None:
+    def _finish(self, unit: _Unit, future: Future[list[Sample]], meter: Meter) -> bool:
+        """Keep the answers that came; return whether that was all of the prompt."""
         try:
             samples = future.result()
         except Refused as error:
@@ -98,10 +106,15 @@ class Sampler:
             if len(self._refusals) >= _REFUSALS_TO_GIVE_UP and not self.asked + self.reused:
                 raise UserError(f"the first {len(self._refusals)} prompts are all refused: {error}") from error
             self._record(unit.number, unit.side, None, meter)
-        else:
-            self.asked += 1
-            meter.add_samples(len(samples))
-            self._record(unit.number, unit.side, self._store.add(unit.asked, unit.side, samples), meter)
+            return True
+        meter.add_samples(len(samples))
+        self._store.add(unit.asked, unit.side, samples)
+        entry = self._store.finished(unit.asked, unit.side)
+        if entry is None:
+            return False
+        self.asked += 1
+        self._record(unit.number, unit.side, entry, meter)
+        return True
 
     def _record(self, number: int, side: str, entry: Entry | None, meter: Meter) -> None:
         known = self.entries.setdefault(number, {})

@@ -23,7 +23,7 @@ _REFUSED = frozenset({400, 413, 422})
 
 
 class ServerBackend:
-    """Asks a server for several answers at once, and again until it has given them all.
+    """Asks a server for several answers at once.
 
     A server that is away, busy or limits the rate is asked again, after exponentially growing waits with jitter or
     what its `Retry-After` says, until it has not answered one prompt for `patience` seconds. The key is taken from the
@@ -74,14 +74,29 @@ class ServerBackend:
             self.close()
             raise
 
-    def sample(self, request: Request) -> list[Sample]:
+    def sample(self, request: Request, have: int) -> list[Sample]:
         """See `Backend`."""
-        samples: list[Sample] = []
-        while len(samples) < self._sampling.samples:
-            # servers that do not know `n` give one answer at a time
-            choices = self._choices(request, self._sampling.samples - len(samples), len(samples))
-            samples += choices[: self._sampling.samples - len(samples)]
-        return samples
+        count = self._sampling.next_batch(have)
+        body: dict[str, Any] = {
+            "model": self._sampling.model,
+            "n": count,
+            "temperature": self._sampling.temperature,
+            "top_p": self._sampling.top_p,
+            "max_tokens": self._sampling.max_new_tokens,
+            "seed": self._sampling.seed_of(request, have),
+        }
+        if isinstance(request.prompt, str):
+            answer = self._post("/completions", body | {"prompt": request.prompt})
+        else:
+            answer = self._post("/chat/completions", body | {"messages": request.prompt})
+        try:
+            samples = [_sample(choice) for choice in answer.json()["choices"]]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"--base-url {self._url}: answers in another format than OpenAI's ({error!r})") from error
+        if not samples:
+            raise Refused("the server gave no answer")
+        # a server that does not know `n` gives one
+        return samples[:count]
 
     def close(self) -> None:
         """See `Backend`."""
@@ -108,27 +123,6 @@ class ServerBackend:
             known = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise UserError(f"--model {self._sampling.model}: the server at {self._url} does not have it, only {known}")
 
-    def _choices(self, request: Request, count: int, have: int) -> list[Sample]:
-        body: dict[str, Any] = {
-            "model": self._sampling.model,
-            "n": count,
-            "temperature": self._sampling.temperature,
-            "top_p": self._sampling.top_p,
-            "max_tokens": self._sampling.max_new_tokens,
-            "seed": self._sampling.seed_of(request.id, request.side, have),
-        }
-        if isinstance(request.prompt, str):
-            answer = self._post("/completions", body | {"prompt": request.prompt})
-        else:
-            answer = self._post("/chat/completions", body | {"messages": request.prompt})
-        try:
-            samples = [_sample(choice) for choice in answer.json()["choices"]]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"--base-url {self._url}: answers in another format than OpenAI's ({error!r})") from error
-        if not samples:
-            raise Refused("the server gave no answer")
-        return samples
-
     def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
         """Ask until there is an answer."""
         started = time.monotonic()
@@ -145,7 +139,7 @@ class ServerBackend:
             else:
                 if answer.status_code == 200:
                     return answer
-                self._raise_unless_temporary(answer)
+                self._raise_unless_temporary(answer, body["n"])
                 problem = f"answers {answer.status_code} ({self._message(answer)})"
                 wait = _retry_after(answer)
             wait = max(wait, _backoff(tries))
@@ -158,11 +152,11 @@ class ServerBackend:
             if self._stop.wait(wait):
                 raise UserError("stopped: start the same command again, finished samples are kept")
 
-    def _raise_unless_temporary(self, answer: httpx.Response) -> None:
+    def _raise_unless_temporary(self, answer: httpx.Response, count: int) -> None:
         self._raise_for_key(answer)
         code = answer.status_code
         if code in _REFUSED:
-            raise Refused(f"the server answers {code}: {self._message(answer)}")
+            raise Refused(f"the server answers {code}: {self._message(answer)} (to n={count}, which --batch changes)")
         if code == 404:
             raise UserError(
                 f"--model {self._sampling.model}: the server at {self._url} does not have it, or the address is not "

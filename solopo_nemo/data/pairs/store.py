@@ -1,4 +1,4 @@
-"""The samples file: every finished prompt is one line, written once and kept through any end of the process."""
+"""The samples file: each batch of answers is one line, written once and kept through any end of the process."""
 
 from __future__ import annotations
 
@@ -22,25 +22,47 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a finished prompt.
+    """What is known of a prompt.
 
     Attributes:
-        offset: Where its line begins.
+        offsets: Where its lines begin.
         digest: Of question, prompt and answers.
-        verdict: `pair`, or the rule that drops it: `all_right`, `all_wrong`, `none_finished`.
         right: Finished samples that are right.
         finished: Samples that reached their end.
         cut: Samples that did not.
         unprefixed: Samples without `The answer is:`.
     """
 
-    offset: int
+    offsets: tuple[int, ...]
     digest: str
-    verdict: str
     right: int
     finished: int
     cut: int
     unprefixed: int
+
+    @property
+    def samples(self) -> int:
+        """All samples."""
+        return self.finished + self.cut
+
+    @property
+    def verdict(self) -> str:
+        """Return `pair`, or the rule that drops the prompt: `all_right`, `all_wrong`, `none_finished`."""
+        if not self.finished:
+            return "none_finished"
+        if self.right in (0, self.finished):
+            return "all_right" if self.right else "all_wrong"
+        return PAIR
+
+    def __add__(self, later: Entry) -> Entry:
+        return Entry(
+            self.offsets + later.offsets,
+            self.digest,
+            self.right + later.right,
+            self.finished + later.finished,
+            self.cut + later.cut,
+            self.unprefixed + later.unprefixed,
+        )
 
 
 class SampleStore:
@@ -60,6 +82,7 @@ class SampleStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._entries: dict[tuple[str, str], Entry] = {}
         self._settings = asdict(sampling)
+        self._samples = sampling.samples
         # closed by __exit__
         self._file = path.open("a+b")
         try:
@@ -78,8 +101,8 @@ class SampleStore:
     ) -> None:
         self._file.close()
 
-    def find(self, asked: Asked, side: str) -> Entry | None:
-        """Return what is known of a prompt, None where it is still to be sampled.
+    def finished(self, asked: Asked, side: str) -> Entry | None:
+        """Return what is known of a prompt, None where samples of it are still missing.
 
         Raises:
             UserError: It was sampled with another prompt or other answers.
@@ -90,10 +113,15 @@ class SampleStore:
                 f"{self.path}: holds samples of {asked.id!r} for another {side} prompt or other answers: "
                 "give the contexts file it was made with, or another --out"
             )
-        return entry
+        return entry if entry is not None and entry.samples >= self._samples else None
 
-    def add(self, asked: Asked, side: str, samples: Sequence[Sample]) -> Entry:
-        """Score the samples of a prompt and write them; they are on disk when this returns."""
+    def count(self, asked: Asked, side: str) -> int:
+        """Return how many samples of a prompt there are."""
+        entry = self._entries.get((asked.id, side))
+        return 0 if entry is None else entry.samples
+
+    def add(self, asked: Asked, side: str, samples: Sequence[Sample]) -> None:
+        """Score samples of a prompt and write them; they are on disk when this returns."""
         stated = [stated_answer(sample.text) for sample in samples]
         line = {
             "id": asked.id,
@@ -110,20 +138,25 @@ class SampleStore:
                 for sample, answer in zip(samples, stated, strict=True)
             ],
         }
-        entry = _entry(line, self._append(line))
-        self._entries[asked.id, side] = entry
-        return entry
+        self._know(line, self._append(line))
 
     def texts(self, asked: Asked, side: str) -> tuple[list[str], list[str]]:
         """Return the right and the wrong answers of a sampled prompt, without those that were cut."""
+        samples: list[dict[str, Any]] = []
         with self.path.open("rb") as stream:
-            stream.seek(self._entries[asked.id, side].offset)
-            samples = json.loads(stream.readline())["samples"]
+            for offset in self._entries[asked.id, side].offsets:
+                stream.seek(offset)
+                samples += json.loads(stream.readline())["samples"]
         finished = [sample for sample in samples if _usable(sample)]
         return (
             [sample["text"] for sample in finished if sample["right"]],
             [sample["text"] for sample in finished if not sample["right"]],
         )
+
+    def _know(self, line: dict[str, Any], offset: int) -> None:
+        key, entry = (line["id"], line["side"]), _entry(line, offset)
+        before = self._entries.get(key)
+        self._entries[key] = entry if before is None else before + entry
 
     def _append(self, line: dict[str, Any]) -> int:
         if not self._file.seek(0, os.SEEK_END):
@@ -168,7 +201,7 @@ class SampleStore:
                 if number == 1:
                     self._check(value)
                 else:
-                    self._entries.setdefault((value["id"], value["side"]), _entry(value, offset))
+                    self._know(value, offset)
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{self.path}:{number}: not a line of samples ({error!r}): remove the line") from error
             offset += len(line)
@@ -195,18 +228,10 @@ def _encode(line: dict[str, Any]) -> bytes:
 def _entry(line: dict[str, Any], offset: int) -> Entry:
     samples = line["samples"]
     finished = [sample for sample in samples if _usable(sample)]
-    right = sum(sample["right"] for sample in finished)
-    if not finished:
-        verdict = "none_finished"
-    elif right in (0, len(finished)):
-        verdict = "all_right" if right else "all_wrong"
-    else:
-        verdict = PAIR
     return Entry(
-        offset=offset,
+        offsets=(offset,),
         digest=line["digest"],
-        verdict=verdict,
-        right=right,
+        right=sum(sample["right"] for sample in finished),
         finished=len(finished),
         cut=len(samples) - len(finished),
         unprefixed=sum(not sample["prefixed"] for sample in samples),

@@ -9,6 +9,7 @@ from typing import Any
 
 from solopo_nemo.data.contexts.question import Paragraph, Question
 from solopo_nemo.data.contexts.sources.checks import check_support
+from solopo_nemo.data.contexts.sources.paragraphs import plain_paragraph
 from solopo_nemo.data.fields import bad_field, has, identifier, required, text, text_list
 
 
@@ -41,8 +42,7 @@ def _paragraphs(value: Any, field: str, where: str) -> Iterator[Paragraph]:
     for index, item in enumerate(value):
         name = f"{field}[{index}]"
         if isinstance(item, dict):
-            title = text(item["title"], f"{name}.title", where) if has(item, "title") else ""
-            yield Paragraph(title, text(required(item, "text", f"{where}: field {name}"), f"{name}.text", where))
+            yield plain_paragraph(item, where, f"{name}.")
         else:
             yield Paragraph("", text(item, name, where))
 

@@ -19,10 +19,10 @@ def parse(row: dict[str, Any], where: str) -> Question:
     Raises:
         UserError: A field is missing or wrong.
     """
-    facts = {title for title, _ in _pairs(row, "supporting_facts", "sent_id", where)}
+    facts = {title for title, _ in _pairs(row, "supporting_facts", ("sent_id",), where)}
     supporting: list[Paragraph] = []
     others: list[Paragraph] = []
-    for index, (title, sentences) in enumerate(_pairs(row, "context", "sentences", where)):
+    for index, (title, sentences) in enumerate(_pairs(row, "context", ("sentences", "content"), where)):
         parts = _sentences(sentences, f"context[{index}][1]", where)
         if not parts:
             # both sets have a few paragraphs without text
@@ -52,10 +52,19 @@ def _sentences(value: Any, field: str, where: str) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
-def _pairs(row: dict[str, Any], field: str, second: str, where: str) -> Iterator[tuple[str, Any]]:
-    """Yield title and value of pairs, written as a list of lists or as two lists side by side."""
+def _pairs(row: dict[str, Any], field: str, seconds: tuple[str, ...], where: str) -> Iterator[tuple[str, Any]]:
+    """Yield title and value of pairs, written as a list of lists or as two lists side by side.
+
+    Args:
+        row: The row.
+        field: Holds the pairs.
+        seconds: Names that the list beside the titles goes by.
+        where: The row's place.
+    """
     value = required(row, field, where)
+    second = seconds[0]
     if isinstance(value, dict):
+        second = next((name for name in seconds if has(value, name)), second)
         sides = [required(value, name, f"{where}: field {field}") for name in ("title", second)]
         if not all(isinstance(side, list) for side in sides) or len(sides[0]) != len(sides[1]):
             raise bad_field(where, field, f"title and {second} must be lists of the same length")

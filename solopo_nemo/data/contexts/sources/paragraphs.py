@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from solopo_nemo.data.contexts.question import Paragraph
-from solopo_nemo.data.fields import required, text
-from solopo_nemo.data.rows import read_rows
+from solopo_nemo.data.fields import has, required, text
 
 
-def read_pool(path: Path) -> Iterator[Paragraph]:
-    """Yield the paragraphs of a pool file, rows of `title` and `paragraph_text`.
+def is_paragraph(row: dict[str, Any]) -> bool:
+    """Tell whether a row is a paragraph by itself, and no question."""
+    return has(row, "paragraph_text") or (has(row, "text") and not has(row, "question"))
+
+
+def pool_paragraph(row: dict[str, Any], where: str) -> Paragraph:
+    """Read a row of a pool: `title` and `paragraph_text` as MuSiQue has them, or `text` and perhaps a `title`.
 
     Raises:
-        UserError: The first row that is not one, or the file cannot be read.
+        UserError: A field is missing or wrong.
     """
-    for row in read_rows(path):
-        yield titled_paragraph(row.fields(), row.where, "")
+    return plain_paragraph(row, where, "") if has(row, "text") else titled_paragraph(row, where, "")
+
+
+def plain_paragraph(item: dict[str, Any], where: str, prefix: str) -> Paragraph:
+    """Read `text` and perhaps a `title`; see `titled_paragraph`."""
+    title = text(item["title"], f"{prefix}title", where) if has(item, "title") else ""
+    return Paragraph(title, text(required(item, "text", _place(where, prefix)), f"{prefix}text", where))
 
 
 def titled_paragraph(item: dict[str, Any], where: str, prefix: str) -> Paragraph:
@@ -32,8 +39,12 @@ def titled_paragraph(item: dict[str, Any], where: str, prefix: str) -> Paragraph
     Raises:
         UserError: One of them is missing or wrong.
     """
-    place = f"{where}: field {prefix[:-1]}" if prefix else where
+    place = _place(where, prefix)
     return Paragraph(
         title=text(required(item, "title", place), f"{prefix}title", where),
         text=text(required(item, "paragraph_text", place), f"{prefix}paragraph_text", where),
     )
+
+
+def _place(where: str, prefix: str) -> str:
+    return f"{where}: field {prefix[:-1]}" if prefix else where
