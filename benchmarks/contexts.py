@@ -121,7 +121,7 @@ def _build(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
             peak = 0
             while process.poll() is None:
                 peak = max(peak, _memory(process))
-                with suppress(subprocess.TimeoutExpired):
+                with suppress(psutil.TimeoutExpired):
                     process.wait(_SECONDS_A_LOOK)
             summary = json.loads(process.stdout.read().splitlines()[-1])
         return {

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from solopo_nemo import environment  # noqa: F401  first of all, as it silences a warning of torch's import
 from solopo_nemo.errors import UserError
 
 EXIT_USER_ERROR = 2

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="GGUF file")
     parser.add_argument("--name", required=True)
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--context", type=int, required=True, help="tokens that all slots share")
+    parser.add_argument("--context", type=int, required=True, help="tokens of a slot")
     parser.add_argument("--slots", type=int, required=True, help="answers at once, and largest n of a request")
     parser.add_argument("--key", help="refuse requests with any other")
     parser.add_argument("--requests", type=Path, required=True, help="folder that gets a file for each prompt asked")
@@ -74,7 +74,7 @@ def main() -> None:
     parameters.model_alias = {arguments.name}
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = arguments.port
-    parameters.n_ctx, parameters.kv_unified = arguments.context, True
+    parameters.n_ctx = arguments.context * arguments.slots
     parameters.n_parallel = arguments.slots
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
     parameters.api_keys = [arguments.key] if arguments.key else []

@@ -43,9 +43,9 @@ Serve = Callable[..., tuple["subprocess.Popen[str]", int]]
 
 
 def write_contexts(path: Path, count: int) -> Path:
-    """Questions that the model mostly knows on the short prompt, and sometimes on the long one."""
+    """Questions that the model answers right at times."""
     with path.open("w") as stream:
-        for row in generate_triplets(count, 1, short_paragraphs=8, long_paragraphs=24):
+        for row in generate_triplets(count, 1, short_paragraphs=20, long_paragraphs=40):
             kept = {name: row[name] for name in ("id", "prompt_short", "prompt_long", "answers")}
             stream.write(json.dumps(kept) + "\n")
     return path
@@ -68,7 +68,7 @@ def serve(gguf_model: Path, tmp_path: Path) -> Iterator[Serve]:
     """Starts a server and waits until it listens; every one is ended with the test."""
     processes: list[subprocess.Popen[str]] = []
 
-    def start(*options: object, slots: int = SAMPLES, context: int = 16384) -> tuple[subprocess.Popen[str], int]:
+    def start(*options: object, slots: int = SAMPLES, context: int = 2048) -> tuple[subprocess.Popen[str], int]:
         command = [sys.executable, str(SERVER), str(gguf_model), "--name", "tiny", *map(str, options)]
         command += ["--slots", str(slots), "--context", str(context), "--requests", str(requests(len(processes)))]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -198,7 +198,7 @@ def test_a_server_that_gives_few_answers_at_once(serve: Serve, contexts: Path, t
 
 
 def test_prompts_beyond_the_servers_context_are_dropped(serve: Serve, contexts: Path, tmp_path: Path) -> None:
-    _, port = serve(slots=6, context=256)
+    _, port = serve(context=420)
     summary = completed(command(contexts, tmp_path, port, "--on", "short"))
     assert "refused" not in summary["dropped_by_rule"]
     line = refused(command(contexts, tmp_path, port, "--on", "long"))

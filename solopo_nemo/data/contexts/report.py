@@ -13,7 +13,7 @@ from solopo_nemo.data.contexts.statistics import POSITION_BINS, BuildStatistics
 from solopo_nemo.data.output import atomic_text
 
 _INK, _GRID = "#1f2328", "#e4e7eb"
-_SHORT, _LONG = "#0969da", ("#d9480f", "#12876b", "#8250df", "#8c959f")
+_SHORT, _LONG = "#0969da", "#d9480f"
 _STYLE: dict[Any, Any] = {
     "text.color": _INK,
     "axes.labelcolor": _INK,
@@ -44,30 +44,35 @@ def _draw(statistics: BuildStatistics, folder: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    colours = {label: _LONG[number % len(_LONG)] for number, label in enumerate(statistics.long)}
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7, 2.4 * (1 + len(colours))), layout="constrained")
-        panels = figure.subplots(1 + len(colours), 1, squeeze=False)[:, 0]
+        figure = Figure(figsize=(7, 2.4 * (1 + len(statistics.long))), layout="constrained")
+        panels = figure.subplots(1 + len(statistics.long), 1, squeeze=False)[:, 0]
         panels[0].hist(statistics.short.values(), bins=24, color=_SHORT)
         panels[0].set_title(f"Short prompts ({statistics.written:,})")
         for axis, (label, long) in zip(panels[1:], statistics.long.items(), strict=True):
-            axis.hist(long.tokens.values(), bins=24, color=colours[label])
+            axis.hist(long.tokens.values(), bins=24, color=_LONG)
             axis.set_title(f"Long prompts, target {label}")
         for axis in panels:
             axis.set_ylabel("questions")
+            axis.locator_params(axis="x", nbins=6)
+            axis.ticklabel_format(axis="x", style="plain", useOffset=False)
         panels[-1].set_xlabel("tokens, as the chat template renders the prompt")
         figure.savefig(folder / "lengths.png", dpi=150)
 
-        figure = Figure(figsize=(7, 3.4), layout="constrained")
+        figure = Figure(figsize=(7, 1.6 + 0.4 * len(statistics.long)), layout="constrained")
         axis = figure.subplots()
         edges = np.linspace(0, 1, POSITION_BINS + 1)
-        for label, long in statistics.long.items():
-            shares = np.histogram(np.asarray(long.evidence), bins=edges)[0] / max(1, len(long.evidence))
-            axis.stairs(100 * shares, edges, color=colours[label], label=f"target {label}", linewidth=1.8)
-        axis.axhline(100 / POSITION_BINS, color=_INK, linewidth=0.8, linestyle=":", label="uniform")
-        axis.set_ylim(bottom=0)
-        axis.set_title("Where the evidence stands in the long prompts")
+        counts = np.array([np.histogram(np.asarray(long.evidence), bins=edges)[0] for long in statistics.long.values()])
+        shares = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+        darkest = max(300 / POSITION_BINS, shares.max())
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=darkest, aspect="auto")
+        for (row, column), share in np.ndenumerate(shares):
+            colour = "white" if share > 0.6 * darkest else _INK
+            axis.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour)
+        axis.set_yticks(range(len(statistics.long)), list(statistics.long))
+        axis.set_xticks(np.arange(POSITION_BINS + 1) - 0.5, [f"{edge:.1f}" for edge in edges])
+        axis.grid(False)
+        axis.set_title("Where the evidence stands (% of supporting passages)")
         axis.set_xlabel("position among the passages, by characters (0 first, 1 last)")
-        axis.set_ylabel("supporting passages (%)")
-        figure.legend(loc="outside lower center", ncols=4)
+        axis.set_ylabel("long target")
         figure.savefig(folder / "evidence.png", dpi=150)
