@@ -11,6 +11,7 @@ layer in fp32.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import shutil
@@ -27,6 +28,7 @@ from solopo_nemo.model.apart import run_apart
 
 if TYPE_CHECKING:
     from solopo_nemo.model.apart import Progress
+    from solopo_nemo.model.weights import WeightFiles
 
 Summary = dict[str, Any]
 
@@ -60,12 +62,7 @@ def import_hf(
     origin = _origin("import", source, rope_scaling)
     if done := _already(destination, source, origin, overwrite):
         return done
-    import torch
-
-    from solopo_nemo.model.weights import expected_tensors, find_weights
-
-    expected = expected_tensors(config, torch.float32, trust_remote_code)
-    weights = find_weights(source, expected, config.tie_word_embeddings)
+    weights = check_weights(source, config, trust_remote_code)
     load_tokenizer(source, trust_remote_code)
     with _staged(destination, weights.bytes) as temporary:
         logits = run_apart(_import, source, temporary, weights.dtype, rope_scaling, trust_remote_code)
@@ -75,6 +72,20 @@ def import_hf(
         done |= {"dtype": str(weights.dtype).removeprefix("torch."), "parameters": weights.parameters, "origin": origin}
         _record(done, temporary)
     return done
+
+
+def check_weights(source: Path, config: Any, trust_remote_code: bool = False) -> WeightFiles:
+    """The weight files of a Hugging Face folder, checked against its configuration by their headers.
+
+    Raises:
+        UserError: they are missing, damaged, or of another model.
+    """
+    import torch
+
+    from solopo_nemo.model.weights import expected_tensors, find_weights
+
+    expected = expected_tensors(config, torch.float32, trust_remote_code)
+    return find_weights(source, expected, config.tie_word_embeddings)
 
 
 def export_hf(
@@ -138,6 +149,7 @@ def _import(
     importer.progress = progress
     importer.rope_scaling, importer.trust_remote_code = rope_scaling, trust_remote_code
     importer.apply(checkpoint)
+    gc.collect()  # NeMo's trainer and model hold each other
     if device.cuda():
         return None
     return _compare_import(progress, source, checkpoint, dtype, trust_remote_code)
@@ -153,6 +165,7 @@ def _compare_import(
     sequences = verify.probes(load_tokenizer(checkpoint / "hf", trust_remote_code), config.vocab_size)
     with one_rank():
         got = verify.megatron_logits(load_module(checkpoint, config, dtype), sequences, progress)
+    gc.collect()
     want = verify.transformers_logits(source, config, dtype, sequences, progress, trust_remote_code)
     return verify.compare(got, want, f"import of {source}")
 
@@ -175,6 +188,7 @@ def _export(
         parameters = exporter.write(module, folder)
         got = verify.megatron_logits(module, sequences, progress)
     del module
+    gc.collect()
     want = verify.transformers_logits(folder, config, dtype, sequences, progress, trust_remote_code)
     found = {"dtype": str(dtype).removeprefix("torch."), "parameters": parameters}
     return verify.compare(got, want, f"export of {checkpoint}"), found

@@ -23,7 +23,7 @@ SUPPORTED = "supported are Qwen2 and Qwen2.5 (qwen2), Qwen3 (qwen3), Llama 2 and
 RECORD = "conversion.json"
 """What a finished conversion leaves in its destination."""
 TEMPLATE_PATTERNS = (
-    *("*.json", "*.jinja", "*.model", "*.txt", "merges*", "vocab*", "LICENSE*"),
+    *("*.json", "*.jinja", "*.model", "*.model.v*", "*.txt", "merges*", "vocab*", "LICENSE*"),
     "additional_chat_templates/*.jinja",
 )
 NOT_TEMPLATE = ("model.safetensors.index.json", "pytorch_model.bin.index.json", RECORD)

@@ -17,6 +17,7 @@ from solopo_nemo.data.tokenize import load_tokenizer
 from solopo_nemo.data.triplets import Needs
 from solopo_nemo.errors import UserError
 from solopo_nemo.model import hf
+from solopo_nemo.model.convert import check_weights
 from solopo_nemo.training.checkpoints import is_checkpoint
 from solopo_nemo.training.config import RunConfig, check_model
 
@@ -107,7 +108,8 @@ def find_model(init: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(init, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(init, allow_patterns=wanted, ignore_patterns=["consolidated*", "original/*"]))
     except Exception as error:  # whatever the hub client raises: offline, unknown, gated
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -161,6 +163,8 @@ def prepare(config: RunConfig) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"model.init={config.model.init}: {error}") from None
     check_model(config, hf_config)
+    if template is source:
+        check_weights(source, hf_config)
     tokenizer = load_tokenizer(template)
     objective = config.build_objective()
     train = _training_file(config, paths)
