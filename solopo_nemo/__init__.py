@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from solopo_nemo.model.mixin import SoLoPOMixin
+
+warnings.filterwarnings("ignore", message="The pynvml package is deprecated")  # torch/cuda/__init__.py:64, on import
 
 __all__ = ["SoLoPOMixin"]
 __version__ = "0.1.0"

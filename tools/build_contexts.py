@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from solopo_nemo.cli import run
+from solopo_nemo.cli import ArgumentParser, run
 from solopo_nemo.data.contexts.build import build_contexts
 from solopo_nemo.data.contexts.settings import BuildSettings
 from solopo_nemo.data.contexts.sources import FORMATS
@@ -35,8 +35,8 @@ def main() -> None:
         print(json.dumps(summary))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     needed = parser.add_argument_group("needed")
     source = (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from solopo_nemo.cli import run
+from solopo_nemo.cli import ArgumentParser, run
 from solopo_nemo.data.pairs.convert import FORMATS, convert_file
 
 
@@ -28,8 +28,8 @@ def main() -> None:
         print(json.dumps(counts))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = ".jsonl, .jsonl.gz, .parquet, a saved datasets folder, or a directory of such files"
     parser.add_argument("source", type=Path, metavar="SOURCE", help=source)
     parser.add_argument("out", type=Path, metavar="OUT", help="JSON lines to write")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from solopo_nemo.cli import EXIT_USER_ERROR, run
+from solopo_nemo.cli import EXIT_USER_ERROR, ArgumentParser, run
 from solopo_nemo.data.pairs.inspect import Inspection, inspect_file
 from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
 from solopo_nemo.data.triplets import Prompt
@@ -34,8 +34,8 @@ def main() -> int:
     return EXIT_USER_ERROR if found.problems else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE", help="what data.train of the recipes takes")
     tokenizer = "local Hugging Face folder: lengths are then tokens, not characters"
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help=tokenizer)

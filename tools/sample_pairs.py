@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from solopo_nemo.cli import run
+from solopo_nemo.cli import ArgumentParser, run
 from solopo_nemo.data.pairs.backend import Backend, Sampling
 from solopo_nemo.data.pairs.run import PairSettings, sample_pairs
 from solopo_nemo.errors import UserError
@@ -75,8 +75,8 @@ def main() -> None:
         print(json.dumps(summary))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     needed = parser.add_argument_group("needed")
     contexts = "rows of id, prompt_short, prompt_long, answers, as tools/build_contexts.py writes them"

@@ -66,7 +66,7 @@ def make_material(spec: StepSpec, work: Path) -> Material:
 def make_checkpoint(material: Material) -> None:
     """Convert the Hugging Face folder once."""
     from solopo_nemo.model.convert import import_hf
-    from solopo_nemo.training.checkpoints import is_checkpoint
+    from solopo_nemo.model.hf import is_checkpoint
 
     if not is_checkpoint(material.checkpoint):
         import_hf(material.hf, material.checkpoint)

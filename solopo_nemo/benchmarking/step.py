@@ -129,7 +129,8 @@ def overrides_of(spec: StepSpec, material: Material, output: Path) -> list[str]:
 def _own(spec: StepSpec, material: Material, run: Path) -> dict[str, Any]:
     from solopo_nemo.data.prepared import load_prepared
     from solopo_nemo.training.config import check_world, load_config
-    from solopo_nemo.training.prepare import Paths, prepare
+    from solopo_nemo.training.paths import Paths
+    from solopo_nemo.training.prepare import prepare
     from solopo_nemo.training.rows import read_metrics
 
     make_checkpoint(material)

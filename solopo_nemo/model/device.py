@@ -18,6 +18,14 @@ def cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def saves_asynchronously() -> bool:
+    """Whether checkpoints are written while the training goes on.
+
+    Megatron forks the writer: from a GPU it has its own copies, on a CPU the weights that it reads would be trained on.
+    """
+    return cuda()
+
+
 def to_device(batch: dict[str, Any]) -> dict[str, Any]:
     """The batch, nested dictionaries included, on this process's device."""
     return move_data_to_device(batch, torch.device("cuda", torch.cuda.current_device())) if cuda() else batch

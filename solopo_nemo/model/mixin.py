@@ -131,12 +131,15 @@ class ObjectiveReduction(MegatronLossReduction):
 
     Attributes:
         metrics: after :meth:`reduce`, the means over the global batch (on the last pipeline stage).
+        samples: after :meth:`reduce`, ids and losses of this rank's micro-batches.
     """
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
         self.objective = objective
         self.metrics: dict[str, float] = {}
+        self.samples: list[tuple[Sequence[str], torch.Tensor]] = []
+        self._samples: list[tuple[Sequence[str], torch.Tensor]] = []
 
     def forward(self, batch: Batch, logp: torch.Tensor) -> tuple[torch.Tensor, dict[str, dict[str, torch.Tensor]]]:
         """Loss of one micro-batch and what :meth:`reduce` needs of it."""
@@ -151,6 +154,7 @@ class ObjectiveReduction(MegatronLossReduction):
         if reference is not None:
             reference = {name: value.to(logp.dtype) for name, value in reference.items()}
         result = self.objective(policy, reference)
+        self._samples.append((batch.get("ids", ()), result.per_sample.detach()))
         read = batch["real_tokens"].view(-1, len(names)).sum(0)
         long = [i for i, name in enumerate(names) if name.startswith("long")]
         counts = {"tokens": read.sum(), "tokens_long": read[long].sum()}
@@ -159,6 +163,7 @@ class ObjectiveReduction(MegatronLossReduction):
     @torch.no_grad()
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, dict[str, torch.Tensor]]]) -> torch.Tensor:
         """Means (of the metrics) and sums (of the token counts) over micro-batches and data-parallel ranks."""
+        self.samples, self._samples = self._samples, []
         outputs, group = losses_reduced_per_micro_batch, parallel_state.get_data_parallel_group()
         means = torch.stack([torch.stack(list(o["means"].values())) for o in outputs]).double().mean(0)
         sums = torch.stack([torch.stack(list(o["sums"].values())) for o in outputs]).sum(0)

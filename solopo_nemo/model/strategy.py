@@ -27,7 +27,7 @@ class SoLoPOStrategy(nl.MegatronStrategy):
             # NeMo's own printer runs a collective on rank 0 alone (progress_printer.py:228): gloo hangs
             # at the next world collective
             replace_progress_bar=False,
-            ckpt_async_save=False,
+            ckpt_async_save=device.saves_asynchronously(),
             ckpt_optim_fully_reshardable=True,
             ddp=DistributedDataParallelConfig(
                 use_distributed_optimizer=True,

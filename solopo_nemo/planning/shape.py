@@ -107,7 +107,7 @@ def load_shape(init: str) -> ModelShape:
         return ModelShape.from_hf(named_shapes()[init])
     from transformers import AutoConfig
 
-    from solopo_nemo.training.checkpoints import is_checkpoint
+    from solopo_nemo.model.hf import is_checkpoint
     from solopo_nemo.training.prepare import BUILTIN_MODEL
 
     folder = BUILTIN_MODEL if init == "builtin" else Path(init)

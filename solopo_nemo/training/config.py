@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -16,12 +17,13 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from solopo_nemo import environment
+from solopo_nemo.data.synthetic.world import MAX_PARAGRAPHS
 from solopo_nemo.errors import UserError
 from solopo_nemo.model.hf import attention_window
 
@@ -36,6 +38,7 @@ class ModelConfig:
 
     init: str
     rope_scaling: dict[str, Any] | None
+    trust_checkpoint: bool
     recompute: str
     row_chunk: int
 
@@ -104,6 +107,8 @@ class TrainerConfig:
     checkpoint_every: int
     keep_checkpoints: int
     resume: str
+    nonfinite: str
+    timeout_minutes: float
 
 
 @dataclass
@@ -175,6 +180,17 @@ def _one_line(error: Exception) -> str:
     return f"{key}: {message}" if key else message
 
 
+def _compose(recipe: str, overrides: Sequence[str]) -> Any:
+    try:
+        return compose(recipe, overrides=list(overrides), return_hydra_config=True)
+    except OverrideParseException as error:
+        raise UserError(
+            f"configuration: {error.override!r} cannot be read ({_one_line(error)}): write key=value"
+        ) from None
+    except (ValueError, TypeError) as error:  # what Hydra does not say itself
+        raise UserError(f"configuration: {error} (in: {' '.join(overrides)})") from None
+
+
 def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
     """Compose ``conf/<recipe>.yaml`` with command-line overrides and check it.
 
@@ -184,7 +200,7 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose(recipe, overrides=list(overrides), return_hydra_config=True)
+            composed = _compose(recipe, overrides)
         with open_dict(composed):
             chosen = composed.pop("hydra").runtime.choices
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), composed)
@@ -217,6 +233,7 @@ def _choice(key: str, value: str | None, allowed: Sequence[str | None]) -> None:
 
 def _check(config: RunConfig) -> None:
     """Everything that needs neither the model nor the data."""
+    _require(bool(config.output_dir.strip()), "output_dir: is empty; name a folder")
     trainer, parallel = config.trainer, config.parallel
     for key, value in (
         ("parallel.tensor", parallel.tensor),
@@ -233,6 +250,8 @@ def _check(config: RunConfig) -> None:
         ("model.row_chunk", config.model.row_chunk),
         ("data.max_tokens", 2 if config.data.max_tokens is None else config.data.max_tokens - 1),
         ("data.builtin.samples", config.data.builtin.samples),
+        ("evaluation.questions", config.evaluation.questions),
+        ("evaluation.lengths", min(config.evaluation.lengths, default=0)),
     ):
         _require(value >= 1, f"{key}: must be at least {2 if key == 'data.max_tokens' else 1}")
     _choice("model.recompute", config.model.recompute, ("none", "selective", "full"))
@@ -243,11 +262,13 @@ def _check(config: RunConfig) -> None:
         "triplets run; p2p has no limit but the length, a2a sends less where the heads divide",
     )
     _choice("parallel.context_mode", parallel.context_mode, environment.CONTEXT_MODES)
+    _choice("trainer.nonfinite", trainer.nonfinite, ("stop", "skip"))
+    _require(trainer.timeout_minutes > 0, f"trainer.timeout_minutes={trainer.timeout_minutes}: must be greater than 0")
     _choice("trainer.precision", trainer.precision, ("fp32", "bf16", None))
     _choice("objective.reference", config.reference, ("cached", "online"))
     _choice("evaluation.name", config.evaluation.name, ("auto", "builtin", "none"))
     optim = config.optim
-    _require(optim.lr > 0, f"optim.lr={optim.lr}: must be greater than 0")
+    _require(0 < optim.lr < math.inf, f"optim.lr={optim.lr}: must be a number greater than 0")
     _require(0 <= optim.min_lr <= optim.lr, f"optim.min_lr={optim.min_lr}: must lie between 0 and optim.lr={optim.lr}")
     _require(0 <= optim.warmup_ratio < 1, f"optim.warmup_ratio={optim.warmup_ratio}: must be in [0, 1)")
     for key in ("beta1", "beta2"):
@@ -262,6 +283,12 @@ def _check(config: RunConfig) -> None:
     short, long = config.data.builtin.short_paragraphs, config.data.builtin.long_paragraphs
     _require(
         2 <= short <= long, f"data.builtin: short_paragraphs={short} must lie between 2 and long_paragraphs={long}"
+    )
+    paragraphs = max(config.evaluation.lengths) * short
+    _require(
+        config.evaluation.name == "none" or paragraphs <= MAX_PARAGRAPHS,
+        f"evaluation.lengths: {max(config.evaluation.lengths)} x {short} paragraphs is more than the {MAX_PARAGRAPHS} "
+        "that the built-in questions have names for",
     )
     config.build_objective()
 

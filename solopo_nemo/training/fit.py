@@ -26,13 +26,16 @@ from solopo_nemo.model.hf import read_config
 from solopo_nemo.model.strategy import SoLoPOStrategy
 from solopo_nemo.planning import load_shape
 from solopo_nemo.training.cache import ReferenceCache, cache_key
-from solopo_nemo.training.checkpoints import Checkpoints, to_resume_from
 from solopo_nemo.training.config import RunConfig
 from solopo_nemo.training.datamodule import TripletDataModule
-from solopo_nemo.training.metrics import Metrics
-from solopo_nemo.training.prepare import Paths, read_weights_hash
+from solopo_nemo.training.finite import NonFinite
+from solopo_nemo.training.metrics import Metrics, StepValues
+from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.prepare import read_weights_hash
 from solopo_nemo.training.progress import ProgressLine
 from solopo_nemo.training.reference import CachedReference, OnlineReference
+from solopo_nemo.training.resume import to_resume_from
+from solopo_nemo.training.saving import Checkpoints
 from solopo_nemo.training.signals import StopRequest
 
 logger = logging.getLogger("solopo_nemo")
@@ -76,6 +79,7 @@ def build_optimizer(config: RunConfig, steps: int) -> MegatronOptimizerModule:
             clip_grad=optim.clip_grad,
             use_distributed_optimizer=True,
             bf16=precision_of(config) == "bf16",
+            loss_scale=1.0,  # with one, Megatron looks for gradients that are not finite, and leaves the update out
         ),
         CosineAnnealingScheduler(
             max_steps=steps,
@@ -122,6 +126,9 @@ def fit(
     model = build_model(config, paths.initial, objective)
     build_optimizer(config, data.steps).connect(model)
 
+    # the reference policy is the initial one, whatever has been trained since
+    resume = None if only_reference else to_resume_from(config.trainer.resume, paths.checkpoints)
+
     trainer_callbacks: list[pl.Callback] = []
     if objective.reference_sequences:
         if config.reference == "online":
@@ -132,15 +139,20 @@ def fit(
             )
             cache = ReferenceCache(paths.reference, key)
             trainer_callbacks.append(CachedReference(cache, data, stop, only_reference))
-    trainer_callbacks.append(
-        Metrics(paths.metrics, len(prepared.dataset), config.trainer.global_batch, [ProgressLine(data.steps)])
-    )
+    values, skip = StepValues(), config.trainer.nonfinite == "skip"
+    trainer_callbacks += [
+        NonFinite(skip, values, paths.checkpoints),
+        Metrics(
+            paths.metrics, values, skip, len(prepared.dataset), config.trainer.global_batch, [ProgressLine(data.steps)]
+        ),
+    ]
     trainer_callbacks.append(
         Checkpoints(
             paths.checkpoints,
             config.trainer.checkpoint_every,
             config.trainer.keep_checkpoints,
             paths.initial,
+            resume,
             stop,
         )
     )
@@ -173,8 +185,6 @@ def fit(
         log_every_n_steps=1,
         default_root_dir=config.output,
     )
-    # the reference policy is the initial one, whatever has been trained since
-    resume = None if only_reference else to_resume_from(config.trainer.resume, paths.checkpoints)
     with suppress(SIGTERMException):
         trainer.fit(model, data, ckpt_path=resume)
     dist.barrier()  # a launcher ends the ranks that are left when the first one has gone

@@ -1,41 +1,28 @@
 """From a recipe's command line to its ranks and back: start, wait, finish, exit code."""
 
+# Only light imports up here: Megatron's checkpoint writer starts a process that imports a rank's main module again.
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-import os
+import signal
 import sys
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from solopo_nemo import cli, environment
+from solopo_nemo.cli import EXIT_RESUMABLE
 from solopo_nemo.data.output import atomic_text
-from solopo_nemo.data.prepared import load_prepared
 from solopo_nemo.errors import UserError
 from solopo_nemo.training import logs
-from solopo_nemo.training.checkpoints import saved_checkpoints, step_of, to_resume_from
-from solopo_nemo.training.config import (
-    RunConfig,
-    check_world,
-    load_config,
-    local_world,
-    read_config,
-    save_config,
-)
-from solopo_nemo.training.prepare import Paths, find_model, prepare, total_steps
-from solopo_nemo.training.ranks import EXIT_RESUMABLE, run_ranks
-from solopo_nemo.training.signals import Stopped, StopRequest, handled_by, stopping_at_once
-from solopo_nemo.training.usage import describe
-
-CHANGEABLE = ("parallel", "logger", "evaluation", "output_dir")
-"""Parts of the configuration that may differ when a run is resumed."""
-CHANGEABLE_TRAINER = ("micro_batch", "checkpoint_every", "keep_checkpoints", "resume")
+from solopo_nemo.training.checkpoints import saved_checkpoints, step_of
+from solopo_nemo.training.config import RunConfig, check_world, load_config, local_world, read_config, save_config
+from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.resume import changes, settle_earlier_run
+from solopo_nemo.training.signals import SIGNALS, Stopped, StopRequest, stopping_at_once
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -60,6 +47,8 @@ def run_recipe(recipe: str, arguments: Sequence[str], only_reference: bool = Fal
         UserError: bad configuration or data.
     """
     if {"--help", "-h"} & set(arguments):
+        from solopo_nemo.training.usage import describe
+
         print(describe(recipe))
         return 0
     logs.show_own_messages(environment.rank())
@@ -76,6 +65,8 @@ def run_recipe(recipe: str, arguments: Sequence[str], only_reference: bool = Fal
 
 def _run_here(config: RunConfig, only_reference: bool) -> int:
     """As the one process that a user started: prepare, run the ranks, finish."""
+    from solopo_nemo.training.ranks import start_ranks
+
     check_world(config, local_world(config))
     if not only_reference and _finished(config):
         Console().print(
@@ -84,7 +75,7 @@ def _run_here(config: RunConfig, only_reference: bool) -> int:
         _show(config)
         return 0
     _prepare_once(config)
-    code = 0 if _trained(config) and not only_reference else _start_ranks(local_world(config))
+    code = 0 if _trained(config) and not only_reference else start_ranks(local_world(config), config.output)
     if code == 0 and not only_reference:
         _finish(config)
     return code
@@ -92,29 +83,31 @@ def _run_here(config: RunConfig, only_reference: bool) -> int:
 
 def _run_rank(config: RunConfig, only_reference: bool) -> int:
     check_world(config, environment.world_size())
-    started_here = environment.without_ranks().get("SOLOPO_PREPARED") == "1"
+    rank, here = environment.rank(), environment.started_here()
     stop = StopRequest()
-    with handled_by(stop.note):
-        code = 0 if started_here else _prepare_for_all(config)
-        if code:
+    for number in SIGNALS:
+        signal.signal(number, stop.note)  # to the end of the process: a launcher may send more
+    if not here and (code := _prepare_for_all(config)):
+        return code
+    if only_reference or not _trained(config):
+        with logs.quiet_imports():
+            from solopo_nemo.training.guarded import fit_guarded
+        logs.to_file(config.output / "logs", rank)
+        if code := fit_guarded(config, stop, only_reference):
             return code
-        if only_reference or not _trained(config):
-            with logs.quiet_imports():
-                from solopo_nemo.training.fit import fit
-            logs.to_file(config.output / "logs", environment.rank())
-            fit(config, stop, only_reference)
-            if not started_here and environment.rank() == 0:
-                _outcome(config).unlink()  # all have read it
-            if stop.agreed:
-                return EXIT_RESUMABLE
-    if not started_here and environment.rank() == 0 and not only_reference:
-        with stopping_at_once():
-            _finish(config)
+    if not here and rank == 0:
+        _outcome(config).unlink()
+        if not only_reference:
+            with stopping_at_once():
+                _finish(config)
     return 0
 
 
 def _trained(config: RunConfig) -> bool:
     """Whether the last step has been saved: an interrupted run may lack its export and report alone."""
+    from solopo_nemo.data.prepared import load_prepared
+    from solopo_nemo.training.prepare import total_steps
+
     paths = Paths(config.output)
     steps = total_steps(config, len(load_prepared(paths.tokenized).dataset))
     return any(step_of(checkpoint) == steps for checkpoint in saved_checkpoints(paths.checkpoints))
@@ -153,9 +146,10 @@ def _outcome(config: RunConfig) -> Path:
 
 
 def _prepare_once(config: RunConfig) -> None:
+    from solopo_nemo.training.prepare import find_model, prepare
+
     paths = Paths(config.output)
-    to_resume_from(config.trainer.resume, paths.checkpoints)
-    _check_resumable(config, paths)
+    settle_earlier_run(config, paths)
     try:
         config.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -166,67 +160,11 @@ def _prepare_once(config: RunConfig) -> None:
     _evaluate(config, "before", find_model(config.model.init))
 
 
-def _check_resumable(config: RunConfig, paths: Paths) -> None:
-    """Refuse to go on with somebody else's run, and put an unwanted one aside."""
-    if not saved_checkpoints(paths.checkpoints):
-        return
-    if config.trainer.resume == "never":
-        aside = config.output / "previous"
-        aside = aside / str(1 + sum(1 for _ in aside.glob("*")))
-        aside.mkdir(parents=True)
-        for path in (paths.config, paths.metrics, paths.checkpoints, paths.hf, paths.report, paths.accuracy):
-            if path.exists():
-                path.rename(aside / path.name)
-        logger.info("the earlier run is now in %s", aside)
-        return
-    changed = _changes(read_config(paths.config), config)
-    if changed:
-        raise UserError(
-            f"{config.output} holds a run with other settings ({'; '.join(changed)}): choose another output_dir, or "
-            "trainer.resume=never to put that run aside"
-        )
-
-
-def _changes(old: RunConfig, new: RunConfig) -> list[str]:
-    def flat(value: object, prefix: str = "") -> dict[str, object]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}".strip(".")).items()}
-
-    before, after = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
-    skipped = (*CHANGEABLE, *(f"trainer.{key}" for key in CHANGEABLE_TRAINER))
-    return [
-        f"{key}: {before.get(key)} there, {after.get(key)} here"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not any(key == s or key.startswith(f"{s}.") for s in skipped)
-    ]
-
-
 def _finished(config: RunConfig) -> bool:
     paths = Paths(config.output)
     if config.trainer.resume == "never" or not (paths.report / "index.html").is_file() or not paths.config.is_file():
         return False
-    return not _changes(read_config(paths.config), config)
-
-
-def _start_ranks(count: int) -> int:
-    """Run this same command as the ranks of a job on this host and return the job's exit code."""
-    from torch.distributed.launcher.api import LaunchConfig
-
-    os.environ["SOLOPO_PREPARED"] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    launch = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",  # the host's own name need not resolve: docker run --network none
-        max_restarts=0,
-        monitor_interval=0.5,
-    )
-    return run_ranks(launch, sys.executable, sys.argv)
+    return not changes(read_config(paths.config), config)
 
 
 def _finish(config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import sys
 import warnings
@@ -36,11 +37,14 @@ def quiet_imports() -> Iterator[None]:
 
 
 def to_file(folder: Path, rank: int) -> None:
-    """Send the libraries' messages and warnings of this rank to ``folder``; errors also to stderr."""
+    """Send what the libraries and this rank say to ``folder``, and on rank 0 errors also to stderr.
+
+    ``solopo_nemo.rank`` goes to the file alone, as does the stack of a rank that dies of a signal.
+    """
     from nemo.utils import logging as nemo_logging
 
     folder.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(folder / f"rank_{rank:05d}.log")
+    file = logging.StreamHandler((folder / f"rank_{rank:05d}.log").open("a"))
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     errors = logging.StreamHandler(sys.stderr)
     errors.setLevel(logging.ERROR)
@@ -50,6 +54,10 @@ def to_file(folder: Path, rank: int) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    root.handlers = [file, errors]
+    root.handlers = [file] if rank else [file, errors]
     root.setLevel(logging.INFO)
-    logging.getLogger("solopo_nemo").addHandler(file)
+    own = logging.getLogger("solopo_nemo")
+    own.addHandler(file)
+    own.getChild("rank").addHandler(file)
+    own.getChild("rank").propagate = False
+    faulthandler.enable(file.stream.fileno())

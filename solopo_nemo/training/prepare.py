@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import shutil
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -18,69 +17,14 @@ from solopo_nemo.data.triplets import Needs
 from solopo_nemo.errors import UserError
 from solopo_nemo.model import hf
 from solopo_nemo.model.convert import check_weights
-from solopo_nemo.training.checkpoints import is_checkpoint
+from solopo_nemo.model.hf import is_checkpoint
+from solopo_nemo.training.checkpoints import check_origin
 from solopo_nemo.training.config import RunConfig, check_model
+from solopo_nemo.training.paths import Paths
 
 logger = logging.getLogger("solopo_nemo")
 
 BUILTIN_MODEL = Path(__file__).resolve().parents[1] / "assets" / "tiny_qwen2"
-
-
-@dataclass(frozen=True)
-class Paths:
-    """Where a run keeps what, below its output folder."""
-
-    output: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.output / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """One line a step."""
-        return self.output / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Megatron checkpoints."""
-        return self.output / "checkpoints"
-
-    @property
-    def hf(self) -> Path:
-        """The final policy as a Hugging Face folder."""
-        return self.output / "hf"
-
-    @property
-    def report(self) -> Path:
-        """Plots and tables."""
-        return self.output / "report"
-
-    @property
-    def accuracy(self) -> Path:
-        """Answer accuracy before and after."""
-        return self.output / "accuracy.json"
-
-    @property
-    def tokenized(self) -> Path:
-        """The tokenized training samples."""
-        return self.output / "data" / "tokenized"
-
-    @property
-    def builtin(self) -> Path:
-        """The generated built-in triplets."""
-        return self.output / "data" / "builtin.jsonl"
-
-    @property
-    def initial(self) -> Path:
-        """The initial weights as a NeMo checkpoint."""
-        return self.output / "initial"
-
-    @property
-    def reference(self) -> Path:
-        """Reference log-probabilities."""
-        return self.output / "reference"
 
 
 def find_model(init: str) -> Path:
@@ -156,6 +100,8 @@ def prepare(config: RunConfig) -> dict[str, Any]:
         UserError: model, layout or data that cannot be used; before any weight is read.
     """
     paths, source = Paths(config.output), find_model(config.model.init)
+    if is_checkpoint(source):
+        check_origin(source, "model.init", config.model.trust_checkpoint)
     template = source / "hf" if is_checkpoint(source) else source
     rope_scaling = config.model.rope_scaling
     try:

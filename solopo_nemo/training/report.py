@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from solopo_nemo.data.output import atomic_text
 from solopo_nemo.evaluation.accuracy import AccuracyRow
 from solopo_nemo.training.config import RunConfig
+from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.plots import PLOTS, draw, draw_accuracy, finite, smoothing_window
-from solopo_nemo.training.prepare import Paths
 from solopo_nemo.training.rows import read_metrics
 
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"

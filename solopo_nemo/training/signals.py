@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,11 +43,13 @@ class StopRequest:
     Attributes:
         received: a signal came to this process.
         agreed: it came to some rank, and all ranks know.
+        asked_at: when all ranks last met to agree, as ``time.monotonic`` has it.
     """
 
     def __init__(self) -> None:
         self.received = False
         self.agreed = False
+        self.asked_at = 0.0
 
     def note(self, number: int, _: Any) -> None:
         """Signal handler."""
@@ -60,4 +63,5 @@ class StopRequest:
         asked = torch.tensor(int(self.received), device=torch.cuda.current_device())
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         self.agreed = bool(asked)
+        self.asked_at = time.monotonic()
         return self.agreed

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,11 @@ SMALL = [
     "evaluation.questions=4",
 ]
 NOT_EXACT = ("seconds", "peak_memory_gib")
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+HERE = Path(__file__).parent
+SECRETS = {
+    name: f"secret-of-{name}" for name in ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY")
+}
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"} | SECRETS
 DEADLINE = 300.0
 """Seconds after which something that was waited for does not come any more."""
 
@@ -31,14 +35,47 @@ def command(output: Path, *overrides: str, script: str = "recipes/solo_dpo.py") 
     return [sys.executable, script, f"output_dir={output}", *SMALL, *overrides]
 
 
-def run(output: Path, *overrides: str, script: str = "recipes/solo_dpo.py", expect: int = 0) -> Any:
-    """Run to the end; the finished process with its output."""
+def run(
+    output: Path,
+    *overrides: str,
+    script: str = "recipes/solo_dpo.py",
+    torchrun: bool = False,
+    expect: int = 0,
+    orders: Sequence[dict[str, object]] = (),
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end; the finished process with its output.
+
+    Args:
+        output: of the run.
+        *overrides: over ``SMALL``.
+        script: recipe or tool.
+        torchrun: start two ranks with ``torchrun``.
+        expect: exit code.
+        orders: for the plugin ``injected``.
+        **environment: more variables.
+    """
+    words = command(output, *overrides, script=script)
+    if torchrun:
+        words[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        command(output, *overrides, script=script),
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+        words, cwd=ROOT, env=ENVIRONMENT | {"INJECT": json.dumps(list(orders))} | environment,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-4000:]
     return done
+
+
+def inject(what: str, *, rank: int, step: int) -> dict[str, object]:
+    """An order for the plugin ``injected``."""
+    return {"what": what, "rank": rank, "step": step}
+
+
+def started(finished: Path, output: Path) -> Path:
+    """An output folder that has the imported weights already: importing them is not what is tested here."""
+    output.mkdir()
+    (output / "initial").symlink_to(finished / "initial")
+    return output
 
 
 def rows(output: Path) -> list[dict[str, Any]]:

@@ -8,22 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import rows, run
+from runs import SECRETS, inject, rows, run, started
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("runs") / "finished"
-    run(output)
-    return output
-
-
-def started(finished: Path, output: Path) -> Path:
-    """An output folder that has the imported weights already: importing them is not what is tested here."""
-    shutil.copytree(finished / "initial", output / "initial")
-    return output
 
 
 def interrupted(finished: Path, output: Path) -> Path:
@@ -63,6 +50,13 @@ def test_a_run_leaves_what_the_interface_says(finished: Path) -> None:
     assert accuracy["before"][0]["total"] == accuracy["after"][0]["total"] == 4
 
 
+def test_no_secret_is_written_anywhere(finished: Path) -> None:
+    assert list(finished.glob("logs/wandb/offline-run-*"))
+    for file in (p for p in finished.rglob("*") if p.is_file()):
+        content = file.read_bytes()
+        assert not [name for name, secret in SECRETS.items() if secret.encode() in content], file
+
+
 def test_the_exported_policy_moved_and_generates(finished: Path) -> None:
     import torch
     from safetensors.torch import load_file
@@ -99,13 +93,44 @@ def test_resuming_is_exact(finished: Path, tmp_path: Path) -> None:
     assert rows(output) == rows(finished)
 
 
-def test_resuming_at_another_layout_goes_on_with_the_same_losses(finished: Path, tmp_path: Path) -> None:
-    output = interrupted(finished, tmp_path / "tp2")
-    run(output, "parallel.tensor=2", "parallel.sequence=true")
-    assert [row["step"] for row in rows(output)] == [1, 2, 3, 4]
-    for got, want in zip(rows(output), rows(finished), strict=True):
-        assert got["loss"] == pytest.approx(want["loss"], rel=1e-5)
-        assert got["tokens"] == want["tokens"]
+def computed(folder: Path) -> list[list[list[str]]]:
+    """By step and rank, the ids of the samples that one start of a run computed."""
+    by_rank = []
+    for file in sorted(folder.iterdir()):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        steps = 1 + max(line["step"] for line in lines)
+        by_rank.append([[i for line in lines if line["step"] == step for i in line["ids"]] for step in range(steps)])
+    return [list(ranks) for ranks in zip(*by_rank, strict=True)]
+
+
+def test_a_run_that_changes_its_layout_after_every_step(finished: Path, tmp_path: Path) -> None:
+    from solopo_nemo.data.prepared import load_prepared
+    from solopo_nemo.training.datamodule import SampleStream
+
+    output = started(finished, tmp_path / "moved")
+    prepared = load_prepared(finished / "data" / "tokenized").dataset
+    stream = SampleStream(prepared, 16, seed=1234)
+    layouts = (
+        ["parallel.tensor=2", "parallel.sequence=true"],
+        ["parallel.context=2"],
+        ["parallel.data=2", "trainer.micro_batch=1"],
+        [],
+    )
+    for step, layout in enumerate(layouts):
+        ids, last = tmp_path / f"ids_{step}", step == len(layouts) - 1
+        ids.mkdir()
+        # no checkpoint is due on the way: each is one that a stopped run leaves
+        settings = ["trainer.checkpoint_every=100", "evaluation.name=none", "+plugins=[injected]", *layout]
+        orders = [] if last else [inject("signal", rank=1, step=1)]
+        run(output, *settings, expect=0 if last else 75, orders=orders, INJECT_IDS=str(ids))
+        (got,) = computed(ids)
+        for part in [[*got[0], *got[1]]] if "parallel.data=2" in layout else got:  # model-parallel ranks: all the same
+            assert sorted(part) == sorted(stream[step * 4 + i]["id"] for i in range(4))
+    for got_row, want in zip(rows(output), rows(finished), strict=True):
+        assert got_row["tokens"] == want["tokens"]
+        assert got_row["loss"] == pytest.approx(want["loss"], rel=1e-5)
+        for key in ("loss/po", "loss/align", "logps/chosen", "logps/chosen_long"):
+            assert got_row[key] == pytest.approx(want[key], rel=1e-5, abs=1e-5), (got_row["step"], key)
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,8 @@ def sample_pairs(
     """
     with Source(settings.contexts, settings.out.parent) as source:
         _check_bad(source, settings.skip_bad)
+        backend = make_backend(sampling)
         with SampleStore(beside(settings.out, "samples"), sampling) as store:
-            backend = make_backend(sampling)
             sampler = Sampler(source, store, backend, settings.sides, settings.size, sampling.seed)
             with Meter(len(source), settings.size) as meter:
                 settled = sampler.run(meter)

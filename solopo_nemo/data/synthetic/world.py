@@ -23,6 +23,8 @@ from solopo_nemo.errors import UserError
 
 Split = Literal["train", "evaluation"]
 MAX_HOPS = 3
+MAX_PARAGRAPHS = 256
+"""Paragraphs of one context that there are surely names for."""
 _COLOURED = 1 / 3
 _EVALUATION_SHARE = 4  # one in four (subject, object) pairs belongs to the evaluation
 
@@ -116,7 +118,8 @@ class _Names:
                     self._first.pop()
                 return name
         raise UserError(
-            f"built-in questions: no {kind} names left for a context this long; ask for fewer paragraphs (up to 256)"
+            f"built-in questions: no {kind} names left for a context this long; ask for fewer paragraphs "
+            f"(up to {MAX_PARAGRAPHS})"
         )
 
 

@@ -1,0 +1,63 @@
+"""Where a run keeps what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a run keeps what, below its output folder."""
+
+    output: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.output / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One line a step."""
+        return self.output / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Megatron checkpoints."""
+        return self.output / "checkpoints"
+
+    @property
+    def hf(self) -> Path:
+        """The final policy as a Hugging Face folder."""
+        return self.output / "hf"
+
+    @property
+    def report(self) -> Path:
+        """Plots and tables."""
+        return self.output / "report"
+
+    @property
+    def accuracy(self) -> Path:
+        """Answer accuracy before and after."""
+        return self.output / "accuracy.json"
+
+    @property
+    def tokenized(self) -> Path:
+        """The tokenized training samples."""
+        return self.output / "data" / "tokenized"
+
+    @property
+    def builtin(self) -> Path:
+        """The generated built-in triplets."""
+        return self.output / "data" / "builtin.jsonl"
+
+    @property
+    def initial(self) -> Path:
+        """The initial weights as a NeMo checkpoint."""
+        return self.output / "initial"
+
+    @property
+    def reference(self) -> Path:
+        """Reference log-probabilities."""
+        return self.output / "reference"
