@@ -21,7 +21,7 @@ if [[ $1 == --help ]]; then echo "${SRUN_HELP:-}"; exit; fi
 while [[ $1 == --* ]]; do shift; done
 if [[ -z ${SRUN_CODE:-} ]]; then SLURM_NODEID=0 exec "$@"; fi
 echo "$SRUN_CODE" >"$SOLOPO_EXIT_CODES/0"
-if [[ -n ${SRUN_SAVES:-} ]]; then mkdir -p "$OUTPUT/checkpoints/step_$RANDOM$RANDOM"; fi
+if [[ -n ${SRUN_SAVES:-} ]]; then mkdir -p "$OUTPUT/checkpoints/step_$SLURM_RESTART_COUNT"; fi
 if [[ -n ${SRUN_KILLS:-} ]]; then trap 'exit $SRUN_CODE' USR1; kill -"$SRUN_KILLS" $PPID; while :; do sleep 0.1; done; fi
 exit "$SRUN_CODE"
 """
