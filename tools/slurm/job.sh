@@ -84,6 +84,8 @@ run() {
     mkdir -p "$codes"
     srun "${srun_options[@]}" "${container[@]}" "${torchrun[@]}" "${program[@]}" </dev/null &
     step=$!
+    # a signal that came before the line above has not been passed on
+    if [[ -n $stopped_by ]]; then kill -USR1 "$step" 2>/dev/null; fi
     # wait also returns when a signal is trapped
     while code=0; wait "$step" || code=$?; kill -0 "$step" 2>/dev/null; do :; done
     step=""
