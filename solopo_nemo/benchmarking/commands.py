@@ -21,6 +21,8 @@ from solopo_nemo.benchmarking.session import Session
 from solopo_nemo.benchmarking.spec import PEERS, StepSpec
 from solopo_nemo.benchmarking.step import check, measure_step
 
+_LOG_WIDTH = 120
+
 
 @dataclass(frozen=True)
 class Places:
@@ -124,7 +126,10 @@ def _summary(results: Results, specs: Sequence[Spec], repeats: int) -> list[dict
         rows.append(
             {"what": spec.label(), "seconds": dataclasses.asdict(seconds), "peak_gib": dataclasses.asdict(peak)}
         )
-    Console(stderr=True).print(table)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.width = _LOG_WIDTH
+    console.print(table)
     return rows
 
 

@@ -68,8 +68,8 @@ def measure_head(spec: HeadSpec, work: Path) -> dict[str, Any]:
 
     Returns:
         JSON data: ``seconds`` of each pass, ``peak_bytes`` of the last one above hidden states, weight and its
-        gradient, less the hidden states' own gradient, which any head hands back to the model. ``skipped`` instead
-        where the full logits and their gradient would not fit into the machine's free memory.
+        gradient; the hidden states' own gradient, which any head hands back to the model, is not asked for.
+        ``skipped`` instead where the full logits and their gradient would not fit into the machine's free memory.
 
     Raises:
         MeasurementError: the process failed.
@@ -86,8 +86,8 @@ def measure_head(spec: HeadSpec, work: Path) -> dict[str, Any]:
     return common | measured
 
 
-def _pass(spec: HeadSpec) -> tuple[Callable[[], None], list[Any], int]:
-    """The computation of a head, the tensors that are there before it, and the bytes of the hidden states' gradient."""
+def _pass(spec: HeadSpec) -> tuple[Callable[[], None], list[Any]]:
+    """The computation of a head, and the tensors that are there before it."""
     import torch
     import torch.distributed as dist
     from megatron.core import parallel_state
@@ -119,7 +119,7 @@ def _pass(spec: HeadSpec) -> tuple[Callable[[], None], list[Any], int]:
     head = ResponseHead.take_over(stock, spec.row_chunk)
     where = torch.cuda.current_device()
     positions = spec.long + spec.response
-    hidden = torch.randn(positions, 1, spec.hidden, device=where, requires_grad=True)
+    hidden = torch.randn(positions, 1, spec.hidden, device=where)
     labels = torch.randint(0, spec.vocabulary, (positions,), device=where)
     first = spec.long if spec.head == "response_only" else 0
     rows = torch.arange(first, positions, device=where)
@@ -132,14 +132,14 @@ def _pass(spec: HeadSpec) -> tuple[Callable[[], None], list[Any], int]:
         logits, _ = stock(hidden)
         vocab_parallel_cross_entropy(logits, labels[:, None])[-spec.response :].sum().backward()
 
-    return full if spec.head == "full" else own, [hidden, stock.weight], hidden.nbytes
+    return full if spec.head == "full" else own, [hidden, stock.weight]
 
 
 def measure_here(spec: HeadSpec) -> dict[str, Any]:
     """Measure in this process: one pass to allocate gradients and pools, and one that counts."""
     from solopo_nemo.benchmarking.memory import PeakMemory
 
-    run, there, hidden_gradient = _pass(spec)
+    run, there = _pass(spec)
     memory, seconds = PeakMemory(), []
     for last in (False, True):
         if last:
@@ -147,7 +147,7 @@ def measure_here(spec: HeadSpec) -> dict[str, Any]:
         started = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - started)
-    return {"seconds": seconds, "peak_bytes": [memory.peak() - hidden_gradient], "threads": spec.threads}
+    return {"seconds": seconds, "peak_bytes": [memory.peak()], "threads": spec.threads}
 
 
 def main() -> None:
