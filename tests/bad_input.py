@@ -257,6 +257,9 @@ a model that is a file       | model.init={bad}/text.txt               | model.i
 an empty model folder        | model.init={bad}/empty                  | model.init
 broken model configuration   | model.init={bad}/broken_config          | broken_config
 model of an unknown family   | model.init={bad}/unknown_family         | no_such_family
+model of another family      | model.init={bad}/other_family           | gpt2
+model without weights        | model.init={bad}/no_weights             | no_weights
+model with cut weights       | model.init={bad}/cut_weights            | cut_weights
 model without a tokenizer    | model.init={bad}/no_tokenizer           | tokenizer
 model with a broken tokenizer| model.init={bad}/broken_tokenizer       | broken_tokenizer
 tokenizer without a template | model.init={bad}/no_template data.train={ok} | chat template

@@ -129,6 +129,8 @@ def as_run_fault(error: BaseException, files: FaultFiles, advice: str) -> BaseEx
     if isinstance(error, CheckpointException):
         causes = [str(cause) for cause, _ in error.failures.values()]
         reason = causes[0] if causes else "another rank says why"
+        if "inline_container" in reason:  # what torch's writer makes of a full disk
+            reason += "; no space left on device?"
         return RunFault(f"a checkpoint could not be written ({reason}); {files.last_saved}")
     if isinstance(error, OSError) and error.errno in _DISK:
         return RunFault(f"{error.filename or files.output}: {error.strerror}; {files.last_saved}")

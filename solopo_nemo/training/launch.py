@@ -147,13 +147,11 @@ def _outcome(config: RunConfig) -> Path:
 
 def _prepare_once(config: RunConfig) -> None:
     from solopo_nemo.training.prepare import find_model, prepare
+    from solopo_nemo.training.space import check_writable
 
     paths = Paths(config.output)
     settle_earlier_run(config, paths)
-    try:
-        config.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir={config.output_dir}: cannot be written ({error.strerror})") from None
+    check_writable(config.output, "output_dir")
     summary = prepare(config)
     save_config(config, paths.config)
     logger.info("data: %d samples, %d dropped", summary["kept"], summary["dropped"])

@@ -21,6 +21,7 @@ from solopo_nemo.model.hf import is_checkpoint
 from solopo_nemo.training.checkpoints import check_origin
 from solopo_nemo.training.config import RunConfig, check_model
 from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.space import check_space
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -109,6 +110,7 @@ def prepare(config: RunConfig) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"model.init={config.model.init}: {error}") from None
     check_model(config, hf_config)
+    check_space(config, hf_config.to_dict(), bf16=_in_bf16(config))
     if template is source:
         check_weights(source, hf_config)
     tokenizer = load_tokenizer(template)
@@ -133,6 +135,12 @@ def prepare(config: RunConfig) -> dict[str, Any]:
     )
     _import_weights(source, paths, hf_config, rope_scaling)
     return prepared.summary
+
+
+def _in_bf16(config: RunConfig) -> bool:
+    import torch
+
+    return config.trainer.precision == "bf16" or (config.trainer.precision is None and torch.cuda.is_available())
 
 
 def _training_file(config: RunConfig, paths: Paths) -> Path:

@@ -1,0 +1,68 @@
+"""Whether the disk holds what a run will write, asked before it begins."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from solopo_nemo.errors import UserError
+from solopo_nemo.planning.parameters import StageParameters
+from solopo_nemo.planning.shape import ModelShape
+from solopo_nemo.training.checkpoints import saved_checkpoints
+from solopo_nemo.training.config import RunConfig
+from solopo_nemo.training.paths import Paths
+
+GIB = 2**30
+OPTIMIZER = 12
+"""Bytes a parameter in fp32: the optimizer's own copy and AdamW's two moments."""
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Make a folder and a file in it.
+
+    Raises:
+        UserError: that cannot be done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{key}={folder}: cannot be written ({error.strerror})") from None
+
+
+def check_space(config: RunConfig, hf_config: Mapping[str, Any], bf16: bool) -> None:
+    """Compare the free space with the checkpoints that will lie beside each other, one being written included.
+
+    A checkpoint has the weights, and in fp32 AdamW's copy of them and its two moments. The initial weights and the
+    exported policy come on top, once each.
+
+    Args:
+        config: of the run.
+        hf_config: the model's configuration, as a mapping.
+        bf16: the weights are in bf16.
+
+    Raises:
+        UserError: they will not fit.
+    """
+    paths, trainer = Paths(config.output), config.trainer
+    parameters = StageParameters.of(ModelShape.from_hf(hf_config)).total
+    weights = parameters * (2 if bf16 else 4)
+    checkpoint = weights + parameters * OPTIMIZER
+    there = len(saved_checkpoints(paths.checkpoints))
+    saves = trainer.keep_checkpoints + 1
+    if trainer.max_steps is not None:
+        saves = min(saves, -(-trainer.max_steps // trainer.checkpoint_every))
+    more = max(saves - there, 1)
+    needed = more * checkpoint + weights * (2 - os.path.lexists(paths.initial))
+    free = shutil.disk_usage(config.output).free
+    if needed > free:
+        raise UserError(
+            f"output_dir={config.output}: {free / GIB:.3g} GiB are free and {needed / GIB:.3g} GiB will be written, "
+            f"{more} checkpoints of {checkpoint / GIB:.3g} GiB among them (trainer.keep_checkpoints="
+            f"{trainer.keep_checkpoints}, and one that is being written): make room or choose another output_dir"
+        )

@@ -1,0 +1,50 @@
+"""A run that the disk will not hold is refused before it begins."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from solopo_nemo.errors import UserError
+from solopo_nemo.training.config import load_config
+from solopo_nemo.training.prepare import BUILTIN_MODEL
+from solopo_nemo.training.space import check_space, check_writable
+
+
+def check(output: Path, free: int, *overrides: str) -> None:
+    config = load_config("solo_dpo", [f"output_dir={output}", *overrides])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        check_space(config, json.loads((BUILTIN_MODEL / "config.json").read_text()), bf16=False)
+
+
+def parameters() -> int:
+    from safetensors import safe_open
+
+    with safe_open(BUILTIN_MODEL / "model.safetensors", "pt") as weights:
+        return sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118
+
+
+def test_what_is_written_is_counted(tmp_path: Path) -> None:
+    checkpoint, weights = 16 * parameters(), 4 * parameters()
+    needed = 3 * checkpoint + 2 * weights  # two are kept, one is being written; initial weights, exported ones
+    check(tmp_path, needed)
+    with pytest.raises(UserError, match="keep_checkpoints"):
+        check(tmp_path, needed - 1)
+    check(tmp_path, checkpoint + 2 * weights, "trainer.max_steps=3")
+    (tmp_path / "initial").mkdir()
+    for step in (1, 2):
+        (tmp_path / "checkpoints" / f"step_{step:06d}").mkdir(parents=True)
+    check(tmp_path, checkpoint + weights)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="output_dir"):
+        check_writable(tmp_path / "file" / "out", "output_dir")
+    with pytest.raises(UserError, match="output_dir"):
+        check_writable(Path("/proc/self"), "output_dir")
