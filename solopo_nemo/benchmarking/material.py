@@ -17,6 +17,7 @@ from solopo_nemo.data.output import atomic_text
 
 SEED = 20250516
 _PAD, _END, _WORDS = "<pad>", "</s>", 2
+_UNKNOWN = f"w{_WORDS}"  # not padding: its embedding is zero, and a text of it has zero logits
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def make_material(spec: StepSpec, work: Path) -> Material:
         spec: shape and lengths.
         work: folder of all measurements.
     """
-    model = work / "models" / digest(dataclasses.asdict(spec.shape))
+    model = work / "models" / digest([dataclasses.asdict(spec.shape), _UNKNOWN])
     sample = work / "samples" / digest([spec.shape.vocabulary, spec.short, spec.long, spec.response])
     material = Material(model / "hf", model / "nemo", sample / "triplets.jsonl", sample / "ids.json")
     if not material.hf.is_dir():
@@ -92,7 +93,7 @@ def _write_tokenizer(vocabulary: int, folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     words = {_PAD: 0, _END: 1} | {f"w{i}": i for i in range(_WORDS, vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token=_PAD))
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=_UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=_PAD, eos_token=_END).save_pretrained(folder)
 
