@@ -1,0 +1,136 @@
+"""What a transformer layer keeps and needs on a GPU: Transformer Engine under Megatron-core, bf16, flash attention.
+
+Read off Transformer Engine 2.8 (``layernorm_linear.py``, ``linear.py``, ``context_parallel.py``), its packed ``a2a``
+off 2.10, and Megatron-core 0.15.3 with SwiGLU, dropout-add and weight-gradient fusion. Symbols:
+:class:`solopo_nemo.planning.sizes.Sizes`.
+"""
+
+from __future__ import annotations
+
+from solopo_nemo.planning import head_steps
+from solopo_nemo.planning.run import Run
+from solopo_nemo.planning.sizes import Sizes
+from solopo_nemo.planning.timeline import Step, Tensor, again, checkpointed
+
+# the gradient that flows down the residual stream is "gradient" throughout
+
+
+def forward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
+    """From ``layer input`` to ``layer output``; what is alive afterwards, but for the output, is saved for backward.
+
+    Args:
+        z: sizes.
+        checkpoint_attention: whether core attention keeps its inputs and output alone (``model.recompute=selective``).
+    """
+    attention = _attention(z)
+    gathered = {"gathered": "T * h * e"} if z.s > 1 else {}
+    return [
+        Step(
+            "norm and qkv projection",
+            z.tensors(qkv_norm="T * h / s * e", qkv_rstd="T / s * 4", mixed_qkv="T * (a + 2 * k) * e"),
+            z.tensors(**gathered),
+        ),
+        Step("rotary embedding", z.tensors(q="T * a * e", k="T * k * e", v="T * k * e"), drops=("mixed qkv",)),
+        checkpointed(attention, "attention out") if checkpoint_attention else attention,
+        Step("output projection", z.tensors(projected="T * h / s * e"), z.tensors(**gathered)),
+        Step("attention residual", z.tensors(hidden="T * h / s * e"), drops=("projected",)),
+        Step(
+            "norm and fc1",
+            z.tensors(fc1_norm="T * h / s * e", fc1_rstd="T / s * 4", fc1_out="T * 2 * f * e"),
+            z.tensors(**gathered),
+        ),
+        Step("swiglu", z.tensors(fc2_input="T * f * e")),
+        Step("fc2", z.tensors(fc2_out="T * h / s * e"), z.tensors(**gathered)),
+        Step("mlp residual", z.tensors(layer_output="T * h / s * e"), drops=("fc2 out",)),
+    ]
+
+
+def backward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
+    """From ``gradient`` of the layer's output to that of its input; drops what :func:`forward` saved."""
+    gathered = {"gathered": "T * h * e"} if z.s > 1 else {}
+    norm = gathered | {"norm_gradient": "T * h * e", "input_gradient": "T * h / s * e", "sum": "T * h / s * e"}
+    return [
+        Step("fc2 backward", z.tensors(fc2_input_gradient="T * f * e"), z.tensors(**gathered), ("fc2 input",)),
+        Step(
+            "swiglu backward",
+            z.tensors(fc1_gradient="T * 2 * f * e"),
+            drops=("fc2 input gradient", "fc1 out"),
+        ),
+        Step(
+            "norm and fc1 backward", works=z.tensors(**norm), drops=("fc1 gradient", "fc1 norm", "fc1 rstd", "hidden")
+        ),
+        Step("output projection backward", z.tensors(attention_gradient="T * a * e"), z.tensors(**gathered)),
+        *([again(_attention(z), "attention out")] if checkpoint_attention else []),
+        _attention_backward(z),
+        Step(
+            "rotary embedding backward",
+            z.tensors(mixed_gradient="T * (a + 2 * k) * e"),
+            z.tensors(rotated_gradient="T * (a + k) * e"),
+            ("qkv gradient",),
+        ),
+        Step(
+            "norm and qkv projection backward",
+            works=z.tensors(**norm),
+            drops=("mixed gradient", "qkv norm", "qkv rstd", "layer input"),
+        ),
+    ]
+
+
+def _attention(z: Sizes) -> Step:
+    saved = z.tensors(attention_out="T * a * e", attention_lse="T * n * 4")
+    if z.c == 1:
+        return Step("core attention", saved)
+    if z.mode == "p2p":  # the K/V of every ring step and its partial output stay until the outputs are merged
+        ring = {
+            "ring_kv": "(c - 1) * T * 2 * k * e",
+            "partial_outputs": "c * T * a * e",
+            "partial_lse": "c * T * n * 4",
+        }
+        kv = z.tensors(last_kv="T * 2 * k * e")
+        return Step("core attention (p2p)", (*saved, *kv), z.tensors(**ring), ("k", "v"))
+    # a2a: saved with all positions and heads / c; the output once more for the projection
+    exchanged = z.tensors(exchanged_qkv="T * (a + 2 * k) * e", exchanged_out="T * a * e")
+    buffers = z.tensors(send_buffers="T * (a + 2 * k) * e")
+    return Step("core attention (a2a)", (*saved, *exchanged), buffers, ("q", "k", "v"))
+
+
+def _attention_backward(z: Sizes) -> Step:
+    """Drops what :func:`_attention` made, and its inputs where they were saved."""
+    kernel = {"dq_accumulator": "T * a * 4", "softmax_sum": "T * n * 4"}
+    gradients = z.tensors(qkv_gradient="T * (a + 2 * k) * e")
+    done: tuple[str, ...] = ("attention out", "attention lse", "attention gradient")
+    if z.c == 1:
+        return Step("core attention backward", gradients, z.tensors(**kernel), (*done, "q", "k", "v"))
+    if z.mode == "p2p":
+        ring = kernel | {"ring_buffers": "2 * 2 * T * 2 * k * e", "step_gradients": "T * (a + 2 * k) * e"}
+        return Step("core attention backward (p2p)", gradients, z.tensors(**ring), (*done, "q", "last kv"))
+    exchange = kernel | {"exchanged_gradient": "T * a * e", "exchanged_qkv_gradient": "T * (a + 2 * k) * e"}
+    done += ("exchanged qkv", "exchanged out")
+    return Step("core attention backward (a2a)", gradients, z.tensors(**exchange), done)
+
+
+def inputs(z: Sizes) -> tuple[Tensor, ...]:
+    """Token ids and positions; the rotary table, fp32 and of full length on every rank."""
+    return z.tensors(token_ids="T * 2 * 8", rotary_table="S * d * 4")
+
+
+def head(z: Sizes) -> list[Step]:
+    """Final norm and response head, forward and backward."""
+    return [
+        Step("final norm", z.tensors(final_norm="T * h / s * e", final_rstd="T / s * 4")),
+        *head_steps.forward(z),
+        Step("final norm released", drops=("final norm",)),
+        *head_steps.backward(z),
+        Step("final norm backward", z.tensors(gradient="T * h / s * e"), z.tensors(selected="T * h / s * e")),
+        Step("final norm done", drops=("layer output", "final rstd")),
+    ]
+
+
+def embedding_backward(z: Sizes) -> list[Step]:
+    """The embedding's gradient is dense."""
+    return [Step("embedding backward", works=z.tensors(embedding_gradient="v * h * e", gathered="T * h * e"))]
+
+
+def optimizer(run: Run, stage: int) -> list[Step]:
+    """FusedAdam works in place, on shards that are views of the gradient buffer."""
+    return []

@@ -1,0 +1,103 @@
+"""A parallel layout, and how much of a micro-batch one rank of it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from solopo_nemo.planning.workload import Sequence
+
+if TYPE_CHECKING:
+    from solopo_nemo.training.config import ParallelConfig
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Megatron parallel sizes.
+
+    Attributes:
+        tensor, context, pipeline, data: sizes; their product is the world.
+        sequence: sequence parallelism.
+        context_mode: communication of context parallelism, as ``parallel.context_mode``.
+    """
+
+    tensor: int = 1
+    sequence: bool = False
+    context: int = 1
+    context_mode: str = "a2a"
+    pipeline: int = 1
+    data: int = 1
+
+    @classmethod
+    def of(cls, parallel: ParallelConfig, world: int) -> Layout:
+        """The layout of a recipe's configuration on ``world`` ranks."""
+        return cls(
+            tensor=parallel.tensor,
+            sequence=parallel.sequence,
+            context=parallel.context,
+            context_mode=parallel.context_mode,
+            pipeline=parallel.pipeline,
+            data=max(world // parallel.model_ranks, 1),
+        )
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that work on one micro-batch together."""
+        return self.tensor * self.context * self.pipeline
+
+    @property
+    def world(self) -> int:
+        """All ranks."""
+        return self.model_ranks * self.data
+
+    def overrides(self) -> list[str]:
+        """The layout as a recipe's command-line overrides."""
+        values = {
+            "tensor": self.tensor,
+            "sequence": str(self.sequence).lower(),
+            "context": self.context,
+            "pipeline": self.pipeline,
+        }
+        if self.context > 1:
+            values["context_mode"] = self.context_mode
+        return [f"parallel.{key}={value}" for key, value in values.items()]
+
+    def __str__(self) -> str:
+        sequence = "+SP" if self.sequence else ""
+        mode = f" {self.context_mode}" if self.context > 1 else ""
+        return f"TP{self.tensor}{sequence} CP{self.context}{mode} PP{self.pipeline} DP{self.data}"
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one context-parallel rank holds of a micro-batch.
+
+    Attributes:
+        tokens: local tokens, padding included.
+        rows: rows that the head scores on the rank that has most of them (the one with the ends of the sequences).
+        longest: tokens of the longest sequence, padded, over all ranks.
+    """
+
+    tokens: int
+    rows: int
+    longest: int
+
+    @classmethod
+    def of(cls, sequences: Iterable[Sequence], samples: int, layout: Layout) -> Share:
+        """Of ``samples`` equal samples, packed as :func:`solopo_nemo.data.packing.pack` does it."""
+        from solopo_nemo.data.packing import Layout as Packing
+        from solopo_nemo.data.packing import local_chunks
+
+        multiple = layout.tensor if layout.sequence else 1
+        ranks = [Packing(layout.context, rank, multiple) for rank in range(layout.context)]
+        tokens, longest, rows = 0, 0, [0] * layout.context
+        for sequence in sequences:
+            padded = ranks[0].padded(sequence.inputs)
+            tokens += padded // layout.context
+            longest = max(longest, padded)
+            first = sequence.inputs - sequence.rows
+            for rank in ranks:
+                for start, stop in local_chunks(padded, rank):
+                    rows[rank.cp_rank] += max(0, min(stop, sequence.inputs) - max(start, first))
+        return cls(tokens * samples, max(rows) * samples, longest)

@@ -1,0 +1,124 @@
+"""Peak memory of a training step on the rank that needs most, and what it consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from solopo_nemo.planning import cpu_layers, gpu_layers
+from solopo_nemo.planning.layout import Share
+from solopo_nemo.planning.run import GPU, Run
+from solopo_nemo.planning.sizes import Sizes
+from solopo_nemo.planning.state import device_share, training_state, weights
+from solopo_nemo.planning.timeline import GIB, Step, Tensor, Timeline, kept
+
+
+class Layers(Protocol):
+    """A device's layers: :mod:`solopo_nemo.planning.gpu_layers` or :mod:`solopo_nemo.planning.cpu_layers`."""
+
+    def inputs(self, z: Sizes) -> tuple[Tensor, ...]:
+        """What a micro-batch holds besides the layers: token ids, rotary tables."""
+
+    def forward(self, z: Sizes, checkpoint_attention: bool) -> list[Step]:
+        """One layer, from ``layer input`` to ``layer output``."""
+
+    def backward(self, z: Sizes, checkpoint_attention: bool) -> list[Step]:
+        """The same layer backward, from ``gradient`` to ``gradient``."""
+
+    def head(self, z: Sizes) -> list[Step]:
+        """Final norm and response head, forward and backward: from ``layer output`` to ``gradient``."""
+
+    def embedding_backward(self, z: Sizes) -> list[Step]:
+        """The end of backward on the first stage."""
+
+    def optimizer(self, run: Run, stage: int) -> list[Step]:
+        """The optimizer step."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of one rank.
+
+    Attributes:
+        peak: bytes, the loaded model and the device's own share included.
+        above_model: bytes above the loaded model, as the benchmarks measure it: gradients and optimizer state count,
+            weights do not.
+        stage: pipeline stage that needs most.
+        moment: what runs at the peak.
+        parts: what is alive then, bytes by name, largest first.
+        formulas: where each part comes from.
+    """
+
+    peak: float
+    above_model: float
+    stage: int
+    moment: str
+    parts: dict[str, float]
+    formulas: dict[str, str]
+
+    @property
+    def gib(self) -> float:
+        """The peak in GiB."""
+        return self.peak / GIB
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data, GiB."""
+        parts = [
+            {"name": name, "gib": round(size / GIB, 4), "formula": self.formulas[name]}
+            for name, size in self.parts.items()
+        ]
+        peak, above = round(self.gib, 3), round(self.above_model / GIB, 3)
+        return {"peak_gib": peak, "above_model_gib": above, "stage": self.stage, "moment": self.moment, "parts": parts}
+
+
+def memory(run: Run) -> Memory:
+    """The peak over all moments of a steady training step (optimizer state exists) and over the pipeline stages."""
+    stages = {0, run.layout.pipeline - 1}
+    return max((_stage(run, stage) for stage in sorted(stages)), key=lambda found: found.peak)
+
+
+def _stage(run: Run, stage: int) -> Memory:
+    layers: Layers = gpu_layers if run.device == GPU else cpu_layers
+    pipeline, share = run.layout.pipeline, Share.of(run.workload.policy, run.micro_batch, run.layout)
+    z = Sizes.of(run.shape, run.layout, share, run.row_chunk, run.itemsize)
+    count = run.shape.num_hidden_layers // pipeline
+    in_flight = min(pipeline - stage, run.micro_batches)  # one forward, one backward at a time
+    selective, full = run.recompute == "selective", run.recompute == "full"
+
+    forward = layers.forward(z, selective)
+    entry = z.tensor("layer input", "T * h / s * e")
+    saved = [t for t in kept([Step("input", (entry,)), *forward]) if t.name != "layer output"]
+    one_layer = entry.bytes if full else sum(tensor.bytes for tensor in saved)
+    others = "P_layers - 1 layers, saved" if not full else "P_layers - 1 layer inputs"
+    own = Tensor("other layers of the micro-batch", (count - 1) * one_layer, others)
+    queued = in_flight - 1
+    waiting = Tensor("other micro-batches in flight", queued * count * one_layer, f"{queued} x all layers")
+
+    resident = (weights(run, stage), *training_state(run, stage), *device_share(run, stage))
+    timeline = Timeline((*resident, *layers.inputs(z)))
+    timeline.run([Step("forward of the other layers", (waiting, own, entry))])
+    discarded = tuple(tensor.name for tensor in saved if tensor.name != "layer input")
+    timeline.run([*forward, *([Step("layer checkpoint", drops=discarded)] if full else [])])
+    if stage == pipeline - 1:
+        timeline.run(layers.head(z))
+    else:
+        timeline.run([Step("gradient of the next stage", z.tensors(gradient="T * h / s * e"), drops=("layer output",))])
+    if full:
+        timeline.run(layers.forward(z, False))
+    timeline.run(layers.backward(z, selective))
+    if full:  # Megatron's checkpoint holds the output until its own backward is through (tensor_parallel/random.py)
+        timeline.run([Step("layer checkpoint backward", drops=("layer output",))])
+    timeline.run([Step("backward of the other layers", drops=(own.name,))])
+    if stage == 0:
+        timeline.run(layers.embedding_backward(z))
+    timeline.run([Step("end of backward", drops=("gradient", waiting.name)), *layers.optimizer(run, stage)])
+
+    parts = sorted(timeline.at_peak, key=lambda tensor: -tensor.bytes)
+    return Memory(
+        peak=timeline.peak,
+        above_model=timeline.peak - resident[0].bytes - sum(t.bytes for t in device_share(run, stage)),
+        stage=stage,
+        moment=timeline.moment,
+        parts={tensor.name: tensor.bytes for tensor in parts if tensor.bytes},
+        formulas={tensor.name: tensor.formula for tensor in parts if tensor.bytes},
+    )

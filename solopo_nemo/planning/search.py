@@ -1,0 +1,158 @@
+"""Which layout is best on given machines, and how long a context fits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from solopo_nemo.errors import UserError
+from solopo_nemo.planning.layout import Layout
+from solopo_nemo.planning.memory import Memory, memory
+from solopo_nemo.planning.run import GPU, Run
+from solopo_nemo.planning.shape import ModelShape
+from solopo_nemo.planning.step_time import Machine, StepTime, step_time
+from solopo_nemo.planning.workload import Lengths
+
+if TYPE_CHECKING:
+    from solopo_nemo.training.config import RunConfig
+
+RECOMPUTE = ("none", "selective", "full")
+MODES = ("p2p", "a2a")
+"""Context-parallel communication that packed sequences run on."""
+LONGEST = 1 << 26
+"""No longer context is looked for."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run with its predicted memory and time."""
+
+    run: Run
+    memory: Memory
+    time: StepTime
+    machine: Machine
+
+    @classmethod
+    def of(cls, run: Run, machine: Machine) -> Plan:
+        """Predict a run."""
+        return cls(run, memory(run), step_time(run, machine), machine)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak stays within what the devices can give."""
+        return self.memory.gib <= self.machine.budget_gib
+
+    def hours(self, samples: int) -> float:
+        """Hours of an epoch over ``samples``."""
+        return self.time.total * samples / self.run.global_batch / 3600
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        layout = dataclasses.asdict(self.run.layout)
+        return {
+            "layout": layout,
+            "recompute": self.run.recompute,
+            "micro_batch": self.run.micro_batch,
+            "optimizer": self.run.optimizer,
+            "fits": self.fits,
+            "memory": self.memory.as_json(),
+            "step_seconds": round(self.time.total, 3),
+            "compute_seconds": round(self.time.compute, 3),
+            "exposed_seconds": {name: round(seconds, 3) for name, seconds in self.time.exposed.items()},
+            "bubble_seconds": round(self.time.bubble, 3),
+            "utilisation": round(self.time.utilisation, 4),
+        }
+
+
+def with_layout(config: RunConfig, layout: Layout, **model: Any) -> RunConfig:
+    """A recipe's configuration at another layout; keyword arguments replace keys of ``model``."""
+    parallel = dataclasses.replace(
+        config.parallel,
+        tensor=layout.tensor,
+        sequence=layout.sequence,
+        context=layout.context,
+        context_mode=layout.context_mode,
+        pipeline=layout.pipeline,
+        data=None,
+    )
+    return dataclasses.replace(config, parallel=parallel, model=dataclasses.replace(config.model, **model))
+
+
+def valid_layouts(config: RunConfig, shape: ModelShape, world: int, gpus_per_node: int) -> Iterator[Layout]:
+    """Every layout of ``world`` ranks that the recipe's own checks let pass, tensor parallelism within a node.
+
+    Sequence parallelism goes with tensor parallelism: it costs the same traffic and saves memory.
+    """
+    for tensor in _divisors(world, min(world, gpus_per_node)):
+        for pipeline in _divisors(world // tensor, shape.num_hidden_layers):
+            for context in _divisors(world // (tensor * pipeline), world):
+                data = world // (tensor * pipeline * context)
+                for mode in MODES if context > 1 else (config.parallel.context_mode,):
+                    layout = Layout(tensor, tensor > 1, context, mode, pipeline, data)
+                    if is_valid(config, shape, layout, GPU):
+                        yield layout
+
+
+def is_valid(config: RunConfig, shape: ModelShape, layout: Layout, device: str) -> bool:
+    """Whether the recipe's checks let a layout pass, and on a GPU Transformer Engine's: its all-to-all does not repeat
+    key and value heads where there are too few."""
+    from solopo_nemo.training.config import check_model, check_world
+
+    changed = with_layout(config, layout)
+    try:
+        check_world(changed, layout.world)
+        check_model(changed, shape)
+    except UserError:
+        return False
+    exchanged = layout.context if device == GPU and layout.context_mode == "a2a" else 1
+    return shape.num_key_value_heads // layout.tensor % exchanged == 0
+
+
+def search(
+    config: RunConfig, shape: ModelShape, lengths: Lengths, machine: Machine, optimizer: str = "sharded"
+) -> list[Plan]:
+    """Plans that fit on ``machine``, fastest first; of equally fast ones the smaller first.
+
+    Layout and recomputation are chosen, everything else is the configuration's.
+    """
+    plans = []
+    for layout in valid_layouts(config, shape, machine.gpus, machine.gpus_per_node):
+        for recompute in RECOMPUTE:
+            changed = with_layout(config, layout, recompute=recompute)
+            run = Run.of(changed, shape, lengths, machine.gpus, GPU, optimizer)
+            plan = Plan.of(run, machine)
+            if plan.fits:
+                plans.append(plan)
+    return sorted(plans, key=lambda plan: (round(plan.time.total, 3), plan.memory.peak))
+
+
+def longest(config: RunConfig, run: Run, shorter: Lengths, machine: Machine) -> int:
+    """Longest long prompt, tokens, with which a run fits; 0 where none does.
+
+    Args:
+        config: names the objective.
+        run: everything but the lengths.
+        shorter: lengths of the short prompt and of the responses.
+        machine: whose memory bounds it.
+    """
+    from solopo_nemo.planning.workload import Workload
+
+    objective = config.build_objective()
+
+    def fits(long: int) -> bool:
+        workload = Workload.of(objective, dataclasses.replace(shorter, long=long))
+        return memory(dataclasses.replace(run, workload=workload)).gib <= machine.budget_gib
+
+    low, high = 0, 1
+    while high <= LONGEST and fits(high):
+        low, high = high, 2 * high
+    while high - low > max(1, low // 1024):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _divisors(number: int, largest: int) -> list[int]:
+    return [i for i in range(1, min(number, largest) + 1) if number % i == 0]

@@ -1,0 +1,58 @@
+"""What is alive all the time: weights, gradients, optimizer state, reference policy, and the device's own share."""
+
+from __future__ import annotations
+
+from solopo_nemo.planning.parameters import LayerParameters, StageParameters
+from solopo_nemo.planning.run import GPU, Run
+from solopo_nemo.planning.timeline import GIB, Tensor
+
+CUDA_CONTEXT = 1.0 * GIB
+"""Assumed: CUDA context, loaded kernels, and the workspaces of cuBLAS, cuDNN and Transformer Engine."""
+NCCL_GROUP = 0.25 * GIB
+"""Assumed: buffers of one NCCL communicator; one for each parallel dimension in use, and one for the world."""
+MAIN_GRADIENT = 4
+"""Bytes of a gradient: Megatron's DDP accumulates in fp32 (``grad_reduce_in_fp32``)."""
+MOMENTS, MASTER = 8, 4
+"""Bytes of AdamW's two fp32 moments, and of the fp32 copy of a bf16 weight."""
+
+
+def weights(run: Run, stage: int) -> Tensor:
+    """The policy's weights, in Megatron's contiguous buffer: ``parameters * e``."""
+    return Tensor("weights", _parameters(run, stage) * run.itemsize, "P * e")
+
+
+def training_state(run: Run, stage: int) -> tuple[Tensor, ...]:
+    """Gradients, optimizer state and reference policy of pipeline stage ``stage``.
+
+    Megatron's distributed optimizer cuts the state of every parameter evenly over the data- and context-parallel ranks.
+    """
+    parameters = _parameters(run, stage)
+    ranks = 1 if run.optimizer == "replicated" else run.layout.data * run.layout.context
+    state = MOMENTS + (MASTER if run.precision == "bf16" else 0)
+    held = 0 if run.optimizer == "offloaded" else parameters * state / ranks
+    tensors = [
+        Tensor("gradients", parameters * MAIN_GRADIENT, "P * 4"),
+        Tensor("optimizer state", held, f"P * {state} / (DP * CP)" if held else "in host memory"),
+    ]
+    if run.online_reference:
+        tensors.append(Tensor("reference policy", parameters * run.itemsize, "P * e"))
+    return tuple(tensors)
+
+
+def device_share(run: Run, stage: int) -> tuple[Tensor, ...]:
+    """What the device and its libraries take; nothing on a CPU, where it belongs to the loaded process."""
+    if run.device != GPU:
+        return ()
+    layout = run.layout
+    groups = 1 + sum(size > 1 for size in (layout.tensor, layout.context, layout.pipeline, layout.data))
+    layer = LayerParameters.of(run.shape, layout.tensor)
+    return (
+        Tensor("CUDA context and workspaces", CUDA_CONTEXT, "assumed"),
+        Tensor("NCCL buffers", NCCL_GROUP * groups, f"{groups} groups, assumed"),
+        # with fused weight-gradient accumulation autograd is handed one placeholder a weight shape
+        Tensor("weight-gradient placeholders", (layer.total - layer.norms) * run.itemsize, "P_layer * e"),
+    )
+
+
+def _parameters(run: Run, stage: int) -> int:
+    return StageParameters.of(run.shape, run.layout.tensor, run.layout.pipeline, stage).total

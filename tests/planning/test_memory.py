@@ -1,0 +1,178 @@
+"""What the memory model says against sums made by hand, and the properties that any memory model has."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from solopo_nemo.data.packing import Layout as Packing
+from solopo_nemo.data.packing import pack
+from solopo_nemo.objectives import build_objective
+from solopo_nemo.planning import CPU, GPU, Layout, Lengths, ModelShape, Run, Workload, communication, load_shape, memory
+from solopo_nemo.planning.layout import Share
+from solopo_nemo.planning.parameters import StageParameters
+from solopo_nemo.planning.timeline import Step, Tensor, Timeline
+
+QWEN = load_shape("Qwen/Qwen2.5-7B-Instruct")
+SOLO, VANILLA = build_objective("dpo"), build_objective("dpo", align="none", prompt="long")
+
+runs = st.builds(
+    lambda long, tensor, sequence, context, mode, pipeline, data, device, recompute, micro: Run(
+        shape=QWEN,
+        workload=Workload.of(SOLO, Lengths(long, 1024)),
+        layout=Layout(tensor, sequence and tensor > 1, context, mode, pipeline, data),
+        device=device,
+        precision="bf16" if device == GPU else "fp32",
+        recompute=recompute,
+        micro_batch=micro,
+        global_batch=64 * micro,
+    ),
+    st.integers(1, 10**6),
+    st.sampled_from([1, 2, 4]),
+    st.booleans(),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from(["p2p", "a2a"]),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([1, 2, 8]),
+    st.sampled_from([GPU, CPU]),
+    st.sampled_from(["none", "selective", "full"]),
+    st.integers(1, 3),
+)
+
+
+@given(runs, st.integers(0, 10**5))
+def test_a_longer_context_never_needs_less(run: Run, more: int) -> None:
+    longest = max(sequence.inputs for sequence in run.workload.policy)
+    longer = Workload.of(SOLO, Lengths(longest + more, 1024))
+    assert memory(dataclasses.replace(run, workload=longer)).peak >= memory(run).peak
+
+
+@given(runs)
+def test_what_saves_memory_never_costs_any(run: Run) -> None:
+    peak = memory(run).peak
+    assert memory(dataclasses.replace(run, optimizer="replicated")).peak >= peak
+    assert memory(dataclasses.replace(run, optimizer="offloaded")).peak <= peak
+    assert memory(dataclasses.replace(run, online_reference=True)).peak > peak
+    assert (
+        memory(dataclasses.replace(run, recompute="none")).peak
+        >= memory(dataclasses.replace(run, recompute="selective")).peak
+        or run.device == CPU
+    )
+    whole = dataclasses.replace(run.layout, tensor=4, sequence=False)
+    split = dataclasses.replace(whole, sequence=True)
+    assert (
+        memory(dataclasses.replace(run, layout=split)).above_model
+        <= 1.05 * memory(dataclasses.replace(run, layout=whole)).above_model
+    )
+
+
+@given(runs)
+def test_parts_add_up_to_the_peak_and_every_part_has_its_formula(run: Run) -> None:
+    found = memory(run)
+    assert sum(found.parts.values()) == pytest.approx(found.peak)
+    assert found.parts.keys() == found.formulas.keys()
+    assert all(found.formulas.values())
+    assert 0 < found.above_model < found.peak
+
+
+def test_state_of_a_bf16_run_is_eighteen_bytes_a_parameter_over_the_ranks() -> None:
+    """2 weight + 4 main gradient, and 4 master + 8 moments over the data- and context-parallel ranks."""
+    layout = Layout(tensor=2, sequence=True, context=2, data=4)
+    run = Run(QWEN, Workload.of(SOLO, Lengths(8192, 1024)), layout, recompute="full")
+    parts, parameters = memory(run).parts, StageParameters.of(QWEN, tensor=2).total
+    assert (parts["weights"], parts["gradients"]) == (2 * parameters, 4 * parameters)
+    assert parts["optimizer state"] == pytest.approx(12 * parameters / 8)
+
+
+def test_saved_activations_of_a_gpu_layer_by_hand() -> None:
+    """Per token and layer, bf16: two norm inputs and two norm outputs, q, k, v and the output, 2f and f of the MLP,
+    and in fp32 the attention's log-sum-exp and two rsqrt."""
+    run = Run(QWEN, Workload.of(VANILLA, Lengths(65536, 1024)), Layout(data=8))
+    tokens = 2 * (65536 + 127)
+    h, f, a, k, n = 3584, 18944, 3584, 512, 28
+    by_hand = tokens * (2 * (4 * h + 2 * a + 2 * k + 3 * f) + 4 * (n + 2))
+    assert memory(run).parts["other layers of the micro-batch"] == 27 * by_hand
+
+
+def test_full_recompute_keeps_one_input_a_layer() -> None:
+    run = Run(QWEN, Workload.of(VANILLA, Lengths(65536, 1024)), Layout(tensor=4, sequence=True), recompute="full")
+    tokens = 2 * (65536 + 128)  # padded to the tensor-parallel ranks
+    assert memory(run).parts["other layers of the micro-batch"] == 27 * tokens * 3584 / 4 * 2
+
+
+def test_the_first_of_four_stages_holds_four_micro_batches() -> None:
+    def queued(pipeline: int) -> float:
+        layout = Layout(tensor=4, sequence=True, pipeline=pipeline)
+        run = Run(QWEN, Workload.of(SOLO, Lengths(16384, 1024)), layout, global_batch=16)
+        return memory(run).parts.get("other micro-batches in flight", 0.0)
+
+    alone = Run(QWEN, Workload.of(SOLO, Lengths(16384, 1024)), Layout(tensor=4, sequence=True))
+    layer = memory(alone).parts["other layers of the micro-batch"] / 27
+    assert queued(1) == 0
+    assert queued(4) == pytest.approx(3 * 7 * layer)
+
+
+@pytest.mark.parametrize("context", [1, 2, 4])
+@pytest.mark.parametrize("sequence", [False, True])
+def test_a_ranks_share_is_what_packing_gives_it(context: int, sequence: bool) -> None:
+    lengths, layout = Lengths(long=333, short=57, response=41), Layout(2, sequence, context)
+    sample = {
+        "id": "a",
+        "prompt_short": [1] * lengths.short,
+        "prompt_long": [1] * lengths.long,
+        "chosen": [1] * lengths.response,
+        "rejected": [1] * lengths.response,
+    }
+    share = Share.of(Workload.of(SOLO, lengths).policy, 2, layout)
+    packed = [
+        pack([sample, sample], SOLO.sequences, Packing(context, rank, 2 if sequence else 1)) for rank in range(context)
+    ]
+    assert {share.tokens} == {batch["tokens"].numel() for batch in packed}
+    assert share.rows == max(batch["rows"].numel() for batch in packed)
+    assert share.longest == int(packed[0]["max_seqlen"])
+
+
+@given(runs)
+def test_nothing_is_sent_where_nothing_is_split(run: Run) -> None:
+    sent, layout = communication(run), run.layout
+    assert (sent.tensor == 0) == (layout.tensor == 1)
+    assert (sent.context == 0) == (layout.context == 1)
+    assert (sent.pipeline == 0) == (layout.pipeline == 1)
+    assert (sent.data == 0) == (layout.data * layout.context == 1)
+
+
+def test_traffic_of_a_layer_by_hand() -> None:
+    run = Run(
+        QWEN, Workload.of(VANILLA, Lengths(65409, 1024)), Layout(tensor=4, sequence=True, context=2, context_mode="p2p")
+    )
+    tokens, micro_batches = 2 * 65536 // 2, 64
+    sent = communication(run)
+    hidden = 3 / 4 * tokens * 3584 * 2
+    assert sent.tensor == pytest.approx(10 * hidden * 28 * micro_batches)
+    keys_and_values = tokens * 2 * 512 / 4 * 2
+    assert sent.context == pytest.approx(3 * keys_and_values * 28 * micro_batches)
+    assert sent.data == pytest.approx(StageParameters.of(QWEN, tensor=4).total * 6 / 2)
+
+
+def test_a_timeline_finds_its_highest_moment() -> None:
+    a, b, c = Tensor("a", 3), Tensor("b", 5), Tensor("c", 4)
+    timeline = Timeline([a])
+    timeline.run([Step("make", (b,)), Step("work", works=(c,), drops=("b",)), Step("after", works=(c,))])
+    assert (timeline.peak, timeline.moment) == (12, "work")
+    assert {tensor.name for tensor in timeline.at_peak} == {"a", "b", "c"}
+    with pytest.raises(ValueError, match="'b' is not alive"):
+        timeline.run([Step("again", drops=("b",))])
+    with pytest.raises(ValueError, match="'a' is alive already"):
+        timeline.run([Step("twice", (a,))])
+
+
+def test_shapes_of_other_families_have_memory_too() -> None:
+    shape = dataclasses.replace(QWEN, tie_word_embeddings=True, qk_norm=True, qkv_bias=False)
+    assert isinstance(shape, ModelShape)
+    assert (
+        memory(Run(shape, Workload.of(SOLO, Lengths(1024, 64)))).peak
+        < memory(Run(QWEN, Workload.of(SOLO, Lengths(1024, 64)))).peak
+    )

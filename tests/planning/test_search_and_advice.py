@@ -1,0 +1,161 @@
+"""What is proposed passes the recipe's own checks and fits; what is advised does so too."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+
+from solopo_nemo.planning import (
+    GPU,
+    Layout,
+    Lengths,
+    Machine,
+    Run,
+    advise,
+    load_shape,
+    longest,
+    memory,
+    search,
+    step_time,
+)
+from solopo_nemo.planning.search import valid_layouts, with_layout
+from solopo_nemo.training.config import RunConfig, check_model, check_world, load_config
+
+
+@pytest.fixture(autouse=True)
+def modes_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are made for GPUs, wherever they are made."""
+    monkeypatch.setattr("solopo_nemo.environment.context_modes", lambda: ("p2p", "a2a"))
+
+
+def config_of(*overrides: str, recipe: str = "solo_dpo") -> RunConfig:
+    return load_config(recipe, ["model=qwen2_5_7b", *overrides])
+
+
+@pytest.mark.parametrize(
+    "model", ["Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-72B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"]
+)
+@pytest.mark.parametrize("world", [8, 48])
+def test_every_proposed_layout_passes_the_recipes_own_checks(model: str, world: int) -> None:
+    common = ["model=custom", f"model.init={model}", "trainer.global_batch=192"]
+    config, shape = load_config("solo_dpo", common), load_shape(model)
+    proposed = list(valid_layouts(config, shape, world, gpus_per_node=8))
+    assert proposed
+    assert len(set(proposed)) == len(proposed)
+    for layout in proposed[::9]:
+        composed = load_config("solo_dpo", [*common, *layout.overrides()])
+        check_world(composed, world)
+        check_model(composed, shape)
+        assert layout.world == world
+        assert layout.tensor <= 8
+
+
+def test_plans_fit_and_the_fastest_comes_first() -> None:
+    config, machine = config_of(), Machine(gpus=16)
+    plans = search(config, load_shape(config.model.init), Lengths(65536, 1024), machine)
+    seconds = [plan.time.total for plan in plans]
+    assert seconds == pytest.approx(sorted(seconds), abs=1e-3)
+    assert all(plan.fits and plan.memory.gib <= machine.budget_gib for plan in plans)
+
+
+def test_the_longest_context_is_where_it_stops_to_fit() -> None:
+    config, machine = config_of("parallel.tensor=4", "parallel.sequence=true"), Machine(gpus=8)
+    shape, shorter = load_shape(config.model.init), Lengths(1, 1024)
+
+    def run(long: int) -> Run:
+        return Run.of(config, shape, dataclasses.replace(shorter, long=long), machine.gpus)
+
+    found = longest(config, run(1), shorter, machine)
+    assert memory(run(found)).gib <= machine.budget_gib < memory(run(found + found // 500)).gib
+    assert longest(config, run(1), shorter, dataclasses.replace(machine, memory_gib=4)) == 0
+
+
+def test_solopo_goes_further_than_vanilla() -> None:
+    """The paper's own ratio is 2.1; per sample one long sequence instead of two, beside what both hold."""
+    lengths, machine = Lengths(1, 1024), Machine(gpus=8)
+    shape = load_shape("Qwen/Qwen2.5-7B-Instruct")
+
+    def furthest(recipe: str) -> int:
+        config = config_of("parallel.tensor=4", "parallel.sequence=true", recipe=recipe)
+        return longest(config, Run.of(config, shape, lengths, machine.gpus), lengths, machine)
+
+    assert 1.9 < furthest("solo_dpo") / furthest("long_po") < 2.1
+
+
+def test_step_time_of_one_gpu_is_its_flops_over_its_rate() -> None:
+    config = config_of("trainer.global_batch=1", "model.recompute=none")
+    run, machine = Run.of(config, load_shape(config.model.init), Lengths(8192, 1024), 1), Machine(gpus=1)
+    time = step_time(run, machine)
+    assert time.total == time.compute
+    assert time.utilisation < machine.mfu  # the head forms its logits twice
+    assert time.utilisation == pytest.approx(machine.mfu, rel=0.01)
+    assert step_time(dataclasses.replace(run, recompute="full"), machine).compute == pytest.approx(
+        4 / 3 * time.compute, rel=0.01
+    )
+
+
+def test_a_pipeline_waits_and_slow_links_cost() -> None:
+    config, shape, lengths = (
+        config_of("trainer.global_batch=16"),
+        load_shape("Qwen/Qwen2.5-7B-Instruct"),
+        Lengths(32768, 1024),
+    )
+
+    def time(layout: Layout, **machine: float) -> float:
+        run = Run.of(with_layout(config, layout), shape, lengths, layout.world, GPU)
+        return step_time(run, dataclasses.replace(Machine(gpus=layout.world), **machine)).total
+
+    four = Layout(pipeline=4)
+    assert step_time(Run.of(with_layout(config, four), shape, lengths, 4), Machine(gpus=4)).bubble == pytest.approx(
+        3 / 16 * step_time(Run.of(with_layout(config, four), shape, lengths, 4), Machine(gpus=4)).compute
+    )
+    assert time(Layout(tensor=4, sequence=True), node_gbs=30) > time(Layout(tensor=4, sequence=True), node_gbs=300)
+    a2a = Layout(context=4, context_mode="a2a")
+    assert time(a2a) > time(dataclasses.replace(a2a, context_mode="p2p"))
+
+
+ADVICE = re.compile(
+    r"^(?P<change>\S+=\S+(?: \S+=\S+)*): predicted (?P<after>[\d.]+) GiB instead of (?P<before>[\d.]+) of 80.0$"
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "long", "world"),
+    [
+        (["trainer.micro_batch=4"], 8192, 8),
+        ([], 131072, 8),
+        (["parallel.tensor=4", "parallel.sequence=true"], 131072, 16),
+        (["parallel.tensor=2", "model.recompute=full"], 65536, 64),
+        (["parallel.tensor=4", "model.recompute=full", "parallel.sequence=true", "parallel.context=2"], 1 << 20, 8),
+    ],
+)
+def test_advice_is_one_line_that_works(overrides: list[str], long: int, world: int) -> None:
+    config, lengths = config_of(*overrides), Lengths(long, 1024)
+    shape = load_shape(config.model.init)
+    line = advise(config, shape, lengths, world, memory_gib=80.0)
+    found = ADVICE.match(line)
+    assert found, line
+    changes = found["change"].split()
+    changed = config_of(*overrides, *changes)
+    check_world(changed, world)
+    check_model(changed, shape)
+    if changed.data.max_tokens:
+        lengths = dataclasses.replace(lengths, long=changed.data.max_tokens - lengths.response)
+    after = memory(Run.of(changed, shape, lengths, world)).gib
+    assert after <= float(found["after"]) + 0.05
+    assert after < min(76.0, 0.9 * float(found["before"])) + 0.05
+
+
+def test_advice_without_a_way_out_says_so() -> None:
+    config = config_of("parallel.tensor=4", "model.recompute=full")
+    line = advise(config, load_shape(config.model.init), Lengths(8192, 1024), 8, memory_gib=16.0)
+    assert line.startswith("no setting makes it fit on 8 ranks")
+    assert "\n" not in line
+
+
+def test_one_micro_batch_less_is_the_first_advice() -> None:
+    config = config_of("trainer.micro_batch=2", "parallel.tensor=4", "parallel.sequence=true", "model.recompute=full")
+    line = advise(config, load_shape(config.model.init), Lengths(262144, 1024), 8, memory_gib=60.0)
+    assert line.startswith("trainer.micro_batch=1: ")
