@@ -17,6 +17,7 @@ from solopo_nemo.objectives import build_objective
 from solopo_nemo.planning import Lengths, ModelShape, Workload, forward_flops, hardware_flops, load_shape, model_flops
 from solopo_nemo.planning.parameters import StageParameters
 from solopo_nemo.planning.shape import named_shapes
+from solopo_nemo.training.config import CONF, load_config
 
 FAMILIES = {
     "qwen2": {"tie_word_embeddings": True},
@@ -55,23 +56,25 @@ def test_parameters_are_those_of_transformers(family: str, tied: bool) -> None:
     assert StageParameters.of(shape).total == counted
 
 
+PUBLISHED = {
+    "Qwen/Qwen2.5-0.5B-Instruct": 0.494, "Qwen/Qwen2.5-1.5B-Instruct": 1.544, "Qwen/Qwen2.5-3B-Instruct": 3.086,
+    "Qwen/Qwen2.5-7B-Instruct": 7.616, "Qwen/Qwen2.5-14B-Instruct": 14.770, "Qwen/Qwen2.5-32B-Instruct": 32.764,
+    "Qwen/Qwen2.5-72B-Instruct": 72.706, "meta-llama/Llama-3.1-8B-Instruct": 8.030,
+    "meta-llama/Llama-3.1-70B-Instruct": 70.554, "meta-llama/Llama-3.2-1B-Instruct": 1.236,
+    "meta-llama/Llama-3.2-3B-Instruct": 3.213, "Qwen/Qwen3-0.6B": 0.596, "Qwen/Qwen3-4B": 4.022, "Qwen/Qwen3-8B": 8.191,
+    "Qwen/Qwen3-14B": 14.768, "Qwen/Qwen3-32B": 32.762, "mistralai/Mistral-7B-Instruct-v0.3": 7.248,
+}  # fmt: skip
+"""Billions of parameters that the models' pages state."""
+
+
 @pytest.mark.parametrize("name", named_shapes())
 def test_named_shapes_have_the_published_number_of_parameters(name: str) -> None:
-    billions = {
-        "0.5B": 0.494,
-        "1.5B": 1.544,
-        "3B": 3.09,
-        "7B": 7.62,
-        "14B": 14.77,
-        "32B": 32.76,
-        "72B": 72.71,
-        "8B": 8.03,
-    }
-    billions |= {"70B": 70.55, "1B": 1.236} | ({"3B": 3.21} if "Llama" in name else {}) | (
-        {"8B": 8.19} if "Qwen3" in name else {}
-    )  # fmt: skip
-    size = next(part for part in name.split("-") if part.endswith("B"))
-    assert StageParameters.of(load_shape(name)).total / 1e9 == pytest.approx(billions[size], abs=0.006)
+    assert StageParameters.of(load_shape(name)).total / 1e9 == pytest.approx(PUBLISHED[name], abs=0.001)
+
+
+def test_every_configured_model_can_be_planned_without_its_folder() -> None:
+    named = {load_config("solo_dpo", [f"model={path.stem}"]).model.init for path in (CONF / "model").glob("[!c]*.yaml")}
+    assert named - {"builtin"} <= named_shapes().keys()
 
 
 def test_named_shapes_are_nemos_too() -> None:
