@@ -24,7 +24,11 @@ def forward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
     attention = _attention(z)
     return [
         Step("norm and qkv projection", z.tensors(mixed_qkv="T * (a + 2 * k) * e"), _gathered_norm(z)),
-        Step("rotary embedding", z.tensors(q="T * a * e", k="T * k * e"), z.tensors(q_unturned="T * a * e")),
+        Step(
+            "rotary embedding",
+            z.tensors(q="T * a * e", k="T * k * e", rotary_angles="4 * T * d * e"),
+            z.tensors(q_terms="4 * T * a * e"),
+        ),
         Step("values", z.tensors(v="T * k * e"), drops=("mixed qkv",)),
         checkpointed(attention, "attention out") if checkpoint_attention else attention,
         Step("output projection", z.tensors(projected="T * h / s * e"), _whole(z)),
@@ -52,7 +56,7 @@ def backward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
             "rotary embedding backward",
             z.tensors(mixed_gradient="T * (a + 2 * k) * e"),
             z.tensors(turned_back="T * (a + k) * e"),
-            ("qkv gradient",),
+            ("qkv gradient", "rotary angles"),
         ),
         Step(
             "norm and qkv projection backward",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solopo_nemo.data.packing import Layout as Packing
@@ -43,6 +43,7 @@ runs = st.builds(
 )
 
 
+@settings(deadline=None)  # machines differ
 @given(runs, st.integers(0, 10**5))
 def test_a_longer_context_never_needs_less(run: Run, more: int) -> None:
     longest = max(sequence.inputs for sequence in run.workload.policy)
@@ -50,6 +51,7 @@ def test_a_longer_context_never_needs_less(run: Run, more: int) -> None:
     assert memory(dataclasses.replace(run, workload=longer)).peak >= memory(run).peak
 
 
+@settings(deadline=None)  # machines differ
 @given(runs)
 def test_what_saves_memory_never_costs_any(run: Run) -> None:
     peak = memory(run).peak
@@ -69,6 +71,7 @@ def test_what_saves_memory_never_costs_any(run: Run) -> None:
     )
 
 
+@settings(deadline=None)  # machines differ
 @given(runs)
 def test_parts_add_up_to_the_peak_and_every_part_has_its_formula(run: Run) -> None:
     found = memory(run)
@@ -89,11 +92,11 @@ def test_state_of_a_bf16_run_is_eighteen_bytes_a_parameter_over_the_ranks() -> N
 
 def test_saved_activations_of_a_gpu_layer_by_hand() -> None:
     """Per token and layer, bf16: two norm inputs and two norm outputs, q, k, v and the output, 2f and f of the MLP,
-    and in fp32 the attention's log-sum-exp and two rsqrt."""
+    four rotary angles a head dimension, and in fp32 the attention's log-sum-exp and two rsqrt."""
     run = Run(QWEN, Workload.of(VANILLA, Lengths(65536, 1024)), Layout(data=8))
     tokens = 2 * (65536 + 127)
-    h, f, a, k, n = 3584, 18944, 3584, 512, 28
-    by_hand = tokens * (2 * (4 * h + 2 * a + 2 * k + 3 * f) + 4 * (n + 2))
+    h, f, a, k, d, n = 3584, 18944, 3584, 512, 128, 28
+    by_hand = tokens * (2 * (4 * h + 2 * a + 2 * k + 4 * d + 3 * f) + 4 * (n + 2))
     assert memory(run).parts["other layers of the micro-batch"] == 27 * by_hand
 
 
@@ -135,6 +138,7 @@ def test_a_ranks_share_is_what_packing_gives_it(context: int, sequence: bool) ->
     assert share.longest == int(packed[0]["max_seqlen"])
 
 
+@settings(deadline=None)  # machines differ
 @given(runs)
 def test_nothing_is_sent_where_nothing_is_split(run: Run) -> None:
     sent, layout = communication(run), run.layout

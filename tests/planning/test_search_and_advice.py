@@ -24,12 +24,6 @@ from solopo_nemo.planning.search import valid_layouts, with_layout
 from solopo_nemo.training.config import RunConfig, check_model, check_world, load_config
 
 
-@pytest.fixture(autouse=True)
-def modes_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans are made for GPUs, wherever they are made."""
-    monkeypatch.setattr("solopo_nemo.environment.context_modes", lambda: ("p2p", "a2a"))
-
-
 def config_of(*overrides: str, recipe: str = "solo_dpo") -> RunConfig:
     return load_config(recipe, ["model=qwen2_5_7b", *overrides])
 
@@ -155,7 +149,7 @@ def test_advice_without_a_way_out_says_so() -> None:
     assert "\n" not in line
 
 
-def test_one_micro_batch_less_is_the_first_advice() -> None:
+def test_where_no_rank_is_left_to_split_over_the_micro_batch_shrinks() -> None:
     config = config_of("trainer.micro_batch=2", "parallel.tensor=4", "parallel.sequence=true", "model.recompute=full")
-    line = advise(config, load_shape(config.model.init), Lengths(262144, 1024), 8, memory_gib=60.0)
+    line = advise(config, load_shape(config.model.init), Lengths(131072, 1024), 4, memory_gib=80.0)
     assert line.startswith("trainer.micro_batch=1: ")

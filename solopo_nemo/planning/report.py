@@ -1,0 +1,95 @@
+"""A plan as text."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from solopo_nemo.planning.overview import Overview
+from solopo_nemo.planning.parameters import StageParameters
+from solopo_nemo.planning.search import Plan
+from solopo_nemo.planning.timeline import GIB
+
+SMALL = 0.01
+"""Parts below this share of the peak are shown as one."""
+
+
+def print_overview(found: Overview, recipe: str, model: str, console: Console) -> None:
+    """Print all answers."""
+    machine, run = found.machine, found.plan.run
+    billions = StageParameters.of(run.shape).total / 1e9
+    sequences = ", ".join(f"{s.name} {s.inputs:,}" for s in run.workload.policy)
+    console.print(f"[bold]{recipe}[/bold] of {model} ({billions:.2f} billion parameters), {run.layout}")
+    console.print(f"tokens: {sequences}; {run.global_batch} samples a step, {run.micro_batch} a micro-batch")
+    console.print(
+        f"{machine.gpus} GPUs of {machine.memory_gib:g} GiB ({machine.usable:.0%} usable), "
+        f"{machine.gpus_per_node} a node;"
+        f" assumed: {machine.tflops:g} TFLOPS at {machine.mfu:.0%}, {machine.node_gbs:g} GB/s in a node, "
+        f"{machine.network_gbs:g} GB/s between nodes"
+    )
+    console.print(_parts(found.plan))
+    if found.plan.fits:
+        console.print(f"[bold green]fits[/bold green], {_times(found.plan, found.samples)}")
+    else:
+        console.print(f"[bold red]does not fit[/bold red]; {found.advice}")
+    console.print(
+        f"longest long prompt at this layout: {found.longest:,} tokens" if found.longest else "no length fits"
+    )
+    if found.best:
+        console.print(_best(found))
+    else:
+        console.print("no layout of these GPUs fits at this length")
+    if found.furthest:
+        long, plan = found.furthest
+        console.print(f"longest long prompt at any layout: {long:,} tokens ({plan.run.layout}, {plan.run.recompute})")
+    window = run.shape.max_position_embeddings
+    if found.lengths.long + found.lengths.response > window:
+        console.print(f"note: longer than the model's window of {window:,} tokens: model.rope_scaling extends it")
+
+
+def _parts(plan: Plan) -> Table:
+    memory = plan.memory
+    title = f"Peak: {memory.gib:.1f} GiB a GPU, on stage {memory.stage} during {memory.moment}"
+    table = Table("part", "GiB", "bytes are", title=title, title_justify="left")
+    table.columns[1].justify = "right"
+    rest = 0.0
+    for name, size in memory.parts.items():
+        if size < SMALL * memory.peak:
+            rest += size
+        else:
+            table.add_row(name, f"{size / GIB:.2f}", memory.formulas[name])
+    table.add_row("everything else", f"{rest / GIB:.2f}", "")
+    return table
+
+
+def _best(found: Overview) -> Table:
+    title = f"Fastest layouts that fit at {found.lengths.long:,} tokens"
+    table = Table("layout", "recompute", "GiB", "s a step", "MFU", "h an epoch", title=title, title_justify="left")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for plan in found.best:
+        time = plan.time
+        cells = (
+            f"{plan.memory.gib:.1f}",
+            f"{time.total:.1f}",
+            f"{time.utilisation:.0%}",
+            f"{plan.hours(found.samples):.1f}",
+        )
+        table.add_row(str(plan.run.layout), plan.run.recompute, *cells)
+    table.caption = f"overrides of the first: {' '.join(_overrides(found.best[0]))}"
+    table.caption_justify = "left"
+    return table
+
+
+def _overrides(plan: Plan) -> list[str]:
+    return [*plan.run.layout.overrides(), f"model.recompute={plan.run.recompute}"]
+
+
+def _times(plan: Plan, samples: int) -> str:
+    time = plan.time
+    waits = {**time.exposed, "pipeline bubble": time.bubble}
+    shown = "".join(f", {name} {seconds:.1f}" for name, seconds in waits.items() if seconds >= 0.05)
+    return (
+        f"{time.total:.1f} s a step (compute {time.compute:.1f}{shown}), {time.utilisation:.0%} MFU in all, "
+        f"{plan.hours(samples):.1f} h an epoch of {samples:,} samples"
+    )

@@ -1,0 +1,77 @@
+"""tools/plan.py from its command line."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from solopo_nemo.errors import UserError
+
+Main = Callable[[list[str]], int]
+
+
+@pytest.fixture(scope="module")
+def main() -> Main:
+    tool = Path(__file__).resolve().parents[2] / "tools" / "plan.py"
+    return runpy.run_path(str(tool), run_name="plan")["main"]
+
+
+def answer(main: Main, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_everything_is_answered_without_a_model_folder(
+    main: Main, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    layout = ["model=qwen2_5_7b", "parallel.tensor=4", "parallel.sequence=true"]
+    found = answer(main, capsys, *layout, "--gpus", "16", "--length", "128K", "--plot", str(tmp_path / "plan.png"))
+    assert found["lengths"]["long"] == 131072
+    assert not found["configured"]["fits"]
+    assert "predicted" in found["advice"]
+    assert all(plan["fits"] for plan in found["best"])
+    assert 0 < found["longest"] < 131072 < found["furthest"]["long"]
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.png", "plan-dark.png"}
+
+
+def test_solopo_beside_vanilla_and_a_shorter_context_beside_a_longer(
+    main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["model=qwen2_5_7b", "parallel.tensor=4", "parallel.sequence=true"]
+    solo, vanilla = (answer(main, capsys, recipe, *common, "--length", "32K") for recipe in ("solo_dpo", "long_po"))
+    assert solo["configured"]["step_seconds"] < vanilla["configured"]["step_seconds"]
+    assert solo["longest"] > vanilla["longest"]
+
+
+def test_samples_come_from_the_data_where_they_are_at_hand(
+    main: Main, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = tmp_path / "triplets.jsonl"
+    data.write_text('{"id": "a"}\n{"id": "b"}\n{"id": "c"}\n')
+    assert answer(main, capsys, "model=qwen2_5_7b", f"data.train={data}")["samples"] == 3
+    assert answer(main, capsys, "model=qwen2_5_7b", "data.train=elsewhere.jsonl")["samples"] == 5000
+    assert answer(main, capsys, "trainer.global_batch=32")["samples"] == 1280
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpus", "0"], "--gpus"),
+        (["--mfu", "2"], "--mfu"),
+        (["--length", "long"], "--length"),
+        (["--optimizer", "none"], "--optimizer"),
+        (["no_recipe"], "no such recipe"),
+        (["no.key=1"], "no.key|Key"),
+        (["parallel.tensor=2", "--gpus", "7"], "world of 7 ranks"),
+        (["model=qwen2_5_7b", "parallel.tensor=3", "--gpus", "3", "trainer.global_batch=3"], "28 attention heads"),
+    ],
+)
+def test_bad_arguments_are_one_line(main: Main, arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        main(arguments)
+    assert "\n" not in str(raised.value)
