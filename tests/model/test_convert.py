@@ -27,13 +27,13 @@ LAYOUTS = (
     Layout("tp2_sp", 2, tp=2, sp=True),
     Layout("pp2", 2, pp=2),
     Layout("cp2_a2a", 2, cp=2),
-    Layout("cp2_gather", 2, cp=2, cp_mode="all_gather"),
+    Layout("cp2_ring", 2, cp=2, cp_mode="p2p"),
 )
 RUNS = [
     (name, layout)
     for name in ("qwen2_yarn", "qwen3", "llama3", "mistral")
     for layout in LAYOUTS
-    if (name, layout.name) != ("mistral", "cp2_gather")
+    if (name, layout.name) != ("mistral", "cp2_ring")
 ]
 
 
