@@ -65,7 +65,7 @@ def test_a_chain_does_not_requeue(cluster: StubCluster, tmp_path: Path) -> None:
 
 
 def test_a_warning_before_the_step_is_known_is_passed_on_too(cluster: StubCluster, script: str) -> None:
-    delayed = script.replace("    step=$!\n", "    sleep 1\n    step=$!\n")
+    delayed = script.replace("    step=$!\n", "    until [[ -n $stopped_by ]]; do sleep 0.1; done\n    step=$!\n")
     assert delayed != script
     done = cluster.run_job(delayed, SRUN_CODE="75", SRUN_KILLS="USR1")
     assert (done.returncode, requeued(cluster)) == (75, 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_slurm import CPUS, LocalSlurm, until, why_not
+from local_slurm import CPUS, GPUS, LocalSlurm, until, why_not
 
 pytestmark = pytest.mark.slurm
 
@@ -93,3 +93,73 @@ def test_a_preempted_training_goes_on_to_the_same_result(
     slurm.wait_for_state(job, "COMPLETED", "FAILED", seconds=300)
     assert slurm.state(job) == "COMPLETED", log(output, job)
     assert rows(output) == rows(finished[0])
+
+
+PROGRAM = """
+import os, pathlib, signal, sys
+
+kind, folder = sys.argv[1], pathlib.Path(sys.argv[2].removeprefix("output_dir="))
+rank, again = os.environ["RANK"], os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+def stop(*_):
+    (folder / f"saved-{rank}").touch()
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, stop)
+(folder / f"started-{rank}-of-{os.environ['WORLD_SIZE']}").touch()
+if kind in ("crash", "refuse"):
+    sys.exit(2 if kind == "refuse" else 1)
+while not again:
+    signal.pause()
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A program that does what its first argument says on its first start and ends well on a later one."""
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+def ended(slurm: LocalSlurm, job: str) -> str:
+    slurm.wait_for_state(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", seconds=120)
+    return slurm.state(job)
+
+
+def test_a_crash_loop_ends(slurm: LocalSlurm, program: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    job = submit(slurm, "--max-restarts", "1", str(program), "crash", f"output_dir={output}")
+    slurm.start_requeued(job)
+    assert ended(slurm, job) == "FAILED"
+    assert "2 starts in a row without a new checkpoint" in log(output, job)
+
+
+def test_bad_data_fails_the_job_once(slurm: LocalSlurm, program: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    job = submit(slurm, str(program), "refuse", f"output_dir={output}")
+    assert ended(slurm, job) == "FAILED"
+    assert (slurm.job(job)["ExitCode"], slurm.job(job)["Restarts"]) == ("2:0", "0"), log(output, job)
+
+
+def test_a_cancelled_job_stays_cancelled(slurm: LocalSlurm, program: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    job = submit(slurm, str(program), "wait", f"output_dir={output}")
+    until("both ranks", lambda: len(list(output.glob("started-*"))) == 2, 120)
+    slurm.ask("scancel", job)
+    assert ended(slurm, job) == "CANCELLED"
+    until("all processes gone", lambda: not slurm.ask("squeue", "-h", "-j", job, "-t", "COMPLETING"))
+    assert slurm.state(job) == "CANCELLED"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [(["--partition", "none"], "partition"), (["--gpus-per-node", str(GPUS + 1)], "configuration is not available")],
+)
+def test_what_slurm_refuses_is_one_line(
+    slurm: LocalSlurm, program: Path, tmp_path: Path, arguments: list[str], culprit: str
+) -> None:
+    done = launch(slurm, *arguments, str(program), "wait", f"output_dir={tmp_path / 'out'}")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert culprit in done.stderr
