@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -66,3 +66,31 @@ def _budget(axes: Axes, found: Overview, theme: Theme) -> None:
     axes.set_xlabel("tokens of the long prompt")
     axes.set_ylabel("predicted peak (GiB a GPU)")
     axes.set_title("Memory by context length")
+
+
+def draw_longest(data: dict[str, Any], folder: Path) -> None:
+    """Longest long prompt by number of GPUs, one panel a model: ``longest.png`` and ``longest-dark.png``.
+
+    Args:
+        data: of :func:`solopo_nemo.planning.tables.as_json`.
+        folder: where they go.
+    """
+    models = list(dict.fromkeys(cell["model"] for cell in data["cells"]))
+    for theme in THEMES:
+        with mpl.rc_context(style(theme)):
+            figure = Figure(figsize=(WIDTH * 1.4, 5.2), layout="constrained")
+            panels = figure.subplots(2, 2, sharex=True).flatten()
+            for axes, model in zip(panels, models, strict=True):
+                for recipe, colour, marker in (("SoLo-DPO", theme.blue, "o"), ("Long-DPO", theme.orange, "s")):
+                    cells = [c for c in data["cells"] if (c["model"], c["recipe"]) == (model, recipe) and c["longest"]]
+                    gpus, long = [c["gpus"] for c in cells], [c["longest"]["long"] for c in cells]
+                    axes.plot(gpus, long, marker=marker, color=colour, label=recipe)
+                axes.set_xscale("log", base=2)
+                axes.set_yscale("log", base=2)
+                axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                axes.yaxis.set_major_formatter(lambda value, _: f"{value / K:g}K")
+                axes.set_title(model)
+            figure.supxlabel("GPUs of 80 GiB")
+            figure.supylabel("longest long prompt (tokens), predicted")
+            figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+            save_figure(figure, folder / f"longest{theme.suffix}.png")
