@@ -16,7 +16,7 @@ _HEAD = """# Planning
 
 <!-- Written by `python benchmarks/planner.py table`; edit solopo_nemo/planning/document.py, not this. -->
 
-`python tools/plan.py` predicts memory and time of any recipe on GPUs. The tables here are predictions for the GPUs named,
+`python tools/plan.py` predicts memory and time of any recipe on GPUs. The tables here are predictions,
 **not measurements**: nobody has run these configurations on GPUs yet.
 
 Memory is a list of tensors with their sizes, run through forward and backward; the peak is read off
@@ -24,10 +24,10 @@ Memory is a list of tensors with their sizes, run through forward and backward; 
 constants: 1 GiB for CUDA and workspaces, 0.25 GiB for each NCCL group.
 
 Assumed of the machine: {gpus_per_node} GPUs a node, {memory_gib:g} GiB a GPU of which {usable:.0%} can be used,
-{tflops:g} TFLOPS at {mfu:.0%} while it computes, {node_gbs:g} GB/s in a node and {network_gbs:g} GB/s between nodes.
-Options of `tools/plan.py` replace them. Short prompt {short:,} tokens, responses {response}, 64 samples a step, an epoch
-of {samples:,} samples. Both objectives have their reference policy scored beforehand. Lengths past a model's window need
-`model.rope_scaling`.
+{tflops:g} TFLOPS at {mfu:.0%} while it computes, {node_gbs:g} GB/s in a node, {network_gbs:g} GB/s between nodes.
+Options of `tools/plan.py` replace them. Short prompt {short:,} tokens, responses {response}, 64 samples a step, an
+epoch of {samples:,} samples. Both objectives have their reference policy scored beforehand. Lengths past a model's
+window need `model.rope_scaling`.
 
 ![Longest long prompt that fits](planning/longest.png)
 

@@ -69,7 +69,7 @@ def markdown(data: dict[str, Any]) -> str:
     for model in MODELS:
         lines.append(_row(model, [" / ".join(_far(by_place[model, r, gpus]) for r in RECIPES) for gpus in GPUS]))
     for model in MODELS:
-        lines += ["", f"## {model}: hours of an epoch", "", "SoLo-DPO / Long-DPO; – where no layout fits.", ""]
+        lines += ["", f"## {model}: hours of an epoch", "", "SoLo-DPO / Long-DPO; - where no layout fits.", ""]
         lines += _head("long prompt", [f"{gpus} GPUs" for gpus in GPUS])
         for long in LONG:
             hours = [" / ".join(_hours(by_place[model, r, gpus], long) for r in RECIPES) for gpus in GPUS]
@@ -95,17 +95,17 @@ def _row(first: str, cells: Sequence[str]) -> str:
 
 
 def _far(cell: Cell) -> str:
-    return f"{cell['longest']['long'] // 1024}K" if cell["longest"] else "–"
+    return f"{cell['longest']['long'] // 1024}K" if cell["longest"] else "-"
 
 
 def _hours(cell: Cell, long: int) -> str:
     plan = cell["plans"][str(long)]
-    return f"{plan['epoch_hours']:.1f}" if plan else "–"
+    return f"{plan['epoch_hours']:.1f}" if plan else "-"
 
 
 def _layout(plan: dict[str, Any] | None) -> str:
     if plan is None:
-        return "–"
+        return "-"
     layout = plan["layout"]
     names = ("tensor", "TP"), ("context", "CP"), ("pipeline", "PP"), ("data", "DP")
     sizes = " ".join(f"{short}{layout[name]}" for name, short in names if layout[name] > 1)
