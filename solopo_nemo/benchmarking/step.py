@@ -137,6 +137,7 @@ def _own(spec: StepSpec, material: Material, run: Path) -> dict[str, Any]:
     overrides = overrides_of(spec, material, run / "out")
     config = load_config(spec.system, overrides)
     check_world(config, spec.ranks)
+    config.output.mkdir(parents=True)
     prepare(config)
     paths = Paths(config.output)
     request = {"recipe": spec.system, "overrides": overrides, "steps": spec.steps, "results": str(run)}
