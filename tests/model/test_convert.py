@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 LAYOUTS = (
     Layout("tp2_sp", 2, tp=2, sp=True),
     Layout("pp2", 2, pp=2),
-    Layout("cp2_a2a", 2, cp=2),
+    Layout("cp2_a2a", 2, cp=2, cp_mode="a2a"),
     Layout("cp2_ring", 2, cp=2, cp_mode="p2p"),
 )
 RUNS = [

@@ -7,6 +7,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from runs import SECRETS, inject, rows, run, started
 
@@ -109,7 +110,7 @@ def test_a_run_that_changes_its_layout_after_every_step(finished: Path, tmp_path
 
     output = started(finished, tmp_path / "moved")
     prepared = load_prepared(finished / "data" / "tokenized").dataset
-    stream = SampleStream(prepared, 16, seed=1234)
+    stream = SampleStream(prepared, steps=4, global_batch=4, seed=1234, costs=np.ones(len(prepared)))
     layouts = (
         ["parallel.tensor=2", "parallel.sequence=true"],
         ["parallel.context=2"],
