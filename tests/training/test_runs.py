@@ -108,7 +108,10 @@ def test_a_run_that_changes_its_layout_after_every_step(finished: Path, tmp_path
     from solopo_nemo.data.prepared import load_prepared
     from solopo_nemo.training.datamodule import SampleStream
 
-    output = started(finished, tmp_path / "moved")
+    # a rate at which Adam's first steps do not blow up rounding: what is wrong after a resume shows a hundred times larger
+    gentle = ["evaluation.name=none", "optim.lr=1.0e-5", "optim.min_lr=1.0e-6"]
+    whole, output = started(finished, tmp_path / "whole"), started(finished, tmp_path / "moved")
+    run(whole, *gentle)
     prepared = load_prepared(finished / "data" / "tokenized").dataset
     stream = SampleStream(prepared, steps=4, global_batch=4, seed=1234, costs=np.ones(len(prepared)))
     layouts = (
@@ -121,13 +124,13 @@ def test_a_run_that_changes_its_layout_after_every_step(finished: Path, tmp_path
         ids, last = tmp_path / f"ids_{step}", step == len(layouts) - 1
         ids.mkdir()
         # no checkpoint is due on the way: each is one that a stopped run leaves
-        settings = ["trainer.checkpoint_every=100", "evaluation.name=none", "+plugins=[injected]", *layout]
+        settings = ["trainer.checkpoint_every=100", *gentle, "+plugins=[injected]", *layout]
         orders = [] if last else [inject("signal", rank=1, step=1)]
         run(output, *settings, expect=0 if last else 75, orders=orders, INJECT_IDS=str(ids))
         (got,) = computed(ids)
         for part in [[*got[0], *got[1]]] if "parallel.data=2" in layout else got:  # model-parallel ranks: all the same
             assert sorted(part) == sorted(stream[step * 4 + i]["id"] for i in range(4))
-    for got_row, want in zip(rows(output), rows(finished), strict=True):
+    for got_row, want in zip(rows(output), rows(whole), strict=True):
         assert got_row["tokens"] == want["tokens"]
         assert got_row["loss"] == pytest.approx(want["loss"], rel=1e-5)
         for key in ("loss/po", "loss/align", "logps/chosen", "logps/chosen_long"):
