@@ -38,6 +38,9 @@ from solopo_nemo.training.resume import to_resume_from
 from solopo_nemo.training.saving import Checkpoints
 from solopo_nemo.training.signals import StopRequest
 
+LOSS_SCALE = 1.0
+"""With one, Megatron looks for gradients that are not finite, and leaves the update out."""
+
 logger = logging.getLogger("solopo_nemo")
 
 
@@ -79,7 +82,7 @@ def build_optimizer(config: RunConfig, steps: int) -> MegatronOptimizerModule:
             clip_grad=optim.clip_grad,
             use_distributed_optimizer=True,
             bf16=precision_of(config) == "bf16",
-            loss_scale=1.0,  # with one, Megatron looks for gradients that are not finite, and leaves the update out
+            loss_scale=LOSS_SCALE,
         ),
         CosineAnnealingScheduler(
             max_steps=steps,
@@ -173,7 +176,9 @@ def fit(
             pipeline_dtype=torch.bfloat16 if precision_of(config) == "bf16" else torch.float32,
             restore_config=nl.RestoreConfig(path=str(paths.initial)),  # where nothing is resumed
         ),
-        plugins=nl.MegatronMixedPrecision(precision="bf16-mixed") if precision_of(config) == "bf16" else None,
+        plugins=nl.MegatronMixedPrecision("bf16-mixed", fp16_loss_scale=LOSS_SCALE)  # it sets the optimizer's, bf16 too
+        if precision_of(config) == "bf16"
+        else None,
         callbacks=trainer_callbacks,
         logger=_loggers(config),
         enable_checkpointing=False,

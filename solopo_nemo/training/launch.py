@@ -93,13 +93,14 @@ def _run_rank(config: RunConfig, only_reference: bool) -> int:
         with logs.quiet_imports():
             from solopo_nemo.training.guarded import fit_guarded
         logs.to_file(config.output / "logs", rank)
-        if code := fit_guarded(config, stop, only_reference):
+        code = fit_guarded(config, stop, only_reference)
+        if not here and rank == 0:
+            _outcome(config).unlink()  # all have read it: they trained together
+        if code:
             return code
-    if not here and rank == 0:
-        _outcome(config).unlink()
-        if not only_reference:
-            with stopping_at_once():
-                _finish(config)
+    if not here and rank == 0 and not only_reference:
+        with stopping_at_once():
+            _finish(config)
     return 0
 
 
@@ -124,8 +125,6 @@ def _prepare_for_all(config: RunConfig) -> int:
     try:
         with stopping_at_once():
             _prepare_once(config)
-            for old in config.output.glob(".prepared-*"):  # of starts before this one
-                old.unlink()
         code = 0
     except UserError:
         code = cli.EXIT_USER_ERROR
@@ -156,6 +155,8 @@ def _prepare_once(config: RunConfig) -> None:
     save_config(config, paths.config)
     logger.info("data: %d samples, %d dropped", summary["kept"], summary["dropped"])
     _evaluate(config, "before", find_model(config.model.init))
+    for old in config.output.glob(".prepared-*"):  # of starts before this one
+        old.unlink()
 
 
 def _finished(config: RunConfig) -> bool:

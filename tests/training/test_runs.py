@@ -164,7 +164,6 @@ def test_layouts_agree_through_the_trainer(finished: Path, tmp_path: Path, layou
         ("long_po", ["objective=dpo"]),
         ("longpo", []),
         ("sft", []),
-        ("solo_dpo", ["trainer.precision=bf16", "model.recompute=full"]),
     ],
     ids=lambda x: x if isinstance(x, str) else "-".join(x),
 )
@@ -175,6 +174,18 @@ def test_every_recipe_trains(finished: Path, tmp_path: Path, recipe: str, overri
     assert len(got) == 2
     assert all(math.isfinite(value) for row in got for value in row.values())
     assert got[0]["loss"] != got[1]["loss"]
+    assert (output / "hf" / "model.safetensors").is_file()
+
+
+def test_bf16_trains_and_leaves_out_a_gradient_that_is_not_finite(finished: Path, tmp_path: Path) -> None:
+    output = started(finished, tmp_path / "out")
+    settings = ["trainer.precision=bf16", "model.recompute=full", "trainer.max_steps=3", "evaluation.name=none"]
+    orders = [inject("nan gradient", rank=0, step=2)]
+    run(output, *settings, "trainer.nonfinite=skip", "+plugins=[injected]", orders=orders)
+    got = rows(output)
+    assert [row.get("skipped", 0) for row in got] == [0, 1, 1]
+    assert all(math.isfinite(row["loss"]) for row in got)
+    assert got[0]["loss"] != got[2]["loss"]
     assert (output / "hf" / "model.safetensors").is_file()
 
 
