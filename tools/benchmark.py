@@ -13,14 +13,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from solopo_nemo.benchmarking import commands, suite
 from solopo_nemo.benchmarking.agreement import Disagreement
 from solopo_nemo.benchmarking.head import HEADS, HeadSpec
 from solopo_nemo.benchmarking.process import MeasurementError
 from solopo_nemo.benchmarking.spec import PEERS, Shape, StepSpec
-from solopo_nemo.cli import run
+from solopo_nemo.cli import ArgumentParser, run
+from solopo_nemo.data.output import check_writable
 from solopo_nemo.errors import UserError
 
 _EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
@@ -108,6 +109,7 @@ def _document(arguments: argparse.Namespace, command: str) -> Any:
 
 def _places(arguments: argparse.Namespace) -> commands.Places:
     out = arguments.out or Path("outputs/benchmark") / f"{arguments.command}.json"
+    check_writable(out.parent, "--out")
     return commands.Places(out, arguments.work, arguments.peer_venv, arguments.again)
 
 
@@ -119,13 +121,6 @@ def _spec(arguments: argparse.Namespace, system: str, long: int, **values: Any) 
         given |= {name: getattr(arguments, name) for name in _LAYOUT if hasattr(arguments, name)} | values
         given["overrides"] = tuple(arguments.override)
     return StepSpec(system=system, long=long, shape=Shape(**shape, tied=arguments.tied), **given)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Bad arguments are one line, as everywhere in the project."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} ({self.prog} --help lists the options)")
 
 
 def _tokens(text: str) -> int:
@@ -141,9 +136,9 @@ def _list_of(one: Any) -> Any:
     return parse
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    subcommands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subcommands = parser.add_subparsers(dest="command", required=True)
 
     step = subcommands.add_parser("step", help="seconds and peak memory of a training step, by prompt length")
     peer = subcommands.add_parser("peer", help="the same beside TRL's DPOTrainer, runs alternating, results compared")

@@ -12,14 +12,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from solopo_nemo.cli import run
+from solopo_nemo.cli import ArgumentParser, run
 from solopo_nemo.model.convert import export_hf, import_hf
+from solopo_nemo.training.checkpoints import check_origin
 
 
 def main() -> None:
     """Run the command."""
     arguments = vars(_parser().parse_args())
     direction, as_json = arguments.pop("direction"), arguments.pop("json")
+    if direction == "export":
+        check_origin(arguments["checkpoint"], "CHECKPOINT", arguments.pop("trust_checkpoint"), "--trust-checkpoint")
     done = {"import": import_hf, "export": export_hf}[direction](**arguments)
     Console(stderr=True).print(
         "{destination}: {parameters:,} parameters, {dtype}, {family}, window {window:,} tokens; ".format_map(done)
@@ -31,9 +34,9 @@ def main() -> None:
         print(json.dumps(done))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    common = argparse.ArgumentParser(add_help=False)
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common = ArgumentParser(add_help=False)
     trust = "run Python code that the model's folder brings; off unless given"
     common.add_argument("--trust-remote-code", action="store_true", help=trust)
     overwrite = "replace another conversion in the destination; a folder of anything else is never touched"
@@ -52,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     outward = commands.add_parser("export", parents=[common], help=text, description=text)
     outward.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder with weights, context and hf")
     outward.add_argument("destination", type=Path, metavar="HF_FOLDER", help="folder to make")
+    vouch = "load a checkpoint that this tool did not write: loading one runs any code that its files name"
+    outward.add_argument("--trust-checkpoint", action="store_true", help=vouch)
     size = "largest safetensors file, as in transformers (default 5GB)"
     outward.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help=size)
     return parser

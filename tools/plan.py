@@ -14,11 +14,11 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
 from solopo_nemo import cli
+from solopo_nemo.data.output import check_writable
 from solopo_nemo.errors import UserError
 from solopo_nemo.planning.overview import count_samples, overview
 from solopo_nemo.planning.report import print_overview
@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
     recipe = words.pop(0) if words and "=" not in words[0] else "solo_dpo"
     if not (CONF / f"{recipe}.yaml").is_file() or recipe == "base":
         raise UserError(f"{recipe}: no such recipe; overrides are written key=value")
+    if arguments.plot:
+        check_writable(arguments.plot.parent, "--plot")
     machine = _machine(arguments)
     config = load_config(recipe, words)
     shape = load_shape(config.model.init)
@@ -71,13 +73,6 @@ def _machine(arguments: argparse.Namespace) -> Machine:
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    """Bad arguments are one line, as everywhere in the project."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} ({self.prog} --help lists the options)")
-
-
 def _count(text: str) -> int:
     value = int(text[:-1]) * 1024 if text[-1:] in ("K", "k") else int(text)
     if value < 1:
@@ -102,9 +97,10 @@ def _share(text: str) -> float:
 _count.__name__, _positive.__name__, _share.__name__ = "positive whole number", "positive number", "share from 0 to 1"
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> cli.ArgumentParser:
     machine = Machine()
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = cli.ArgumentParser(description=__doc__, formatter_class=raw, usage=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="[RECIPE] KEY=VALUE", help="as the recipe takes them")
     parser.add_argument("--gpus", type=_count, default=machine.gpus, metavar="N", help="in all (default 8)")
     parser.add_argument("--gpus-per-node", type=_count, default=8, metavar="N", help="default 8")

@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from solopo_nemo.errors import UserError
+
 GIB = 2**30
 WINDOW = 1 << 22
 """Longest sequence that a model's configuration allows; nothing is computed from it."""
@@ -30,6 +32,12 @@ class Shape:
     ffn: int = 256
     vocabulary: int = 152064
     tied: bool = False
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise UserError(f"--heads {self.heads}: must be a multiple of --kv-heads ({self.kv_heads})")
+        if self.hidden % self.heads:
+            raise UserError(f"--hidden {self.hidden}: must be a multiple of --heads ({self.heads})")
 
     def hf_config(self) -> dict[str, Any]:
         """The fields of a Hugging Face configuration that say the same."""

@@ -4,10 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from solopo_nemo.errors import UserError
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Make a folder and a file in it, before there is a result that could be lost.
+
+    Args:
+        folder: where results will go.
+        key: the option that names it, for messages.
+
+    Raises:
+        UserError: that cannot be done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{key}={folder}: cannot be written ({error.strerror})") from None
 
 
 @contextmanager

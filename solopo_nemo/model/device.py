@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import psutil
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -16,6 +17,12 @@ from solopo_nemo.model.layers import sdpa_layer_spec
 def cuda() -> bool:
     """Whether this process computes on a GPU."""
     return torch.cuda.is_available()
+
+
+def memory_gib() -> float:
+    """Memory of this process's GPU in GiB, or of the machine where there is none."""
+    size = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if cuda() else None
+    return float(size or psutil.virtual_memory().total) / 2**30
 
 
 def saves_asynchronously() -> bool:

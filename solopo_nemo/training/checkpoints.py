@@ -127,7 +127,7 @@ def _find_changed(checkpoint: Path, files: dict[str, FileRecord]) -> str | None:
             return next(filter(None, pool.map(changed, files)), None)
 
 
-def check_origin(checkpoint: Path, key: str, trusted: bool) -> None:
+def check_origin(checkpoint: Path, key: str, trusted: bool, vouch: str = "model.trust_checkpoint=true") -> None:
     """Refuse a checkpoint that somebody else may have made, or that is not as it was written.
 
     Loading one unpickles ``weights/.metadata`` (torch's ``FileSystemReader``) and calls whatever ``context/io.json``
@@ -137,6 +137,7 @@ def check_origin(checkpoint: Path, key: str, trusted: bool) -> None:
         checkpoint: folder.
         key: the configuration that names it, for messages.
         trusted: the user vouches for it.
+        vouch: how the user does so, for messages.
 
     Raises:
         UserError: it is foreign and nobody vouches for it, or it is damaged.
@@ -147,7 +148,7 @@ def check_origin(checkpoint: Path, key: str, trusted: bool) -> None:
     elif not trusted and not (checkpoint / CONVERSION).is_file():
         raise UserError(
             f"{key}={checkpoint}: this tool did not write this checkpoint, and loading a NeMo checkpoint runs any code "
-            "that its files name (weights/.metadata, context/io.json); if you trust it: model.trust_checkpoint=true"
+            f"that its files name (weights/.metadata, context/io.json); if you trust it: {vouch}"
         )
     logger.info("%s: loading a NeMo checkpoint unpickles files and builds what they name", checkpoint)
 

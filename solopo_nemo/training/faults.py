@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -63,7 +63,9 @@ class FaultFiles:
         return self.output / "logs" / f"rank_{rank:05d}.log"
 
     def write(self, fault: Fault) -> None:
-        """Leave word of a fault; without a place to write there is none."""
+        """Leave word of a fault, unless this rank has named one before it; without a place to write there is none."""
+        if fault.rank in self.read():  # a rank that hangs loses its connections when the others end
+            return
         path = self.log(fault.rank).with_suffix(".fault.json")
         try:
             with atomic_text(path) as stream:
@@ -115,7 +117,7 @@ def kind_of(error: BaseException) -> str:
     return "lost" if communication else "crash"
 
 
-def as_run_fault(error: BaseException, files: FaultFiles, advice: str) -> BaseException:
+def as_run_fault(error: BaseException, files: FaultFiles, advice: Callable[[], str]) -> BaseException:
     """The `RunFault` that an error of a library stands for: memory, disk; any other error as it is.
 
     Args:
@@ -140,7 +142,7 @@ def as_run_fault(error: BaseException, files: FaultFiles, advice: str) -> BaseEx
     on_gpu = isinstance(error, torch.OutOfMemoryError)
     if on_gpu or isinstance(error, MemoryError) or "can't allocate memory" in text:
         what = "GPU memory" if on_gpu else "memory"
-        return RunFault(f"out of {what} ({text.splitlines()[0] if text else 'MemoryError'}): {advice}")
+        return RunFault(f"out of {what} ({text.splitlines()[0] if text else 'MemoryError'}): {advice()}")
     return error
 
 
@@ -163,7 +165,7 @@ def hung_ranks(faults: Mapping[int, Fault], world: int, files: FaultFiles) -> tu
     """The ranks that kept the others waiting, and the line about them."""
     some = next(iter(faults.values()))
     silent = [rank for rank in range(world) if rank not in faults]
-    busy = [rank for rank, fault in faults.items() if not fault.waits]
+    busy = [rank for rank, fault in faults.items() if fault.kind == "hung" and not fault.waits]
     if silent:
         culprits, what = silent, f"{_ranks(silent)} did not answer"
     elif busy and len(busy) < world:

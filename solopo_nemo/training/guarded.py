@@ -13,6 +13,7 @@ from solopo_nemo.errors import RunFault, UserError
 from solopo_nemo.training.config import RunConfig
 from solopo_nemo.training.faults import OWN, Fault, FaultFiles, as_run_fault, kind_of, lost_ranks
 from solopo_nemo.training.fit import fit
+from solopo_nemo.training.memory_advice import memory_advice
 from solopo_nemo.training.signals import StopRequest
 from solopo_nemo.training.watchdog import Watchdog
 
@@ -34,15 +35,15 @@ def fit_guarded(config: RunConfig, stop: StopRequest, only_reference: bool) -> i
     try:
         fit(config, stop, only_reference, callbacks=[watchdog])
     except (Exception, CheckpointException) as error:
-        return _tell(error, files, watchdog.step, memory_advice(config))
+        return _tell(error, files, watchdog.step, config)
     watchdog.stop()
     return cli.EXIT_RESUMABLE if stop.agreed else 0
 
 
-def _tell(error: BaseException, files: FaultFiles, step: int, advice: str) -> int:
+def _tell(error: BaseException, files: FaultFiles, step: int, config: RunConfig) -> int:
     rank = environment.rank()
     logger.error("step %d: this rank ends", step, exc_info=error)
-    error = as_run_fault(error, files, advice)
+    error = as_run_fault(error, files, lambda: memory_advice(config))
     kind = kind_of(error)
     text = " ".join(str(error).split())
     everywhere = isinstance(error, RunFault) and error.everywhere
@@ -79,16 +80,3 @@ def _tell_lost(files: FaultFiles, step: int) -> int:
     for other in gone[:3]:
         files.show_last_lines(other)
     raise RunFault(lost_ranks(gone, "ended without a word (killed, or its host is gone)", step, files))
-
-
-def memory_advice(config: RunConfig) -> str:
-    """What to change when memory is short."""
-    less = []
-    if config.trainer.micro_batch > 1:
-        less.append(f"a smaller trainer.micro_batch (now {config.trainer.micro_batch})")
-    if config.model.recompute != "full":
-        less.append(f"model.recompute=full (now {config.model.recompute})")
-    less.append(
-        f"more parallel.context or parallel.tensor (now {config.parallel.context} and {config.parallel.tensor})"
-    )
-    return ", ".join(less)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from solopo_nemo import cli, environment
 from solopo_nemo.cli import EXIT_RESUMABLE
-from solopo_nemo.data.output import atomic_text
+from solopo_nemo.data.output import atomic_text, check_writable
 from solopo_nemo.errors import UserError
 from solopo_nemo.training import logs
 from solopo_nemo.training.checkpoints import saved_checkpoints, step_of
@@ -146,7 +146,6 @@ def _outcome(config: RunConfig) -> Path:
 
 def _prepare_once(config: RunConfig) -> None:
     from solopo_nemo.training.prepare import find_model, prepare
-    from solopo_nemo.training.space import check_writable
 
     paths = Paths(config.output)
     settle_earlier_run(config, paths)

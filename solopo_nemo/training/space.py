@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from solopo_nemo.errors import UserError
@@ -19,20 +17,6 @@ from solopo_nemo.training.paths import Paths
 GIB = 2**30
 OPTIMIZER = 12
 """Bytes a parameter in fp32: the optimizer's own copy and AdamW's two moments."""
-
-
-def check_writable(folder: Path, key: str) -> None:
-    """Make a folder and a file in it.
-
-    Raises:
-        UserError: that cannot be done.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{key}={folder}: cannot be written ({error.strerror})") from None
 
 
 def check_space(config: RunConfig, hf_config: Mapping[str, Any], bf16: bool) -> None:

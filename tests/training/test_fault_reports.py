@@ -50,6 +50,22 @@ REPORTS: dict[str, tuple[list[Fault], dict[int, tuple[int, float]], tuple[str, .
         ("rank 2 is in collate (x.py:3)", "trainer.timeout_minutes", "step 9"),
         2,
     ),
+    "busy, and the others lose it when it is ended": (
+        [Fault(2, 9, "hung", "is in collate"), *(Fault(r, 9, "lost", "Connection closed") for r in (0, 1, 3))],
+        {0: (1, AT)},
+        ("rank 2 is in collate;", "trainer.timeout_minutes"),
+        2,
+    ),
+    "a rank's first word counts": (
+        [
+            *(Fault(r, 9, "hung", "waits", True) for r in range(3)),
+            Fault(0, 9, "lost", "x"),
+            Fault(3, 9, "hung", "is in f"),
+        ],
+        {0: (1, AT)},
+        ("rank 3 is in f;",),
+        3,
+    ),
     "silent": (
         [Fault(r, 9, "hung", "waits in all_reduce", True) for r in (0, 2, 3)],
         {0: (1, AT)},
@@ -103,11 +119,11 @@ def test_the_roll_call_ends_when_all_have_spoken(files: FaultFiles) -> None:
     ],
 )
 def test_errors_of_libraries_in_our_words(error: Exception, words: tuple[str, ...], files: FaultFiles) -> None:
-    fault = as_run_fault(error, files, "a smaller batch")
+    fault = as_run_fault(error, files, lambda: "a smaller batch")
     assert isinstance(fault, RunFault)
     assert all(word in str(fault) for word in words), fault
 
 
 def test_other_errors_stay_what_they_are(files: FaultFiles) -> None:
     error = OSError(errno.ENOENT, "no such file")
-    assert as_run_fault(error, files, "") is error
+    assert as_run_fault(error, files, str) is error

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from solopo_nemo.data.output import check_writable
 from solopo_nemo.errors import UserError
 from solopo_nemo.training.config import load_config
 from solopo_nemo.training.prepare import BUILTIN_MODEL
-from solopo_nemo.training.space import check_space, check_writable
+from solopo_nemo.training.space import check_space
 
 
 def check(output: Path, free: int, *overrides: str) -> None:
