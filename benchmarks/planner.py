@@ -4,8 +4,9 @@ usage: python benchmarks/planner.py table
        python benchmarks/planner.py check [--work FOLDER] [--out FILE]
 
 `table` writes docs/planning.md, its JSON and its plot. `check` trains every configuration of
-solopo_nemo/planning/check.py in fresh processes on this machine and ends with 1 where a prediction is more than 10 %
-off; what is in --out already is not measured again.
+solopo_nemo/planning/check.py in fresh processes on this machine, writes the peaks beside the predictions into --out,
+where docs/performance.md finds them, and ends with 1 where a prediction is more than 10 % off. What is in --out already
+is not measured again; the predictions are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from solopo_nemo.benchmarking import suite
+from solopo_nemo.benchmarking.results import Results
+from solopo_nemo.benchmarking.step import measure_step
 from solopo_nemo.cli import run
 from solopo_nemo.data.output import atomic_text
 from solopo_nemo.planning import check, tables
@@ -30,7 +34,10 @@ def main() -> int:
     parser.add_argument("command", choices=("table", "check"))
     work = Path("outputs/benchmark/work")
     parser.add_argument("--work", type=Path, default=work, help=f"models and samples of `check` (default {work})")
-    parser.add_argument("--out", type=Path, default=RESULTS / "check.json", help="results of `check`")
+    out = suite.RESULTS / "planner.json"
+    parser.add_argument(
+        "--out", type=Path, default=out, help="results of `check` (default docs/performance/planner.json)"
+    )
     arguments = parser.parse_args()
     return _table() if arguments.command == "table" else _check(arguments.work, arguments.out)
 
@@ -48,15 +55,12 @@ def _table() -> int:
 
 
 def _check(work: Path, out: Path) -> int:
-    measured = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-    out.parent.mkdir(parents=True, exist_ok=True)
+    results, command = Results.open(out, "planner"), "python benchmarks/planner.py check"
     for spec in track(check.SPECS, "measuring"):
-        if spec.key() in measured:
-            continue
-        measured[spec.key()] = check.measure(spec, work.resolve())
-        with atomic_text(out) as stream:
-            stream.write(json.dumps(measured, indent=1) + "\n")
-    rows = [check.compare(spec, measured[spec.key()]) for spec in check.SPECS]
+        run = results.find(spec, 0) or results.add(spec, 0, command, measure_step(spec, work.resolve()))
+        run["predicted_bytes"] = check.predict(spec).above_model
+        results.save()
+    rows = [check.compare(spec, run) for spec in check.SPECS if (run := results.find(spec, 0))]
     Console().print(check.table(rows))
     return int(any(abs(row.error) > check.TOLERANCE for row in rows))
 

@@ -42,12 +42,12 @@ class Collected:
         runs = self.select(names, **spec)
         return Spread.of(map(value, runs)) if runs else None
 
-    def bracket(self, name: str, **spec: Any) -> tuple[int, int] | None:
-        """The longest prompt measured within the budget, and the shortest beyond it; None without both."""
+    def bracket(self, name: str, **spec: Any) -> tuple[int, int | None] | None:
+        """The longest prompt measured within the budget, and the shortest beyond it if one was tried; None without."""
         peaks = {run["spec"]["long"]: peak_gib(run) for run in self.select(name, **spec)}
         fits = max((long for long, peak in peaks.items() if peak <= BUDGET_GIB), default=0)
-        exceeds = min((long for long, peak in peaks.items() if peak > BUDGET_GIB and long > fits), default=0)
-        return (fits, exceeds) if fits and exceeds else None
+        exceeds = min((long for long, peak in peaks.items() if peak > BUDGET_GIB and long > fits), default=None)
+        return (fits, exceeds) if fits else None
 
     def commands(self, names: Sequence[str]) -> list[str]:
         """The commands that the runs of some files came from."""

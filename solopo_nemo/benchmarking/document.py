@@ -165,7 +165,7 @@ def _longest(results: Collected) -> Rows:
         for system in _distinct(run["spec"]["system"] for run in results.runs.get(source, [])):
             found = results.bracket(source, system=system)
             if found:
-                rows.append([SYSTEMS[system][0], what, *(f"{long:,}" for long in found)])
+                rows.append([SYSTEMS[system][0], what, *(f"{long:,}" if long else "not tried" for long in found)])
     return rows
 
 

@@ -54,9 +54,9 @@ def _next(peaks: dict[int, float], budget: float, fits: int, exceeds: int, unit:
     if not fits:
         return max(exceeds // 2 // unit, 1) * unit
     if not exceeds:
-        low, high = 2 * fits, 4 * fits
-        if len(peaks) == 1:
-            return low
+        high = 4 * fits
+        if len(peaks) == 1:  # the cost of a probe grows with the square of its length
+            return -(-3 * fits // 2 // unit) * unit
         guess = 1.02 * _crossing(peaks, budget, *sorted(peaks)[-2:])
         return int(min(max(guess, fits + unit), high) // unit) * unit
     gap = exceeds - fits

@@ -93,6 +93,7 @@ def install() -> None:
     megatron_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
 
     _patch_config()
+    _patch_buffers()
     _patch_optimizer_load()
     _patch_nemo()
     _return_freed_memory()
@@ -122,6 +123,27 @@ def _patch_config() -> None:
         post_init(self)
 
     TransformerConfig.__post_init__ = without_rope_fusion
+
+
+def _patch_buffers() -> None:
+    """Gradients are reduced where they lie, as NCCL does it: gloo would copy the whole buffer, even for one rank."""
+    from megatron.core.distributed import param_and_grad_buffer as buffers
+
+    gather = buffers.dist_all_gather_func
+
+    def reduce_in_place(shard: torch.Tensor, whole: torch.Tensor, op: Any, group: Any, async_op: bool) -> None:
+        # param_and_grad_buffer.py:395, where the shard is a part of the whole; nobody reads the rest
+        if group.size() > 1:
+            options = torch.distributed.AllreduceOptions()
+            options.reduceOp = op
+            group.allreduce([whole], options).wait()
+
+    def gather_in_place(whole: torch.Tensor, shard: torch.Tensor, group: Any, async_op: bool) -> None:
+        if group.size() > 1:  # param_and_grad_buffer.py:248, likewise
+            gather(whole, shard, group=group, async_op=async_op)
+
+    buffers.dist_reduce_scatter_func = reduce_in_place
+    buffers.dist_all_gather_func = gather_in_place
 
 
 def _patch_optimizer_load() -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from solopo_nemo.benchmarking.spec import Shape, StepSpec
-from solopo_nemo.benchmarking.step import measure_step
 from solopo_nemo.objectives import build_objective
 from solopo_nemo.planning.layout import Layout
 from solopo_nemo.planning.memory import Memory, memory
@@ -97,13 +95,8 @@ class Row:
         return self.predicted.above_model / self.measured - 1
 
 
-def measure(spec: StepSpec, work: Path) -> dict[str, Any]:
-    """Train a configuration in fresh processes: its specification and the peak of each rank, bytes."""
-    return {"spec": spec.as_json(), "peak_bytes": measure_step(spec, work)["peak_bytes"]}
-
-
 def compare(spec: StepSpec, measured: dict[str, Any]) -> Row:
-    """The prediction, made now, beside what was measured."""
+    """The prediction, made now, beside what was measured (``peak_bytes`` of each rank)."""
     return Row(spec, max(measured["peak_bytes"]), predict(spec))
 
 
