@@ -150,6 +150,15 @@ def _planner(results: Collected) -> Spread | None:
     return Spread.of([max(errors)]) if errors else None
 
 
+def _packed(results: Collected) -> Spread | None:
+    """A step of the packed triplet over its parts run as steps of their own; each part has an optimizer's update."""
+    packed, short, long = (
+        results.spread(source, step_seconds, system=system, long=8 * K)
+        for source, system in (("speed", "solo_dpo"), ("short_part", "solo_dpo"), ("long_part", "sft"))
+    )
+    return packed.over(short.median + long.median) if packed and short and long else None
+
+
 def _whole_step(results: Collected) -> Spread | None:
     return results.spread("longest_step", lambda run: run["seconds"][-1], system="solo_dpo", long=256 * K)
 
@@ -272,6 +281,13 @@ GOALS = (
         None,
         _whole_step,
         ("longest_step",),
+    ),
+    Goal(
+        "packed",
+        "step time of the packed triplet over the sum of its parts (short pair, long pass) as steps of their own, 8K",
+        None,
+        _packed,
+        ("speed", "short_part", "long_part"),
     ),
     Goal(
         "planner",

@@ -8,7 +8,6 @@ Symbols: :class:`solopo_nemo.planning.sizes.Sizes`.
 from __future__ import annotations
 
 from solopo_nemo.planning import head_steps
-from solopo_nemo.planning.parameters import StageParameters
 from solopo_nemo.planning.run import Run
 from solopo_nemo.planning.sizes import Sizes
 from solopo_nemo.planning.timeline import Step, Tensor, again, checkpointed
@@ -85,13 +84,8 @@ def embedding_backward(z: Sizes) -> list[Step]:
 
 
 def optimizer(run: Run, stage: int) -> list[Step]:
-    """Torch's AdamW, one parameter after the other: two temporaries of the size of the largest shard."""
-    layout = run.layout
-    parameters = StageParameters.of(run.shape, layout.tensor, layout.pipeline, stage)
-    shard = max(parameters.embedding, parameters.head) / (layout.data * layout.context)
-    return [
-        Step("optimizer step", works=(Tensor("AdamW temporaries", 2 * shard * 4, "2 * P_largest / (DP * CP) * 4"),))
-    ]
+    """Torch's fused AdamW works in place."""
+    return []
 
 
 def _whole(z: Sizes) -> tuple[Tensor, ...]:
