@@ -126,10 +126,8 @@ def _patch_config() -> None:
 
 
 def _patch_buffers() -> None:
-    """Gradients are reduced where they lie, as NCCL does it: gloo would copy the whole buffer, even for one rank."""
+    """Gradients and weights are exchanged where they lie, as NCCL does it: gloo would copy whole buffers."""
     from megatron.core.distributed import param_and_grad_buffer as buffers
-
-    gather = buffers.dist_all_gather_func
 
     def reduce_in_place(shard: torch.Tensor, whole: torch.Tensor, op: Any, group: Any, async_op: bool) -> None:
         # param_and_grad_buffer.py:395, where the shard is a part of the whole; nobody reads the rest
@@ -139,8 +137,10 @@ def _patch_buffers() -> None:
             group.allreduce([whole], options).wait()
 
     def gather_in_place(whole: torch.Tensor, shard: torch.Tensor, group: Any, async_op: bool) -> None:
-        if group.size() > 1:  # param_and_grad_buffer.py:248, likewise
-            gather(whole, shard, group=group, async_op=async_op)
+        for rank, part in enumerate(whole.chunk(group.size())):  # param_and_grad_buffer.py:248, likewise
+            options = torch.distributed.BroadcastOptions()
+            options.rootRank = rank
+            group.broadcast([part], options).wait()
 
     buffers.dist_reduce_scatter_func = reduce_in_place
     buffers.dist_all_gather_func = gather_in_place

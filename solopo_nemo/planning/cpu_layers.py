@@ -8,6 +8,7 @@ Symbols: :class:`solopo_nemo.planning.sizes.Sizes`.
 from __future__ import annotations
 
 from solopo_nemo.planning import head_steps
+from solopo_nemo.planning.parameters import StageParameters
 from solopo_nemo.planning.run import Run
 from solopo_nemo.planning.sizes import Sizes
 from solopo_nemo.planning.timeline import Step, Tensor, again, checkpointed
@@ -88,8 +89,11 @@ def embedding_backward(z: Sizes) -> list[Step]:
 
 
 def optimizer(run: Run, stage: int) -> list[Step]:
-    """Torch's fused AdamW works in place."""
-    return []
+    """Megatron's clipping makes a scaled copy of one gradient at a time; torch's fused AdamW works in place."""
+    layout = run.layout
+    parameters = StageParameters.of(run.shape, layout.tensor, layout.pipeline, stage)
+    shard = max(parameters.embedding, parameters.head) / (layout.data * layout.context)
+    return [Step("gradient clipping", works=(Tensor("scaled gradient", shard * 4, "P_largest / (DP * CP) * 4"),))]
 
 
 def _whole(z: Sizes) -> tuple[Tensor, ...]:
