@@ -218,7 +218,7 @@ check_program() {
     done
     if [[ ${program[0]} -ef recipes/$recipe.py ]]; then
         if [[ -n $here ]] && "$here" -c 'from importlib.util import find_spec as f; exit(not (f("hydra") and f("torch")))'; then
-            output_dir=$(PYTHONPATH=$root "$here" -m solopo_nemo.training.preflight \
+            output_dir=$(PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$here" -m solopo_nemo.training.preflight \
                 "$recipe" "$((nodes * ranks))" "${program[@]:1}") || exit
         else
             printf 'note: %s\n' "no Python with the requirements here; the job checks the configuration" >&2

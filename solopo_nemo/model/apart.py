@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -42,14 +42,23 @@ def run_apart(function: Callable[..., T], *arguments: Any, cuda: bool = True) ->
         RuntimeError: its process was killed.
     """
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(1, context, initializer=_leave_job, initargs=(cuda,)) as pool:
         try:
-            return pool.submit(_quietly, function, *arguments).result()
+            future = pool.submit(_quietly, function, *arguments)
+            while not future.done():
+                wait([future], timeout=0.5)  # a signal that another thread takes wakes nobody
+            return future.result()
         except BrokenProcessPool:
             raise RuntimeError(
                 f"the process of {function.__name__.strip('_')} was killed; memory may have run out: "
                 "solopo_nemo/model/convert.py says what a conversion takes"
             ) from None
+        except BaseException:
+            # leaving the pool waits for the process: when this one was told to stop, the work is not wanted any more
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            raise
 
 
 def _leave_job(cuda: bool) -> None:

@@ -22,7 +22,7 @@ from solopo_nemo.training.checkpoints import saved_checkpoints, step_of
 from solopo_nemo.training.config import RunConfig, check_world, load_config, local_world, read_config, save_config
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.resume import changes, settle_earlier_run
-from solopo_nemo.training.signals import SIGNALS, Stopped, StopRequest, stopping_at_once
+from solopo_nemo.training.signals import SIGNALS, Stopped, StopRequest, spare_helpers, stopping_at_once
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -87,6 +87,7 @@ def _run_rank(config: RunConfig, only_reference: bool) -> int:
     stop = StopRequest()
     for number in SIGNALS:
         signal.signal(number, stop.note)  # to the end of the process: a launcher may send more
+    spare_helpers()
     if not here and (code := _prepare_for_all(config)):
         return code
     if only_reference or not _trained(config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,13 +29,28 @@ def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Raise :class:`Stopped` wherever the block is when a signal comes."""
+    """Raise :class:`Stopped` wherever the block is when the first signal comes."""
+    stopped = False
 
     def stop(number: int, _: Any) -> None:
-        raise Stopped(signal.Signals(number).name)
+        nonlocal stopped
+        if not stopped:  # a launcher may send more: they must not break off the cleaning up
+            stopped = True
+            raise Stopped(signal.Signals(number).name)
 
     with handled_by(stop):
         yield
+
+
+def spare_helpers() -> None:
+    """Keep SIGUSR1 from the processes started from here on; this one still gets it.
+
+    Slurm may send its warning to all processes of a job, which would end the server that Megatron's checkpoint writer
+    reports to: a run that has saved before could not save then.
+    """
+    # takes the signal in the main thread's stead, where the handler runs all the same
+    threading.Thread(target=threading.Event().wait, name="signals", daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 
 
 class StopRequest:

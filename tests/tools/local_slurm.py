@@ -169,15 +169,26 @@ class LocalSlurm:
         """The state of a job, such as RUNNING."""
         return self.job(job)["JobState"]
 
-    def wait_for_state(self, job: str, *states: str, seconds: float = 120) -> None:
-        """Wait until a job is in one of the states."""
-        until(f"job {job}: {' or '.join(states)}", lambda: self.state(job) in states, seconds)
+    def end_of(self, job: str, seconds: float = 120) -> str:
+        """Wait until a job has ended for good and return its state; when requeued it does not have to wait."""
 
-    def start_requeued(self, job: str, seconds: float = 60) -> None:
-        """Start a job that was requeued, without the two minutes that Slurm lets it wait."""
+        def has_ended() -> bool:
+            if self.state(job) == "PENDING":
+                self.ask("scontrol", "update", f"jobid={job}", "StartTime=now")
+            return self.state(job) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+        until(f"job {job}: end", has_ended, seconds)
+        return self.state(job)
+
+    def leave_minutes(self, job: str, minutes: int) -> None:
+        """Shorten a job's time limit to between one minute less and so many minutes from now."""
+        hours, passed, _ = self.job(job)["RunTime"].split(":")
+        limit = int(hours) * 60 + int(passed) + minutes
+        assert self.ask("scontrol", "update", f"jobid={job}", f"TimeLimit={limit}") == ""
+        until("the limit", lambda: self.job(job)["TimeLimit"] == f"00:{limit:02}:00")
+
+    def wait_for_requeue(self, job: str, seconds: float = 60) -> None:
+        """Wait until a job is back in the queue, where Slurm lets it wait two minutes."""
         until(
-            f"job {job}: requeued",
-            lambda: self.job(job).get("Restarts") != "0" and self.state(job) == "PENDING",
-            seconds,
+            f"job {job}: requeued", lambda: self.job(job)["Restarts"] != "0" and self.state(job) == "PENDING", seconds
         )
-        assert self.ask("scontrol", "update", f"jobid={job}", "StartTime=now") == ""

@@ -41,14 +41,14 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSlurm]:
         cluster.stop()
 
 
-def launch(slurm: LocalSlurm, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = slurm.env | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+def launch(slurm: LocalSlurm, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = slurm.env | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | environment
     command = ["tools/launch.sh", "--nodes", "2", "--cpus-per-node", str(CPUS), *arguments]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
 
 
-def submit(slurm: LocalSlurm, *arguments: str) -> str:
-    done = launch(slurm, *arguments)
+def submit(slurm: LocalSlurm, *arguments: str, **environment: str) -> str:
+    done = launch(slurm, *arguments, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[0].removeprefix("submitted ")
 
@@ -66,8 +66,7 @@ def rows(output: Path) -> list[dict[str, Any]]:
 def finished(slurm: LocalSlurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     output = tmp_path_factory.mktemp("runs") / "finished"
     job = submit(slurm, "recipes/solo_dpo.py", f"output_dir={output}", *SMALL)
-    slurm.wait_for_state(job, "COMPLETED", "FAILED", seconds=300)
-    assert slurm.state(job) == "COMPLETED", log(output, job)
+    assert slurm.end_of(job, 300) == "COMPLETED", log(output, job)
     return output, job
 
 
@@ -87,12 +86,71 @@ def test_a_preempted_training_goes_on_to_the_same_result(
     job = submit(slurm, "recipes/solo_dpo.py", f"output_dir={output}", *SMALL)
     until("first step", lambda: (output / "metrics.jsonl").exists() and rows(output), 180)
     slurm.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
-    slurm.start_requeued(job)
+    slurm.wait_for_requeue(job)
     assert "SIGUSR1: the run saves and stops" in log(output, job)
     assert 1 <= len(rows(output)) < 10, "it was not stopped on the way"
-    slurm.wait_for_state(job, "COMPLETED", "FAILED", seconds=300)
-    assert slurm.state(job) == "COMPLETED", log(output, job)
+    assert slurm.end_of(job, 300) == "COMPLETED", log(output, job)
     assert rows(output) == rows(finished[0])
+
+
+class Held:
+    """A training of two nodes that has taken three steps, the second saved, and waits in the fourth until released."""
+
+    def __init__(self, slurm: LocalSlurm, finished: Path, folder: Path) -> None:
+        self.output, self.file = folder / "held", folder / "released"
+        shutil.copytree(finished / "initial", self.output / "initial")
+        environment = {
+            "PYTHONPATH": str(ROOT / "tests/training"),
+            "INJECT": json.dumps([{"what": "wait", "rank": 0, "step": 4}]),
+            "INJECT_UNTIL": str(self.file),
+            "INJECT_IDS": str(folder),
+        }
+        overrides = [*SMALL, "trainer.checkpoint_every=2", "+plugins=[injected]"]
+        recipe = ("recipes/solo_dpo.py", f"output_dir={self.output}", *overrides)
+        self.job = submit(slurm, "--grace", "90", *recipe, **environment)
+        metrics = self.output / "metrics.jsonl"
+        until("three steps", lambda: metrics.exists() and len(rows(self.output)) == 3, 180)
+        until("a checkpoint", lambda: list(self.output.glob("checkpoints/step_*")))
+        self.computed = folder / "0.jsonl"
+
+    def release(self) -> None:
+        """Let it go on."""
+        self.file.touch()
+
+    def last_start(self) -> int:
+        """How many steps its last start took."""
+        return int(json.loads(self.computed.read_text().splitlines()[-1])["step"]) + 1
+
+
+def test_ahead_of_the_time_limit_a_training_saves_and_goes_on_to_the_same_result(
+    slurm: LocalSlurm, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    held = Held(slurm, finished[0], tmp_path)
+    slurm.leave_minutes(held.job, 2)
+    until("the warning", lambda: "SIGUSR1: the run saves and stops" in log(held.output, held.job), 90)
+    held.release()
+    slurm.wait_for_requeue(held.job)
+    assert "stopped; requeued, to go on from the last checkpoint" in log(held.output, held.job)
+    taken = len(rows(held.output))
+    assert taken < 10, "it was not stopped on the way"
+    assert slurm.end_of(held.job, 300) == "COMPLETED", log(held.output, held.job)
+    assert held.last_start() == 10 - taken, "it did not save when it stopped"
+    assert rows(held.output) == rows(finished[0])
+
+
+def test_a_training_that_loses_a_node_goes_on_from_its_last_checkpoint(
+    slurm: LocalSlurm, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    held = Held(slurm, finished[0], tmp_path)
+    slurm.kill_node("n2")
+    try:
+        slurm.wait_for_requeue(held.job)
+        held.release()
+    finally:
+        slurm.start_node("n2")
+    assert slurm.end_of(held.job, 300) == "COMPLETED", log(held.output, held.job)
+    assert held.last_start() == 8
+    assert rows(held.output) == rows(finished[0])
 
 
 PROGRAM = """
@@ -122,23 +180,18 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def ended(slurm: LocalSlurm, job: str) -> str:
-    slurm.wait_for_state(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", seconds=120)
-    return slurm.state(job)
-
-
 def test_a_crash_loop_ends(slurm: LocalSlurm, program: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     job = submit(slurm, "--max-restarts", "1", str(program), "crash", f"output_dir={output}")
-    slurm.start_requeued(job)
-    assert ended(slurm, job) == "FAILED"
+    slurm.wait_for_requeue(job)
+    assert slurm.end_of(job) == "FAILED"
     assert "2 starts in a row without a new checkpoint" in log(output, job)
 
 
 def test_bad_data_fails_the_job_once(slurm: LocalSlurm, program: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     job = submit(slurm, str(program), "refuse", f"output_dir={output}")
-    assert ended(slurm, job) == "FAILED"
+    assert slurm.end_of(job) == "FAILED"
     assert (slurm.job(job)["ExitCode"], slurm.job(job)["Restarts"]) == ("2:0", "0"), log(output, job)
 
 
@@ -147,7 +200,7 @@ def test_a_cancelled_job_stays_cancelled(slurm: LocalSlurm, program: Path, tmp_p
     job = submit(slurm, str(program), "wait", f"output_dir={output}")
     until("both ranks", lambda: len(list(output.glob("started-*"))) == 2, 120)
     slurm.ask("scancel", job)
-    assert ended(slurm, job) == "CANCELLED"
+    assert slurm.end_of(job) == "CANCELLED"
     until("all processes gone", lambda: not slurm.ask("squeue", "-h", "-j", job, "-t", "COMPLETING"))
     assert slurm.state(job) == "CANCELLED"
 

@@ -1,7 +1,8 @@
 """A plugin that spoils runs: imported by their ranks (``+plugins=[injected]``), told by INJECT what to do.
 
 INJECT is a JSON list: ``what`` to do in the forward pass of step ``step`` (counted from this start, from 1) on ``rank``.
-With INJECT_IDS, a folder, each rank also writes which samples it computed in which step.
+It may "wait" there, until the file INJECT_UNTIL exists. With INJECT_IDS, a folder, each rank also writes which samples
+it computed in which step.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ def _do(what: str, logp: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "hang":
         time.sleep(1e6)
+    elif what == "wait":
+        while not Path(os.environ["INJECT_UNTIL"]).exists():
+            time.sleep(0.02)
     elif what == "memory":
         import torch
 

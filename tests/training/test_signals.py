@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -27,6 +28,63 @@ def test_a_signal_stops_at_once_only_inside_the_block() -> None:
     with handled_by(stop.note):
         os.kill(os.getpid(), signal.SIGTERM)
     assert stop.received
+
+
+SPARING = """
+import os, signal, subprocess, sys
+from solopo_nemo.training.signals import StopRequest, spare_helpers
+
+stop = StopRequest()
+signal.signal(signal.SIGUSR1, stop.note)
+spare_helpers()
+helper = subprocess.Popen(["sleep", "60"])
+helper.send_signal(signal.SIGUSR1)
+helper.send_signal(signal.SIGTERM)
+os.kill(os.getpid(), signal.SIGUSR1)
+while not stop.received:
+    pass
+sys.exit(-helper.wait())
+"""
+
+
+def test_a_signal_to_all_processes_spares_what_a_rank_has_started() -> None:
+    done = subprocess.run([sys.executable, "-c", SPARING], env=ENVIRONMENT, check=False, timeout=60)
+    assert done.returncode == signal.SIGTERM
+
+
+APART = """
+import signal, sys, time
+from pathlib import Path
+from solopo_nemo.model.apart import run_apart
+from solopo_nemo.training.signals import SIGNALS, Stopped, StopRequest, stopping_at_once
+
+def work(progress):
+    Path(sys.argv[1]).touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    for number in SIGNALS:
+        signal.signal(number, StopRequest().note)  # as a rank does
+    try:
+        with stopping_at_once():
+            run_apart(work)
+    except Stopped:
+        sys.exit(75)
+"""
+
+
+def test_two_signals_end_a_piece_of_work_in_a_process_of_its_own(tmp_path: Path) -> None:
+    program, begun = tmp_path / "program.py", tmp_path / "begun"
+    program.write_text(APART)
+    process = start([sys.executable, str(program), str(begun)])
+    until(begun.exists, process)
+    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGTERM)
+    try:
+        assert process.wait(timeout=60) == EXIT_RESUMABLE
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def start(words: list[str]) -> subprocess.Popen[str]:
