@@ -133,11 +133,12 @@ class LocalSlurm:
         )
 
     def start_node(self, node: str) -> None:
-        """Start a node, with its own host name, hosts file and processes, and wait until it is idle."""
+        """Start a node, with its own host name, hosts file and processes, and wait until it takes jobs."""
         inside = 'mount --bind "$1/hosts" /etc/hosts; hostname "$2"; exec slurmd -D -N "$2"'
         unshare = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._daemon(node, *unshare, "sh", "-c", inside, "_", str(self.folder), node)
-        until(f"node {node}", lambda: self.ask("sinfo", "-h", "-n", node, "-o", "%T", "-p", "normal") == "idle")
+        state = ("sinfo", "-h", "-n", node, "-o", "%T", "-p", "normal")
+        until(f"node {node}", lambda: self.ask(*state) in ("idle", "allocated"))  # a job may have waited for it
 
     def kill_node(self, node: str) -> None:
         """End a node and all its processes at once, as a power cut does."""
@@ -170,25 +171,22 @@ class LocalSlurm:
         return self.job(job)["JobState"]
 
     def end_of(self, job: str, seconds: float = 120) -> str:
-        """Wait until a job has ended for good and return its state; when requeued it does not have to wait."""
-
-        def has_ended() -> bool:
-            if self.state(job) == "PENDING":
-                self.ask("scontrol", "update", f"jobid={job}", "StartTime=now")
-            return self.state(job) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-
-        until(f"job {job}: end", has_ended, seconds)
+        """Wait until a job has ended and return its state."""
+        ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        until(f"job {job}: end", lambda: self.state(job) in ends, seconds)
         return self.state(job)
 
     def leave_minutes(self, job: str, minutes: int) -> None:
-        """Shorten a job's time limit to between one minute less and so many minutes from now."""
+        """Set a job's time limit to so many minutes from now, or up to one less."""
         hours, passed, _ = self.job(job)["RunTime"].split(":")
         limit = int(hours) * 60 + int(passed) + minutes
         assert self.ask("scontrol", "update", f"jobid={job}", f"TimeLimit={limit}") == ""
         until("the limit", lambda: self.job(job)["TimeLimit"] == f"00:{limit:02}:00")
 
-    def wait_for_requeue(self, job: str, seconds: float = 60) -> None:
-        """Wait until a job is back in the queue, where Slurm lets it wait two minutes."""
+    def start_requeued(self, job: str, seconds: float = 60) -> None:
+        """Wait until a job is back in the queue, and start it without the two minutes that Slurm lets it wait."""
         until(
             f"job {job}: requeued", lambda: self.job(job)["Restarts"] != "0" and self.state(job) == "PENDING", seconds
         )
+        # in the second in which its end was noted, a node takes its new start for the old one
+        assert self.ask("scontrol", "update", f"jobid={job}", "StartTime=now+3") == ""

@@ -86,7 +86,7 @@ def test_a_preempted_training_goes_on_to_the_same_result(
     job = submit(slurm, "recipes/solo_dpo.py", f"output_dir={output}", *SMALL)
     until("first step", lambda: (output / "metrics.jsonl").exists() and rows(output), 180)
     slurm.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
-    slurm.wait_for_requeue(job)
+    slurm.start_requeued(job)
     assert "SIGUSR1: the run saves and stops" in log(output, job)
     assert 1 <= len(rows(output)) < 10, "it was not stopped on the way"
     assert slurm.end_of(job, 300) == "COMPLETED", log(output, job)
@@ -129,7 +129,8 @@ def test_ahead_of_the_time_limit_a_training_saves_and_goes_on_to_the_same_result
     slurm.leave_minutes(held.job, 2)
     until("the warning", lambda: "SIGUSR1: the run saves and stops" in log(held.output, held.job), 90)
     held.release()
-    slurm.wait_for_requeue(held.job)
+    slurm.start_requeued(held.job)
+    slurm.leave_minutes(held.job, 10)
     assert "stopped; requeued, to go on from the last checkpoint" in log(held.output, held.job)
     taken = len(rows(held.output))
     assert taken < 10, "it was not stopped on the way"
@@ -144,7 +145,7 @@ def test_a_training_that_loses_a_node_goes_on_from_its_last_checkpoint(
     held = Held(slurm, finished[0], tmp_path)
     slurm.kill_node("n2")
     try:
-        slurm.wait_for_requeue(held.job)
+        slurm.start_requeued(held.job)
         held.release()
     finally:
         slurm.start_node("n2")
@@ -183,7 +184,7 @@ def program(tmp_path: Path) -> Path:
 def test_a_crash_loop_ends(slurm: LocalSlurm, program: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     job = submit(slurm, "--max-restarts", "1", str(program), "crash", f"output_dir={output}")
-    slurm.wait_for_requeue(job)
+    slurm.start_requeued(job)
     assert slurm.end_of(job) == "FAILED"
     assert "2 starts in a row without a new checkpoint" in log(output, job)
 
