@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from solopo_nemo.errors import UserError
 from solopo_nemo.model import cpu_backend
 from solopo_nemo.model.layers import sdpa_layer_spec
+from solopo_nemo.model.rotary import use_local_positions
 
 
 def cuda() -> bool:
@@ -74,3 +75,9 @@ def configure(config: TransformerConfig) -> None:
             settings["transformer_layer_spec"] = sdpa_layer_spec
     for field, value in settings.items():
         setattr(config, field, value)
+
+
+def complete(model: Any) -> None:
+    """Finish a built Megatron ``GPTModel`` whose config :func:`configure` has set, in place."""
+    if not cuda():
+        use_local_positions(model)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -25,6 +25,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from solopo_nemo.model.attention import SDPACoreAttention
 from solopo_nemo.model.blockwise import norm_linear, swiglu_linear
+from solopo_nemo.model.rotary import LocalRotaryAttention
 from solopo_nemo.model.window import WindowCoreAttention
 
 
@@ -96,7 +97,7 @@ def sdpa_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> T
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             self_attention=ModuleSpec(
-                module=SelfAttention,
+                module=LocalRotaryAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=NormColumnParallelLinear,

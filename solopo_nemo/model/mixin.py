@@ -66,6 +66,7 @@ class SoLoPOMixin:
         device.prepare_process()
         device.configure(self.config)
         super().configure_model(vp_stage=vp_stage)  # type: ignore[misc]
+        device.complete(self.module)
         if self.module.post_process and not isinstance(self.module.output_layer, ResponseHead):
             self.module.output_layer = ResponseHead.take_over(self.module.output_layer, self.row_chunk)
 

@@ -85,6 +85,7 @@ def frozen_copy(model: Any, checkpoint: Path) -> torch.nn.Module:
     from megatron.core.transformer.module import Float16Module
 
     module = model.config.configure_model(model.tokenizer)
+    device.complete(module)
     if module.post_process:
         module.output_layer = ResponseHead.take_over(module.output_layer, model.row_chunk)
     if device.cuda():

@@ -18,9 +18,9 @@ RUNTIME = 30 * 2**20
 
 
 def inputs(z: Sizes) -> tuple[Tensor, ...]:
-    """Token ids and positions; the rotary table, fp32 and of full length on every rank; the libraries' own."""
+    """Token ids and positions; the rotary table of the rank's own tokens, fp32; the libraries' own."""
     runtime = Tensor("libraries and heap", RUNTIME, "measured")
-    return (*z.tensors(token_ids="T * 2 * 8", rotary_table="S * d * 4"), runtime)
+    return (*z.tensors(token_ids="T * 2 * 8", rotary_table="T * d * 4"), runtime)
 
 
 def forward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
@@ -30,8 +30,8 @@ def forward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
         Step("norm and qkv projection", z.tensors(mixed_qkv="T * (a + 2 * k) * e"), _gathered_norm(z)),
         Step(
             "rotary embedding",
-            z.tensors(q="T * a * e", k="T * k * e", rotary_angles="4 * T * d * e"),
-            z.tensors(q_terms="4 * T * a * e"),
+            z.tensors(q="T * a * e", k="T * k * e"),
+            z.tensors(q_terms="T * a * 4"),
         ),
         Step("values", z.tensors(v="T * k * e"), drops=("mixed qkv",)),
         checkpointed(attention, "attention out") if checkpoint_attention else attention,
@@ -60,7 +60,7 @@ def backward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
             "rotary embedding backward",
             z.tensors(mixed_gradient="T * (a + 2 * k) * e"),
             z.tensors(turned_back="T * (a + k) * e"),
-            ("qkv gradient", "rotary angles"),
+            ("qkv gradient",),
         ),
         Step(
             "norm and qkv projection backward",

@@ -1,0 +1,101 @@
+"""Rotary embedding by the positions of this rank's own tokens, for layers without Transformer Engine.
+
+Megatron-core (0.15.3) hands every layer the angles of the longest sequence, of full length on every context-parallel
+rank (gpt_model.py:343), from which each layer makes and keeps cosines and sines of its own, for queries and for keys
+(rope_utils.py:102). Here one table of the local positions serves all layers, and a layer keeps nothing. With
+Transformer Engine its fused kernel stays, which takes the angles of full length: ``4 * head_dim`` bytes a token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.attention import SelfAttention
+
+
+class LocalRotaryEmbedding(torch.nn.Module):
+    """Cosines and sines of the positions that a forward pass is given; takes the place of a ``GPTModel``'s own.
+
+    Valid under TP, SP, CP, PP and DP: positions are those of the rank's share, packed.
+
+    Args:
+        inv_freq: inverse frequencies, ``[head_dim / 2]`` fp32.
+    """
+
+    def __init__(self, inv_freq: torch.Tensor) -> None:
+        super().__init__()
+        self.inv_freq = inv_freq
+        self._positions: torch.Tensor | None = None
+
+    def at(self, positions: torch.Tensor) -> None:
+        """Set the positions of the next forward pass, int64 ``[1, tokens]``."""
+        self._positions = positions[0]
+
+    def get_rotary_seq_len(self, *_: Any) -> int:
+        """Nothing of full length is made."""
+        return 0
+
+    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
+        """Cosines and sines, fp32 ``[2, tokens, head_dim / 2]``."""
+        assert self._positions is not None
+        angles = torch.outer(self._positions.to(self.inv_freq.dtype), self.inv_freq)
+        return torch.stack((angles.cos(), angles.sin()))
+
+
+def use_local_positions(model: Any) -> None:
+    """Give a built ``GPTModel`` whose layers have :class:`LocalRotaryAttention` the table that they take."""
+    layers = model.decoder.layers
+    if not layers or not isinstance(layers[0].self_attention, LocalRotaryAttention):
+        return
+    if model.position_embedding_type != "rope" or isinstance(model.rotary_pos_emb, LocalRotaryEmbedding):
+        return
+    if model.config.rotary_interleaved or model.rotary_percent != 1.0:
+        raise ValueError("without Transformer Engine rotary embeddings are neither interleaved nor partial")
+    rotary = model.rotary_pos_emb = LocalRotaryEmbedding(model.rotary_pos_emb.inv_freq)
+    model.register_forward_pre_hook(lambda _, arguments: rotary.at(arguments[1]))  # input_ids, position_ids, ...
+
+
+class LocalRotaryAttention(SelfAttention):
+    """Self-attention that turns queries and keys by the table of :class:`LocalRotaryEmbedding`."""
+
+    _table: torch.Tensor | None = None
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, *, rotary_pos_emb: Any, **kwargs: Any
+    ) -> Any:
+        """As ``SelfAttention``; ``rotary_pos_emb`` is the table, ``None`` for a model without."""
+        self._table = rotary_pos_emb
+        try:
+            return super().forward(hidden_states, attention_mask, rotary_pos_emb=None, **kwargs)
+        finally:
+            self._table = None
+
+    def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``SelfAttention``, queries and keys turned."""
+        query, key, value = super().get_query_key_value_tensors(*args, **kwargs)
+        if self._table is None:
+            return query, key, value
+        return _Rotate.apply(query, self._table), _Rotate.apply(key, self._table), value
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(table)
+        return _rotated(x, table, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        (table,) = ctx.saved_tensors
+        return _rotated(gradient, table, -1), None
+
+
+def _rotated(x: torch.Tensor, table: torch.Tensor, direction: int) -> torch.Tensor:
+    """``x`` ``[tokens, 1, heads, head_dim]``, the halves of each head turned into each other, computed in fp32."""
+    cos, sin = table[:, :, None, None, :]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    (first, second), (turned_first, turned_second) = x.chunk(2, -1), out.chunk(2, -1)
+    turned_first.copy_((first * cos).sub_(second * sin, alpha=direction))
+    turned_second.copy_((second * cos).add_(first * sin, alpha=direction))
+    return out
