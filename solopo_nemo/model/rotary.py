@@ -86,7 +86,7 @@ class _Rotate(torch.autograd.Function):
         return _rotated(x, table, 1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (table,) = ctx.saved_tensors
         return _rotated(gradient, table, -1), None
 
