@@ -42,7 +42,7 @@ def render(
     worst = check_agreement(results.select(ONE_RANK))
     return page.get_template("performance.md.jinja").render(
         folder=folder,
-        facts=_facts([run for runs in results.runs.values() for run in runs]),
+        facts=_facts([run for name in (*suite["cpu"], *suite["gpu"]) for run in results.runs.get(name, [])]),
         goals=[_goal(goal, results) for goal in GOALS],
         missed=_missed(results, reasons),
         commands=_commands(results, suite),
