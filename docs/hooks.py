@@ -1,0 +1,135 @@
+"""Writes the tables of the configuration reference out of conf/*.yaml and its comments, when the site is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+PAGE, PLACE = "configuration.md", "<!-- the keys -->"
+GROUPS = ("model", "objective", "data", "parallel", "optim", "trainer", "logger", "evaluation", "preset")
+COMPARED = ("model", "evaluation")  # their files differ in values alone: one table of keys, one of files
+
+# a key, its value and its comment; a # in a value would need quotes, and there are none
+LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?P<value>[^#]*)(?:#\s*(?P<comment>.*))?$")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a YAML file: its path, its value as written, its comment."""
+
+    path: str
+    value: str
+    comment: str
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """MkDocs' event: put the tables where the page asks for them."""
+    return markdown.replace(PLACE, reference()) if page.file.src_uri == PAGE else markdown
+
+
+def reference() -> str:
+    """All tables, group by group."""
+    sections = [_recipes(), _keys_of("The run itself", _base_keys(), "")]
+    for group in GROUPS:
+        sections.append(f"## `{group}`\n\n{_group(group)}")
+    return "\n\n".join(sections)
+
+
+def keys(path: Path) -> Iterator[Key]:
+    """The keys of a file that have a value, with the comment on their line."""
+    above: list[tuple[int, str]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        found = LINE.match(line)
+        if not found:
+            continue
+        indent, value = len(found["indent"]), found["value"].strip()
+        above = [(depth, name) for depth, name in above if depth < indent]
+        if above and above[0][1] in ("defaults", "hydra"):
+            continue
+        if value or found["comment"]:
+            name = ".".join([*(name for _, name in above), found["key"]])
+            yield Key(name, value, (found["comment"] or "").strip())
+        above.append((indent, found["key"]))
+
+
+def about(path: Path) -> str:
+    """The comment at the head of a file, without Hydra's directive."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if "@package" not in line:
+            lines.append(line.removeprefix("#").strip())
+    return _text(" ".join(lines))
+
+
+def _recipes() -> str:
+    rows = [(f"`recipes/{path.stem}.py`", about(path)) for path in _files("") if path.stem != "base"]
+    return "## Recipes\n\n" + _table(("recipe", "what it is"), rows)
+
+
+def _base_keys() -> list[Key]:
+    plugins = "modules to import first, given as `+plugins=[my_package.my_po]`: they register objectives of your own"
+    own = [key for key in keys(CONF / "base.yaml") if "." not in key.path and key.path != "recipe"]
+    return [*own, Key("plugins", "[]", plugins)]
+
+
+def _group(group: str) -> str:
+    files = _files(group)
+    if group == "preset":
+        rows = [
+            (f"`{path.stem}`", ", ".join(f"`{k.path}={k.value}`" for k in keys(path)) or "as `tiny_qwen2`", about(path))
+            for path in files
+        ]
+        lead = (
+            "Taken by itself where a file has the name of the model and the objective, `MODEL-OBJECTIVE`; those of the "
+            "embedded model also take what `tiny_qwen2` sets. The command line wins."
+        )
+        return f"{lead}\n\n" + _table(("preset", "sets", "why"), rows)
+    if len(files) == 1:
+        return _keys_of("", list(keys(files[0])), group, about(files[0]))
+    comments = {key.path: key.comment for path in files for key in keys(path) if key.comment}
+    if group in COMPARED:
+        first = {"model": "tiny_qwen2", "evaluation": "auto"}[group]
+        shown = list(keys(CONF / group / f"{first}.yaml"))
+        added = [Key(k.path.removeprefix("model."), k.value, k.comment) for k in keys(CONF / "base.yaml") if "." in k.path]
+        table = _keys_of("", shown + added if group == "model" else shown, group)
+        return table + "\n\n" + _choices(group, files, {key.path: key.value for key in shown})
+    parts = []
+    for path in files:
+        shown = [Key(k.path, k.value, k.comment or comments.get(k.path, "")) for k in keys(path)]
+        parts.append(_keys_of(f"`{group}={path.stem}`", shown, group, about(path), "###"))
+    return "\n\n".join(parts)
+
+
+def _choices(group: str, files: list[Path], usual: dict[str, str]) -> str:
+    rows = []
+    for path in files:
+        other = ", ".join(f"`{k.path}={k.value}`" for k in keys(path) if usual.get(k.path) != k.value)
+        rows.append((f"`{group}={path.stem}`", other, about(path)))
+    return _table(("choice", "its own values", "what it is"), rows)
+
+
+def _keys_of(title: str, shown: list[Key], group: str, lead: str = "", level: str = "##") -> str:
+    prefix = f"{group}." if group else ""
+    rows = [(f"`{prefix}{key.path}`", f"`{key.value}`" if key.value else "", _text(key.comment)) for key in shown]
+    head = f"{level} {title}" if title else ""
+    return "\n\n".join(part for part in (head, lead, _table(("key", "default", "meaning"), rows)) if part)
+
+
+def _files(group: str) -> list[Path]:
+    return sorted((CONF / group).glob("*.yaml"))
+
+
+def _text(text: str) -> str:
+    """YAML's plain text in a Markdown table: no cell ends early, nothing is markup."""
+    return re.sub(r"([|*<\[\]])", r"\\\1", text) if "`" not in text else text
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(cell for cell in line)} |" for line in lines)

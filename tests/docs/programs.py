@@ -1,0 +1,189 @@
+"""Checks a command against the parser of its program or the configuration, in this process."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from inspect import signature
+from types import ModuleType
+from typing import Any, NoReturn
+from unittest.mock import patch
+
+import pytest
+from shown import ROOT, Command
+
+from solopo_nemo.training.config import RunConfig, check_world, load_config, local_world
+from solopo_nemo.training.usage import describe
+
+OTHERS = {"export"}
+"""Programs that are not ours, and whose arguments are not looked at."""
+
+
+class Wrong(Exception):
+    """The command would not run."""
+
+
+class _Parsed(Exception):
+    """The program has taken its arguments."""
+
+
+def check(command: Command) -> None:
+    """Check one command.
+
+    Raises:
+        Wrong: its program or an option does not exist.
+        UserError: what the program itself would say.
+    """
+    program, *arguments = command.words
+    if program in ("python", ".venv/bin/python"):
+        _python(arguments)
+    elif program == "torchrun":
+        _torchrun(arguments)
+    elif program == "tools/launch.sh":
+        _launch(arguments)
+    elif program == "tools/setup.sh":
+        _known(arguments, _usage(program))
+    elif program == "docker":
+        _docker(arguments)
+    elif program == ".venv/bin/mkdocs":
+        _mkdocs(arguments)
+    elif program not in OTHERS:
+        raise Wrong(f"{program}: how is it checked? See {__file__}")
+
+
+def _python(arguments: Sequence[str]) -> None:
+    if arguments[:2] == ["-m", "pytest"]:
+        _pytest(arguments[2:])
+        return
+    script, *rest = arguments
+    folder, _, name = script.removesuffix(".py").partition("/")
+    if not (ROOT / script).is_file():
+        raise Wrong(f"{script}: no such program")
+    if folder == "recipes":
+        _recipe(name, rest)
+    elif name == "cache_reference":
+        _named_recipe(rest)
+    elif name == "plan":
+        parsed = _module(script)._parser().parse_intermixed_args(rest)
+        check_world(_named_recipe(parsed.overrides), parsed.gpus)
+    else:
+        _parse(_module(script), rest)
+
+
+def _recipe(name: str, overrides: Sequence[str], world: int | None = None) -> RunConfig:
+    if not (ROOT / "recipes" / f"{name}.py").is_file():
+        raise Wrong(f"recipes/{name}.py: no such recipe")
+    if "--help" in overrides:
+        describe(name)
+    config = load_config(name, [word for word in overrides if word != "--help"])
+    check_world(config, local_world(config) if world is None else world)
+    return config
+
+
+def _named_recipe(words: Sequence[str], world: int | None = None) -> RunConfig:
+    """As tools/plan.py and tools/cache_reference.py take them: the name may be left out."""
+    named = bool(words) and "=" not in words[0]
+    name, overrides = (words[0], words[1:]) if named else ("solo_dpo", words)
+    if world is not None:
+        return _recipe(name, overrides, world)
+    return load_config(name, list(overrides))
+
+
+def _program(words: Sequence[str], world: int) -> None:
+    script, *rest = words
+    name = script.removesuffix(".py").split("/")[-1]
+    if script == "tools/cache_reference.py":
+        _named_recipe(rest, world)
+    elif script.startswith("recipes/"):
+        _recipe(name, rest, world)
+    else:
+        raise Wrong(f"{script}: not a program for several ranks")
+
+
+def _torchrun(arguments: Sequence[str]) -> None:
+    from torch.distributed.run import get_args_parser
+
+    parsed = get_args_parser().parse_args(arguments)
+    _program([parsed.training_script, *parsed.training_script_args], int(parsed.nproc_per_node) * int(parsed.nnodes))
+
+
+def _launch(arguments: Sequence[str]) -> None:
+    """Options as read_options of tools/launch.sh takes them; `--dry-run` alone has no value."""
+    known, words, given = _usage("tools/launch.sh"), list(arguments), {"--nodes": "1"}
+    while words and words[0].startswith("-"):
+        option, separate, value = words.pop(0).partition("=")
+        _known([option], known)
+        if option not in ("--dry-run", "--help"):
+            given[option] = value if separate else words.pop(0)
+    ranks = given.get("--gpus-per-node", given.get("--ranks-per-node", "1"))
+    _program(words, int(given["--nodes"]) * int(ranks))
+
+
+def _docker(arguments: Sequence[str]) -> None:
+    target = arguments[arguments.index("--target") + 1] if "--target" in arguments else None
+    if target and f" AS {target}\n" not in (ROOT / "Dockerfile").read_text():
+        raise Wrong(f"--target {target}: the Dockerfile has no such target")
+    if "python" in arguments:
+        _python(arguments[arguments.index("python") + 1 :])
+
+
+def _pytest(arguments: Sequence[str]) -> None:
+    """Paths exist; of the expression after -m every word is a marker of pyproject.toml."""
+    words = list(arguments)
+    if "-m" in words:
+        place = words.index("-m")
+        markers = re.findall(r'^  "(\w+): ', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+        _known(re.findall(r"\w+", words[place + 1]), {*markers, "and", "or", "not"})
+        del words[place : place + 2]
+    for word in words:
+        if not (ROOT / word).exists():
+            raise Wrong(f"{word}: no such test")
+
+
+def _mkdocs(arguments: Sequence[str]) -> None:
+    cli = pytest.importorskip("mkdocs.__main__").cli
+    name, *rest = arguments
+    cli.commands[name].make_context(name, list(rest))
+
+
+def _known(words: Sequence[str], known: set[str]) -> None:
+    for word in words:
+        if word not in known:
+            raise Wrong(f"{word}: not one of {', '.join(sorted(known))}")
+
+
+def _usage(script: str) -> set[str]:
+    """The options that the usage text of a shell script lists."""
+    text = (ROOT / script).read_text().split("TEXT\n")[1]
+    return set(re.findall(r"(?:^  |, )(--[\w-]+)", text, re.MULTILINE)) | {"--help"}
+
+
+@cache
+def _module(script: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"shown_{script.replace('/', '_')[:-3]}", ROOT / script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _parse(module: ModuleType, arguments: Sequence[str]) -> None:
+    """Let the program parse its arguments, and go no further."""
+    real = argparse.ArgumentParser.parse_args
+
+    def parse(parser: argparse.ArgumentParser, *given: Any) -> NoReturn:
+        real(parser, *given)
+        raise _Parsed
+
+    takes_arguments = bool(signature(module.main).parameters)
+    with (
+        patch.object(argparse.ArgumentParser, "parse_args", parse),
+        patch.object(sys, "argv", [str(module.__file__), *arguments]),
+        suppress(_Parsed),
+    ):
+        module.main(list(arguments)) if takes_arguments else module.main()
