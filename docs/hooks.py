@@ -96,7 +96,9 @@ def _group(group: str) -> str:
     if group in COMPARED:
         first = {"model": "tiny_qwen2", "evaluation": "auto"}[group]
         shown = list(keys(CONF / group / f"{first}.yaml"))
-        added = [Key(k.path.removeprefix("model."), k.value, k.comment) for k in keys(CONF / "base.yaml") if "." in k.path]
+        added = [
+            Key(k.path.removeprefix("model."), k.value, k.comment) for k in keys(CONF / "base.yaml") if "." in k.path
+        ]
         table = _keys_of("", shown + added if group == "model" else shown, group)
         return table + "\n\n" + _choices(group, files, {key.path: key.value for key in shown})
     parts = []
