@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PAGE, PLACE = "configuration.md", "<!-- the keys -->"
 GROUPS = ("model", "objective", "data", "parallel", "optim", "trainer", "logger", "evaluation", "preset")
-COMPARED = ("model", "evaluation")  # their files differ in values alone: one table of keys, one of files
+# their files differ in values alone: one table of keys, of this file, and one of files
+COMPARED = {"model": "tiny_qwen2", "evaluation": "auto"}
 
 # a key, its value and its comment; a # in a value would need quotes, and there are none
 LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?P<value>[^#]*)(?:#\s*(?P<comment>.*))?$")
@@ -81,37 +82,42 @@ def _base_keys() -> list[Key]:
 def _group(group: str) -> str:
     files = _files(group)
     if group == "preset":
-        rows = [
-            (f"`{path.stem}`", ", ".join(f"`{k.path}={k.value}`" for k in keys(path)) or "as `tiny_qwen2`", about(path))
-            for path in files
-        ]
-        lead = (
-            "Taken by itself where a file has the name of the model and the objective, `MODEL-OBJECTIVE`; those of the "
-            "embedded model also take what `tiny_qwen2` sets. The command line wins."
-        )
-        return f"{lead}\n\n" + _table(("preset", "sets", "why"), rows)
+        return _presets(files)
     if len(files) == 1:
         return _keys_of("", list(keys(files[0])), group, about(files[0]))
-    comments = {key.path: key.comment for path in files for key in keys(path) if key.comment}
     if group in COMPARED:
-        first = {"model": "tiny_qwen2", "evaluation": "auto"}[group]
-        shown = list(keys(CONF / group / f"{first}.yaml"))
-        added = [
-            Key(k.path.removeprefix("model."), k.value, k.comment) for k in keys(CONF / "base.yaml") if "." in k.path
-        ]
-        table = _keys_of("", shown + added if group == "model" else shown, group)
-        return table + "\n\n" + _choices(group, files, {key.path: key.value for key in shown})
+        usual = list(keys(CONF / group / f"{COMPARED[group]}.yaml"))
+        added = [replace(key, path=key.path.removeprefix(f"{group}.")) for key in _over(group)]
+        return _keys_of("", [*usual, *added], group) + "\n\n" + _choices(group, files, usual)
+    comments = {key.path: key.comment for path in files for key in keys(path) if key.comment}
     parts = []
     for path in files:
-        shown = [Key(k.path, k.value, k.comment or comments.get(k.path, "")) for k in keys(path)]
+        shown = [replace(key, comment=key.comment or comments.get(key.path, "")) for key in keys(path)]
         parts.append(_keys_of(f"`{group}={path.stem}`", shown, group, about(path), "###"))
     return "\n\n".join(parts)
 
 
-def _choices(group: str, files: list[Path], usual: dict[str, str]) -> str:
-    rows = []
+def _over(group: str) -> Iterator[Key]:
+    """The keys of a group that base.yaml sets for all its files."""
+    return (key for key in keys(CONF / "base.yaml") if key.path.startswith(f"{group}."))
+
+
+def _presets(files: list[Path]) -> str:
+    lead = (
+        "Taken by itself where a file has the name of the model and the objective, `MODEL-OBJECTIVE`; those of the "
+        "embedded model also take what `tiny_qwen2` sets. The command line wins."
+    )
+    rows = [
+        (f"`{path.stem}`", ", ".join(f"`{k.path}={k.value}`" for k in keys(path)) or "as `tiny_qwen2`", about(path))
+        for path in files
+    ]
+    return f"{lead}\n\n" + _table(("preset", "sets", "why"), rows)
+
+
+def _choices(group: str, files: list[Path], usual: list[Key]) -> str:
+    values, rows = {key.path: key.value for key in usual}, []
     for path in files:
-        other = ", ".join(f"`{k.path}={k.value}`" for k in keys(path) if usual.get(k.path) != k.value)
+        other = ", ".join(f"`{k.path}={k.value}`" for k in keys(path) if values.get(k.path) != k.value)
         rows.append((f"`{group}={path.stem}`", other, about(path)))
     return _table(("choice", "its own values", "what it is"), rows)
 
@@ -128,10 +134,10 @@ def _files(group: str) -> list[Path]:
 
 
 def _text(text: str) -> str:
-    """YAML's plain text in a Markdown table: no cell ends early, nothing is markup."""
-    return re.sub(r"([|*<\[\]])", r"\\\1", text) if "`" not in text else text
+    """Plain text in a Markdown table: no cell ends early, nothing is markup. What has code in it is Markdown already."""
+    return text if "`" in text else re.sub(r"([|*<\[\]])", r"\\\1", text)
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(f"| {' | '.join(cell for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

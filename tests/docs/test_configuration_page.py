@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,6 @@ def flat(values: dict[str, Any], above: str = "") -> set[str]:
 
 @pytest.mark.parametrize("recipe", sorted(p.stem for p in CONF.glob("*.yaml") if p.stem != "base"))
 def test_every_key_of_a_recipe_is_there(recipe: str) -> None:
-    from dataclasses import asdict
-
     from hooks import reference
 
     text = reference()
@@ -49,6 +49,12 @@ def test_keys_are_read_with_values_and_comments(tmp_path: Path) -> None:
     path = tmp_path / "group.yaml"
     path.write_text("# About.\ndefaults:\n  - _self_\na: null   # one | two\nb:\n  c: [1, 2]\n  d:\nhydra:\n  run: x\n")
     assert list(keys(path)) == [Key("a", "null", "one | two"), Key("b.c", "[1, 2]", "")]
+
+
+def test_every_key_has_a_meaning() -> None:
+    from hooks import reference
+
+    assert not re.findall(r"^\| `[\w.]+` \| `.*` \|  \|$", reference().split("## `preset`")[0], re.MULTILINE)
 
 
 def test_the_page_asks_for_the_tables() -> None:
