@@ -134,7 +134,7 @@ def _files(group: str) -> list[Path]:
 
 
 def _text(text: str) -> str:
-    """Plain text in a Markdown table: no cell ends early, nothing is markup. What has code in it is Markdown already."""
+    """Plain text in a Markdown table: no cell ends early, nothing is markup. Text with code is Markdown already."""
     return text if "`" in text else re.sub(r"([|*<\[\]])", r"\\\1", text)
 
 
