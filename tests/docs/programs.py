@@ -20,9 +20,6 @@ from shown import ROOT, Command
 from solopo_nemo.training.config import RunConfig, check_world, load_config, local_world
 from solopo_nemo.training.usage import describe
 
-OTHERS = {"export"}
-"""Programs that are not ours, and whose arguments are not looked at."""
-
 
 class Wrong(Exception):
     """The command would not run."""
@@ -52,7 +49,7 @@ def check(command: Command) -> None:
         _docker(arguments)
     elif program == ".venv/bin/mkdocs":
         _mkdocs(arguments)
-    elif program not in OTHERS:
+    else:
         raise Wrong(f"{program}: how is it checked? See {__file__}")
 
 
@@ -70,7 +67,8 @@ def _python(arguments: Sequence[str]) -> None:
         _named_recipe(rest)
     elif name == "plan":
         parsed = _module(script)._parser().parse_intermixed_args(rest)
-        check_world(_named_recipe(parsed.overrides), parsed.gpus)
+        if parsed.overrides:  # without any, a page only names the tool
+            check_world(_named_recipe(parsed.overrides), parsed.gpus)
     else:
         _parse(_module(script), rest)
 
