@@ -107,7 +107,8 @@ def _torchrun(arguments: Sequence[str]) -> None:
     from torch.distributed.run import get_args_parser
 
     parsed = get_args_parser().parse_args(arguments)
-    _program([parsed.training_script, *parsed.training_script_args], int(parsed.nproc_per_node) * int(parsed.nnodes))
+    nodes = int(parsed.nnodes.split(":")[-1])  # MIN:MAX
+    _program([parsed.training_script, *parsed.training_script_args], nodes * int(parsed.nproc_per_node))
 
 
 def _launch(arguments: Sequence[str]) -> None:
@@ -157,7 +158,7 @@ def _known(words: Sequence[str], known: set[str]) -> None:
 
 def _usage(script: str) -> set[str]:
     """The options that the usage text of a shell script lists."""
-    text = (ROOT / script).read_text().split("TEXT\n")[1]
+    text = (ROOT / script).read_text().split("TEXT'\n")[1].split("\nTEXT\n")[0]
     return set(re.findall(r"(?:^  |, )(--[\w-]+)", text, re.MULTILINE)) | {"--help"}
 
 
