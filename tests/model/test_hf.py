@@ -168,15 +168,17 @@ def test_bad_checkpoints(model: Path, tmp_path: Path, refuse: Callable[..., str]
     checkpoint = tmp_path / "nemo"
     (checkpoint / "weights").mkdir(parents=True)
     (checkpoint / "weights" / "metadata.json").write_text("{}")
-    assert "context" in refuse("export", checkpoint, tmp_path / "out")
+    assert "context" in refuse("export", checkpoint, tmp_path / "out", "--trust-checkpoint")
     (checkpoint / "context").mkdir()
-    assert "hf" in refuse("export", checkpoint, tmp_path / "out")
+    assert "hf" in refuse("export", checkpoint, tmp_path / "out", "--trust-checkpoint")
     (checkpoint / "hf").mkdir()
-    assert "config.json" in refuse("export", checkpoint, tmp_path / "out")
+    assert "config.json" in refuse("export", checkpoint, tmp_path / "out", "--trust-checkpoint")
     hf.copy_template(model, checkpoint / "hf", {})
-    assert "--max-shard-size" in refuse("export", checkpoint, tmp_path / "out", "--max-shard-size", "5 pounds")
+    assert "--max-shard-size" in refuse(
+        "export", checkpoint, tmp_path / "out", "--trust-checkpoint", "--max-shard-size", "5 pounds"
+    )
     (checkpoint / "hf" / "tokenizer.json").unlink()
-    assert "tokenizer" in refuse("export", checkpoint, tmp_path / "out")
+    assert "tokenizer" in refuse("export", checkpoint, tmp_path / "out", "--trust-checkpoint")
 
 
 def test_a_full_disk(model: Path, tmp_path: Path, refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
