@@ -41,11 +41,11 @@ class Session:
 
     def run_rounds(self, groups: Sequence[Sequence[Spec]], rounds: int) -> None:
         """Measure groups of specifications, each group round by round: A B A B, so that drift meets all alike."""
-        todo = [(spec, number) for group in groups for number in range(rounds) for spec in group]
+        planned = [(spec, number) for group in groups for number in range(rounds) for spec in group]
         console = Console(stderr=True)
         with progress_bar(console) as progress:
-            task = progress.add_task("", total=len(todo))
-            for spec, number in todo:
+            task = progress.add_task("", total=len(planned))
+            for spec, number in planned:
                 progress.update(task, description=spec.label())
                 run = self.run(spec, number)
                 progress.advance(task)
