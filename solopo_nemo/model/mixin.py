@@ -20,9 +20,10 @@ from nemo.lightning.megatron_parallel import MegatronLossReduction
 
 from solopo_nemo.model import device
 from solopo_nemo.model.head import ResponseHead, sum_by_sequence
-from solopo_nemo.objectives import Objective, SequenceScores
+from solopo_nemo.objectives import Objective, ObjectiveOutput, SequenceScores
 
 Batch = dict[str, Any]
+Loss = Callable[[Mapping[str, SequenceScores], Mapping[str, torch.Tensor] | None], ObjectiveOutput]
 
 
 class SoLoPOMixin:
@@ -87,9 +88,9 @@ class SoLoPOMixin:
     @property
     def training_loss_reduction(self) -> ObjectiveReduction:
         """The objective as NeMo's loss reduction."""
-        if self._training_loss_reduction is None:
-            if self.objective is None:
-                raise ValueError(f"{type(self).__name__} was built without an objective: it cannot be trained")
+        if self.objective is None:
+            raise ValueError(f"{type(self).__name__} was built without an objective: it cannot be trained")
+        if self._training_loss_reduction is None or self._training_loss_reduction.objective is not self.objective:
             self._training_loss_reduction = ObjectiveReduction(self.objective)
         return self._training_loss_reduction
 
@@ -130,14 +131,18 @@ class ObjectiveReduction(MegatronLossReduction):
     Every sample of the global batch has the same weight: the loss of a micro-batch is the mean over
     its samples, Megatron averages over the (equally large) micro-batches and data-parallel ranks.
 
+    Args:
+        objective: names the sequences.
+        loss: of their scores, if it is not the objective's own.
+
     Attributes:
         metrics: after :meth:`reduce`, the means over the global batch (on the last pipeline stage).
         samples: after :meth:`reduce`, ids and losses of this rank's micro-batches.
     """
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, loss: Loss | None = None) -> None:
         super().__init__()
-        self.objective = objective
+        self.objective, self.loss = objective, loss or objective
         self.metrics: dict[str, float] = {}
         self.samples: list[tuple[Sequence[str], torch.Tensor]] = []
         self._samples: list[tuple[Sequence[str], torch.Tensor]] = []
@@ -154,7 +159,7 @@ class ObjectiveReduction(MegatronLossReduction):
         reference: Mapping[str, torch.Tensor] | None = batch.get("reference")
         if reference is not None:
             reference = {name: value.to(logp.dtype) for name, value in reference.items()}
-        result = self.objective(policy, reference)
+        result = self.loss(policy, reference)
         self._samples.append((batch.get("ids", ()), result.per_sample.detach()))
         read = batch["real_tokens"].view(-1, len(names)).sum(0)
         long = [i for i, name in enumerate(names) if name.startswith("long")]

@@ -183,11 +183,27 @@ class Objective(ABC):
         Raises:
             ValueError: A sequence is missing or its shape or dtype is wrong.
         """
+        per_sample, values = self._evaluate_checked(policy, reference)
+        return _output(per_sample, values)
+
+    def alignment(
+        self, policy: Mapping[str, SequenceScores], reference: Mapping[str, Tensor] | None = None
+    ) -> ObjectiveOutput:
+        """The alignment alone, before its weight alpha, as a loss; arguments, metrics and errors as of a call.
+
+        ``replace(objective, alpha=0)`` is the rest of the loss.
+        """
+        if not self.aligned_answers:
+            raise ValueError(f"{self.name} aligns nothing (align={self.align!r}, alpha={self.alpha})")
+        _, values = self._evaluate_checked(policy, reference)
+        return _output(values["loss/align"], values)
+
+    def _evaluate_checked(
+        self, policy: Mapping[str, SequenceScores], reference: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         scores = gather_policy(policy, self.sequences)
         samples = next(iter(scores.values())).logp.numel()
-        per_sample, values = self.evaluate(scores, gather_reference(reference, self.reference_sequences, samples))
-        metrics = {name: value.detach().mean() for name, value in {"loss": per_sample, **values}.items()}
-        return ObjectiveOutput(per_sample.mean(), per_sample, metrics)
+        return self.evaluate(scores, gather_reference(reference, self.reference_sequences, samples))
 
     def evaluate(
         self, policy: Mapping[str, SequenceScores], reference: Mapping[str, Tensor]
@@ -246,6 +262,11 @@ class Objective(ABC):
             return policy[name].logp
         full = self.alignment_reference == "full"
         return self.alignment_reward(policy[name], reference[name] if full else torch.zeros_like(policy[name].logp))
+
+
+def _output(per_sample: Tensor, values: Mapping[str, Tensor]) -> ObjectiveOutput:
+    metrics = {name: value.detach().mean() for name, value in {"loss": per_sample, **values}.items()}
+    return ObjectiveOutput(per_sample.mean(), per_sample, metrics)
 
 
 @dataclass(frozen=True, kw_only=True)

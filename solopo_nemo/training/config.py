@@ -155,8 +155,13 @@ class RunConfig:
         """How the reference policy is run: ``cached`` or ``online``."""
         return self.objective.get("reference", "cached")
 
+    @property
+    def auto_alpha(self) -> bool:
+        """Whether the run chooses ``objective.alpha`` itself; see :mod:`solopo_nemo.training.balance`."""
+        return bool(self.objective.get("alpha") == "auto")
+
     def build_objective(self) -> Any:
-        """The objective that this configuration names.
+        """The objective that this configuration names; with ``alpha=auto``, of alpha 1 until the run has chosen.
 
         Raises:
             UserError: unknown name or option, or a value out of range.
@@ -171,7 +176,14 @@ class RunConfig:
             except ImportError as error:
                 raise UserError(f"plugins: cannot import {module!r} ({error}); is it on PYTHONPATH?") from None
         options = {k: v for k, v in self.objective.items() if k not in ("name", "reference")}
-        return build_objective(self.objective["name"], **options)
+        if self.auto_alpha:
+            options["alpha"] = 1.0
+        objective = build_objective(self.objective["name"], **options)
+        if self.auto_alpha and not objective.aligned_answers:
+            raise UserError(
+                f"objective.alpha=auto: with objective.align={objective.align} nothing is aligned; give alpha a number"
+            )
+        return objective
 
 
 def _one_line(error: Exception) -> str:

@@ -25,6 +25,7 @@ from solopo_nemo.model import device
 from solopo_nemo.model.hf import read_config
 from solopo_nemo.model.strategy import SoLoPOStrategy
 from solopo_nemo.planning import load_shape
+from solopo_nemo.training.balance import AutoAlpha
 from solopo_nemo.training.cache import ReferenceCache, cache_key
 from solopo_nemo.training.config import RunConfig
 from solopo_nemo.training.datamodule import TripletDataModule
@@ -142,6 +143,8 @@ def fit(
             )
             cache = ReferenceCache(paths.reference, key)
             trainer_callbacks.append(CachedReference(cache, data, stop, only_reference))
+    if config.auto_alpha and not only_reference:
+        trainer_callbacks.append(AutoAlpha(data, paths.alpha, stop))
     values, skip = StepValues(), config.trainer.nonfinite == "skip"
     trainer_callbacks += [
         NonFinite(skip, values, paths.checkpoints),

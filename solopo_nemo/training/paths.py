@@ -38,6 +38,11 @@ class Paths:
         return self.output / "report"
 
     @property
+    def alpha(self) -> Path:
+        """What ``objective.alpha=auto`` chose."""
+        return self.output / "alpha.json"
+
+    @property
     def accuracy(self) -> Path:
         """Answer accuracy before and after."""
         return self.output / "accuracy.json"

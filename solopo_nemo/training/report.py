@@ -102,6 +102,9 @@ def _facts(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> list[tuple[s
         ("Data", config.data.train),
         ("Layout", " x ".join(layout) or "one model copy on one rank"),
     ]
+    alpha = Paths(config.output).alpha
+    if config.auto_alpha and alpha.is_file():
+        facts.append(("Alpha", f"{json.loads(alpha.read_text())['alpha']:g}, chosen by the run"))
     if config.plugins:
         facts.append(("Plugins", ", ".join(config.plugins)))
     if not rows:

@@ -55,7 +55,8 @@ def settle_earlier_run(config: RunConfig, paths: Paths) -> None:
     again = earlier is not None and earlier.trainer.resume == resume
     named = None if resume in ("auto", "never") else _named_checkpoint(resume)
     if own and resume == "never" and not (again and environment.restarted()):
-        _put_aside(paths, (paths.config, paths.metrics, paths.checkpoints, paths.hf, paths.report, paths.accuracy))
+        parts = (paths.config, paths.metrics, paths.checkpoints, paths.hf, paths.report, paths.accuracy, paths.alpha)
+        _put_aside(paths, parts)
         return
     if earlier is not None and (changed := changes(earlier, config)):
         raise UserError(

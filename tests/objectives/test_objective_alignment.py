@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -85,6 +87,29 @@ def test_gradient_flows_through_both_sides_and_detached_only_through_the_long_on
     assert (detached[2] != 0).all()
     assert (both[0] != alone[0]).all()
     assert alone[2] is None
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_loss_is_its_rest_and_alpha_times_its_alignment(batch, name, detach):
+    policy, reference = batch()
+    names = ("short_chosen", "short_rejected", "long_chosen")
+    objective = build_objective(name, alpha=0.7, detach_short=detach)
+    whole, alignment = objective(policy, reference), objective.alignment(policy, reference)
+    rest = replace(objective, alpha=0.0)(policy, reference)
+    torch.testing.assert_close(whole.per_sample, rest.per_sample + 0.7 * alignment.per_sample)
+    assert alignment.metrics.keys() == whole.metrics.keys()
+    assert alignment.metrics["loss"] == whole.metrics["loss/align"]
+    parts = [gradients(out.loss, policy, names) for out in (whole, rest, alignment)]
+    for got, *terms in zip(*parts, strict=True):
+        first, second = (torch.zeros(5, dtype=torch.float64) if term is None else term for term in terms)
+        torch.testing.assert_close(got, first + 0.7 * second)
+
+
+def test_an_objective_that_aligns_nothing_has_no_alignment(batch):
+    policy, reference = batch()
+    with pytest.raises(ValueError, match="aligns nothing"):
+        build_objective("dpo", align="none").alignment(policy, reference)
 
 
 def test_dpo_alignment_gradient_by_hand(batch):

@@ -44,6 +44,7 @@ def test_solopo_beside_vanilla_and_a_shorter_context_beside_a_longer(
 ) -> None:
     common = ["model=qwen2_5_7b", "parallel.tensor=4", "parallel.sequence=true"]
     solo, vanilla = (answer(main, capsys, recipe, *common, "--length", "32K") for recipe in ("solo_dpo", "long_po"))
+    assert answer(main, capsys, "solo_dpo", *common, "objective.alpha=auto", "--length", "32K") == solo
     assert solo["configured"]["step_seconds"] < vanilla["configured"]["step_seconds"]
     assert solo["longest"] > vanilla["longest"]
 

@@ -65,6 +65,27 @@ def test_the_command_line_wins_over_a_preset() -> None:
     assert (config.optim.lr, config.objective["detach_short"]) == (0.5, False)
 
 
+def test_alpha_may_be_left_to_the_run() -> None:
+    config = load_config("solo_ipo", ["objective.alpha=auto", "objective.align=both"])
+    assert config.auto_alpha
+    assert config.build_objective().aligned_answers == ("chosen", "rejected")
+    assert not load_config("solo_ipo", []).auto_alpha
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "culprit"),
+    [
+        ("solo_dpo", ["objective.align=none"], "objective.align=none"),
+        ("long_po", [], "objective.align=none"),
+        ("sft", [], "objective.alpha is not an option of sft"),
+        ("longpo", [], "objective.alpha is not an option of longpo"),
+    ],
+)
+def test_alpha_is_not_chosen_where_nothing_is_aligned(recipe: str, overrides: list[str], culprit: str) -> None:
+    with pytest.raises(UserError, match=culprit):
+        load_config(recipe, [*overrides, "++objective.alpha=auto"])
+
+
 @pytest.mark.parametrize("path", sorted((CONF / "objective").glob("[!p]*.yaml")), ids=lambda p: p.stem)  # not plugin
 def test_objective_files_list_every_option_and_no_other(path: Path) -> None:
     listed = {line.split(":")[0] for line in path.read_text().splitlines() if line and line[0] not in " #"}

@@ -81,6 +81,12 @@ def test_whole_report(tmp_path: Path) -> None:
     assert "not finite" not in page
 
 
+def test_a_chosen_alpha_is_shown(tmp_path: Path) -> None:
+    config = configure(tmp_path, "objective.alpha=auto")
+    (tmp_path / "alpha.json").write_text('{"alpha": 0.317, "norms": []}')
+    assert "0.317, chosen by the run" in report(config, rows(2))[0]
+
+
 @pytest.mark.parametrize("steps", [0, 1])
 def test_few_steps_without_accuracy(tmp_path: Path, steps: int) -> None:
     page, names = report(configure(tmp_path), rows(steps))
