@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -29,6 +29,20 @@ def unseen(stage: str, parts: int) -> Callable[[], None]:
     return lambda: None
 
 
+_ready = False
+
+
+def keep_ready(modules: Sequence[str]) -> None:
+    """Let the processes of :func:`run_apart` be forked from one that has imported ``modules``: seconds less for each.
+
+    For many pieces of work in a row, on machines without GPU (libraries may touch one as they are imported, and CUDA
+    does not survive a fork). To be called once, before the first piece.
+    """
+    global _ready
+    _ready = True
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
+
+
 def run_apart(function: Callable[..., T], *arguments: Any, cuda: bool = True) -> T:
     """Call ``function(progress, *arguments)`` in a fresh process and return its result.
 
@@ -41,7 +55,7 @@ def run_apart(function: Callable[..., T], *arguments: Any, cuda: bool = True) ->
         Exception: what the function raised.
         RuntimeError: its process was killed.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver" if _ready else "spawn")
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(1, context, initializer=_leave_job, initargs=(cuda,)) as pool:
         try:

@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -26,19 +26,25 @@ from solopo_nemo.training.signals import SIGNALS, Stopped, StopRequest, spare_he
 
 logger = logging.getLogger("solopo_nemo")
 
+StartRanks = Callable[[int, Path], int]
+"""Runs a number of ranks for the run in a folder and returns their exit code."""
+
 
 def main(recipe: str) -> None:
     """Entry point of ``recipes/<recipe>.py``."""
     cli.run(lambda: run_recipe(recipe, sys.argv[1:]))
 
 
-def run_recipe(recipe: str, arguments: Sequence[str], only_reference: bool = False) -> int:
+def run_recipe(
+    recipe: str, arguments: Sequence[str], only_reference: bool = False, start: StartRanks | None = None
+) -> int:
     """Run a recipe, as the one process that a user started or as one rank of a job.
 
     Args:
         recipe: name of its YAML in ``conf/``.
         arguments: command-line overrides.
         only_reference: stop when the reference log-probabilities are complete.
+        start: starts the ranks, and returns their exit code; without it they are this same command, run again.
 
     Returns:
         0 finished, 75 stopped after saving and to be started again; a crash is another number.
@@ -57,13 +63,13 @@ def run_recipe(recipe: str, arguments: Sequence[str], only_reference: bool = Fal
         if environment.started_as_rank():
             return _run_rank(config, only_reference)
         with stopping_at_once():
-            return _run_here(config, only_reference)
+            return _run_here(config, only_reference, start)
     except Stopped as stop:
         logger.info("%s: stopped; the same command goes on from here", stop)
         return EXIT_RESUMABLE
 
 
-def _run_here(config: RunConfig, only_reference: bool) -> int:
+def _run_here(config: RunConfig, only_reference: bool, start: StartRanks | None) -> int:
     """As the one process that a user started: prepare, run the ranks, finish."""
     from solopo_nemo.training.ranks import start_ranks
 
@@ -75,7 +81,8 @@ def _run_here(config: RunConfig, only_reference: bool) -> int:
         _show(config)
         return 0
     _prepare_once(config)
-    code = 0 if _trained(config) and not only_reference else start_ranks(local_world(config), config.output)
+    run_ranks = start or start_ranks
+    code = 0 if _trained(config) and not only_reference else run_ranks(local_world(config), config.output)
     if code == 0 and not only_reference:
         _finish(config)
     return code
