@@ -1,0 +1,64 @@
+"""The map's cells: objective, form, alpha, gap, learning rate and seed of one short run each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from solopo_nemo.reproduction.methods import Method
+from solopo_nemo.reproduction.runs import Run
+
+OBJECTIVES = {"dpo": "DPO", "simpo": "SimPO", "orpo": "ORPO", "ipo": "IPO", "slic": "SLiC"}
+FORMS = {False: "both sides free", True: "short side held"}
+"""By ``objective.detach_short``; the first one is the paper's."""
+ALPHAS: tuple[float, ...] = (0.1, 1.0, 3.0)
+AUTO = "auto"
+GAPS = (2, 8)
+"""Length of the long context as a multiple of the short one: what makes the gap small or large."""
+RATES = (5e-4, 2e-3)
+STEPS = 50
+QUESTIONS = 256
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the map.
+
+    Attributes:
+        objective: its name.
+        held: ``objective.detach_short``.
+        alpha: a number, or ``auto``.
+        gap: see :data:`GAPS`.
+        rate: highest learning rate.
+        seed: of pairs, order and questions.
+    """
+
+    objective: str
+    held: bool
+    alpha: float | str
+    gap: int
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        alpha = self.alpha if isinstance(self.alpha, str) else f"{self.alpha:g}"
+        form = "held" if self.held else "free"
+        return f"{self.objective}-{form}-{alpha}-{self.gap}x-{self.rate:g}-{self.seed}"
+
+    def run(self) -> Run:
+        """The run by the recipe."""
+        recipe = f"solo_{self.objective}"
+        form = f"objective.detach_short={str(self.held).lower()}"
+        alpha = f"objective.alpha={self.alpha if isinstance(self.alpha, str) else format(self.alpha, 'g')}"
+        method = Method(self.name, self.name, recipe, (form, alpha, f"optim.lr={self.rate:g}"), "short", "dpo")
+        return Run(method, self.seed, steps=STEPS, lengths=(1, self.gap), questions=QUESTIONS)
+
+
+def cells(seeds: int, rates: tuple[float, ...] = RATES) -> Iterator[Cell]:
+    """All cells, a whole map a seed, so that one that is stopped early has whole maps."""
+    for seed, rate, gap in product(range(seeds), reversed(rates), reversed(GAPS)):
+        for objective, held, alpha in product(OBJECTIVES, FORMS, (*ALPHAS, AUTO)):
+            yield Cell(objective, held, alpha, gap, rate, seed)
