@@ -216,6 +216,12 @@ plan, length            | plan             | --length 8G                        
 plan, share             | plan             | --mfu 2                                                 | --mfu
 plan, optimizer         | plan             | --optimizer gpu                                         | --optimizer
 plan, plot              | plan             | --gpus 1 --plot /proc/no/such.png                       | --plot=/proc/no
+collapse, seeds         | collapse         | --seeds 0                                               | --seeds
+collapse, rates         | collapse         | --rates 3                                               | --rates
+collapse, minutes       | collapse         | --minutes inf                                           | --minutes
+collapse, no results    | collapse         | --page --out {tmp}/none                                 | collapse.json
+collapse, page elsewhere | collapse        | --page --out {tmp}/none --document {tmp}/none/results/a/b.md | --results
+collapse, out           | collapse         | --out /proc/no/such                                     | --out=/proc/no
 benchmark what          | benchmark        |                                                         | command
 benchmark, command      | benchmark        | speed                                                   | speed
 benchmark, length       | benchmark        | step --long 8G --out {tmp}/out.json                     | --long

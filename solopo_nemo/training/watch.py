@@ -13,11 +13,12 @@ class CollapseWatch:
 
     Args:
         window: steps that are averaged.
-        sink: how far ``logps/chosen`` may fall, as a share of its first value (and at least 5 nats).
+        sink: how far ``logps/chosen`` may fall, as a share of its first value.
+        least: and at least, in nats.
     """
 
-    def __init__(self, window: int = 5, sink: float = 0.5) -> None:
-        self.window, self.sink = window, sink
+    def __init__(self, window: int = 5, sink: float = 0.5, least: float = 5.0) -> None:
+        self.window, self.sink, self.least = window, sink, least
         self._rows: list[tuple[float, float]] = []
         self.warned = False
 
@@ -30,7 +31,7 @@ class CollapseWatch:
             return None
         first_logp, first_gap = (sum(x) / self.window for x in zip(*self._rows[: self.window], strict=True))
         logp, gap = (sum(x) / self.window for x in zip(*self._rows[-self.window :], strict=True))
-        if gap > 0.7 * first_gap or first_logp - logp < max(5.0, self.sink * abs(first_logp)):
+        if gap > 0.7 * first_gap or first_logp - logp < max(self.least, self.sink * abs(first_logp)):
             return None
         self.warned = True
         return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -57,8 +57,18 @@ class Cell:
         return Run(method, self.seed, steps=STEPS, lengths=(1, self.gap), questions=QUESTIONS)
 
 
+_OVERHEAD, _STEP, _LONG_STEP = 8.0, 0.08, 0.024
+"""Seconds of an idle core: of a run without its steps, of a step, and more of it for each 1x of the long context."""
+
+
+def core_minutes(wanted: Sequence[Cell]) -> float:
+    """What cells take on one idle core, about."""
+    return sum(_OVERHEAD + STEPS * (_STEP + _LONG_STEP * cell.gap) for cell in wanted) / 60
+
+
 def cells(seeds: int, rates: tuple[float, ...] = RATES) -> Iterator[Cell]:
     """All cells, a whole map a seed, so that one that is stopped early has whole maps."""
     for seed, rate, gap in product(range(seeds), reversed(rates), reversed(GAPS)):
-        for objective, held, alpha in product(OBJECTIVES, FORMS, (*ALPHAS, AUTO)):
+        tried: tuple[float | str, ...] = (*ALPHAS, AUTO)
+        for objective, held, alpha in product(OBJECTIVES, FORMS, tried):
             yield Cell(objective, held, alpha, gap, rate, seed)

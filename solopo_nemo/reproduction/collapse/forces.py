@@ -9,14 +9,15 @@ the two are equal on the chosen answer of the short prompt.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from solopo_nemo.objectives import Objective, SequenceScores
+from solopo_nemo.objectives import Objective, ObjectiveOutput, SequenceScores
 
+Loss = Callable[[Mapping[str, SequenceScores], Mapping[str, Tensor] | None], ObjectiveOutput]
 HELD_UP = "short_chosen"
 """The sequence that the alignment must not ruin."""
 
@@ -36,7 +37,7 @@ def forces(
     """
     leaves = {name: scores.logp.detach().requires_grad_() for name, scores in policy.items()}
     scored = {name: SequenceScores(leaf, policy[name].tokens) for name, leaf in leaves.items()}
-    terms = {"rest": replace(objective, alpha=0.0), "alignment": objective.alignment}
+    terms: dict[str, Loss] = {"rest": replace(objective, alpha=0.0), "alignment": objective.alignment}
     found = {}
     for term, loss in terms.items():
         per_sample = loss(scored, reference).per_sample.sum()

@@ -62,8 +62,8 @@ class Velocity:
     Attributes:
         step: of the run, from 0.
         short, long: mean log-probability of the chosen answer, nats.
-        rest, own, carried: what a step of gradient descent on the rest of the loss, on the alignment's short side and on
-            its long side does to ``short``, per unit of step: minus the inner products of the gradients.
+        rest, own, carried: what gradient descent on the rest of the loss, on the alignment's short side and on its long
+            side does to ``short``, per unit of step: minus the inner products of the gradients.
     """
 
     step: int

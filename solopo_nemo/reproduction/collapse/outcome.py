@@ -12,6 +12,7 @@ from typing import Any
 from solopo_nemo.data.output import atomic_text
 from solopo_nemo.reproduction.collapse.cells import Cell
 from solopo_nemo.reproduction.runs import run_method
+from solopo_nemo.reproduction.start import Start
 from solopo_nemo.training.rows import read_metrics
 
 CURVES = ("logps/chosen", "logps/chosen_long", "align/gap", "rewards/margin")
@@ -52,7 +53,7 @@ class Outcome:
         return [{"step": i + 1} | {name: curve[i] for name, curve in self.curves.items()} for i in range(steps)]
 
 
-def run_cell(cell: Cell, start: Path, pairs: Path, folder: Path) -> Outcome:
+def run_cell(cell: Cell, start: Start, pairs: Path, folder: Path) -> Outcome:
     """Train and score a cell; one that is finished is read back.
 
     Args:

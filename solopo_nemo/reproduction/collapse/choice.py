@@ -1,0 +1,63 @@
+"""``objective.alpha=auto`` against the best alpha of the sweep, setting by setting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from solopo_nemo.reproduction.collapse.cells import AUTO
+from solopo_nemo.reproduction.collapse.outcome import Outcome, pooled
+from solopo_nemo.reproduction.collapse.rule import Change, by_cell, change
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting: what the sweep found and what was chosen without one.
+
+    Attributes:
+        objective, held, gap, rate: the setting.
+        best: the swept alpha with the highest score.
+        chosen: what auto chose, each seed.
+        scores: of each alpha: share of right answers, over short and long contexts together.
+        difference: score of auto minus score of the best.
+    """
+
+    objective: str
+    held: bool
+    gap: int
+    rate: float
+    best: float
+    chosen: tuple[float, ...]
+    scores: dict[float | str, float]
+    difference: Change
+
+    @property
+    def reached(self) -> bool:
+        """Auto is not worse than the best, as far as the interval tells."""
+        return self.difference.high >= 0
+
+
+def choices(outcomes: Iterable[Outcome]) -> list[Choice]:
+    """All settings that have a sweep and a run with auto."""
+    settings: dict[tuple[str, bool, int, float], dict[float | str, list[Outcome]]] = {}
+    for (objective, held, alpha, gap, rate), found in by_cell(outcomes).items():
+        settings.setdefault((objective, held, gap, rate), {})[alpha] = found
+    made = []
+    for (objective, held, gap, rate), alphas in settings.items():
+        swept = [alpha for alpha in alphas if not isinstance(alpha, str)]
+        if AUTO not in alphas or not swept:
+            continue
+        counts = {alpha: _right(found) for alpha, found in alphas.items()}
+        scores = {alpha: right / asked for alpha, (right, asked) in counts.items()}
+        best = max(swept, key=lambda alpha: scores[alpha])
+        chosen = tuple(outcome.alpha for outcome in alphas[AUTO])
+        made.append(
+            Choice(objective, held, gap, rate, best, chosen, scores, change(counts[AUTO], counts[best])),
+        )
+    return made
+
+
+def _right(outcomes: list[Outcome]) -> tuple[int, int]:
+    """Right answers and questions, over both lengths."""
+    short, long, asked = pooled(outcomes)
+    return short + long, 2 * asked

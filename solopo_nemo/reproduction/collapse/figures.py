@@ -1,0 +1,123 @@
+"""The figures of the study, for light and for dark pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from solopo_nemo.plotting import THEMES, WIDTH, Theme, save_figure, style
+from solopo_nemo.reproduction.collapse.cells import ALPHAS, FORMS, GAPS, OBJECTIVES
+from solopo_nemo.reproduction.collapse.choice import choices
+from solopo_nemo.reproduction.collapse.outcome import pooled
+from solopo_nemo.reproduction.collapse.rule import by_cell, predicted_safe
+from solopo_nemo.reproduction.collapse.study import Study
+
+Draw = Callable[[Figure, Study, Theme], None]
+
+
+def draw_all(study: Study, folder: Path) -> list[str]:
+    """Write every figure for which there is something to draw; their names, without suffix."""
+    drawn = []
+    for name, size, draw, wanted in (
+        ("collapse-why", (1.5 * WIDTH, 4.6), _draw_why, bool(study.replays)),
+        ("collapse-map", (1.5 * WIDTH, 5.2), _draw_map, bool(study.outcomes)),
+        ("collapse-auto", (WIDTH, 4.2), _draw_auto, bool(choices(study.outcomes))),
+    ):
+        if not wanted:
+            continue
+        for theme in THEMES:
+            with mpl.rc_context(style(theme)):
+                figure = Figure(figsize=size, layout="constrained")
+                draw(figure, study, theme)
+                save_figure(figure, folder / f"{name}{theme.suffix}.png")
+        drawn.append(name)
+    return drawn
+
+
+def _draw_why(figure: Figure, study: Study, theme: Theme) -> None:
+    axes = figure.subplots(2, len(study.replays), sharex=True, sharey="row", squeeze=False)
+    for (above, below), taken in zip(axes.T, study.replays, strict=True):
+        steps = [v.step for v in taken.velocities]
+        above.set_title(f"{OBJECTIVES[taken.objective]}, {FORMS[taken.held]}", fontsize=10)
+        above.plot(steps, [v.short for v in taken.velocities], color=theme.blue, label="short prompt")
+        above.plot(steps, [v.long for v in taken.velocities], color=theme.green, label="long prompt")
+        below.axhline(0, color=theme.muted, linewidth=0.8)
+        parts = [
+            ("rest", "rest of the loss", theme.blue),
+            ("carried", "alignment, long side", theme.green),
+            ("own", "alignment, short side", theme.orange),
+        ]
+        for name, label, colour in parts:
+            if name == "own" and taken.held:
+                continue
+            below.plot(steps, [getattr(v, name) for v in taken.velocities], color=colour, label=label)
+        below.set_yscale("symlog", linthresh=10)
+        below.set_xlabel("step")
+    axes[0][0].set_ylabel("log-probability of\nthe chosen answer (nats)")
+    axes[1][0].set_ylabel("push on the short\nprompt's log-probability")
+    axes[0][0].legend(fontsize=8)
+    axes[1][0].legend(fontsize=8)
+
+
+def _draw_map(figure: Figure, study: Study, theme: Theme) -> None:
+    rates = sorted({outcome.cell.rate for outcome in study.outcomes})
+    columns = [(gap, rate, alpha) for gap in GAPS for rate in rates for alpha in ALPHAS]
+    found = by_cell(study.outcomes)
+    colours = LinearSegmentedColormap.from_list("kept", [theme.orange, theme.background, theme.green])
+    for axis, (held, form) in zip(figure.subplots(len(FORMS), 1), FORMS.items(), strict=True):
+        shown = np.full((len(OBJECTIVES), len(columns)), np.nan)
+        for y, objective in enumerate(OBJECTIVES):
+            for x, (gap, rate, alpha) in enumerate(columns):
+                if outcomes := found.get((objective, held, alpha, gap, rate)):
+                    short, _, asked = pooled(outcomes)
+                    shown[y, x] = 100 * short / asked
+                    axis.text(x, y, f"{shown[y, x]:.0f}", ha="center", va="center", fontsize=8, color=theme.ink)
+                if not predicted_safe(objective, held, alpha, study.facts[gap]):
+                    corner = (x - 0.46, y - 0.46)
+                    axis.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=theme.ink, linewidth=1.2))
+        axis.imshow(shown, cmap=colours, vmin=0, vmax=100, aspect="auto", alpha=0.75)
+        _name_cells(axis, columns, form)
+
+
+def _name_cells(axis: Axes, columns: list[tuple[int, float, float]], form: str) -> None:
+    axis.grid(False)
+    axis.set_title(f"{form}: right on short contexts, %", fontsize=10)
+    axis.set_yticks(range(len(OBJECTIVES)), list(OBJECTIVES.values()))
+    axis.set_xticks(range(len(columns)), [f"{alpha:g}" for _, _, alpha in columns])
+    for start in range(0, len(columns), len(ALPHAS)):
+        gap, rate, _ = columns[start]
+        if start:
+            axis.axvline(start - 0.5, color=axis.get_facecolor(), linewidth=4)
+        place = start + (len(ALPHAS) - 1) / 2
+        axis.annotate(
+            f"alpha, long = {gap}x, learning rate {rate:g}",
+            (place, 0),
+            (0, -28),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+
+
+def _draw_auto(figure: Figure, study: Study, theme: Theme) -> None:
+    axis = figure.subplots()
+    made = choices(study.outcomes)
+    for held, form in FORMS.items():
+        own = [choice for choice in made if choice.held == held]
+        best = [100 * choice.scores[choice.best] for choice in own]
+        auto = [100 * (choice.scores[choice.best] + choice.difference.value) for choice in own]
+        half = [100 * choice.difference.half for choice in own]
+        colour, marker = (theme.blue, "o") if held else (theme.orange, "^")
+        axis.errorbar(best, auto, yerr=half, fmt=marker, color=colour, label=form, linewidth=0.8)
+    axis.axline((50, 50), slope=1, color=theme.muted, linewidth=0.8)
+    axis.set_xlabel("best alpha of the sweep: right, short and long (%)")
+    axis.set_ylabel("objective.alpha=auto: right (%)")
+    axis.legend()

@@ -1,0 +1,95 @@
+"""The page of the study, out of its JSON."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from solopo_nemo.data.output import atomic_text
+from solopo_nemo.reproduction.collapse.cells import ALPHAS, AUTO, FORMS, GAPS, OBJECTIVES, QUESTIONS, STEPS
+from solopo_nemo.reproduction.collapse.choice import Choice, choices
+from solopo_nemo.reproduction.collapse.figures import draw_all
+from solopo_nemo.reproduction.collapse.outcome import pooled
+from solopo_nemo.reproduction.collapse.rule import FALLEN, SMALL_GAP, agreement, alarm, by_cell, collapsed
+from solopo_nemo.reproduction.collapse.study import Study
+
+_ASSETS = Path(__file__).resolve().parents[2] / "assets"
+LEAST = (5.0, 3.0, 2.0, 1.0)
+"""Least falls in nats that the collapse warning is tried with."""
+NEEDED = 4
+"""Settings in which ``auto`` has to reach the swept optimum."""
+
+
+def write_page(study: Study, page: Path, figures: Path) -> None:
+    """Write the page and its figures.
+
+    Args:
+        study: what it is made of.
+        page: the Markdown file.
+        figures: folder of the figures, below the page's own.
+    """
+    drawn = draw_all(study, figures)
+    environment = Environment(
+        loader=FileSystemLoader(_ASSETS), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    before = study.base[1]
+    made = choices(study.outcomes)
+    text = environment.get_template("collapse.md.jinja").render(
+        study=study,
+        seeds=max((len(found) for found in by_cell(study.outcomes).values()), default=0),
+        objectives=OBJECTIVES,
+        forms=FORMS,
+        alphas=ALPHAS,
+        gaps=GAPS,
+        steps=STEPS,
+        questions=QUESTIONS,
+        rates=sorted({outcome.cell.rate for outcome in study.outcomes}),
+        fallen=round(100 * FALLEN),
+        small_gap=SMALL_GAP,
+        base={length: 100 * right / asked for length, (right, asked) in study.base.items()},
+        agreements={held: agreement(study.outcomes, study.facts, before, held) for held in FORMS},
+        lost=_lost(study),
+        alarms=[alarm(study.outcomes, before, least) for least in LEAST],
+        choices=made,
+        reached={held: sum(c.reached for c in made if c.held == held) for held in FORMS},
+        tried={held: sum(c.held == held for c in made) for held in FORMS},
+        verdict=_verdict(made),
+        figures={name: f"{figures.resolve().relative_to(page.parent.resolve())}/{name}" for name in drawn},
+        number=_number,
+    )
+    with atomic_text(page) as stream:
+        stream.write(text.rstrip() + "\n")
+
+
+def _lost(study: Study) -> list[dict[str, Any]]:
+    """By form, gap and learning rate, how many cells lost the short contexts, and what the long ones became."""
+    rows: dict[tuple[bool, int, float], list[tuple[bool, float]]] = {}
+    for (_, held, alpha, gap, rate), found in by_cell(study.outcomes).items():
+        if alpha == AUTO:
+            continue
+        _, long, asked = pooled(found)
+        rows.setdefault((held, gap, rate), []).append((collapsed(found, study.base[1]), long / asked))
+    return [
+        {
+            "form": FORMS[held],
+            "gap": gap,
+            "rate": rate,
+            "cells": len(cells),
+            "lost": sum(lost for lost, _ in cells),
+            "best": 100 * max(long for _, long in cells),
+        }
+        for (held, gap, rate), cells in sorted(rows.items())
+    ]
+
+
+def _verdict(made: list[Choice]) -> str:
+    """In words, whether ``auto`` reaches the swept optimum where it has to."""
+    settings = {(c.objective, c.gap, c.rate) for c in made if c.held and c.reached}
+    return "reached" if len(settings) >= NEEDED and all(c.reached for c in made if c.held) else "not reached everywhere"
+
+
+def _number(value: float, digits: int = 2) -> str:
+    return "unlimited" if math.isinf(value) else f"{value:.{digits}g}"

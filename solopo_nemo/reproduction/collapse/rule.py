@@ -1,0 +1,137 @@
+"""The rule that says in advance which form is safe, what counts as a collapse, and how often the two agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from solopo_nemo.reproduction.collapse.cells import Cell
+from solopo_nemo.reproduction.collapse.measured import StartFacts
+from solopo_nemo.reproduction.collapse.outcome import Outcome, pooled
+from solopo_nemo.training.watch import CollapseWatch
+
+SMALL_GAP = math.log(2.0)
+"""Nats a response token. The pull ends when the gap is closed, so the short side falls by the gap at most; a token that
+was certain then keeps a probability of one half, and greedy decoding still says it."""
+FALLEN = 0.10
+"""Share of the questions on short contexts that a collapsed policy answers no longer, at least."""
+Z = 1.96
+
+Key = tuple[str, bool, float | str, int, float]
+"""A cell without its seed."""
+
+
+def key(cell: Cell) -> Key:
+    """What the runs of one cell share."""
+    return cell.objective, cell.held, cell.alpha, cell.gap, cell.rate
+
+
+def by_cell(outcomes: Iterable[Outcome]) -> dict[Key, list[Outcome]]:
+    """The seeds of each cell together."""
+    found: dict[Key, list[Outcome]] = {}
+    for outcome in outcomes:
+        found.setdefault(key(outcome.cell), []).append(outcome)
+    return found
+
+
+def predicted_safe(objective: str, held: bool, alpha: float, facts: StartFacts) -> bool:
+    """Whether the short side is out of danger whatever the learning rate and the length of the run.
+
+    It is where the alignment does not pull it down (``detach_short``), where the gap is small, or where the rest of the
+    loss pushes it up at least as hard.
+    """
+    return held or facts.gap_nats < SMALL_GAP or alpha <= facts.critical[objective]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Difference of two shares, with its 95 % interval (normal approximation, unpaired)."""
+
+    value: float
+    half: float
+
+    @property
+    def low(self) -> float:
+        """Lower end."""
+        return self.value - self.half
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+        return self.value + self.half
+
+
+def change(after: tuple[int, int], before: tuple[int, int]) -> Change:
+    """Share of ``after`` minus share of ``before``, each right answers and questions; never of a width of 0."""
+    # one right and one wrong answer added to each (Agresti and Caffo): shares of 0 and 1 have an interval too
+    shares = [(right + 1) / (asked + 2) for right, asked in (after, before)]
+    spread = sum(p * (1 - p) / (asked + 2) for p, (_, asked) in zip(shares, (after, before), strict=True))
+    return Change(after[0] / after[1] - before[0] / before[1], Z * math.sqrt(spread))
+
+
+def collapsed(outcomes: Sequence[Outcome], before: tuple[int, int]) -> bool:
+    """Whether the runs of a cell lost short contexts: by :data:`FALLEN` or more, interval included.
+
+    Args:
+        outcomes: the seeds of one cell.
+        before: right answers and questions of the starting model on short contexts.
+    """
+    short, _, asked = pooled(outcomes)
+    return change((short, asked), before).high < -FALLEN
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Cells by what was predicted and what happened."""
+
+    safe_kept: int
+    safe_collapsed: int
+    unsafe_kept: int
+    unsafe_collapsed: int
+
+
+def agreement(
+    outcomes: Iterable[Outcome], facts: Mapping[int, StartFacts], before: tuple[int, int], held: bool
+) -> Agreement:
+    """Count the cells of one form; a cell is collapsed where it did so at one learning rate at least.
+
+    Args:
+        outcomes: of the map.
+        facts: of the starting model, by gap.
+        before: see :func:`collapsed`.
+        held: the form.
+    """
+    verdicts: dict[tuple[str, float | str, int], tuple[bool, bool]] = {}
+    for (objective, form, alpha, gap, _), found in by_cell(outcomes).items():
+        if form != held:
+            continue
+        safe = all(predicted_safe(objective, form, o.alpha, facts[gap]) for o in found)
+        _, earlier = verdicts.get((objective, alpha, gap), (safe, False))
+        verdicts[objective, alpha, gap] = (safe, earlier or collapsed(found, before))
+    counts = [sum(v == pair for v in verdicts.values()) for pair in _PAIRS]
+    return Agreement(*counts)
+
+
+_PAIRS = ((True, False), (True, True), (False, False), (False, True))
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """How the collapse warning fares with a least fall in nats: runs by what happened and whether it came."""
+
+    least: float
+    collapsed_warned: int
+    collapsed_silent: int
+    kept_warned: int
+    kept_silent: int
+
+
+def alarm(outcomes: Iterable[Outcome], before: tuple[int, int], least: float) -> Alarm:
+    """Go through each run's metrics with the watch of training."""
+    counts = dict.fromkeys(((True, True), (True, False), (False, True), (False, False)), 0)
+    for outcome in outcomes:
+        watch = CollapseWatch(least=least)
+        warned = any(watch.see(row) is not None for row in outcome.rows)
+        counts[collapsed([outcome], before), warned] += 1
+    return Alarm(least, *counts.values())

@@ -1,0 +1,101 @@
+"""Study when the short-to-long alignment collapses, in miniature and on CPU, and write a page about it.
+
+usage: python tools/collapse.py [options]
+
+Runs the recipes a few hundred times on the world in miniature of tools/reproduce.py, with which it shares the starting
+model and the pairs of --out. Finished parts are kept there: an interrupted command goes on where it was ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from solopo_nemo import cli
+from solopo_nemo.data.output import check_writable
+from solopo_nemo.errors import UserError
+from solopo_nemo.reproduction.collapse.cells import RATES, cells, core_minutes
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command."""
+    arguments = _parser().parse_args(argv)
+    rates = RATES[-arguments.rates :]
+    if arguments.plan:
+        planned = list(cells(arguments.seeds, rates))
+        minutes = core_minutes(planned)
+        print(f"{len(planned)} runs: about {minutes:.0f} minutes of a core, {minutes / arguments.workers:.0f} on all")
+        return _summary(arguments, {"runs": [cell.name for cell in planned], "core_minutes": round(minutes, 1)})
+    results = arguments.results or arguments.out / "results"
+    document = arguments.document or results.with_name("collapse.md")
+    for key, folder in (("--out", arguments.out), ("--results", results), ("--document", document.parent)):
+        check_writable(folder, key)
+    if not results.resolve().is_relative_to(document.parent.resolve()):
+        raise UserError(f"--results {results}: the page shows its plots, and must lie beside or above that folder")
+    from solopo_nemo.reproduction.collapse.page import write_page
+    from solopo_nemo.reproduction.collapse.study import Study, run_study
+
+    kept = results / "collapse.json"
+    if arguments.page:
+        study = Study.read(kept)
+    else:
+        study = run_study(arguments.out, arguments.seeds, arguments.workers, rates, 60 * arguments.minutes)
+        study.save(kept)
+    write_page(study, document, results)
+    print(f"page: {document}")
+    summary = {"document": str(document), "runs": len(study.outcomes), "planned": study.planned}
+    return _summary(arguments, summary)
+
+
+def _summary(arguments: argparse.Namespace, summary: dict[str, object]) -> int:
+    if arguments.json:
+        print(json.dumps(summary))
+    return 0
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+_count.__name__, _minutes.__name__ = "positive whole number", "positive number"
+
+
+def _parser() -> cli.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = cli.ArgumentParser(description=__doc__, formatter_class=raw, usage=argparse.SUPPRESS)
+    parser.add_argument("--seeds", type=_count, default=2, metavar="N", help="of each cell of the map (default 2)")
+    rates = "learning rates: the highest alone, or both (default 2)"
+    parser.add_argument("--rates", type=int, choices=(1, 2), default=2, help=rates)
+    parser.add_argument("--plan", action="store_true", help="say what would run and how long it takes; run nothing")
+    page = "write the page and its plots from the JSON of --results; run nothing"
+    parser.add_argument("--page", action="store_true", help=page)
+    minutes = "begin no run after so many minutes, and write the page of those that there are"
+    parser.add_argument("--minutes", type=_minutes, default=math.inf, metavar="N", help=minutes)
+    out = "folder of the starting model, the pairs and the runs (default outputs/reproduction)"
+    parser.add_argument("--out", type=Path, default=Path("outputs/reproduction"), metavar="FOLDER", help=out)
+    results = "folder for the results as JSON, and for the plots (default FOLDER of --out/results)"
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help=results)
+    document = "page to write (default collapse.md beside that folder, whose plots it shows)"
+    parser.add_argument("--document", type=Path, metavar="FILE", help=document)
+    workers = "trainings side by side, of one thread each (default 2)"
+    parser.add_argument("--workers", type=_count, default=2, metavar="N", help=workers)
+    parser.add_argument("--json", action="store_true", help="print a summary as the last line of stdout, as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(lambda: main(sys.argv[1:]))
