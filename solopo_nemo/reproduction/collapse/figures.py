@@ -62,8 +62,8 @@ def _draw_why(figure: Figure, study: Study, theme: Theme) -> None:
         below.set_xlabel("step")
     axes[0][0].set_ylabel("log-probability of\nthe chosen answer (nats)")
     axes[1][0].set_ylabel("push on the short\nprompt's log-probability")
-    axes[0][0].legend(fontsize=8)
-    axes[1][0].legend(fontsize=8)
+    axes[0][-1].legend(fontsize=8)
+    axes[1][0].legend(fontsize=8, loc="lower left")
 
 
 def _draw_map(figure: Figure, study: Study, theme: Theme) -> None:
@@ -97,7 +97,7 @@ def _name_cells(axis: Axes, columns: list[tuple[int, float, float]], form: str) 
             axis.axvline(start - 0.5, color=axis.get_facecolor(), linewidth=4)
         place = start + (len(ALPHAS) - 1) / 2
         axis.annotate(
-            f"alpha, long = {gap}x, learning rate {rate:g}",
+            f"alpha; long {gap}x, lr {rate:g}",
             (place, 0),
             (0, -28),
             xycoords=("data", "axes fraction"),
