@@ -3,7 +3,7 @@
 The force on a log-probability is minus the loss's derivative: positive pushes it up. With both sides of the alignment
 free, ``alpha * |R_short - R_long|`` pulls the short side down as hard as it pushes the long side up, for as long as
 there is a gap, while what the rest of the loss pushes up with fades as its margin grows. The critical alpha is where
-the two are equal on the chosen answer of the short prompt.
+the two are equal on the chosen answer of the short prompt; the lasting one, where they are once the margin is won.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor
 from solopo_nemo.objectives import Objective, ObjectiveOutput, SequenceScores
 
 Loss = Callable[[Mapping[str, SequenceScores], Mapping[str, Tensor] | None], ObjectiveOutput]
+WON = -1000.0
+"""Nats of a rejected answer that has lost for good."""
 HELD_UP = "short_chosen"
 """The sequence that the alignment must not ruin."""
 
@@ -66,3 +68,23 @@ def critical_alpha(
     certain = policy[HELD_UP].average.detach().exp()
     up, down = (((1 - certain) * found[term][HELD_UP]).sum().item() for term in ("rest", "alignment"))
     return math.inf if down >= 0 else max(up, 0.0) / -down
+
+
+def lasting_alpha(
+    objective: Objective, policy: Mapping[str, SequenceScores], reference: Mapping[str, Tensor] | None
+) -> float:
+    """The critical alpha of a policy whose margin is won and whose short answer has sunk as far as it may.
+
+    The margin can be won by the rejected answer alone, and the push of a loss of differences is then gone. What is left
+    has to hold the chosen answer where its tokens have a probability of one half: greedy decoding still says it there.
+
+    Args:
+        objective: that aligns.
+        policy: scores, which give the gap.
+        reference: as the objective wants it.
+    """
+    short = policy[HELD_UP]
+    sunk = math.log(0.5) * short.tokens.to(short.logp.dtype)
+    late = {name: SequenceScores(sunk + scores.logp - short.logp, scores.tokens) for name, scores in policy.items()}
+    late["short_rejected"] = SequenceScores(torch.full_like(sunk, WON), policy["short_rejected"].tokens)
+    return critical_alpha(objective, late, reference)

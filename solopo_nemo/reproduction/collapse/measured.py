@@ -17,7 +17,7 @@ from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
 from solopo_nemo.data.triplets import SEQUENCES, Needs, read_triplets
 from solopo_nemo.objectives import Objective, SequenceScores, build_objective
 from solopo_nemo.reproduction.collapse.cells import OBJECTIVES
-from solopo_nemo.reproduction.collapse.forces import critical_alpha
+from solopo_nemo.reproduction.collapse.forces import critical_alpha, lasting_alpha
 
 NAMES = ("short_chosen", "short_rejected", "long_chosen")
 SAMPLES = 128
@@ -40,7 +40,8 @@ class StartFacts:
         gap_nats: mean of ``|logp_short - logp_long|`` a response token.
         norm_short, norm_long: of the gradients of ``logp_short`` and ``logp_long``.
         cosine: of the angle between these gradients.
-        critical: by objective, the alpha of :func:`solopo_nemo.reproduction.collapse.forces.critical_alpha`.
+        critical, lasting: by objective, what :func:`solopo_nemo.reproduction.collapse.forces.critical_alpha` and
+            :func:`~solopo_nemo.reproduction.collapse.forces.lasting_alpha` give, with both sides free.
     """
 
     gap: int
@@ -53,6 +54,7 @@ class StartFacts:
     norm_long: float
     cosine: float
     critical: dict[str, float]
+    lasting: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ def measure_start(start: Path, pairs: Path, gap: int) -> StartFacts:
         norm_long=of_long.norm().item(),
         cosine=(of_short @ of_long / (of_short.norm() * of_long.norm())).item(),
         critical={name: critical_alpha(build_objective(name), scores, reference) for name in OBJECTIVES},
+        lasting={name: lasting_alpha(build_objective(name), scores, reference) for name in OBJECTIVES},
     )
 
 

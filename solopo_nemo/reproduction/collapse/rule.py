@@ -39,9 +39,9 @@ def predicted_safe(objective: str, held: bool, alpha: float, facts: StartFacts) 
     """Whether the short side is out of danger whatever the learning rate and the length of the run.
 
     It is where the alignment does not pull it down (``detach_short``), where the gap is small, or where the rest of the
-    loss pushes it up at least as hard.
+    loss still holds it up when the margin is won.
     """
-    return held or facts.gap_nats < SMALL_GAP or alpha <= facts.critical[objective]
+    return held or facts.gap_nats < SMALL_GAP or alpha <= facts.lasting[objective]
 
 
 @dataclass(frozen=True)

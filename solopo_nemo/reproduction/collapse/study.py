@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from solopo_nemo.data.output import atomic_text
 from solopo_nemo.errors import UserError
-from solopo_nemo.reproduction.collapse.cells import GAPS, QUESTIONS, RATES, cells
+from solopo_nemo.reproduction.collapse.cells import FIRST, GAPS, QUESTIONS, RATES, cells
 from solopo_nemo.reproduction.collapse.measured import Replay, StartFacts, measure_start, replay
 from solopo_nemo.reproduction.collapse.outcome import Outcome, run_cell
 from solopo_nemo.reproduction.pairs import PairPlan, make_pairs
@@ -90,7 +90,7 @@ def run_study(work: Path, seeds: int, workers: int, rates: Sequence[float] = RAT
 
     Args:
         work: folder of everything that is made on the way.
-        seeds: of the map, from 0.
+        seeds: of the map.
         workers: processes, of one thread each.
         rates: learning rates of the map.
         seconds: begin no cell after so long.
@@ -98,12 +98,12 @@ def run_study(work: Path, seeds: int, workers: int, rates: Sequence[float] = RAT
     Returns:
         The study, of all cells that are there.
     """
-    began = time.monotonic()
+    began, numbers = time.monotonic(), range(FIRST, FIRST + seeds)
     planned = list(cells(seeds, tuple(rates)))
     with Progress() as progress, make_pool(workers, work / "logs") as pool:
         task = progress.add_task("starting model", total=None)
         start = pool.submit(make_start, work / "start").result()
-        plans = {(gap, seed): PairPlan("short", seed, long=gap) for seed in range(seeds) for gap in GAPS}
+        plans = {(gap, seed): PairPlan("short", seed, long=gap) for seed in numbers for gap in GAPS}
         progress.update(task, description="pairs", total=len(plans), completed=0)
         jobs = {where: pool.submit(make_pairs, plan, start, work / "pairs") for where, plan in plans.items()}
         for _ in as_completed(jobs.values()):
@@ -133,13 +133,15 @@ def _measure(
 ) -> tuple[dict[int, StartFacts], list[Replay], dict[int, tuple[int, int]]]:
     folder, widest = work / "collapse" / "start", max(GAPS)
     measured = [
-        submit(_kept, folder / f"facts-{gap}x.json", measure_start, start.hf, pairs[gap, 0], gap) for gap in GAPS
+        submit(_kept, folder / f"facts-{gap}x.json", measure_start, start.hf, pairs[gap, FIRST], gap) for gap in GAPS
     ]
     taken = [
-        submit(_kept, folder / f"replay-{name}-{held}.json", replay, start.hf, pairs[widest, 0], name, held, widest)
+        submit(_kept, folder / f"replay-{name}-{held}.json", replay, start.hf, pairs[widest, FIRST], name, held, widest)
         for name, held in REPLAYS
     ]
-    scored = [submit(_kept, folder / f"base-{seed}.json", _score_base, start.hf, seed) for seed in range(seeds)]
+    scored = [
+        submit(_kept, folder / f"base-{seed}.json", _score_base, start.hf, seed) for seed in range(FIRST, FIRST + seeds)
+    ]
     facts = [StartFacts(**job.result()) for job in measured]
     base = {
         length: (sum(job.result()["right"][i] for job in scored), QUESTIONS * seeds) for i, length in enumerate(LENGTHS)
