@@ -17,7 +17,8 @@ class Method:
         recipe: of this project.
         overrides: beyond what all methods share.
         pairs: side that the pairs are sampled on, ``short`` or ``long``.
-        objective: whose learning rate it takes, a name of :data:`LEARNING_RATES`.
+        objective: its own; that of the preference term, for SoLoPO.
+        sequences: short and long ones that the policy runs of each sample.
     """
 
     name: str
@@ -26,12 +27,14 @@ class Method:
     overrides: tuple[str, ...]
     pairs: str
     objective: str
+    sequences: tuple[int, int]
 
 
 SAFE = "objective.detach_short=true"
 """The paper's form collapses where the gap between short and long contexts is as large as here."""
 ALPHA = {"dpo": 3.0, "simpo": 1.0, "orpo": 1.0}
-LEARNING_RATES = {"sft": 3e-3, "dpo": 1e-3, "simpo": 1e-3, "orpo": 3e-3}
+LEARNING_RATE = 1e-3
+"""Of all methods; see the page for how it was chosen."""
 SHARED = (
     "model=custom",
     "optim.beta2=0.98",
@@ -46,17 +49,21 @@ SHARED = (
 
 
 def _vanilla(objective: str, title: str) -> list[Method]:
-    long_po = f"objective={objective}"
+    on = f"objective={objective}"
+    rows = (
+        ("short", "Short", (on, "objective.prompt=short"), "short", (2, 0)),
+        ("long", "Long", (on,), "long", (0, 2)),
+        ("expand", "Expand-Long", (on,), "short", (0, 2)),
+    )
     return [
-        Method(
-            f"short-{objective}", f"Short-{title}", "long_po", (long_po, "objective.prompt=short"), "short", objective
-        ),
-        Method(f"long-{objective}", f"Long-{title}", "long_po", (long_po,), "long", objective),
-        Method(f"expand-{objective}", f"Expand-Long-{title}", "long_po", (long_po,), "short", objective),
+        Method(f"{name}-{objective}", f"{label}-{title}", "long_po", overrides, pairs, objective, sequences)
+        for name, label, overrides, pairs, sequences in rows
     ]
 
 
-def solo(objective: str, name: str = "", title: str = "", *overrides: str, alpha: float | None = None) -> Method:
+def solo(
+    objective: str, name: str = "", title: str = "", *overrides: str, alpha: float | None = None, longs: int = 1
+) -> Method:
     """SoLoPO over an objective, in the safe form.
 
     Args:
@@ -65,6 +72,7 @@ def solo(objective: str, name: str = "", title: str = "", *overrides: str, alpha
         title: of the variant, appended.
         *overrides: of the variant.
         alpha: weight of the alignment; the objective's own where not given.
+        longs: long sequences of a sample.
     """
     weight = f"objective.alpha={ALPHA[objective] if alpha is None else alpha:g}"
     return Method(
@@ -74,22 +82,24 @@ def solo(objective: str, name: str = "", title: str = "", *overrides: str, alpha
         (SAFE, weight, *overrides),
         "short",
         objective,
+        (2, longs),
     )
 
 
 def _methods() -> list[Method]:
     rows = [
-        Method("sft-short", "SFT-short", "sft", ("objective.prompt=short",), "short", "sft"),
-        Method("sft-long", "SFT-long", "sft", (), "long", "sft"),
+        Method("sft-short", "SFT-short", "sft", ("objective.prompt=short",), "short", "sft", (1, 0)),
+        Method("sft-long", "SFT-long", "sft", (), "long", "sft", (0, 1)),
     ]
     for objective, title in OBJECTIVES.items():
         rows += _vanilla(objective, title)
         rows += [
             solo(objective),
-            solo(objective, "-both", ", both", "objective.align=both"),
-            solo(objective, "-kl", ", KL", "objective.align_on=logp"),
+            solo(objective, "-both", ", both", "objective.align=both", longs=2),
         ]
-    return [*rows, Method("longpo", "LongPO", "longpo", (), "short", "dpo")]
+        if objective == "orpo":  # for the others it is the same as their reward, up to alpha
+            rows.append(solo(objective, "-kl", ", KL", "objective.align_on=logp"))
+    return [*rows, Method("longpo", "LongPO", "longpo", (), "short", "dpo", (0, 2))]
 
 
 METHODS = {method.name: method for method in _methods()}

@@ -10,10 +10,7 @@ from solopo_nemo.data.output import atomic_text, write_json_line
 from solopo_nemo.data.pairs.backend import Sampling
 from solopo_nemo.data.pairs.run import PairSettings, sample_pairs
 from solopo_nemo.reproduction.start import Start
-from solopo_nemo.reproduction.world import SHORT_SENTENCES, training_questions
-
-LONG = 8
-"""Length of the long context that is trained on, as a multiple of the short one."""
+from solopo_nemo.reproduction.world import LONG, SHORT_SENTENCES, training_questions
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,11 @@ class PairPlan:
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.side}-{self.long}x-{self.seed}"
+        return f"{self.side}-{self.long}x-{self.size}-{self.seed}"
+
+    def path(self, folder: Path) -> Path:
+        """Its file in a folder of pairs."""
+        return folder / f"{self.name}.jsonl"
 
 
 def make_pairs(plan: PairPlan, start: Start, folder: Path) -> Path:
@@ -53,10 +54,10 @@ def make_pairs(plan: PairPlan, start: Start, folder: Path) -> Path:
     from solopo_nemo.data.pairs.hf import HuggingFaceBackend
 
     folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"{plan.name}.jsonl"
+    out = plan.path(folder)
     if out.is_file():
         return out
-    contexts = folder / f"contexts-{plan.long}x-{plan.seed}.jsonl"
+    contexts = folder / f"contexts-{plan.long}x-{plan.questions}-{plan.seed}.jsonl"
     if not contexts.is_file():
         with atomic_text(contexts) as stream:
             for row in training_questions(plan.questions, plan.seed, SHORT_SENTENCES, plan.long * SHORT_SENTENCES):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+
+import psutil
 
 from solopo_nemo.model.apart import keep_ready
 
@@ -41,3 +44,10 @@ def prepare_worker(logs: Path) -> None:
             os.dup2(log.fileno(), standard)
     torch.set_num_threads(1)
     keep_ready(PRELOADED)
+
+
+def kill_children() -> None:
+    """End the workers and everything that they started."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()

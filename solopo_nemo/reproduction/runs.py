@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 from solopo_nemo.data.output import atomic_text
 from solopo_nemo.errors import RunFault, UserError
 from solopo_nemo.model.apart import Progress, run_apart
-from solopo_nemo.reproduction.methods import LEARNING_RATES, METHODS, SHARED, Method
+from solopo_nemo.reproduction.methods import LEARNING_RATE, METHODS, SHARED, Method
 from solopo_nemo.reproduction.scoring import Score, score_model
 from solopo_nemo.reproduction.start import Start
+from solopo_nemo.reproduction.world import LONG, RESPONSE_TOKENS, prompt_tokens
 
 LENGTHS = (1, 2, 4, 8, 16)
 QUESTIONS = 512
@@ -37,6 +39,7 @@ class Run:
         method: what it is.
         seed: of the pairs (contexts and samples), of the order of the samples and of the questions it is scored with.
         overrides: of the recipe, after the method's own.
+        long: length of the long prompts, as a multiple of the short ones.
         steps: of the optimizer.
         lengths: context lengths to score.
         questions: a length.
@@ -45,6 +48,7 @@ class Run:
     method: Method
     seed: int
     overrides: tuple[str, ...] = ()
+    long: int = LONG
     steps: int = STEPS
     lengths: tuple[int, ...] = LENGTHS
     questions: int = QUESTIONS
@@ -62,7 +66,7 @@ class Run:
             f"model.init={start}",
             f"data.train={pairs}",
             f"output_dir={output}",
-            f"optim.lr={LEARNING_RATES[self.method.objective]:g}",
+            f"optim.lr={LEARNING_RATE:g}",
             f"trainer.max_steps={self.steps}",
             f"trainer.seed={1000 + self.seed}",
             *self.method.overrides,
@@ -85,6 +89,8 @@ class Result:
         tokens: run by the policy, over all steps.
         tokens_long: of these, those of long prompts.
         peak_gib: most memory of the process, above what it had before the run.
+        flops: of a sample, forward and backward, by the cost model of ``solopo_nemo.planning``.
+        wall: seconds of all of it: preparation, training, export and scoring.
         curves: every fifth step's metrics, by name; ``step`` too.
     """
 
@@ -98,6 +104,8 @@ class Result:
     tokens: int = 0
     tokens_long: int = 0
     peak_gib: float = 0.0
+    flops: float = 0.0
+    wall: float = 0.0
     curves: dict[str, list[float]] = field(default_factory=dict)
 
     def accuracy(self, length: int) -> float:
@@ -154,6 +162,7 @@ def run_method(run: Run, start: Start, pairs: Path, folder: Path, keep: bool = F
     from solopo_nemo.training.launch import run_recipe
     from solopo_nemo.training.rows import read_metrics
 
+    began = time.monotonic()
     output = folder / "run"
     shutil.rmtree(output, ignore_errors=True)
     arguments = run.arguments(start.nemo, pairs, output)
@@ -167,18 +176,21 @@ def run_method(run: Run, start: Start, pairs: Path, folder: Path, keep: bool = F
     if code := run_recipe(run.method.recipe, arguments, start=one_rank):
         raise RunFault(f"{run.method.name}, seed {run.seed}: the recipe ended with code {code} ({output / 'logs'})")
     rows = read_metrics(output / "metrics.jsonl")
+    scores = score_model(output / "hf", run.lengths, run.questions, run.seed)
     later = rows[1:] or rows
     result = Result(
         method=run.method.name,
         seed=run.seed,
         recipe=run.method.recipe,
         arguments=[word for word in arguments if not word.startswith(("model.init=", "data.train=", "output_dir="))],
-        scores=score_model(output / "hf", run.lengths, run.questions, run.seed),
+        scores=scores,
         steps=len(rows),
         seconds=sum(row["seconds"] for row in later) / len(later) * len(rows),
         tokens=sum(row["tokens"] for row in rows),
         tokens_long=sum(row["tokens_long"] for row in rows),
         peak_gib=rows[-1]["peak_memory_gib"] - started_with,
+        flops=_flops(run, arguments, start),
+        wall=time.monotonic() - began,
         curves=_curves(rows),
     )
     result.save(found)
@@ -187,12 +199,23 @@ def run_method(run: Run, start: Start, pairs: Path, folder: Path, keep: bool = F
     return result
 
 
-def score_start(start: Start, seed: int, folder: Path) -> Result:
-    """Score the starting model on the questions of a seed."""
+def score_start(start: Start, seed: int, questions: int, folder: Path) -> Result:
+    """Score the starting model on the questions of a seed; read back where that has been done."""
     found = folder / "result.json"
     if not found.is_file():
-        Result(BASE, seed, "", [], score_model(start.hf, LENGTHS, QUESTIONS, seed)).save(found)
+        began = time.monotonic()
+        scores = score_model(start.hf, LENGTHS, questions, seed)
+        Result(BASE, seed, "", [], scores, wall=time.monotonic() - began).save(found)
     return Result.read(found)
+
+
+def _flops(run: Run, arguments: Sequence[str], start: Start) -> float:
+    from solopo_nemo.planning import Lengths, Workload, load_shape, model_flops
+    from solopo_nemo.training.config import load_config
+
+    objective = load_config(run.method.recipe, arguments).build_objective()
+    lengths = Lengths(long=prompt_tokens(run.long), short=prompt_tokens(1), response=RESPONSE_TOKENS)
+    return model_flops(load_shape(str(start.hf)), Workload.of(objective, lengths).policy).total
 
 
 def _rank(_: Progress, recipe: str, arguments: Sequence[str]) -> tuple[int, float]:

@@ -31,6 +31,10 @@ VOCABULARY: tuple[str, ...] = (
 IDS = {word: number for number, word in enumerate(VOCABULARY)}
 SHORT_SENTENCES = 16
 FACTS_SHARE = 0.5
+LONG = 8
+"""Length of the long contexts that are trained on, as a multiple of the short ones."""
+RESPONSE_TOKENS = 4
+"""Of a right answer: key, two values, end."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,11 @@ def draw_contexts(count: int, sentences: int, generator: torch.Generator, facts:
     drawn = torch.cat([drawn, torch.full((count, sentences, 1), IDS[STOP])], -1)
     order = torch.rand(count, sentences, generator=generator).argsort(1)[..., None].expand(-1, -1, WORDS_A_SENTENCE)
     return Contexts(drawn.gather(1, order), drawn[:, :facts])
+
+
+def prompt_tokens(length: int) -> int:
+    """Tokens of a prompt whose context is a multiple of the short one: its sentences, a start, and three to ask."""
+    return 1 + length * SHORT_SENTENCES * WORDS_A_SENTENCE + 3
 
 
 def words(ids: torch.Tensor) -> str:
