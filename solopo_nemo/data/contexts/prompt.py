@@ -35,8 +35,13 @@ def passage_body(paragraph: Paragraph) -> str:
 def render_prompt(question: str, paragraphs: Sequence[Paragraph]) -> list[Message]:
     """Return the chat messages that ask `question` over `paragraphs`, in their order."""
     passages = (passage_header(i) + passage_body(paragraph) for i, paragraph in enumerate(paragraphs, start=1))
+    return [{"role": "user", "content": render_document(question, "".join(passages))}]
+
+
+def render_document(question: str, document: str) -> str:
+    """Return the text that asks `question` over a document that brings its own headings, or has none."""
     closing = _CLOSING.format(question=question, prefix=ANSWER_PREFIX, no_answer=NO_ANSWER)
-    return [{"role": "user", "content": _OPENING + "".join(passages) + closing}]
+    return f"{_OPENING}{document.rstrip()}\n\n{closing}"
 
 
 def closing_line(answer: str) -> str:

@@ -42,7 +42,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Targets:
-    """The targets of the short prompt and of one or more long ones, each above the one before.
+    """The targets of the short prompt and of the long ones, if any, each above the one before.
 
     Raises:
         UserError: One is not above the one before, or two have the same label.
@@ -62,7 +62,7 @@ class Targets:
         return cls(_parse(str(short).strip(), "--short-tokens"), long_targets)
 
     def __post_init__(self) -> None:
-        if not self.short.low > 0 or self.short.high >= self.long[0].low:
+        if self.long and (not self.short.low > 0 or self.short.high >= self.long[0].low):
             raise UserError(
                 f"--short-tokens {self.short.label} and --long-tokens {self.long[0].label}: "
                 "the short target must be positive and below the long one, for every question"

@@ -1,0 +1,142 @@
+"""What evaluations have measured, read back and put together: means with intervals, and differences of models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from solopo_nemo.errors import UserError
+from solopo_nemo.evaluation.scores import Mean, Values, level, mean
+from solopo_nemo.evaluation.suites.suite import Suite, View
+
+RECORD = "evaluation.json"
+CELLS = "cells"
+_ID, _VALUE, _SEED = "id", "value", "seed"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model's scores.
+
+    Attributes:
+        name: of the model, for people.
+        folder: what they were read from.
+        record: which model it was.
+        suites: by suite one row a question, with the columns ``id``, ``value`` (the score that counts, 0 to 1) and
+            one a label.
+    """
+
+    name: str
+    folder: Path
+    record: dict[str, Any]
+    suites: dict[str, pd.DataFrame]
+
+    @classmethod
+    def read(cls, folder: Path) -> Measured:
+        """Read what ``tools/evaluate.py`` has written.
+
+        Raises:
+            UserError: it is something else, or nothing was measured.
+        """
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / CELLS).glob("*/*.json"))]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: no evaluation, which has {RECORD} and {CELLS}/ ({error})") from None
+        if not cells:
+            raise UserError(f"{folder}: no scores in it: let tools/evaluate.py finish a suite")
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for cell in cells:
+            for sample in cell["samples"]:
+                kept = {k: v for k, v in sample.items() if k == _ID or isinstance(v, str | int)}
+                kept.pop("response", None)
+                rows.setdefault(cell["suite"], []).append(
+                    {**cell["labels"], **kept, _VALUE: float(sample[cell["metric"]])}
+                )
+        scale = f" x{record['yarn']:g}" if record.get("yarn") else ""
+        name = f"{Path(record['model']).name if record['base_url'] is None else record['model']}{scale}"
+        return cls(name, folder, record, {suite: pd.DataFrame(some) for suite, some in rows.items()})
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A view of several models.
+
+    Attributes:
+        view: what is shown.
+        means: one a model; None where it has no such questions.
+        over_seeds: standard deviation of the view's value over seeds; None where there are not several.
+        gains: differences to the first model over the questions that both have; None for the first, and where there
+            are none.
+    """
+
+    view: View
+    means: tuple[Mean | None, ...]
+    over_seeds: tuple[float | None, ...]
+    gains: tuple[Mean | None, ...]
+
+
+def figures(suite: Suite, models: Sequence[Measured]) -> list[Figure]:
+    """All views of a suite, for models of which at least one has measured it."""
+    frames = [model.suites.get(suite.name) for model in models]
+    there = [frame for frame in frames if frame is not None]
+    columns = reduce(lambda a, b: a | b, (set(frame.columns) for frame in there)) - {_ID, _VALUE}
+    labels = {
+        column: sorted({value for frame in there if column in frame for value in frame[column].unique()})
+        for column in columns
+    }
+    return [_figure(view, frames) for view in suite.views(labels)]
+
+
+def _figure(view: View, frames: Sequence[pd.DataFrame | None]) -> Figure:
+    parts = [None if frame is None else _chosen(view, frame) for frame in frames]
+    gains = [None, *(_gain(view, parts[0], part) for part in parts[1:])]
+    return Figure(
+        view,
+        tuple(_mean(view, part) for part in parts),
+        tuple(_over_seeds(view, part) for part in parts),
+        tuple(gains),
+    )
+
+
+def _chosen(view: View, frame: pd.DataFrame) -> pd.DataFrame | None:
+    for column, value in view.where.items():
+        frame = frame[frame[column] == value]
+    return frame if len(frame) else None
+
+
+def _groups(view: View, frame: pd.DataFrame) -> list[Values]:
+    """One value a question (the mean over seeds), a group for each label that counts alike."""
+    keys = [column for column in frame.columns if column not in (_VALUE, _SEED)]
+    questions = frame.groupby(keys, sort=True, dropna=False)[_VALUE].mean().reset_index()
+    if not view.each:
+        return [questions[_VALUE].to_numpy()]
+    return [group[_VALUE].to_numpy() for _, group in questions.groupby(list(view.each), sort=True)]
+
+
+def _mean(view: View, frame: pd.DataFrame | None) -> Mean | None:
+    return None if frame is None else level(_groups(view, frame))
+
+
+def _over_seeds(view: View, frame: pd.DataFrame | None) -> float | None:
+    if frame is None or _SEED not in frame or frame[_SEED].nunique() < 2:
+        return None
+    runs = [mean(_groups(view, run)).value for _, run in frame.groupby(_SEED)]
+    return float(pd.Series(runs).std(ddof=1))
+
+
+def _gain(view: View, first: pd.DataFrame | None, other: pd.DataFrame | None) -> Mean | None:
+    if first is None or other is None or set(first.columns) != set(other.columns):
+        return None
+    keys = [column for column in first.columns if column != _VALUE]
+    both = first.merge(other, on=keys, suffixes=("_first", ""))
+    if both.empty:
+        return None
+    both[_VALUE] -= both.pop(f"{_VALUE}_first")
+    return mean(_groups(view, both))

@@ -1,0 +1,126 @@
+"""An evaluation from its settings to its files: check everything, ask, score, keep."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import solopo_nemo
+from solopo_nemo.data.output import atomic_text, check_writable
+from solopo_nemo.errors import UserError
+from solopo_nemo.evaluation.answers import AnswerCache
+from solopo_nemo.evaluation.measured import CELLS, RECORD, Measured
+from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
+from solopo_nemo.evaluation.settings import SuiteSettings
+from solopo_nemo.evaluation.suites.suite import AnyCell, Suite
+
+logger = logging.getLogger("solopo_nemo")
+
+
+@dataclass(frozen=True)
+class _Planned:
+    suite: Suite
+    cell: AnyCell
+    path: Path
+    fingerprint: str
+
+
+def evaluate(model: ModelSettings, suites: Sequence[Suite], settings: SuiteSettings, out: Path) -> Measured:
+    """Measure a model, and write its scores, one file a cell; what is there already is not measured again.
+
+    All data are read and all prompts are built before the model is loaded.
+
+    Args:
+        model: what is evaluated.
+        suites: what is measured.
+        settings: with which data, lengths and seeds.
+        out: folder for everything that is written; of one model.
+
+    Returns:
+        All that the folder holds, of this and of earlier runs of the same model.
+
+    Raises:
+        UserError: a model, a suite's data or a server that cannot be used, or a folder of another model.
+    """
+    check_writable(out, "--out")
+    opened = EvaluatedModel(model, out / "work")
+    _settle(out, model, opened)
+    planned = [_planned(suite, cell, opened, out) for suite in suites for cell in suite.cells(opened, settings)]
+    missing = [one for one in planned if not _is_there(one)]
+    if missing:
+        console = Console(stderr=True, highlight=False)
+        with AnswerCache(opened.load(), out / "answers.sqlite", opened.identity) as answers:
+            for number, one in enumerate(missing, start=1):
+                console.print(f"{number} of {len(missing)}: {one.suite.name} {one.cell.name}")
+                _measure(one, opened, answers)
+    return Measured.read(out)
+
+
+def _settle(out: Path, model: ModelSettings, opened: EvaluatedModel) -> None:
+    """Say in the folder which model it is about."""
+    path = out / RECORD
+    if path.is_file() and (earlier := json.loads(path.read_text(encoding="utf-8")))["identity"] != opened.identity:
+        raise UserError(
+            f"--out {out}: holds the evaluation of another model or of other weights ({earlier['model']}): choose "
+            "another folder, or remove this one"
+        )
+    record = {
+        "model": model.model,
+        "base_url": model.base_url,
+        "yarn": model.yarn,
+        "window": opened.window,
+        "identity": opened.identity,
+        "version": solopo_nemo.__version__,
+    }
+    with atomic_text(path) as stream:
+        stream.write(json.dumps(record, indent=2) + "\n")
+
+
+def _planned(suite: Suite, cell: AnyCell, model: EvaluatedModel, out: Path) -> _Planned:
+    path = out / CELLS / suite.name / f"{cell.name}.json"
+    return _Planned(suite, cell, path, f"{model.identity}-{cell.fingerprint()}")
+
+
+def _is_there(one: _Planned) -> bool:
+    if not one.path.is_file():
+        return False
+    return bool(json.loads(one.path.read_text(encoding="utf-8"))["fingerprint"] == one.fingerprint)
+
+
+def _measure(one: _Planned, model: EvaluatedModel, answers: AnswerCache) -> None:
+    import aiohttp
+    from lm_eval.evaluator import evaluate as lm_evaluate
+
+    started, cell = time.monotonic(), one.cell
+    answers.seed(cell.seed)
+    model.prepare(cell.seed, cell.tokens)
+    task = cell.task(model.remote)
+    try:
+        result = lm_evaluate(
+            lm=answers,
+            task_dict={"tasks": {cell.name: task}, "groups": {}},
+            limit=cell.limit,
+            bootstrap_iters=0,
+            apply_chat_template=model.chat,
+        )
+    except (OSError, TimeoutError, aiohttp.ClientError) as error:  # what lm_eval's two HTTP clients raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{one.suite.name} {cell.name}: {reason}: the same command goes on from here") from None
+    record: dict[str, Any] = {
+        "fingerprint": one.fingerprint,
+        "suite": one.suite.name,
+        "cell": cell.name,
+        "labels": dict(cell.labels),
+        "metric": cell.metric,
+        "seconds": round(time.monotonic() - started, 1),
+        "samples": [cell.record(sample) for sample in result["samples"][cell.name]],
+    }
+    with atomic_text(one.path) as stream:
+        stream.write(json.dumps(record, ensure_ascii=False, indent=1) + "\n")

@@ -1,0 +1,34 @@
+"""The suites by name."""
+
+from __future__ import annotations
+
+from solopo_nemo.errors import UserError
+from solopo_nemo.evaluation.suites import builtin, longbench_qa, longbench_v2, niah_plus, open_llm, ruler_qa
+from solopo_nemo.evaluation.suites.suite import Suite
+
+SUITES = {
+    suite.name: suite
+    for suite in (
+        ruler_qa.SUITE,
+        longbench_qa.SUITE,
+        longbench_v2.SUITE,
+        niah_plus.SUITE,
+        open_llm.SUITE,
+        builtin.SUITE,
+    )
+}
+
+
+def find_suites(names: str, option: str = "--suite") -> list[Suite]:
+    """The suites of a list with commas.
+
+    Raises:
+        UserError: a name that is none, or comes twice.
+    """
+    wanted = [name.strip() for name in names.split(",")]
+    unknown = [name for name in wanted if name not in SUITES]
+    if unknown:
+        raise UserError(f"{option} {names}: no suite {unknown[0]!r}; there are {', '.join(SUITES)}")
+    if len(set(wanted)) < len(wanted):
+        raise UserError(f"{option} {names}: names a suite twice")
+    return [SUITES[name] for name in wanted]

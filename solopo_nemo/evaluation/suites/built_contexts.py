@@ -1,0 +1,109 @@
+"""Prompts that the project's own context builder makes for the suites that ask at given lengths."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from solopo_nemo.data.contexts.compose import Composer, Context, Dropped
+from solopo_nemo.data.contexts.pool import ParagraphPool
+from solopo_nemo.data.contexts.question import BadRow, Question
+from solopo_nemo.data.contexts.sources import read_pool, read_questions
+from solopo_nemo.data.contexts.sources.source import RowSource
+from solopo_nemo.data.contexts.targets import Target, Targets
+from solopo_nemo.data.progress import with_progress
+from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.errors import UserError
+from solopo_nemo.evaluation.models import EvaluatedModel
+from solopo_nemo.evaluation.settings import SuiteSettings
+from solopo_nemo.evaluation.sources import KINDS, find_source
+
+logger = logging.getLogger("solopo_nemo")
+
+SOURCES = {
+    "squad": ("rajpurkar/squad", None),
+    "hotpotqa": ("hotpotqa/hotpot_qa", "distractor"),
+    "musique": ("dgslibisey/MuSiQue", None),
+}
+"""Datasets of RULER's question answering: where the hub has them, name and configuration."""
+FOLDER = "ruler_qa"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question and its contexts by length in tokens, nested in each other."""
+
+    question: Question
+    contexts: dict[int, Context]
+
+
+def asked_questions(
+    model: EvaluatedModel, settings: SuiteSettings, dataset: str, count: int, room: int, suite: str
+) -> list[Asked]:
+    """The first questions of a dataset that have a context at every length.
+
+    A context holds all evidence and unrelated paragraphs of the dataset's other questions (and of
+    ``ruler_qa/pool.jsonl``, where there is one), up to the length less the room for the answer.
+
+    Args:
+        model: gives tokenizer and window.
+        settings: data folder and lengths.
+        dataset: of :data:`SOURCES`.
+        count: how many questions.
+        room: tokens of the answer.
+        suite: for messages.
+
+    Raises:
+        UserError: no data, bad rows, or a length that cannot be filled or is beyond the window.
+    """
+    if settings.lengths[0] <= room:
+        raise UserError(f"--lengths {settings.lengths[0]}: {suite} needs room for an answer of {room} tokens and more")
+    model.require_window(settings.lengths[-1], f"{suite}: --lengths")
+    encoder = TripletEncoder(model.tokenizer)
+    encoder.require_chat_template()
+    source = find_source(settings.data, FOLDER, dataset, *SOURCES[dataset], "validation")
+    pool, questions = _read(source, settings, dataset)
+    targets = [Target(str(length - room), length - room, length - room) for length in settings.lengths]
+    composer = Composer(pool, encoder, targets=Targets(targets[0], tuple(targets[1:])), seed=0)
+    have = composer.count_pool()
+    if have + targets[0].low < targets[-1].low:
+        raise UserError(
+            f"{suite}: --lengths {settings.lengths[-1]}: {source.name} has paragraphs of {have} tokens in all: leave "
+            f"that length out, or put more paragraphs into {settings.data / FOLDER / 'pool.jsonl'}"
+        )
+    composed = islice(_composed(composer, questions, settings.lengths, dataset), count)
+    asked = list(with_progress(composed, f"{suite}: {dataset}", min(count, len(questions))))
+    if not asked:
+        raise UserError(f"{suite}: {source.name}: no question has a context at all of the lengths {settings.lengths}")
+    return asked
+
+
+def _read(source: RowSource, settings: SuiteSettings, dataset: str) -> tuple[ParagraphPool, list[Question]]:
+    pool, questions = ParagraphPool(), []
+    for item in with_progress(read_questions(source), f"reading {dataset}"):
+        if isinstance(item, BadRow):
+            raise UserError(item.error)
+        questions.append(item)
+        for paragraph in (*item.supporting, *item.others):
+            pool.add(paragraph, item.id)
+    for kind in KINDS:
+        path = settings.data / FOLDER / f"pool{kind}"
+        if path.is_file():
+            for paragraph in read_pool(RowSource(path)):
+                pool.add(paragraph)
+    return pool, questions
+
+
+def _composed(composer: Composer, questions: list[Question], lengths: tuple[int, ...], dataset: str) -> Iterator[Asked]:
+    dropped: dict[str, int] = {}
+    for question in questions:
+        made = composer.compose(question)
+        if isinstance(made, Dropped):
+            dropped[made.rule] = dropped.get(made.rule, 0) + 1
+        else:
+            yield Asked(question, dict(zip(lengths, (made.short, *made.long.values()), strict=True)))
+    if dropped:
+        rules = ", ".join(f"{count} {rule}" for rule, count in dropped.items())
+        logger.warning("%s: questions without a context at every length are left out: %s", dataset, rules)

@@ -1,0 +1,74 @@
+"""LongBench's English question answering with the project's prompt (paper, Table 3 and Table 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+from solopo_nemo.data.contexts.prompt import render_document
+from solopo_nemo.data.fields import bad_field, has, required, text, text_list
+from solopo_nemo.data.progress import with_progress
+from solopo_nemo.data.rows import Row
+from solopo_nemo.evaluation.documents import fitted
+from solopo_nemo.evaluation.models import EvaluatedModel
+from solopo_nemo.evaluation.settings import SuiteSettings
+from solopo_nemo.evaluation.sources import find_source
+from solopo_nemo.evaluation.suites.suite import Suite, View
+from solopo_nemo.evaluation.task import Cell, Label, Question, score_row
+
+MAX_NEW_TOKENS = 512
+HUB = "Xnhyacinth/LongBench"
+DATASETS = {
+    "narrativeqa": "single",
+    "qasper": "single",
+    "multifieldqa_en": "single",
+    "hotpotqa": "multi",
+    "2wikimqa": "multi",
+    "musique": "multi",
+}
+
+
+def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[Cell]:
+    room = settings.max_new_tokens or MAX_NEW_TOKENS
+    for dataset, documents in DATASETS.items():
+        source = find_source(settings.data, "longbench_qa", dataset, HUB, dataset, "test")
+        rows = with_progress(islice(source.rows(), settings.limit), f"longbench_qa: {dataset}")
+        made = [_question(row, number, model, room) for number, row in enumerate(rows)]
+        yield Cell(
+            name=dataset,
+            labels={"dataset": dataset, "documents": documents},
+            questions=[question for question, _ in made],
+            tokens=max(tokens for _, tokens in made),
+            metric="f1",
+            score=score_row,
+            max_new_tokens=room,
+        )
+
+
+def _question(row: Row, number: int, model: EvaluatedModel, room: int) -> tuple[Question, int]:
+    fields, where = row.fields(), row.where
+    # LongBench's own files say input, the copy on the hub that lm_eval takes says question
+    field = "input" if has(fields, "input") else "question"
+    question = text(required(fields, field, where), field, where).strip()
+    answers = text_list(required(fields, "answers", where), "answers", where)
+    if not answers:
+        raise bad_field(where, "answers", "is empty, must hold the right answers")
+    context = text(required(fields, "context", where), "context", where)
+    prompt, tokens = fitted(model, lambda document: render_document(question, document), context, room)
+    return Question(str(fields.get("_id") or number), prompt, answers), tokens
+
+
+def _views(labels: Mapping[str, list[Label]]) -> list[View]:
+    views = [View(str(dataset), {"dataset": dataset}) for dataset in labels["dataset"]]
+    views += [View(f"{kind}-document", {"documents": kind}, ("dataset",)) for kind in ("single", "multi")]
+    return [*views, View("average", each=("dataset",))]
+
+
+SUITE = Suite(
+    "longbench_qa",
+    "LongBench question answering",
+    "F1 of the stated answer; greedy, documents longer than the window cut in the middle. Averages count datasets "
+    "alike.",
+    _cells,
+    _views,
+)

@@ -1,0 +1,107 @@
+"""Short-context skills that training should not cost: the Open LLM Leaderboard's tasks, as lm_eval has them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from numbers import Number
+from typing import Any
+
+from solopo_nemo.errors import UserError
+from solopo_nemo.evaluation.models import EvaluatedModel
+from solopo_nemo.evaluation.settings import SuiteSettings
+from solopo_nemo.evaluation.suites.suite import Suite, View
+from solopo_nemo.evaluation.task import Label
+
+GROUPS = {
+    "MMLU-Pro": ("leaderboard_mmlu_pro", "acc"),
+    "IFEval": ("leaderboard_ifeval", "prompt_level_strict_acc"),
+    "BBH": ("leaderboard_bbh", "acc_norm"),
+    "MATH": ("leaderboard_math_hard", "exact_match"),
+    "GPQA": ("leaderboard_gpqa", "acc_norm"),
+}
+"""What people call them, lm_eval's group, and the score that the leaderboard shows."""
+
+
+@dataclass(frozen=True)
+class LibraryCell:
+    """One of lm_eval's own tasks, its prompts, few-shot examples and scores included."""
+
+    name: str
+    metric: str
+    labels: Mapping[str, Label]
+    limit: int | None
+    own: Any
+    tokens: int = 4096
+    seed: int = 0
+
+    def fingerprint(self) -> str:
+        """A hash of the task's configuration and version."""
+        text = json.dumps([self.own.dump_config(), self.own.VERSION, self.limit], default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def task(self, remote: bool) -> Any:
+        """The task for lm_eval."""
+        return self.own
+
+    def record(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """What is kept of one of lm_eval's samples."""
+        scores = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample[name], Number | bool)}
+        return {"id": str(sample["doc_id"]), **scores}
+
+
+def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[LibraryCell]:
+    if model.remote:
+        raise UserError(
+            "open_llm: MMLU-Pro, BBH and GPQA score log-probabilities of given answers, which chat servers do not "
+            "return: evaluate the model's folder"
+        )
+    _require_math()
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager()
+    for title, (group, metric) in GROUPS.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                tasks = manager.load([group])["tasks"]
+            except Exception as error:  # whatever the hub client and the readers of many formats raise
+                reason = " ".join(str(error).split())[:300]
+                raise UserError(
+                    f"open_llm: {title}: lm_eval's {group} cannot be loaded ({reason}): it takes its data from the "
+                    "Hugging Face hub; on a machine without it, set HF_HOME to a cache filled elsewhere (GPQA and "
+                    "others may want a login), and HF_HUB_OFFLINE=1"
+                ) from None
+        for name, task in tasks.items():
+            yield LibraryCell(name, metric, {"benchmark": title, "task": name}, settings.limit, task)
+
+
+def _require_math() -> None:
+    """Check for what MATH's scores need, which the project's own environment cannot have beside Hydra."""
+    try:
+        found = version("antlr4-python3-runtime").startswith("4.11") and bool(version("math-verify"))
+    except PackageNotFoundError:
+        found = False
+    if not found:
+        raise UserError(
+            "open_llm: MATH is scored with math-verify and antlr 4.11, and Hydra has antlr 4.9: put them into a "
+            "folder (pip install --target .math 'antlr4-python3-runtime==4.11.*' math-verify) and start with PYTHONPATH=.math"
+        )
+
+
+def _views(labels: Mapping[str, list[Label]]) -> list[View]:
+    views = [View(str(title), {"benchmark": title}) for title in labels["benchmark"]]
+    return [*views, View("average", each=("benchmark",))]
+
+
+SUITE = Suite(
+    "open_llm",
+    "Open LLM Leaderboard",
+    "Each benchmark's own score over all its questions, by lm_eval; greedy.",
+    _cells,
+    _views,
+)

@@ -1,0 +1,99 @@
+"""Scores in words and numbers: for the terminal, the page and the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from solopo_nemo.evaluation.measured import Figure, Measured, figures
+from solopo_nemo.evaluation.scores import Mean
+from solopo_nemo.evaluation.suites import SUITES
+from solopo_nemo.evaluation.suites.suite import Suite
+
+
+def measured_suites(models: Sequence[Measured]) -> list[tuple[Suite, list[Figure]]]:
+    """Every suite that some model has measured, with its views."""
+    return [
+        (suite, figures(suite, models))
+        for name, suite in SUITES.items()
+        if any(name in model.suites for model in models)
+    ]
+
+
+def unlike_names(models: Sequence[Measured]) -> list[str]:
+    """The models' names, with their folders where two are called alike."""
+    names = [model.name for model in models]
+    return [
+        name if names.count(name) == 1 else f"{name} ({model.folder.name})"
+        for name, model in zip(names, models, strict=True)
+    ]
+
+
+def cells(figure: Figure) -> list[str]:
+    """A view in words: one value a model, then one gain for each but the first."""
+    values = [
+        "-" if mean is None else f"{_interval(mean)}{'' if over is None else f' ±{100 * over:.1f}'}"
+        for mean, over in zip(figure.means, figure.over_seeds, strict=True)
+    ]
+    return values + ["-" if gain is None else _gain(gain) for gain in figure.gains[1:]]
+
+
+def questions(figure: Figure) -> str:
+    """How many questions a view is over: a number, or the least and the most of several models."""
+    counts = [mean.count for mean in figure.means if mean is not None]
+    if not counts:
+        return "-"
+    return f"{counts[0]:,}" if len(set(counts)) == 1 else f"{min(counts):,} to {max(counts):,}"
+
+
+def terminal_table(suite: Suite, views: Sequence[Figure], names: Sequence[str]) -> Table:
+    """A suite's table for the terminal."""
+    gains = [f"{name} less {names[0]}" for name in names[1:]]
+    table = Table(title=f"{suite.title} (0-100, 95 % interval)")
+    table.add_column("")
+    for heading in ("questions", *names, *gains):
+        table.add_column(heading, justify="right")
+    for view in views:
+        table.add_row(view.view.title, questions(view), *cells(view))
+    return table
+
+
+def as_json(models: Sequence[Measured]) -> dict[str, Any]:
+    """All views as plain JSON values: scores from 0 to 100 as the paper gives them."""
+
+    def numbers(one: Mean | None) -> dict[str, float] | None:
+        if one is None:
+            return None
+        ends = {"value": one.value, "low": one.low, "high": one.high}
+        return {key: round(100 * value, 3) for key, value in ends.items()} | {"questions": one.count}
+
+    names = unlike_names(models)
+    return {
+        "models": names,
+        "suites": {
+            suite.name: {
+                view.view.title: {
+                    "scores": dict(zip(names, map(numbers, view.means), strict=True)),
+                    "gains": dict(zip(names[1:], map(numbers, view.gains[1:]), strict=True)),
+                    "over_seeds": {
+                        name: round(100 * over, 3)
+                        for name, over in zip(names, view.over_seeds, strict=True)
+                        if over is not None
+                    },
+                }
+                for view in views
+            }
+            for suite, views in measured_suites(models)
+        },
+    }
+
+
+def _interval(mean: Mean) -> str:
+    return f"{100 * mean.value:.1f} ({100 * mean.low:.0f}-{100 * mean.high:.0f})"
+
+
+def _gain(gain: Mean) -> str:
+    sign = " ▲" if gain.low > 0 else " ▼" if gain.high < 0 else ""
+    return f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}){sign}"

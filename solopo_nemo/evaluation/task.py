@@ -1,0 +1,112 @@
+"""One measured cell: its questions, how they are asked and scored, as a task that lm_eval runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from solopo_nemo.evaluation.scores import score_answer
+
+Label = str | int | float
+Score = Callable[[str, Mapping[str, Any]], dict[str, float]]
+
+
+def score_row(response: str, row: Mapping[str, Any]) -> dict[str, float]:
+    """Scores of a stated answer; see :func:`~solopo_nemo.evaluation.scores.score_answer`."""
+    return score_answer(response, row["answers"])
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and what scoring needs.
+
+    Attributes:
+        id: unique in its cell.
+        prompt: what the user says.
+        answers: right answers.
+        labels: of this question, beside those of its cell (such as its difficulty).
+    """
+
+    id: str
+    prompt: str
+    answers: tuple[str, ...]
+    labels: Mapping[str, Label] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Questions that share their labels and are asked together.
+
+    Attributes:
+        name: unique in its suite, a path of plain words such as ``musique/8192``.
+        labels: what its scores are grouped by (dataset, length, depth, seed).
+        questions: what is asked.
+        tokens: of the longest prompt, about.
+        metric: the score that counts.
+        score: scores of a response to a question (``answers`` and its labels), each 0 to 1.
+        max_new_tokens: longest answer.
+        temperature: 0 is greedy.
+        seed: of the sampling, where there is any.
+    """
+
+    name: str
+    labels: Mapping[str, Label]
+    questions: Sequence[Question]
+    tokens: int
+    metric: str
+    score: Score
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+    limit: int | None = None  # lm_eval's; the questions are all that is asked
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """lm_eval's ``generation_kwargs``."""
+        sampled = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+        return {"until": [], "max_gen_toks": self.max_new_tokens, **sampled}
+
+    def fingerprint(self) -> str:
+        """A hash of all that its answers and scores depend on beside the model."""
+        asked = [(one.id, one.prompt, one.answers, dict(one.labels)) for one in self.questions]
+        text = json.dumps([asked, dict(self.labels), self.metric, self.generation, self.seed])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def task(self, remote: bool) -> Any:
+        """The cell as lm_eval's ``ConfigurableTask``.
+
+        Args:
+            remote: a server answers, to which the seed is sent.
+        """
+        from lm_eval.api.task import ConfigurableTask
+
+        metrics = self.score("", self._rows()[0])
+        return ConfigurableTask(
+            config={
+                "task": self.name,
+                "custom_dataset": lambda **_: {"test": self._rows()},
+                "test_split": "test",
+                "output_type": "generate_until",
+                "doc_to_text": lambda row: row["prompt"],
+                "doc_to_target": lambda row: "",
+                "process_results": lambda row, texts: self.score(texts[0], row),
+                "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in metrics],
+                "generation_kwargs": self.generation | ({"seed": self.seed} if remote and self.temperature else {}),
+            }
+        )
+
+    def record(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """What is kept of one of lm_eval's samples."""
+        row, scores = sample["doc"], {name: float(sample[name]) for name in sample["metrics"]}
+        labels = {key: row[key] for key in self.questions[0].labels}
+        return {"id": row["id"], **labels, **scores, "answers": row["answers"], "response": sample["resps"][0][0]}
+
+    def _rows(self) -> Any:
+        from datasets import Dataset
+
+        return Dataset.from_list(
+            [{"id": one.id, "prompt": one.prompt, "answers": list(one.answers), **one.labels} for one in self.questions]
+        )
