@@ -20,6 +20,7 @@ from solopo_nemo.evaluation.measured import CELLS, RECORD, Measured
 from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites.suite import AnyCell, Suite
+from solopo_nemo.model.apart import Progress
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -32,7 +33,13 @@ class _Planned:
     fingerprint: str
 
 
-def evaluate(model: ModelSettings, suites: Sequence[Suite], settings: SuiteSettings, out: Path) -> Measured:
+def evaluate(
+    model: ModelSettings,
+    suites: Sequence[Suite],
+    settings: SuiteSettings,
+    out: Path,
+    progress: Progress | None = None,
+) -> Measured:
     """Measure a model, and write its scores, one file a cell; what is there already is not measured again.
 
     All data are read and all prompts are built before the model is loaded.
@@ -42,6 +49,7 @@ def evaluate(model: ModelSettings, suites: Sequence[Suite], settings: SuiteSetti
         suites: what is measured.
         settings: with which data, lengths and seeds.
         out: folder for everything that is written; of one model.
+        progress: shows the cells; None prints a line for each.
 
     Returns:
         All that the folder holds, of this and of earlier runs of the same model.
@@ -56,10 +64,14 @@ def evaluate(model: ModelSettings, suites: Sequence[Suite], settings: SuiteSetti
     missing = [one for one in planned if not _is_there(one)]
     if missing:
         console = Console(stderr=True, highlight=False)
+        done = progress("evaluating", len(missing)) if progress else None
         with AnswerCache(opened.load(), out / "answers.sqlite", opened.identity) as answers:
             for number, one in enumerate(missing, start=1):
-                console.print(f"{number} of {len(missing)}: {one.suite.name} {one.cell.name}")
+                if done is None:
+                    console.print(f"{number} of {len(missing)}: {one.suite.name} {one.cell.name}")
                 _measure(one, opened, answers)
+                if done is not None:
+                    done()
     return Measured.read(out)
 
 

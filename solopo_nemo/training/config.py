@@ -106,6 +106,7 @@ class TrainerConfig:
     precision: str | None
     checkpoint_every: int
     keep_checkpoints: int
+    select_best: str | None
     resume: str
     nonfinite: str
     timeout_minutes: float
@@ -126,6 +127,8 @@ class EvaluationConfig:
     name: str
     lengths: list[int]
     questions: int
+    data: str
+    limit: int | None
     seed: int
 
 
@@ -263,6 +266,7 @@ def _check(config: RunConfig) -> None:
         ("data.max_tokens", 2 if config.data.max_tokens is None else config.data.max_tokens - 1),
         ("data.builtin.samples", config.data.builtin.samples),
         ("evaluation.questions", config.evaluation.questions),
+        ("evaluation.limit", 1 if config.evaluation.limit is None else config.evaluation.limit),
         ("evaluation.lengths", min(config.evaluation.lengths, default=0)),
     ):
         _require(value >= 1, f"{key}: must be at least {2 if key == 'data.max_tokens' else 1}")
@@ -279,6 +283,11 @@ def _check(config: RunConfig) -> None:
     _choice("trainer.precision", trainer.precision, ("fp32", "bf16", None))
     _choice("objective.reference", config.reference, ("cached", "online"))
     _choice("evaluation.name", config.evaluation.name, ("auto", "builtin", "none"))
+    if trainer.select_best is not None:
+        from solopo_nemo.evaluation.suites import find_suites
+
+        suites = find_suites(trainer.select_best, "trainer.select_best=")
+        _require(len(suites) == 1, f"trainer.select_best={trainer.select_best}: name one suite")
     optim = config.optim
     _require(0 < optim.lr < math.inf, f"optim.lr={optim.lr}: must be a number greater than 0")
     _require(0 <= optim.min_lr <= optim.lr, f"optim.min_lr={optim.min_lr}: must lie between 0 and optim.lr={optim.lr}")

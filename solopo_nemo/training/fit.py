@@ -37,6 +37,7 @@ from solopo_nemo.training.progress import ProgressLine
 from solopo_nemo.training.reference import CachedReference, OnlineReference
 from solopo_nemo.training.resume import to_resume_from
 from solopo_nemo.training.saving import Checkpoints
+from solopo_nemo.training.selection import checkpoints_to_keep
 from solopo_nemo.training.signals import StopRequest
 
 LOSS_SCALE = 1.0
@@ -156,7 +157,7 @@ def fit(
         Checkpoints(
             paths.checkpoints,
             config.trainer.checkpoint_every,
-            config.trainer.keep_checkpoints,
+            checkpoints_to_keep(config),
             paths.initial,
             resume,
             stop,

@@ -22,6 +22,7 @@ from solopo_nemo.training.checkpoints import saved_checkpoints, step_of
 from solopo_nemo.training.config import RunConfig, check_world, load_config, local_world, read_config, save_config
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.resume import changes, settle_earlier_run
+from solopo_nemo.training.selection import Selection
 from solopo_nemo.training.signals import SIGNALS, Stopped, StopRequest, spare_helpers, stopping_at_once
 
 logger = logging.getLogger("solopo_nemo")
@@ -170,19 +171,24 @@ def _finished(config: RunConfig) -> bool:
     paths = Paths(config.output)
     if config.trainer.resume == "never" or not (paths.report / "index.html").is_file() or not paths.config.is_file():
         return False
-    return not changes(read_config(paths.config), config)
+    selection = Selection.read(paths)
+    return (selection.suite if selection else None) == config.trainer.select_best and not changes(
+        read_config(paths.config), config
+    )
 
 
 def _finish(config: RunConfig) -> None:
     """Export, evaluate, report: after the last step, in one process."""
     from solopo_nemo.model.convert import export_hf
     from solopo_nemo.training.report import write_report
+    from solopo_nemo.training.selection import choose_checkpoint, remove_others
 
     paths = Paths(config.output)
-    last = saved_checkpoints(paths.checkpoints)[-1]
-    logger.info("exporting step %d to %s", step_of(last), paths.hf)
-    export_hf(last, paths.hf, overwrite=True)
+    chosen = choose_checkpoint(config)
+    logger.info("exporting step %d to %s", step_of(chosen), paths.hf)
+    export_hf(chosen, paths.hf, overwrite=True)
     _evaluate(config, "after", paths.hf)
+    remove_others(config, chosen)
     write_report(config)
     _show(config)
 

@@ -48,6 +48,11 @@ class Paths:
         return self.output / "accuracy.json"
 
     @property
+    def selection(self) -> Path:
+        """Scores of the checkpoints, where the best one is chosen."""
+        return self.output / "selection"
+
+    @property
     def tokenized(self) -> Path:
         """The tokenized training samples."""
         return self.output / "data" / "tokenized"

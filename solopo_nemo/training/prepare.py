@@ -21,6 +21,7 @@ from solopo_nemo.model.hf import is_checkpoint
 from solopo_nemo.training.checkpoints import check_origin
 from solopo_nemo.training.config import RunConfig, check_model
 from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.selection import check_selection
 from solopo_nemo.training.space import check_space
 
 logger = logging.getLogger("solopo_nemo")
@@ -133,7 +134,11 @@ def prepare(config: RunConfig) -> dict[str, Any]:
         paths.tokenized,
         config.model.init,
     )
+    if config.trainer.select_best:
+        steps = total_steps(config, len(prepared.dataset))
+        check_space(config, hf_config.to_dict(), bf16=_in_bf16(config), steps=steps)
     _import_weights(source, paths, hf_config, rope_scaling)
+    check_selection(config, paths.initial / "hf")
     return prepared.summary
 
 

@@ -17,6 +17,7 @@ from solopo_nemo.training.config import RunConfig
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.plots import PLOTS, draw, draw_accuracy, finite, smoothing_window
 from solopo_nemo.training.rows import read_metrics
+from solopo_nemo.training.selection import Selection
 
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _LAST = 10
@@ -58,6 +59,8 @@ def write_report(config: RunConfig) -> None:
         metrics=_metrics_table(rows),
         last=_LAST if len(rows) > _LAST else 0,
         accuracy=_accuracy_table(measured),
+        selection=_selection_table(config),
+        suite=config.trainer.select_best,
         figures=figures,
         window=smoothing_window(len(rows)),
         broken=_broken(rows),
@@ -174,6 +177,21 @@ def _accuracy_table(measured: Mapping[str, Sequence[AccuracyRow]]) -> list[dict[
             }
         )
     return table
+
+
+def _selection_table(config: RunConfig) -> list[dict[str, str]]:
+    """The checkpoints that were scored, where the best one was chosen."""
+    selection = Selection.read(Paths(config.output))
+    if selection is None or selection.suite != config.trainer.select_best:
+        return []
+    return [
+        {
+            "step": f"{scored.step:,}",
+            "score": f"{100 * scored.value:.1f} ({100 * scored.low:.0f}-{100 * scored.high:.0f})",
+            "chosen": "hf/" if scored.step == selection.best else "",
+        }
+        for scored in selection.scores
+    ]
 
 
 def _share(row: AccuracyRow | None) -> str:

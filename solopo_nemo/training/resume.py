@@ -23,7 +23,10 @@ from solopo_nemo.training.paths import Paths
 
 CHANGEABLE = ("parallel", "logger", "evaluation", "output_dir", "model.trust_checkpoint")
 """Parts of the configuration that may differ when a run is resumed."""
-CHANGEABLE_TRAINER = ("micro_batch", "checkpoint_every", "keep_checkpoints", "resume", "nonfinite", "timeout_minutes")
+CHANGEABLE_TRAINER = (
+    *("micro_batch", "checkpoint_every", "keep_checkpoints", "select_best"),
+    *("resume", "nonfinite", "timeout_minutes"),
+)
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -55,7 +58,8 @@ def settle_earlier_run(config: RunConfig, paths: Paths) -> None:
     again = earlier is not None and earlier.trainer.resume == resume
     named = None if resume in ("auto", "never") else _named_checkpoint(resume)
     if own and resume == "never" and not (again and environment.restarted()):
-        parts = (paths.config, paths.metrics, paths.checkpoints, paths.hf, paths.report, paths.accuracy, paths.alpha)
+        parts = [paths.config, paths.metrics, paths.checkpoints, paths.hf, paths.report]
+        parts += [paths.accuracy, paths.alpha, paths.selection]
         _put_aside(paths, parts)
         return
     if earlier is not None and (changed := changes(earlier, config)):

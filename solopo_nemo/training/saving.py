@@ -43,14 +43,14 @@ class Checkpoints(pl.Callback):
     Args:
         folder: where.
         every: steps.
-        keep: newest ones kept.
+        keep: newest ones kept; None keeps all.
         initial: checkpoint that the run started from; its ``context`` and ``hf`` are the same for all.
         resumed: checkpoint that this run goes on from.
         stop: ends the run after the step in which any rank was asked to.
     """
 
     def __init__(
-        self, folder: Path, every: int, keep: int, initial: Path, resumed: Path | None, stop: StopRequest
+        self, folder: Path, every: int, keep: int | None, initial: Path, resumed: Path | None, stop: StopRequest
     ) -> None:
         self.folder, self.every, self.keep, self.initial = folder, every, keep, initial
         self.resumed, self.stop = resumed, stop
@@ -116,7 +116,8 @@ class Checkpoints(pl.Callback):
             write_manifest(temporary, files)
             temporary.rename(self.folder / f"{PREFIX}{step:06d}")
             sync_folder(self.folder)
-            remove_checkpoints(saved_checkpoints(self.folder)[: -self.keep])
+            if self.keep is not None:
+                remove_checkpoints(saved_checkpoints(self.folder)[: -self.keep])
         dist.barrier()
 
 

@@ -13,13 +13,14 @@ from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.training.checkpoints import saved_checkpoints
 from solopo_nemo.training.config import RunConfig
 from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.selection import checkpoints_to_keep
 
 GIB = 2**30
 OPTIMIZER = 12
 """Bytes a parameter in fp32: the optimizer's own copy and AdamW's two moments."""
 
 
-def check_space(config: RunConfig, hf_config: Mapping[str, Any], bf16: bool) -> None:
+def check_space(config: RunConfig, hf_config: Mapping[str, Any], bf16: bool, steps: int | None = None) -> None:
     """Compare the free space with the checkpoints that will lie beside each other, one being written included.
 
     A checkpoint has the weights, and in fp32 AdamW's copy of them and its two moments. The initial weights and the
@@ -29,6 +30,7 @@ def check_space(config: RunConfig, hf_config: Mapping[str, Any], bf16: bool) -> 
         config: of the run.
         hf_config: the model's configuration, as a mapping.
         bf16: the weights are in bf16.
+        steps: of the whole run, once they are known.
 
     Raises:
         UserError: they will not fit.
@@ -38,15 +40,22 @@ def check_space(config: RunConfig, hf_config: Mapping[str, Any], bf16: bool) -> 
     weights = parameters * (2 if bf16 else 4)
     checkpoint = weights + parameters * OPTIMIZER
     there = len(saved_checkpoints(paths.checkpoints))
+    steps, keep = steps or trainer.max_steps, checkpoints_to_keep(config)
     saves = trainer.keep_checkpoints + 1
-    if trainer.max_steps is not None:
-        saves = min(saves, -(-trainer.max_steps // trainer.checkpoint_every))
+    if steps is not None:
+        all_saves = -(-steps // trainer.checkpoint_every)
+        saves = all_saves if keep is None else min(saves, all_saves)
+    why = (
+        f"trainer.keep_checkpoints={trainer.keep_checkpoints}, and one that is being written"
+        if keep is not None
+        else "trainer.select_best keeps all until the best is chosen; a larger trainer.checkpoint_every makes fewer"
+    )
     more = max(saves - there, 1)
     needed = more * checkpoint + weights * (2 - os.path.lexists(paths.initial))
     free = shutil.disk_usage(config.output).free
     if needed > free:
         raise UserError(
             f"output_dir={config.output}: {free / GIB:.3g} GiB are free and {needed / GIB:.3g} GiB will be written, "
-            f"{more} checkpoints of {checkpoint / GIB:.3g} GiB among them (trainer.keep_checkpoints="
-            f"{trainer.keep_checkpoints}, and one that is being written): make room or choose another output_dir"
+            f"{more} checkpoints of {checkpoint / GIB:.3g} GiB among them ({why}): make room or choose another "
+            "output_dir"
         )

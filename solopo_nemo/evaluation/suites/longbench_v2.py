@@ -108,4 +108,5 @@ SUITE = Suite(
     "cut in the middle.",
     _cells,
     _views,
+    headline="overall",
 )

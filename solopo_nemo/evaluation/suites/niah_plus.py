@@ -50,7 +50,7 @@ def _prompt(asked: Asked, length: int, depth: int, setting: str) -> str:
         passed += sizes[before]
         before += 1
     order = [*others[:before], *asked.question.supporting, *others[before:]]
-    if setting in SETTINGS and SETTINGS[setting] == "squad":
+    if setting == "single document":
         return render_document(asked.question.question, "".join(map(passage_body, order)))
     return render_prompt(asked.question.question, order)[0]["content"]
 
@@ -61,7 +61,8 @@ def _views(labels: Mapping[str, list[Label]]) -> list[View]:
         for setting in labels["setting"]
         for length in labels["length"]
     ]
-    return views + [View(f"{setting}, all", {"setting": setting}, ("depth", "length")) for setting in labels["setting"]]
+    views += [View(f"{setting}, all", {"setting": setting}, ("depth", "length")) for setting in labels["setting"]]
+    return [*views, View("average", each=("setting", "depth", "length"))]
 
 
 SUITE = Suite(

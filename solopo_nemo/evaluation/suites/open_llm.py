@@ -89,7 +89,8 @@ def _require_math() -> None:
     if not found:
         raise UserError(
             "open_llm: MATH is scored with math-verify and antlr 4.11, and Hydra has antlr 4.9: put them into a "
-            "folder (pip install --target .math 'antlr4-python3-runtime==4.11.*' math-verify) and start with PYTHONPATH=.math"
+            "folder (pip install --target .math 'antlr4-python3-runtime==4.11.*' math-verify) and start with "
+            "PYTHONPATH=.math"
         )
 
 

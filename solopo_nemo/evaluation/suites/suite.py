@@ -73,6 +73,7 @@ class Suite:
         note: what is measured and how, one or two sentences.
         cells: makes them for a model; raises ``UserError`` for data that are missing or wrong.
         views: of what was measured, by the values of each label.
+        headline: the view that stands for the suite.
         curve: the label on the x axis of a curve, and the one that each line has; None for no curve.
         heat: the labels of a heat map's x and y axes, and of one map each; None for no map.
     """
@@ -82,5 +83,6 @@ class Suite:
     note: str
     cells: Callable[[EvaluatedModel, SuiteSettings], Iterator[AnyCell]]
     views: Callable[[Mapping[str, list[Label]]], list[View]]
+    headline: str = "average"
     curve: tuple[str, str] | None = None
     heat: tuple[str, str, str] | None = None

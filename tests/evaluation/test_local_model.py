@@ -1,0 +1,111 @@
+"""Evaluating a model that runs here: the same answers as transformers gives, and lm_eval's own tasks."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import solopo_nemo
+from solopo_nemo.data.synthetic import generate_evaluation
+from solopo_nemo.errors import UserError
+from solopo_nemo.evaluation.accuracy import GreedyAnswerer
+from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
+from solopo_nemo.evaluation.run import evaluate
+from solopo_nemo.evaluation.settings import SuiteSettings
+from solopo_nemo.evaluation.suites import SUITES, find_suites, open_llm
+from solopo_nemo.evaluation.suites.builtin import SEED
+
+ASSET = Path(solopo_nemo.__file__).parent / "assets" / "tiny_qwen2"
+LETTERS = "ABCD"
+
+
+def test_answers_are_those_of_transformers(tmp_path: Path) -> None:
+    measured = evaluate(ModelSettings(str(ASSET)), [SUITES["builtin"]], SuiteSettings(tmp_path, limit=3), tmp_path)
+    given = json.loads((tmp_path / "cells" / "builtin" / "2x.json").read_text())["samples"]
+    questions = list(generate_evaluation(3, SEED, 16))
+    assert [one["response"].strip() for one in given] == [
+        text.strip() for text in GreedyAnswerer(ASSET)([question["prompt"] for question in questions])
+    ]
+    assert len(measured.suites["builtin"]) == 4 * 3
+    assert measured.name == "tiny_qwen2"
+
+
+def _multiple_choice(right: int) -> Any:
+    """A task of lm_eval's kind; ``right`` is the place of the right answer."""
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    rows = Dataset.from_list([{"question": f"What is {n} and {n}?"} for n in range(3)])
+    return ConfigurableTask(
+        config={
+            "task": f"choice-{right}",
+            "custom_dataset": lambda **_: {"test": rows},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{question}}",
+            "doc_to_choice": ["Facts", "zzzzqq"],
+            "doc_to_target": right,
+            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        }
+    )
+
+
+def test_tasks_of_lm_eval_run_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model begins every answer with "Facts": right in one task, wrong in the other."""
+    tasks = {"leaderboard_one": 0, "leaderboard_two": 1}
+
+    class Manager:
+        def load(self, names: list[str]) -> dict[str, Any]:
+            return {"tasks": {name: _multiple_choice(tasks[name]) for name in names}}
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", Manager)
+    monkeypatch.setattr(open_llm, "_require_math", lambda: None)
+    monkeypatch.setattr(open_llm, "GROUPS", {"One": ("leaderboard_one", "acc"), "Two": ("leaderboard_two", "acc")})
+    measured = evaluate(ModelSettings(str(ASSET)), find_suites("open_llm"), SuiteSettings(tmp_path), tmp_path)
+    means = measured.suites["open_llm"].groupby("benchmark")["value"].mean()
+    assert means.to_dict() == {"One": 1.0, "Two": 0.0}
+
+
+def test_a_benchmark_that_cannot_be_loaded_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Manager:
+        def load(self, names: list[str]) -> dict[str, Any]:
+            raise ConnectionError("no hub here")
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", Manager)
+    with pytest.raises(UserError, match=r"MATH is scored with .* PYTHONPATH=\.math"):
+        evaluate(ModelSettings(str(ASSET)), find_suites("open_llm"), SuiteSettings(tmp_path), tmp_path)
+    monkeypatch.setattr(open_llm, "_require_math", lambda: None)
+    with pytest.raises(UserError, match=r"MMLU-Pro: .*no hub here.*HF_HOME"):
+        evaluate(ModelSettings(str(ASSET)), find_suites("open_llm"), SuiteSettings(tmp_path), tmp_path)
+
+
+def test_the_benchmarks_are_known_to_lm_eval() -> None:
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager()
+    assert {group for group, _ in open_llm.GROUPS.values()} <= set(manager.all_tasks)
+
+
+def test_yarn_extends_the_window_and_changes_what_is_computed(tmp_path: Path) -> None:
+    plain = EvaluatedModel(ModelSettings(str(ASSET)), tmp_path)
+    longer = EvaluatedModel(ModelSettings(str(ASSET), yarn=4.0), tmp_path)
+    assert (plain.window, longer.window) == (32768, 131072)
+    assert plain.identity != longer.identity
+    plain.require_window(32768, "x")
+    with pytest.raises(UserError, match=r"40000 tokens .* window of 32768.*--yarn 2"):
+        plain.require_window(40000, "x")
+    assert longer.load().model.config.rope_scaling["factor"] == 4.0
+    assert plain.load().model.config.rope_scaling is None
+
+
+def test_a_batch_holds_about_as_many_tokens_whatever_their_length(tmp_path: Path) -> None:
+    model = EvaluatedModel(ModelSettings(str(ASSET)), tmp_path)
+    draw = random.Random(0)
+    for tokens in (1, 100, 8192, 10**6, draw.randrange(1, 8192)):
+        model.prepare(0, tokens)
+        batch = model.load().batch_size_per_gpu
+        assert batch >= 1 and (batch == 1 or batch * tokens <= 8192)

@@ -1,0 +1,84 @@
+"""The best checkpoint by a suite: which one it is, and that a run exports it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from runs import run
+
+from solopo_nemo.errors import UserError
+from solopo_nemo.training.config import load_config
+from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.prepare import BUILTIN_MODEL
+from solopo_nemo.training.selection import (
+    ScoredCheckpoint,
+    Selection,
+    check_selection,
+    checkpoints_to_keep,
+    choose_checkpoint,
+)
+
+
+def scored(step: int, value: float) -> ScoredCheckpoint:
+    return ScoredCheckpoint(step, value, value, value)
+
+
+def test_the_highest_score_wins_and_the_earlier_one_of_two() -> None:
+    assert Selection("builtin", [scored(1, 0.2), scored(2, 0.7), scored(3, 0.7), scored(4, 0.1)]).best == 2
+
+
+def test_scores_are_read_back(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    assert Selection.read(paths) is None
+    Selection("builtin", [scored(1, 0.25)]).write(paths)
+    assert Selection.read(paths) == Selection("builtin", [scored(1, 0.25)])
+
+
+def test_all_checkpoints_lie_there_until_the_choice() -> None:
+    assert checkpoints_to_keep(load_config("solo_dpo", ["trainer.keep_checkpoints=3"])) == 3
+    assert checkpoints_to_keep(load_config("solo_dpo", ["trainer.select_best=builtin"])) is None
+
+
+def test_data_that_are_missing_show_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    overrides = [f"output_dir={tmp_path}", "trainer.select_best=longbench_qa", f"evaluation.data={tmp_path}"]
+    with pytest.raises(UserError, match="put it at"):
+        check_selection(load_config("solo_dpo", overrides), BUILTIN_MODEL)
+
+
+def test_without_a_suite_the_last_checkpoint_is_taken(tmp_path: Path) -> None:
+    for step in (2, 10):
+        (tmp_path / "checkpoints" / f"step_{step:06d}").mkdir(parents=True)
+    assert choose_checkpoint(load_config("solo_dpo", [f"output_dir={tmp_path}"])).name == "step_000010"
+
+
+@pytest.mark.slow
+def test_a_run_exports_its_best_checkpoint(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    options = (
+        "trainer.select_best=builtin",
+        "evaluation.limit=2",
+        "evaluation.name=none",
+        "trainer.keep_checkpoints=1",
+    )
+    run(output, *options)
+    record = output / "selection" / "selection.json"
+    first = json.loads(record.read_text())
+    assert [one["step"] for one in first["scores"]] == [2, 4]
+    best = Selection.read(Paths(output)).best  # type: ignore[union-attr]
+    assert {path.name for path in (output / "checkpoints").glob("step_*")} == {"step_000004", f"step_{best:06d}"}
+    assert not list((output / "selection").rglob("model.safetensors"))
+    assert "Checkpoints by builtin" in (output / "report" / "index.html").read_text()
+    if best == 4:  # both are there again, and the other one is the best now
+        shutil.copytree(output / "checkpoints" / "step_000004", output / "checkpoints" / "step_000002")
+    first["scores"][0] |= {"value": 1.5}
+    record.write_text(json.dumps(first))
+    shutil.rmtree(output / "hf")
+    (output / "report" / "index.html").unlink()
+    run(output, *options)
+    assert json.loads((output / "hf" / "conversion.json").read_text())["source"].endswith("step_000002")
+    assert json.loads(record.read_text()) == first  # nothing was scored again
