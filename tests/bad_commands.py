@@ -28,6 +28,9 @@ bad recompute                | model.recompute=some                    | model.r
 bad row chunk                | model.row_chunk=0                       | model.row_chunk
 bad precision                | trainer.precision=fp8                   | trainer.precision
 bad evaluation               | evaluation.name=mmlu                    | evaluation.name
+no questions of the suite    | evaluation.limit=0                      | evaluation.limit
+best by what                 | trainer.select_best=glue                | trainer.select_best
+best by two                  | trainer.select_best='builtin,ruler_qa'    | trainer.select_best
 no questions                 | evaluation.questions=0                  | evaluation.questions
 no lengths                   | evaluation.lengths=[]                   | evaluation.lengths
 length zero                  | evaluation.lengths=[0]                  | evaluation.lengths
@@ -236,6 +239,31 @@ benchmark, override     | benchmark        | step --override objective.bta=1 --o
 benchmark, out          | benchmark        | step --out /proc/no/such.json                           | --out=/proc/no
 benchmark, suite        | benchmark        | all --suite /no/such.yaml                               | /no/such.yaml
 benchmark, entry        | benchmark        | all --only no_such_entry --results {tmp}/out.results    | no_such_entry
+evaluate nothing        | evaluate         |                                                         | --model
+evaluate, no suite      | evaluate         | --model {model}                                         | --suite
+evaluate, suite         | evaluate         | {evaluate} --suite glue                                 | glue
+evaluate, suite twice   | evaluate         | {evaluate} --suite builtin,builtin                      | --suite
+evaluate, no model      | evaluate         | {evaluate} --model /no/such                             | /no/such
+evaluate, empty model   | evaluate         | {evaluate} --model {bad}/empty                          | empty
+evaluate, family        | evaluate         | {evaluate} --model {bad}/other_family                   | gpt2
+evaluate, no tokenizer  | evaluate         | {evaluate} --model {bad}/no_tokenizer                   | tokenizer
+evaluate, limit         | evaluate         | {evaluate} --limit 0                                    | --limit
+evaluate, lengths       | evaluate         | {evaluate} --lengths 4G                                 | --lengths
+evaluate, length twice  | evaluate         | {evaluate} --lengths 4K,4096                            | --lengths
+evaluate, length zero   | evaluate         | {evaluate} --lengths 0                                  | --lengths
+evaluate, depth         | evaluate         | {evaluate} --depths 0,150                               | --depths
+evaluate, seed          | evaluate         | {evaluate} --seeds -1                                   | --seeds
+evaluate, answer length | evaluate         | {evaluate} --max-new-tokens 0                           | --max-new-tokens
+evaluate, yarn          | evaluate         | {evaluate} --yarn 0.5                                   | --yarn
+evaluate, yarn, server  | evaluate         | {evaluate} --yarn 4 --base-url http://127.0.0.1:9/v1    | --yarn
+evaluate, no server     | evaluate         | {evaluate} --base-url http://127.0.0.1:9/v1             | --base-url
+evaluate, window        | evaluate         | {evaluate} --window 4096                                | --window
+evaluate, concurrency   | evaluate         | {evaluate} --concurrency 0                              | --concurrency
+evaluate, out           | evaluate         | {evaluate} --out /proc/no/such                          | --out=/proc/no
+evaluate, math          | evaluate         | {evaluate} --suite open_llm                             | MATH
+compare, no folder      | evaluate         | --compare /no/such --out {tmp}/out.page                 | /no/such
+compare, other folder   | evaluate         | --compare {bad}/empty --out {tmp}/out.page              | empty
+compare and evaluate    | evaluate         | --compare {bad} --model {model} --suite builtin         | --compare
 """
 
 LAUNCHED = {

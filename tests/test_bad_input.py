@@ -22,6 +22,7 @@ CONTEXTS = (
     "--source {bad}/questions.jsonl --tokenizer {model} --short-tokens 100 --long-tokens 200 --out {tmp}/out.jsonl"
 )
 PAIRS = "--contexts {bad}/contexts.jsonl --backend hf --model {model} --out {tmp}/out.jsonl"
+EVALUATE = "--model {model} --suite builtin --out {tmp}/out"
 RECIPE = "output_dir={tmp}/out data.builtin.samples=2"
 
 
@@ -42,7 +43,7 @@ def words_of(bad: Path, tmp_path: Path) -> Callable[[Case], list[str]]:
         return text
 
     def words(case: Case) -> list[str]:
-        groups = {"{contexts}": CONTEXTS, "{pairs}": PAIRS, "{recipe}": RECIPE}
+        groups = {"{contexts}": CONTEXTS, "{pairs}": PAIRS, "{evaluate}": EVALUATE, "{recipe}": RECIPE}
         given = [part for word in case.arguments for part in groups.get(word, word).split()]
         if case.command == "solo_dpo":
             own = any(word.startswith("output_dir=") for word in given)

@@ -47,6 +47,8 @@ def check(command: Command) -> None:
         _known(arguments, _usage(program))
     elif program == "docker":
         _docker(arguments)
+    elif program == "pip":
+        _pip(arguments)
     elif program == ".venv/bin/mkdocs":
         _mkdocs(arguments)
     else:
@@ -142,6 +144,13 @@ def _pytest(arguments: Sequence[str]) -> None:
     for word in words:
         if not (ROOT / word).exists():
             raise Wrong(f"{word}: no such test")
+
+
+def _pip(arguments: Sequence[str]) -> None:
+    from pip._internal.commands import create_command
+
+    name, *rest = arguments
+    create_command(name).parse_args(list(rest))
 
 
 def _mkdocs(arguments: Sequence[str]) -> None:
