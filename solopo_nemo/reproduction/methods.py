@@ -27,7 +27,7 @@ class Method:
     overrides: tuple[str, ...]
     pairs: str
     objective: str
-    sequences: tuple[int, int]
+    sequences: tuple[int, int] = (2, 1)
 
 
 SAFE = "objective.detach_short=true"
