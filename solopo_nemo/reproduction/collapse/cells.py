@@ -55,8 +55,8 @@ class Cell:
         recipe = f"solo_{self.objective}"
         form = f"objective.detach_short={str(self.held).lower()}"
         alpha = f"objective.alpha={self.alpha if isinstance(self.alpha, str) else format(self.alpha, 'g')}"
-        method = Method(self.name, self.name, recipe, (form, alpha, f"optim.lr={self.rate:g}"), "short", "dpo")
-        return Run(method, self.seed, steps=STEPS, lengths=(1, self.gap), questions=QUESTIONS)
+        method = Method(self.name, self.name, recipe, (form, alpha, f"optim.lr={self.rate:g}"), "short", self.objective)
+        return Run(method, self.seed, long=self.gap, steps=STEPS, lengths=(1, self.gap), questions=QUESTIONS)
 
 
 _OVERHEAD, _STEP, _LONG_STEP = 8.0, 0.08, 0.024
