@@ -247,6 +247,8 @@ evaluate, no model      | evaluate         | {evaluate} --model /no/such        
 evaluate, empty model   | evaluate         | {evaluate} --model {bad}/empty                          | empty
 evaluate, family        | evaluate         | {evaluate} --model {bad}/other_family                   | gpt2
 evaluate, no tokenizer  | evaluate         | {evaluate} --model {bad}/no_tokenizer                   | tokenizer
+evaluate, foreign       | evaluate         | {evaluate} --model {bad}/foreign/step_000004            | --trust-checkpoint
+evaluate, changed       | evaluate         | {evaluate} --model {bad}/changed/step_000004            | __0_0.distcp
 evaluate, limit         | evaluate         | {evaluate} --limit 0                                    | --limit
 evaluate, lengths       | evaluate         | {evaluate} --lengths 4G                                 | --lengths
 evaluate, length twice  | evaluate         | {evaluate} --lengths 4K,4096                            | --lengths

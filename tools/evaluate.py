@@ -27,6 +27,8 @@ from solopo_nemo.evaluation.run import evaluate
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites import SUITES, find_suites
 from solopo_nemo.evaluation.tables import as_json, measured_suites, terminal_table, unlike_names
+from solopo_nemo.model.hf import is_checkpoint
+from solopo_nemo.training.checkpoints import check_origin
 
 
 def main() -> int:
@@ -42,6 +44,9 @@ def main() -> int:
         if not arguments.model or not arguments.suite:
             raise UserError("--model and --suite are needed (or --compare with evaluated folders)")
         out = arguments.out or Path("outputs/evaluation") / Path(arguments.model).resolve().name
+        if is_checkpoint(Path(arguments.model)):
+            vouch = "tools/convert.py export --trust-checkpoint makes a Hugging Face folder of it"
+            check_origin(Path(arguments.model), "--model", False, vouch)
         try:
             models = [evaluate(_model(arguments), find_suites(arguments.suite), _settings(arguments), out)]
         except KeyboardInterrupt:

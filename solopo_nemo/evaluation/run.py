@@ -25,6 +25,10 @@ from solopo_nemo.model.apart import Progress
 logger = logging.getLogger("solopo_nemo")
 
 
+WORK = "work"
+"""In an evaluation's folder: the export of a checkpoint."""
+
+
 @dataclass(frozen=True)
 class _Planned:
     suite: Suite
@@ -58,7 +62,7 @@ def evaluate(
         UserError: a model, a suite's data or a server that cannot be used, or a folder of another model.
     """
     check_writable(out, "--out")
-    opened = EvaluatedModel(model, out / "work")
+    opened = EvaluatedModel(model, out / WORK)
     _settle(out, model, opened)
     planned = [_planned(suite, cell, opened, out) for suite in suites for cell in suite.cells(opened, settings)]
     missing = [one for one in planned if not _is_there(one)]

@@ -102,8 +102,8 @@ def choose_checkpoint(config: RunConfig) -> Path:
     saved = saved_checkpoints(paths.checkpoints)
     if suite is None:
         return saved[-1]
+    from solopo_nemo.evaluation.run import WORK
     from solopo_nemo.model.apart import run_apart
-    from solopo_nemo.model.convert import export_hf
 
     known = Selection.read(paths)
     scores = {scored.step: scored for scored in known.scores} if known and known.suite == suite else {}
@@ -113,10 +113,9 @@ def choose_checkpoint(config: RunConfig) -> Path:
             continue
         folder = paths.selection / suite / checkpoint.name
         logger.info("scoring step %d by %s", step, suite)
-        export_hf(checkpoint, folder / "hf", overwrite=True)
-        scores[step] = run_apart(_score, step, folder, suite, _settings(config))
+        scores[step] = run_apart(_score, checkpoint, folder, suite, _settings(config))
         Selection(suite, [scores[number] for number in sorted(scores)]).write(paths)
-        shutil.rmtree(folder / "hf")  # the chosen one is exported again
+        shutil.rmtree(folder / WORK)  # the chosen one is exported again
     best = Selection(suite, list(scores.values())).best
     logger.info("step %d is the best by %s: %.1f", best, suite, 100 * scores[best].value)
     return next(checkpoint for checkpoint in saved if step_of(checkpoint) == best)
@@ -134,14 +133,14 @@ def _settings(config: RunConfig) -> SuiteSettings:
     return SuiteSettings(Path(config.evaluation.data), limit=config.evaluation.limit)
 
 
-def _score(progress: Progress, step: int, folder: Path, suite: str, settings: Any) -> ScoredCheckpoint:
+def _score(progress: Progress, checkpoint: Path, folder: Path, suite: str, settings: Any) -> ScoredCheckpoint:
     from solopo_nemo.evaluation.measured import figures
     from solopo_nemo.evaluation.models import ModelSettings
     from solopo_nemo.evaluation.run import evaluate
     from solopo_nemo.evaluation.suites import SUITES
 
-    measured = evaluate(ModelSettings(str(folder / "hf")), [SUITES[suite]], settings, folder, progress)
+    measured = evaluate(ModelSettings(str(checkpoint)), [SUITES[suite]], settings, folder, progress)
     (headline,) = [view for view in figures(SUITES[suite], [measured]) if view.view.title == SUITES[suite].headline]
     mean = headline.means[0]
     assert mean is not None
-    return ScoredCheckpoint(step, mean.value, mean.low, mean.high)
+    return ScoredCheckpoint(step_of(checkpoint), mean.value, mean.low, mean.high)
