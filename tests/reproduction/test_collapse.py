@@ -13,13 +13,24 @@ import torch
 
 from solopo_nemo.errors import UserError
 from solopo_nemo.objectives import SequenceScores, build_objective
-from solopo_nemo.reproduction.collapse.cells import ALPHAS, AUTO, GAPS, OBJECTIVES, RATES, STEPS, Cell, cells
+from solopo_nemo.reproduction.collapse.cells import (
+    ALPHAS,
+    AUTO,
+    GAPS,
+    OBJECTIVES,
+    RATES,
+    STEPS,
+    VANILLA,
+    Cell,
+    cells,
+    control,
+)
 from solopo_nemo.reproduction.collapse.choice import choices
 from solopo_nemo.reproduction.collapse.forces import critical_alpha, forces, lasting_alpha
 from solopo_nemo.reproduction.collapse.measured import Replay, StartFacts, Velocity
 from solopo_nemo.reproduction.collapse.outcome import Outcome
 from solopo_nemo.reproduction.collapse.page import write_page
-from solopo_nemo.reproduction.collapse.rule import agreement, alarm, change, collapsed, predicted_safe
+from solopo_nemo.reproduction.collapse.rule import agreement, alarm, change, collapsed, controls, predicted_safe
 from solopo_nemo.reproduction.collapse.study import Study
 
 N, P, GAP = 4, 0.9, 8.0
@@ -117,9 +128,11 @@ def test_the_rule() -> None:
 
 
 def test_a_collapse_is_a_loss_beyond_its_interval() -> None:
-    before = (95, 100)
-    assert collapsed([outcome("dpo", False, 1.0, 8, 40)], before)
-    assert not collapsed([outcome("dpo", False, 1.0, 8, 84)], before)
+    beside = controls([outcome("dpo", False, VANILLA, 8, 95)])
+    assert collapsed([outcome("dpo", False, 1.0, 8, 40)], beside)
+    assert not collapsed([outcome("dpo", False, 1.0, 8, 84)], beside)
+    # what the preference term does by itself is not the alignment's doing
+    assert not collapsed([outcome("dpo", False, 1.0, 8, 40)], controls([outcome("dpo", False, VANILLA, 8, 45)]))
     assert change((50, 100), (50, 100)).value == 0
     assert change((0, 100), (0, 100)).half > 0
 
@@ -134,18 +147,18 @@ def test_prediction_and_outcome_are_counted_by_cell() -> None:
         # the same cell at the other learning rate, without harm: it still counts as collapsed
         replace(outcome("dpo", False, 1.0, 8, 95), cell=Cell("dpo", False, 1.0, 8, RATES[0], 0)),
     ]
-    free, held = (agreement(found, FACTS, (95, 100), form) for form in (False, True))
+    found += [replace(outcome("dpo", False, VANILLA, 8, 95), cell=cell) for cell in {control(o.cell) for o in found}]
+    free, held = (agreement(found, FACTS, form) for form in (False, True))
     assert (free.safe_kept, free.safe_collapsed, free.unsafe_kept, free.unsafe_collapsed) == (1, 1, 1, 1)
     assert (held.safe_kept, held.safe_collapsed, held.unsafe_kept, held.unsafe_collapsed) == (1, 0, 0, 0)
 
 
 def test_the_warning_is_tried_on_what_the_runs_left() -> None:
-    found = [outcome("dpo", False, 1.0, 8, 10), outcome("dpo", True, 1.0, 8, 95)]
-    assert alarm(found, (95, 100), 5.0) == alarm(found, (95, 100), 5.0)
-    counted = alarm(found, (95, 100), 5.0)
+    found = [outcome("dpo", False, 1.0, 8, 10), outcome("dpo", True, 1.0, 8, 95), outcome("dpo", False, VANILLA, 8, 95)]
+    counted = alarm(found, 5.0)
     assert (counted.collapsed_warned, counted.collapsed_silent) == (1, 0)
     assert (counted.kept_warned, counted.kept_silent) == (0, 1)
-    assert alarm(found, (95, 100), 50.0).collapsed_silent == 1
+    assert alarm(found, 50.0).collapsed_silent == 1
 
 
 def test_auto_is_compared_with_the_best_of_the_sweep() -> None:
@@ -160,11 +173,13 @@ def test_auto_is_compared_with_the_best_of_the_sweep() -> None:
 
 def test_a_map_is_whole_a_seed() -> None:
     every = list(cells(2))
-    assert len({cell.name for cell in every}) == len(every) == 2 * len(OBJECTIVES) * 2 * 4 * len(GAPS) * len(RATES)
+    assert (
+        len({cell.name for cell in every}) == len(every) == 2 * len(OBJECTIVES) * (2 * 4 + 1) * len(GAPS) * len(RATES)
+    )
     assert all(cell.seed == 1 for cell in every[: len(every) // 2])
-    words = Cell("ipo", True, AUTO, 8, 2e-3, 0).run().method
+    words = Cell("ipo", True, AUTO, 8, 1e-3, 0).run().method
     assert words.recipe == "solo_ipo"
-    assert {"objective.alpha=auto", "objective.detach_short=true", "optim.lr=0.002"} <= set(words.overrides)
+    assert {"objective.alpha=auto", "objective.detach_short=true", "optim.lr=0.001"} <= set(words.overrides)
 
 
 @pytest.fixture
@@ -176,9 +191,10 @@ def study() -> Study:
         for alpha in (*ALPHAS, AUTO)
         for gap in GAPS
     ]
+    outcomes += [outcome(name, False, VANILLA, gap, 95) for name in OBJECTIVES for gap in GAPS]
     velocities = [Velocity(step, -0.5 - step, -11.0, 3.0, -5.0 * step, 2.0) for step in range(0, 10, 2)]
     base = {1: (95, 100), 2: (92, 100), 4: (40, 100), 8: (7, 100), 16: (1, 100)}
-    return Study(1, 160, base, FACTS, [Replay("dpo", held, 8, velocities) for held in (False, True)], outcomes)
+    return Study(1, 180, base, FACTS, [Replay("dpo", held, 8, velocities) for held in (False, True)], outcomes)
 
 
 def test_a_study_is_what_was_saved(study: Study, tmp_path: Path) -> None:
@@ -193,11 +209,11 @@ def test_a_study_is_what_was_saved(study: Study, tmp_path: Path) -> None:
 def test_the_page_says_what_was_measured(study: Study, tmp_path: Path) -> None:
     write_page(study, tmp_path / "collapse.md", tmp_path / "reproduction")
     page = (tmp_path / "collapse.md").read_text()
-    assert "80 of 160 runs are in" in page
+    assert "90 of 180 runs are in" in page
     for figure in re.findall(r"\]\((reproduction/[^)#]+)", page):
         assert (tmp_path / figure).is_file()
     assert len(re.findall(r"-dark\.png", page)) == 3
-    assert "| both sides free | 8x | 0.002 | 15 | 15 |" in page
+    assert "| both sides free | 8x | 0.001 | 15 | 15 |" in page
     tables = [line for line in page.splitlines() if line.startswith("|")]
     assert all(line.count("|") == tables[i - 1].count("|") for i, line in enumerate(tables) if set(line) <= set("|-"))
     assert not re.search(r"\{[{%]|nan|None", page)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from solopo_nemo.reproduction.methods import Method
@@ -13,10 +13,12 @@ OBJECTIVES = {"dpo": "DPO", "simpo": "SimPO", "orpo": "ORPO", "ipo": "IPO", "sli
 FORMS = {False: "both sides free", True: "short side held"}
 """By ``objective.detach_short``; the first one is the paper's."""
 ALPHAS: tuple[float, ...] = (0.1, 1.0, 3.0)
+VANILLA = 0.0
+"""The alpha of the control: what the preference term does to short contexts by itself."""
 AUTO = "auto"
 GAPS = (2, 8)
 """Length of the long context as a multiple of the short one: what makes the gap small or large."""
-RATES = (5e-4, 2e-3)
+RATES = (3e-4, 1e-3)
 STEPS = 50
 QUESTIONS = 256
 FIRST = 1
@@ -30,7 +32,7 @@ class Cell:
     Attributes:
         objective: its name.
         held: ``objective.detach_short``.
-        alpha: a number, or ``auto``.
+        alpha: a number, or ``auto``; 0 is the vanilla objective.
         gap: see :data:`GAPS`.
         rate: highest learning rate.
         seed: of pairs, order and questions.
@@ -59,18 +61,25 @@ class Cell:
         return Run(method, self.seed, long=self.gap, steps=STEPS, lengths=(1, self.gap), questions=QUESTIONS)
 
 
+def control(cell: Cell) -> Cell:
+    """The vanilla run beside a cell, the same for both forms."""
+    return replace(cell, held=False, alpha=VANILLA)
+
+
 _OVERHEAD, _STEP, _LONG_STEP = 8.0, 0.08, 0.024
 """Seconds of an idle core: of a run without its steps, of a step, and more of it for each 1x of the long context."""
 
 
 def core_minutes(wanted: Sequence[Cell]) -> float:
     """What cells take on one idle core, about."""
-    return sum(_OVERHEAD + STEPS * (_STEP + _LONG_STEP * cell.gap) for cell in wanted) / 60
+    return sum(_OVERHEAD + STEPS * (_STEP + _LONG_STEP * cell.gap * (cell.alpha != VANILLA)) for cell in wanted) / 60
 
 
 def cells(seeds: int, rates: tuple[float, ...] = RATES) -> Iterator[Cell]:
     """All cells, a whole map a seed, so that one that is stopped early has whole maps."""
     for seed, rate, gap in product(range(FIRST, FIRST + seeds), reversed(rates), reversed(GAPS)):
         tried: tuple[float | str, ...] = (*ALPHAS, AUTO)
-        for objective, held, alpha in product(OBJECTIVES, FORMS, tried):
-            yield Cell(objective, held, alpha, gap, rate, seed)
+        for objective in OBJECTIVES:
+            yield control(Cell(objective, False, VANILLA, gap, rate, seed))
+            for held, alpha in product(FORMS, tried):
+                yield Cell(objective, held, alpha, gap, rate, seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from solopo_nemo.reproduction.collapse.cells import AUTO
+from solopo_nemo.reproduction.collapse.cells import AUTO, VANILLA
 from solopo_nemo.reproduction.collapse.outcome import Outcome, pooled
 from solopo_nemo.reproduction.collapse.rule import Change, by_cell, change
 
@@ -40,7 +40,7 @@ class Choice:
 def choices(outcomes: Iterable[Outcome]) -> list[Choice]:
     """All settings that have a sweep and a run with auto."""
     settings: dict[tuple[str, bool, int, float], dict[float | str, list[Outcome]]] = {}
-    for (objective, held, alpha, gap, rate), found in by_cell(outcomes).items():
+    for (objective, held, alpha, gap, rate), found in by_cell(o for o in outcomes if o.cell.alpha != VANILLA).items():
         settings.setdefault((objective, held, gap, rate), {})[alpha] = found
     made = []
     for (objective, held, gap, rate), alphas in settings.items():

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from solopo_nemo.plotting import THEMES, WIDTH, Theme, save_figure, style
-from solopo_nemo.reproduction.collapse.cells import ALPHAS, FORMS, GAPS, OBJECTIVES
+from solopo_nemo.reproduction.collapse.cells import ALPHAS, FORMS, GAPS, OBJECTIVES, VANILLA
 from solopo_nemo.reproduction.collapse.choice import choices
 from solopo_nemo.reproduction.collapse.outcome import pooled
 from solopo_nemo.reproduction.collapse.rule import by_cell, predicted_safe
@@ -68,18 +68,18 @@ def _draw_why(figure: Figure, study: Study, theme: Theme) -> None:
 
 def _draw_map(figure: Figure, study: Study, theme: Theme) -> None:
     rates = sorted({outcome.cell.rate for outcome in study.outcomes})
-    columns = [(gap, rate, alpha) for gap in GAPS for rate in rates for alpha in ALPHAS]
+    columns = [(gap, rate, alpha) for gap in GAPS for rate in rates for alpha in (VANILLA, *ALPHAS)]
     found = by_cell(study.outcomes)
     colours = LinearSegmentedColormap.from_list("kept", [theme.orange, theme.background, theme.green])
     for axis, (held, form) in zip(figure.subplots(len(FORMS), 1), FORMS.items(), strict=True):
         shown = np.full((len(OBJECTIVES), len(columns)), np.nan)
         for y, objective in enumerate(OBJECTIVES):
             for x, (gap, rate, alpha) in enumerate(columns):
-                if outcomes := found.get((objective, held, alpha, gap, rate)):
+                if outcomes := found.get((objective, held and alpha != VANILLA, alpha, gap, rate)):
                     short, _, asked = pooled(outcomes)
                     shown[y, x] = 100 * short / asked
                     axis.text(x, y, f"{shown[y, x]:.0f}", ha="center", va="center", fontsize=8, color=theme.ink)
-                if not predicted_safe(objective, held, alpha, study.facts[gap]):
+                if alpha != VANILLA and not predicted_safe(objective, held, alpha, study.facts[gap]):
                     corner = (x - 0.46, y - 0.46)
                     axis.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=theme.ink, linewidth=1.2))
         axis.imshow(shown, cmap=colours, vmin=0, vmax=100, aspect="auto", alpha=0.75)
@@ -91,11 +91,12 @@ def _name_cells(axis: Axes, columns: list[tuple[int, float, float]], form: str) 
     axis.set_title(f"{form}: right on short contexts, %", fontsize=10)
     axis.set_yticks(range(len(OBJECTIVES)), list(OBJECTIVES.values()))
     axis.set_xticks(range(len(columns)), [f"{alpha:g}" for _, _, alpha in columns])
-    for start in range(0, len(columns), len(ALPHAS)):
+    block = 1 + len(ALPHAS)
+    for start in range(0, len(columns), block):
         gap, rate, _ = columns[start]
         if start:
             axis.axvline(start - 0.5, color=axis.get_facecolor(), linewidth=4)
-        place = start + (len(ALPHAS) - 1) / 2
+        place = start + (block - 1) / 2
         axis.annotate(
             f"alpha; long {gap}x, lr {rate:g}",
             (place, 0),

@@ -27,7 +27,7 @@ class Outcome:
         alpha: that it was trained with.
         questions: a length.
         short, long: right answers on contexts of the short and of the long length.
-        curves: every step's metrics.
+        curves: every step's metrics, as far as the objective has them.
     """
 
     cell: Cell
@@ -49,7 +49,7 @@ class Outcome:
     @property
     def rows(self) -> list[dict[str, float]]:
         """The curves as rows of ``metrics.jsonl``."""
-        steps = len(self.curves["align/gap"])
+        steps = len(self.curves["logps/chosen"])
         return [{"step": i + 1} | {name: curve[i] for name, curve in self.curves.items()} for i in range(steps)]
 
 
@@ -73,7 +73,7 @@ def run_cell(cell: Cell, start: Start, pairs: Path, folder: Path) -> Outcome:
     if isinstance(alpha, str):
         alpha = json.loads((own / "run" / "alpha.json").read_text(encoding="utf-8"))["alpha"]
     short, long = (int(result.score(length).outcomes().sum()) for length in (1, cell.gap))
-    curves = {name: [float(f"{row[name]:.4g}") for row in rows] for name in CURVES}
+    curves = {name: [float(f"{row[name]:.4g}") for row in rows] for name in CURVES if name in rows[0]}
     outcome = Outcome(cell, float(alpha), cell.run().questions, short, long, curves)
     with atomic_text(file) as stream:
         stream.write(json.dumps(outcome.as_json()) + "\n")

@@ -9,16 +9,17 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from solopo_nemo.data.output import atomic_text
-from solopo_nemo.reproduction.collapse.cells import ALPHAS, AUTO, FORMS, GAPS, OBJECTIVES, QUESTIONS, STEPS
+from solopo_nemo.reproduction.collapse.cells import ALPHAS, AUTO, FORMS, GAPS, OBJECTIVES, QUESTIONS, STEPS, VANILLA
 from solopo_nemo.reproduction.collapse.choice import Choice, choices
 from solopo_nemo.reproduction.collapse.figures import draw_all
 from solopo_nemo.reproduction.collapse.outcome import pooled
-from solopo_nemo.reproduction.collapse.rule import FALLEN, SMALL_GAP, agreement, alarm, by_cell, collapsed
+from solopo_nemo.reproduction.collapse.rule import FALLEN, SMALL_GAP, agreement, alarm, by_cell, collapsed, controls
 from solopo_nemo.reproduction.collapse.study import Study
 
 _ASSETS = Path(__file__).resolve().parents[2] / "assets"
 LEAST = (5.0, 3.0, 2.0, 1.0)
 """Least falls in nats that the collapse warning is tried with."""
+TINY = 1e-6
 NEEDED = 4
 """Settings in which ``auto`` has to reach the swept optimum."""
 
@@ -35,7 +36,6 @@ def write_page(study: Study, page: Path, figures: Path) -> None:
     environment = Environment(
         loader=FileSystemLoader(_ASSETS), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    before = study.base[1]
     made = choices(study.outcomes)
     text = environment.get_template("collapse.md.jinja").render(
         study=study,
@@ -50,9 +50,9 @@ def write_page(study: Study, page: Path, figures: Path) -> None:
         fallen=round(100 * FALLEN),
         small_gap=SMALL_GAP,
         base={length: 100 * right / asked for length, (right, asked) in study.base.items()},
-        agreements={held: agreement(study.outcomes, study.facts, before, held) for held in FORMS},
+        agreements={held: agreement(study.outcomes, study.facts, held) for held in FORMS},
         lost=_lost(study),
-        alarms=[alarm(study.outcomes, before, least) for least in LEAST],
+        alarms=[alarm(study.outcomes, least) for least in LEAST],
         choices=made,
         reached={held: sum(c.reached for c in made if c.held == held) for held in FORMS},
         tried={held: sum(c.held == held for c in made) for held in FORMS},
@@ -66,12 +66,13 @@ def write_page(study: Study, page: Path, figures: Path) -> None:
 
 def _lost(study: Study) -> list[dict[str, Any]]:
     """By form, gap and learning rate, how many cells lost the short contexts, and what the long ones became."""
+    beside = controls(study.outcomes)
     rows: dict[tuple[bool, int, float], list[tuple[bool, float]]] = {}
     for (_, held, alpha, gap, rate), found in by_cell(study.outcomes).items():
-        if alpha == AUTO:
+        if alpha in (AUTO, VANILLA):
             continue
         _, long, asked = pooled(found)
-        rows.setdefault((held, gap, rate), []).append((collapsed(found, study.base[1]), long / asked))
+        rows.setdefault((held, gap, rate), []).append((collapsed(found, beside), long / asked))
     return [
         {
             "form": FORMS[held],
@@ -92,4 +93,4 @@ def _verdict(made: list[Choice]) -> str:
 
 
 def _number(value: float, digits: int = 2) -> str:
-    return "unlimited" if math.isinf(value) else f"{value:.{digits}g}"
+    return "unlimited" if math.isinf(value) else f"{0.0 if abs(value) < TINY else value:.{digits}g}"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from solopo_nemo.reproduction.collapse.cells import Cell
+from solopo_nemo.reproduction.collapse.cells import VANILLA, Cell, control
 from solopo_nemo.reproduction.collapse.measured import StartFacts
 from solopo_nemo.reproduction.collapse.outcome import Outcome, pooled
 from solopo_nemo.training.watch import CollapseWatch
@@ -15,7 +15,7 @@ SMALL_GAP = math.log(2.0)
 """Nats a response token. The pull ends when the gap is closed, so the short side falls by the gap at most; a token that
 was certain then keeps a probability of one half, and greedy decoding still says it."""
 FALLEN = 0.10
-"""Share of the questions on short contexts that a collapsed policy answers no longer, at least."""
+"""Share of the questions on short contexts by which a collapsed policy is behind the vanilla one, at least."""
 Z = 1.96
 
 Key = tuple[str, bool, float | str, int, float]
@@ -70,15 +70,28 @@ def change(after: tuple[int, int], before: tuple[int, int]) -> Change:
     return Change(after[0] / after[1] - before[0] / before[1], Z * math.sqrt(spread))
 
 
-def collapsed(outcomes: Sequence[Outcome], before: tuple[int, int]) -> bool:
-    """Whether the runs of a cell lost short contexts: by :data:`FALLEN` or more, interval included.
+Controls = Mapping[Cell, Outcome]
+"""The vanilla runs by their cells."""
+
+
+def controls(outcomes: Iterable[Outcome]) -> Controls:
+    """The vanilla runs among the outcomes."""
+    return {outcome.cell: outcome for outcome in outcomes if outcome.cell.alpha == VANILLA}
+
+
+def collapsed(outcomes: Sequence[Outcome], beside: Controls) -> bool:
+    """Whether the alignment lost the runs of a cell short contexts: by :data:`FALLEN` or more, interval included.
+
+    Against the vanilla runs of the same pairs, seeds and learning rate: what the preference term does to short contexts
+    by itself, at a rate that is high for it, is not the alignment's doing.
 
     Args:
         outcomes: the seeds of one cell.
-        before: right answers and questions of the starting model on short contexts.
+        beside: see :func:`controls`.
     """
     short, _, asked = pooled(outcomes)
-    return change((short, asked), before).high < -FALLEN
+    vanilla, _, asked_vanilla = pooled([beside[control(outcome.cell)] for outcome in outcomes])
+    return change((short, asked), (vanilla, asked_vanilla)).high < -FALLEN
 
 
 @dataclass(frozen=True)
@@ -91,24 +104,22 @@ class Agreement:
     unsafe_collapsed: int
 
 
-def agreement(
-    outcomes: Iterable[Outcome], facts: Mapping[int, StartFacts], before: tuple[int, int], held: bool
-) -> Agreement:
+def agreement(outcomes: Sequence[Outcome], facts: Mapping[int, StartFacts], held: bool) -> Agreement:
     """Count the cells of one form; a cell is collapsed where it did so at one learning rate at least.
 
     Args:
         outcomes: of the map.
         facts: of the starting model, by gap.
-        before: see :func:`collapsed`.
         held: the form.
     """
+    beside = controls(outcomes)
     verdicts: dict[tuple[str, float | str, int], tuple[bool, bool]] = {}
     for (objective, form, alpha, gap, _), found in by_cell(outcomes).items():
-        if form != held:
+        if form != held or alpha == VANILLA:
             continue
         safe = all(predicted_safe(objective, form, o.alpha, facts[gap]) for o in found)
         _, earlier = verdicts.get((objective, alpha, gap), (safe, False))
-        verdicts[objective, alpha, gap] = (safe, earlier or collapsed(found, before))
+        verdicts[objective, alpha, gap] = (safe, earlier or collapsed(found, beside))
     counts = [sum(v == pair for v in verdicts.values()) for pair in _PAIRS]
     return Agreement(*counts)
 
@@ -127,11 +138,12 @@ class Alarm:
     kept_silent: int
 
 
-def alarm(outcomes: Iterable[Outcome], before: tuple[int, int], least: float) -> Alarm:
-    """Go through each run's metrics with the watch of training."""
+def alarm(outcomes: Sequence[Outcome], least: float) -> Alarm:
+    """Go through each aligned run's metrics with the watch of training."""
+    beside = controls(outcomes)
     counts = dict.fromkeys(((True, True), (True, False), (False, True), (False, False)), 0)
-    for outcome in outcomes:
+    for outcome in (outcome for outcome in outcomes if outcome.cell not in beside):
         watch = CollapseWatch(least=least)
         warned = any(watch.see(row) is not None for row in outcome.rows)
-        counts[collapsed([outcome], before), warned] += 1
+        counts[collapsed([outcome], beside), warned] += 1
     return Alarm(least, *counts.values())
