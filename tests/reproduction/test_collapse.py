@@ -206,6 +206,17 @@ def test_a_study_is_what_was_saved(study: Study, tmp_path: Path) -> None:
         Study.read(tmp_path / "collapse.json")
 
 
+def test_a_map_that_has_not_been_run_is_not_made_up(study: Study, tmp_path: Path) -> None:
+    write_page(replace(study, outcomes=[]), tmp_path / "collapse.md", tmp_path / "reproduction")
+    page = (tmp_path / "collapse.md").read_text()
+    assert "0 of 180 runs are in. The forces and the rule are here; whether the rule holds is not." in page
+    assert [path.name for path in sorted((tmp_path / "reproduction").iterdir())] == [
+        "collapse-why-dark.png",
+        "collapse-why.png",
+    ]
+    assert not re.search(r"## The map|Does the rule hold|\*\*|\{[{%]", page)
+
+
 def test_the_page_says_what_was_measured(study: Study, tmp_path: Path) -> None:
     write_page(study, tmp_path / "collapse.md", tmp_path / "reproduction")
     page = (tmp_path / "collapse.md").read_text()

@@ -63,7 +63,9 @@ def _draw_why(figure: Figure, study: Study, theme: Theme) -> None:
     axes[0][0].set_ylabel("log-probability of\nthe chosen answer (nats)")
     axes[1][0].set_ylabel("push on the short\nprompt's log-probability")
     axes[0][-1].legend(fontsize=8)
-    axes[1][0].legend(fontsize=8, loc="lower left")
+    # where the short side is held, the lower half is empty
+    empty = next((i for i, taken in enumerate(study.replays) if taken.held), 0)
+    axes[1][empty].legend(handles=axes[1][0].get_lines()[1:], fontsize=8, loc="lower left")
 
 
 def _draw_map(figure: Figure, study: Study, theme: Theme) -> None:

@@ -93,4 +93,6 @@ def _verdict(made: list[Choice]) -> str:
 
 
 def _number(value: float, digits: int = 2) -> str:
-    return "unlimited" if math.isinf(value) else f"{0.0 if abs(value) < TINY else value:.{digits}g}"
+    if math.isinf(value):
+        return "unlimited"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{0.0 if abs(value) < TINY else value:.{digits}g}"
