@@ -90,7 +90,7 @@ def _settings(words: Sequence[str]) -> tuple[str, Size]:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="scale, seeds, steps, questions, pairs")
-    only = "studies (main, alpha, time) or runs (main/solo-dpo-1, main/*orpo*), separated by commas"
+    only = "studies (main, alpha, rate, time) or runs (main/solo-dpo-1, main/*orpo*), separated by commas"
     parser.add_argument("--only", metavar="NAMES", help=only)
     parser.add_argument("--plan", action="store_true", help="say what would run and how long it takes; run nothing")
     dry = "check configurations, folders and earlier results; run nothing"

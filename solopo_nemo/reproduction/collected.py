@@ -15,7 +15,7 @@ from solopo_nemo.errors import UserError
 from solopo_nemo.reproduction.runs import Result
 from solopo_nemo.reproduction.statistics import Interval, over_seeds, over_seeds_and_questions
 
-STUDIES = ("main", "alpha", "time")
+STUDIES = ("main", "alpha", "rate", "time")
 ABOUT = "about.json"
 
 

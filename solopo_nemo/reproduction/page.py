@@ -14,7 +14,7 @@ from solopo_nemo.reproduction.methods import ALPHA, LEARNING_RATE, METHODS, OBJE
 from solopo_nemo.reproduction.runs import BASE
 from solopo_nemo.reproduction.start import Pretraining
 from solopo_nemo.reproduction.statistics import Interval, over_seeds
-from solopo_nemo.reproduction.study import TIMED
+from solopo_nemo.reproduction.study import COMPARED, SLOWER, TIMED
 from solopo_nemo.reproduction.world import LONG, SHORT_SENTENCES, facts_of, prompt_tokens
 
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -44,6 +44,8 @@ def render(results: Collected, charts: Sequence[Chart], folder: str) -> str:
         accuracy=_accuracy(results, lengths),
         costs=_costs(results),
         times=_times(results),
+        rates=_rates(results),
+        slower=f"{SLOWER:g}",
         rate=f"{LEARNING_RATE:g}",
         alphas=", ".join(f"{value:g} ({OBJECTIVES[objective]})" for objective, value in ALPHA.items()),
         safe=SAFE,
@@ -114,6 +116,18 @@ def _costs(results: Collected) -> Rows:
                     f"{found[0].flops / 1e9:.2f}",
                 ]
             )
+    return rows
+
+
+def _rates(results: Collected) -> Rows:
+    """The first seed at the shared learning rate and at a slower one, on short and on the trained long contexts."""
+    rows = []
+    for name in COMPARED:
+        slower = results.results("rate", name)
+        shared = [run for run in results.results("main", name) if slower and run.seed == slower[0].seed]
+        if shared:
+            accuracies = [run.accuracy(length) for length in (1, LONG) for run in (shared[0], slower[0])]
+            rows.append([_title(name), *(f"{100 * accuracy:.1f}" for accuracy in accuracies)])
     return rows
 
 

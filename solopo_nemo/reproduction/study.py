@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
 from solopo_nemo.errors import UserError
-from solopo_nemo.reproduction.methods import ALPHA, METHODS, solo
+from solopo_nemo.reproduction.methods import ALPHA, METHODS, OBJECTIVES, solo
 from solopo_nemo.reproduction.pairs import PairPlan
 from solopo_nemo.reproduction.runs import BASE, QUESTIONS, STEPS, Run
 from solopo_nemo.reproduction.world import prompt_tokens
 
 SWEPT = {"dpo": (1.0, 3.0, 10.0, 30.0), "orpo": (0.3, 1.0, 3.0, 10.0)}
 """Values of alpha; the objective's own comes out of the main table."""
+SLOWER = 3e-4
+"""A learning rate beside the shared one, tried on the first seed: what it does to the comparison."""
+COMPARED = tuple(f"{kind}-{objective}" for objective in OBJECTIVES for kind in ("long", "expand", "solo"))
+"""The methods that it is tried with."""
 TIMED = (2, 4, 8, 16, 32)
 """Long lengths whose run time is measured, as multiples of the short one."""
 TIMED_STEPS = 12
@@ -41,7 +45,7 @@ class Cell:
     """One training and what becomes of it.
 
     Attributes:
-        study: ``main``, ``alpha`` or ``time``.
+        study: ``main``, ``alpha``, ``rate`` or ``time``.
         name: within the study, without the seed.
         seed: of the run.
         run: what is trained; None for the starting model.
@@ -83,12 +87,16 @@ def all_cells(size: Size) -> list[Cell]:
         for value in values
         if value != ALPHA[objective]
     ]
+    rate = [
+        _trained("rate", name, replace(_run(name, seeds[0], size), overrides=(f"optim.lr={SLOWER:g}",)), size)
+        for name in COMPARED
+    ]
     time = [
         _trained("time", f"{name}-{long}x", Run(METHODS[name], 1, long=long, steps=TIMED_STEPS, lengths=()), size)
         for long in TIMED
         for name in ("solo-orpo", "expand-orpo")
     ]
-    return [*main, *alpha, *time]
+    return [*main, *alpha, *rate, *time]
 
 
 def choose(cells: list[Cell], only: str | None) -> list[Cell]:
@@ -103,8 +111,8 @@ def choose(cells: list[Cell], only: str | None) -> list[Cell]:
     for pattern in patterns:
         if not any(_matches(cell, pattern) for cell in cells):
             raise UserError(
-                f"--only {pattern}: names nothing; studies are main, alpha, time, and a run of one is written like "
-                "main/solo-dpo-1 or main/solo-*"
+                f"--only {pattern}: names nothing; studies are main, alpha, rate, time, and a run of one is written "
+                "like main/solo-dpo-1 or main/solo-*"
             )
     return [cell for cell in cells if any(_matches(cell, pattern) for pattern in patterns)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from solopo_nemo.errors import UserError
 from solopo_nemo.reproduction.claims import all_claims
 from solopo_nemo.reproduction.collected import Collected
 from solopo_nemo.reproduction.mini import write_page
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def test_results_are_read_back_as_they_were_written(tmp_path: Path) -> None:
@@ -45,3 +48,9 @@ def test_a_part_of_the_results_makes_a_page_too(tmp_path: Path) -> None:
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no results of tools/reproduce.py"):
         write_page(tmp_path, tmp_path / "page.md")
+
+
+def test_the_published_page_is_what_the_published_results_make(tmp_path: Path) -> None:
+    shutil.copytree(DOCS / "reproduction", tmp_path / "reproduction")
+    write_page(tmp_path / "reproduction", tmp_path / "reproduction.md")
+    assert (tmp_path / "reproduction.md").read_text() == (DOCS / "reproduction.md").read_text()
