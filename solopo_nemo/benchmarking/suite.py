@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -34,7 +35,7 @@ def read_suite(path: Path) -> dict[str, dict[str, str]]:
     return {device: dict(values.get(device) or {}) for device in devices}
 
 
-def read_yaml(path: Path) -> dict[str, dict[str, str]]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping in a YAML file.
 
     Raises:

@@ -78,13 +78,15 @@ def write_page(results: Path, document: Path) -> None:
     Raises:
         UserError: there are no results in it.
     """
+    from solopo_nemo.benchmarking.suite import read_yaml
     from solopo_nemo.reproduction.charts import draw_all
-    from solopo_nemo.reproduction.page import render
+    from solopo_nemo.reproduction.page import REASONS, render
 
     found = Collected.read(results)
+    reasons = read_yaml(results / REASONS) if (results / REASONS).is_file() else {}
     charts = draw_all(found, results)
     with atomic_text(document) as stream:
-        stream.write(render(found, charts, results.name))
+        stream.write(render(found, charts, results.name, reasons))
 
 
 def gather(wanted: Wanted, cells: Sequence[Cell]) -> Collected:

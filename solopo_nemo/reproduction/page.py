@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from solopo_nemo.errors import UserError
 from solopo_nemo.reproduction.charts import Chart
 from solopo_nemo.reproduction.claims import Claim, Comparison, all_claims
 from solopo_nemo.reproduction.collected import Collected
@@ -18,26 +19,35 @@ from solopo_nemo.reproduction.study import COMPARED, SLOWER, TIMED
 from solopo_nemo.reproduction.world import LONG, SHORT_SENTENCES, facts_of, prompt_tokens
 
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
+REASONS = "reasons.yaml"
+"""Beside the results: why a claim does not hold or is not resolved, by its text."""
 Rows = list[list[str]]
 
 
-def render(results: Collected, charts: Sequence[Chart], folder: str) -> str:
+def render(results: Collected, charts: Sequence[Chart], folder: str, reasons: Mapping[str, str]) -> str:
     """The page as Markdown.
 
     Args:
         results: of all studies.
         charts: figures that lie in the folder.
         folder: of results and figures, as seen from the page.
+        reasons: what was found about claims that do not hold or are not resolved, by claim.
+
+    Raises:
+        UserError: a reason for something that is no claim.
     """
     page = Environment(loader=FileSystemLoader(_ASSETS), undefined=StrictUndefined, trim_blocks=True)
     lengths = results.lengths()
     claims = all_claims(results)
+    if unknown := reasons.keys() - {claim.text for claim in claims}:
+        raise UserError(f"{folder}/{REASONS}: {sorted(unknown)[0]!r} is no claim")
     size = results.about["size"]
     return page.get_template("reproduction.md.jinja").render(
         folder=folder,
         size=size,
         facts=_facts(results),
         claims=claims,
+        reasons=reasons,
         verdicts=[[claim.text, claim.where, f"**{claim.verdict}**"] for claim in claims],
         comparisons=[row for claim in claims for row in _comparisons(claim)],
         accuracy_head=["method", *(f"{length}x" for length in lengths)],
