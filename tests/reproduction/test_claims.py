@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from made_up import collected
+from made_up_results import collected
 
 from solopo_nemo.reproduction.claims import FAILS, HOLDS, MARGIN, MISSING, OPEN, all_claims, decide
 from solopo_nemo.reproduction.collected import Collected

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from made_up import collected
+from made_up_results import collected
 from test_claims import as_the_paper_says
 
 from solopo_nemo.errors import UserError
