@@ -22,3 +22,9 @@ class RunFault(Exception):
     """
 
     everywhere = False
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a :class:`UserError` with a message unless a condition holds."""
+    if not condition:
+        raise UserError(message)

@@ -21,6 +21,7 @@ from solopo_nemo.benchmarking.head import HEADS, HeadSpec
 from solopo_nemo.benchmarking.process import MeasurementError
 from solopo_nemo.benchmarking.spec import PEERS, Shape, StepSpec
 from solopo_nemo.cli import ArgumentParser, run
+from solopo_nemo.data.lengths import token_count
 from solopo_nemo.data.output import check_writable
 from solopo_nemo.errors import UserError
 
@@ -123,11 +124,6 @@ def _spec(arguments: argparse.Namespace, system: str, long: int, **values: Any) 
     return StepSpec(system=system, long=long, shape=Shape(**shape, tied=arguments.tied), **given)
 
 
-def _tokens(text: str) -> int:
-    """A number of tokens: 8192 or 8K."""
-    return int(text[:-1]) * 1024 if text[-1:] in ("K", "k") else int(text)
-
-
 def _list_of(one: Any) -> Any:
     def parse(text: str) -> list[Any]:
         return [one(part) for part in text.split(",")]
@@ -154,8 +150,8 @@ def _parser() -> ArgumentParser:
     memory.add_argument(
         "--budget", type=float, default=1.5, metavar="GIB", help="a rank, above the model (default 1.5)"
     )
-    memory.add_argument("--start", type=_tokens, default=8192, metavar="N", help="first length tried (default 8K)")
-    memory.add_argument("--unit", type=_tokens, default=256, metavar="N", help="lengths are multiples (default 256)")
+    memory.add_argument("--start", type=token_count, default=8192, metavar="N", help="first length tried (default 8K)")
+    memory.add_argument("--unit", type=token_count, default=256, metavar="N", help="of the lengths (default 256)")
     _add_model(memory, "solo_dpo,trl_best", threads=2, steps=2)
     _add_layout(memory)
     memory.set_defaults(function=_memory)
@@ -211,7 +207,7 @@ def _add_lengths(command: argparse.ArgumentParser) -> None:
         "tokens of the long prompt, such as 8192 or 8K (default 4K,8K)",
         "rounds, alternating (default 1)",
     )
-    command.add_argument("--long", type=_list_of(_tokens), default=[4096, 8192], metavar="N,N", help=lengths)
+    command.add_argument("--long", type=_list_of(token_count), default=[4096, 8192], metavar="N,N", help=lengths)
     command.add_argument("--repeats", type=int, default=1, metavar="N", help=repeats)
 
 
@@ -230,7 +226,7 @@ def _add_model(command: argparse.ArgumentParser, systems: str, threads: int, ste
 
 def _add_numbers(command: Any, **defaults: int) -> None:
     for name, default in defaults.items():
-        option, kind = f"--{name.replace('_', '-')}", _tokens if name == "short" else int
+        option, kind = f"--{name.replace('_', '-')}", token_count if name == "short" else int
         command.add_argument(option, type=kind, default=default, metavar="N", help=f"default {default}")
 
 

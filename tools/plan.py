@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from solopo_nemo import cli
+from solopo_nemo.data.lengths import token_count
 from solopo_nemo.data.output import check_writable
 from solopo_nemo.errors import UserError
 from solopo_nemo.planning.overview import count_samples, overview
@@ -26,7 +27,8 @@ from solopo_nemo.planning.run import OPTIMIZERS
 from solopo_nemo.planning.shape import load_shape
 from solopo_nemo.planning.step_time import Machine
 from solopo_nemo.planning.workload import Lengths
-from solopo_nemo.training.config import CONF, check_model, check_world, load_config
+from solopo_nemo.training.config import CONF, load_config
+from solopo_nemo.training.layout import check_model, check_world
 
 SAMPLES = 5000
 """Of an epoch where the data are not at hand: the paper's number of triplets."""
@@ -74,7 +76,7 @@ def _machine(arguments: argparse.Namespace) -> Machine:
 
 
 def _count(text: str) -> int:
-    value = int(text[:-1]) * 1024 if text[-1:] in ("K", "k") else int(text)
+    value = token_count(text)
     if value < 1:
         raise ValueError
     return value

@@ -56,7 +56,8 @@ def check(spec: StepSpec) -> None:
     Raises:
         UserError: an unknown system, a length, a layout or an override that cannot be.
     """
-    from solopo_nemo.training.config import CONF, check_model, check_world, load_config
+    from solopo_nemo.training.config import CONF, load_config
+    from solopo_nemo.training.layout import check_model, check_world
 
     recipes = sorted(p.stem for p in CONF.glob("*.yaml") if p.stem != "base")
     if spec.system not in (*recipes, *PEERS):
@@ -128,7 +129,8 @@ def overrides_of(spec: StepSpec, material: Material, output: Path) -> list[str]:
 
 def _own(spec: StepSpec, material: Material, run: Path) -> dict[str, Any]:
     from solopo_nemo.data.prepared import load_prepared
-    from solopo_nemo.training.config import check_world, load_config
+    from solopo_nemo.training.config import load_config
+    from solopo_nemo.training.layout import check_world
     from solopo_nemo.training.paths import Paths
     from solopo_nemo.training.prepare import prepare
     from solopo_nemo.training.rows import read_metrics

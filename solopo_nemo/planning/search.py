@@ -98,7 +98,7 @@ def valid_layouts(config: RunConfig, shape: ModelShape, world: int, gpus_per_nod
 def is_valid(config: RunConfig, shape: ModelShape, layout: Layout, device: str) -> bool:
     """Whether the recipe's checks let a layout pass, and on a GPU Transformer Engine's: its all-to-all does not repeat
     key and value heads where there are too few."""
-    from solopo_nemo.training.config import check_model, check_world
+    from solopo_nemo.training.layout import check_model, check_world
 
     changed = with_layout(config, layout)
     try:

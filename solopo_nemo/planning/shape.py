@@ -19,7 +19,7 @@ NAMED_SHAPES = Path(__file__).resolve().parents[1] / "assets" / "model_shapes.js
 class ModelShape:
     """A dense decoder with RMSNorm, grouped-query attention and a gated MLP.
 
-    The names are Hugging Face's, so that :func:`solopo_nemo.training.config.check_model` takes a shape as it takes a
+    The names are Hugging Face's, so that :func:`solopo_nemo.training.layout.check_model` takes a shape as it takes a
     configuration.
 
     Attributes:

@@ -210,7 +210,8 @@ def _checked(step: Step) -> dict[str, float] | None:
         _check_options(script, arguments)
         return None
     from solopo_nemo.planning import GPU, Lengths, Machine, Plan, Run, load_shape
-    from solopo_nemo.training.config import check_model, check_world, load_config
+    from solopo_nemo.training.config import load_config
+    from solopo_nemo.training.layout import check_model, check_world
 
     config = load_config(Path(script).stem, arguments)
     shape = load_shape(config.model.init)

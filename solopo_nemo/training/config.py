@@ -24,8 +24,7 @@ from yaml import YAMLError
 
 from solopo_nemo import environment
 from solopo_nemo.data.synthetic.world import MAX_PARAGRAPHS
-from solopo_nemo.errors import UserError
-from solopo_nemo.model.hf import attention_window
+from solopo_nemo.errors import UserError, require
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -236,19 +235,14 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
     return config
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
-
-
 def _choice(key: str, value: str | None, allowed: Sequence[str | None]) -> None:
     names = ", ".join("null" if a is None else a for a in allowed)
-    _require(value in allowed, f"{key}={value}: must be one of {names}")
+    require(value in allowed, f"{key}={value}: must be one of {names}")
 
 
 def _check(config: RunConfig) -> None:
     """Everything that needs neither the model nor the data."""
-    _require(bool(config.output_dir.strip()), "output_dir: is empty; name a folder")
+    require(bool(config.output_dir.strip()), "output_dir: is empty; name a folder")
     trainer, parallel = config.trainer, config.parallel
     for key, value in (
         ("parallel.tensor", parallel.tensor),
@@ -269,17 +263,17 @@ def _check(config: RunConfig) -> None:
         ("evaluation.limit", 1 if config.evaluation.limit is None else config.evaluation.limit),
         ("evaluation.lengths", min(config.evaluation.lengths, default=0)),
     ):
-        _require(value >= 1, f"{key}: must be at least {2 if key == 'data.max_tokens' else 1}")
+        require(value >= 1, f"{key}: must be at least {2 if key == 'data.max_tokens' else 1}")
     _choice("model.recompute", config.model.recompute, ("none", "selective", "full"))
     _choice("data.too_long", config.data.too_long, ("error", "drop"))
-    _require(
+    require(
         parallel.context_mode not in ("all_gather", "a2a+p2p"),
         f"parallel.context_mode={parallel.context_mode}: Transformer Engine refuses it for packed (THD) sequences, as "
         "triplets run; p2p has no limit but the length, a2a sends less where the heads divide",
     )
     _choice("parallel.context_mode", parallel.context_mode, environment.CONTEXT_MODES)
     _choice("trainer.nonfinite", trainer.nonfinite, ("stop", "skip"))
-    _require(trainer.timeout_minutes > 0, f"trainer.timeout_minutes={trainer.timeout_minutes}: must be greater than 0")
+    require(trainer.timeout_minutes > 0, f"trainer.timeout_minutes={trainer.timeout_minutes}: must be greater than 0")
     _choice("trainer.precision", trainer.precision, ("fp32", "bf16", None))
     _choice("objective.reference", config.reference, ("cached", "online"))
     _choice("evaluation.name", config.evaluation.name, ("auto", "builtin", "none"))
@@ -287,105 +281,29 @@ def _check(config: RunConfig) -> None:
         from solopo_nemo.evaluation.suites import find_suites
 
         suites = find_suites(trainer.select_best, "trainer.select_best=")
-        _require(len(suites) == 1, f"trainer.select_best={trainer.select_best}: name one suite")
+        require(len(suites) == 1, f"trainer.select_best={trainer.select_best}: name one suite")
     optim = config.optim
-    _require(0 < optim.lr < math.inf, f"optim.lr={optim.lr}: must be a number greater than 0")
-    _require(0 <= optim.min_lr <= optim.lr, f"optim.min_lr={optim.min_lr}: must lie between 0 and optim.lr={optim.lr}")
-    _require(0 <= optim.warmup_ratio < 1, f"optim.warmup_ratio={optim.warmup_ratio}: must be in [0, 1)")
+    require(0 < optim.lr < math.inf, f"optim.lr={optim.lr}: must be a number greater than 0")
+    require(0 <= optim.min_lr <= optim.lr, f"optim.min_lr={optim.min_lr}: must lie between 0 and optim.lr={optim.lr}")
+    require(0 <= optim.warmup_ratio < 1, f"optim.warmup_ratio={optim.warmup_ratio}: must be in [0, 1)")
     for key in ("beta1", "beta2"):
-        _require(0 <= getattr(optim, key) < 1, f"optim.{key}={getattr(optim, key)}: must be in [0, 1)")
+        require(0 <= getattr(optim, key) < 1, f"optim.{key}={getattr(optim, key)}: must be in [0, 1)")
     for key in ("weight_decay", "clip_grad"):
-        _require(getattr(optim, key) >= 0, f"optim.{key}={getattr(optim, key)}: must not be negative")
-    _require(optim.eps > 0, f"optim.eps={optim.eps}: must be greater than 0")
-    _require(
+        require(getattr(optim, key) >= 0, f"optim.{key}={getattr(optim, key)}: must not be negative")
+    require(optim.eps > 0, f"optim.eps={optim.eps}: must be greater than 0")
+    require(
         not parallel.sequence or parallel.tensor > 1,
         "parallel.sequence=true needs parallel.tensor of 2 or more: sequence parallelism splits over the tensor ranks",
     )
     short, long = config.data.builtin.short_paragraphs, config.data.builtin.long_paragraphs
-    _require(
-        2 <= short <= long, f"data.builtin: short_paragraphs={short} must lie between 2 and long_paragraphs={long}"
-    )
+    require(2 <= short <= long, f"data.builtin: short_paragraphs={short} must lie between 2 and long_paragraphs={long}")
     paragraphs = max(config.evaluation.lengths) * short
-    _require(
+    require(
         config.evaluation.name == "none" or paragraphs <= MAX_PARAGRAPHS,
         f"evaluation.lengths: {max(config.evaluation.lengths)} x {short} paragraphs is more than the {MAX_PARAGRAPHS} "
         "that the built-in questions have names for",
     )
     config.build_objective()
-
-
-def check_world(config: RunConfig, world: int) -> None:
-    """Check the layout and the batches against a number of ranks.
-
-    Raises:
-        UserError: with the key to change.
-    """
-    p, t = config.parallel, config.trainer
-    shape = f"parallel.tensor={p.tensor} x context={p.context} x pipeline={p.pipeline}"
-    _require(
-        world % p.model_ranks == 0,
-        f"{shape} = {p.model_ranks} ranks does not divide the world of {world} ranks: change parallel.*",
-    )
-    data = world // p.model_ranks
-    _require(
-        p.data in (None, data),
-        f"parallel.data={p.data}: {shape} leaves {data} data-parallel ranks of {world}; set it to {data} or to null",
-    )
-    _require(
-        t.global_batch % (t.micro_batch * data) == 0,
-        f"trainer.global_batch={t.global_batch} is not divisible by trainer.micro_batch={t.micro_batch} x {data} "
-        "data-parallel ranks",
-    )
-
-
-def check_model(config: RunConfig, hf_config: Any) -> None:
-    """Check the layout against the model's shape.
-
-    Args:
-        hf_config: the Hugging Face configuration of the model.
-
-    Raises:
-        UserError: with the key to change.
-    """
-    p = config.parallel
-    heads, layers, vocab = hf_config.num_attention_heads, hf_config.num_hidden_layers, hf_config.vocab_size
-    kv_heads, ffn = hf_config.num_key_value_heads, hf_config.intermediate_size
-    _require(heads % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's {heads} attention heads")
-    _require(
-        kv_heads % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's {kv_heads} key/value heads"
-    )
-    _require(ffn % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's intermediate size of {ffn}")
-    _require(
-        vocab % p.tensor == 0,
-        f"parallel.tensor={p.tensor} does not divide the model's vocabulary of {vocab}; transformers' "
-        "resize_token_embeddings(pad_to_multiple_of=64) pads it",
-    )
-    _require(layers % p.pipeline == 0, f"parallel.pipeline={p.pipeline} does not divide the model's {layers} layers")
-    _require(
-        p.context == 1 or p.context_mode == "a2a" or attention_window(hf_config) is None,
-        f"parallel.context_mode={p.context_mode}: the model's sliding-window attention needs a2a",
-    )
-    if p.context_mode == "a2a" and p.context > 1:
-        import torch
-
-        # Transformer Engine splits the key/value heads too; our own attention repeats them where there are too few
-        split = {"attention": heads} | ({"key/value": kv_heads} if torch.cuda.is_available() else {})
-        for kind, count in split.items():
-            _require(
-                count // p.tensor % p.context == 0,
-                f"parallel.context={p.context} does not divide the {count // p.tensor} {kind} heads of a tensor rank: "
-                "parallel.context_mode=p2p has no such limit",
-            )
-
-
-def local_world(config: RunConfig) -> int:
-    """Number of ranks that a plain ``python recipes/...`` starts on this host."""
-    import torch
-
-    p = config.parallel
-    if p.data is None and torch.cuda.is_available():
-        return max(torch.cuda.device_count() // p.model_ranks, 1) * p.model_ranks
-    return p.model_ranks * (p.data or 1)
 
 
 def save_config(config: RunConfig, path: Path) -> None:

@@ -19,7 +19,8 @@ from solopo_nemo.data.output import atomic_text, check_writable
 from solopo_nemo.errors import UserError
 from solopo_nemo.training import logs
 from solopo_nemo.training.checkpoints import saved_checkpoints, step_of
-from solopo_nemo.training.config import RunConfig, check_world, load_config, local_world, read_config, save_config
+from solopo_nemo.training.config import RunConfig, load_config, read_config, save_config
+from solopo_nemo.training.layout import check_world, local_world
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.resume import changes, settle_earlier_run
 from solopo_nemo.training.selection import Selection

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from solopo_nemo import cli
 from solopo_nemo.errors import UserError
-from solopo_nemo.training.config import check_world, load_config
+from solopo_nemo.training.config import load_config
+from solopo_nemo.training.layout import check_world
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -19,7 +19,8 @@ from solopo_nemo.model import hf
 from solopo_nemo.model.convert import check_weights
 from solopo_nemo.model.hf import is_checkpoint
 from solopo_nemo.training.checkpoints import check_origin
-from solopo_nemo.training.config import RunConfig, check_model
+from solopo_nemo.training.config import RunConfig
+from solopo_nemo.training.layout import check_model
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.selection import check_selection
 from solopo_nemo.training.space import check_space

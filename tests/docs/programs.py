@@ -17,7 +17,8 @@ from unittest.mock import patch
 import pytest
 from shown import ROOT, Command
 
-from solopo_nemo.training.config import RunConfig, check_world, load_config, local_world
+from solopo_nemo.training.config import RunConfig, load_config
+from solopo_nemo.training.layout import check_world, local_world
 from solopo_nemo.training.usage import describe
 
 

@@ -21,7 +21,8 @@ from solopo_nemo.planning import (
     step_time,
 )
 from solopo_nemo.planning.search import valid_layouts, with_layout
-from solopo_nemo.training.config import RunConfig, check_model, check_world, load_config
+from solopo_nemo.training.config import RunConfig, load_config
+from solopo_nemo.training.layout import check_model, check_world
 
 
 def config_of(*overrides: str, recipe: str = "solo_dpo") -> RunConfig:

@@ -9,7 +9,8 @@ import pytest
 from solopo_nemo.errors import UserError
 from solopo_nemo.objectives import build_objective
 from solopo_nemo.objectives.registry import option_fields
-from solopo_nemo.training.config import CONF, check_world, load_config, read_config, save_config
+from solopo_nemo.training.config import CONF, load_config, read_config, save_config
+from solopo_nemo.training.layout import check_world
 from solopo_nemo.training.usage import describe
 
 RECIPES = sorted(p.stem for p in (CONF.parent / "recipes").glob("*.py"))
