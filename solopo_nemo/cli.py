@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from solopo_nemo.data.lengths import token_count
 from solopo_nemo.errors import RunFault, UserError
+from solopo_nemo.signals import ignore_signals
 
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
@@ -22,6 +25,26 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} --help lists the arguments)")
 
 
+def positive_number(text: str) -> float:
+    """Argument type: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+def positive_count(text: str) -> int:
+    """Argument type: a whole number from 1; 8K and 1M too."""
+    value = token_count(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+# argparse puts the names into its messages
+positive_number.__name__, positive_count.__name__ = "positive number", "positive whole number"
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit with its code (None counts as 0).
 
@@ -34,4 +57,6 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         # one line, whatever a library put into the message
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAULT)
+    if code == EXIT_RESUMABLE:
+        ignore_signals()  # whoever asked to stop may ask again: the exit code must still say that the run goes on
     sys.exit(code or 0)

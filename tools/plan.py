@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from pathlib import Path
 from rich.console import Console
 
 from solopo_nemo import cli
-from solopo_nemo.data.lengths import token_count
 from solopo_nemo.data.output import check_writable
 from solopo_nemo.errors import UserError
 from solopo_nemo.planning.overview import count_samples, overview
@@ -75,20 +73,6 @@ def _machine(arguments: argparse.Namespace) -> Machine:
     )
 
 
-def _count(text: str) -> int:
-    value = token_count(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
-
-
 def _share(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
@@ -96,7 +80,7 @@ def _share(text: str) -> float:
     return value
 
 
-_count.__name__, _positive.__name__, _share.__name__ = "positive whole number", "positive number", "share from 0 to 1"
+_share.__name__ = "share from 0 to 1"
 
 
 def _parser() -> cli.ArgumentParser:
@@ -104,25 +88,33 @@ def _parser() -> cli.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = cli.ArgumentParser(description=__doc__, formatter_class=raw, usage=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="[RECIPE] KEY=VALUE", help="as the recipe takes them")
-    parser.add_argument("--gpus", type=_count, default=machine.gpus, metavar="N", help="in all (default 8)")
-    parser.add_argument("--gpus-per-node", type=_count, default=8, metavar="N", help="default 8")
-    parser.add_argument("--gpu-memory", type=_positive, default=80.0, metavar="GIB", help="of one GPU (default 80)")
+    parser.add_argument("--gpus", type=cli.positive_count, default=machine.gpus, metavar="N", help="in all (default 8)")
+    parser.add_argument("--gpus-per-node", type=cli.positive_count, default=8, metavar="N", help="default 8")
+    parser.add_argument(
+        "--gpu-memory", type=cli.positive_number, default=80.0, metavar="GIB", help="of one GPU (default 80)"
+    )
     length = "tokens of the long prompt, such as 131072 or 128K (default: as many as the model's window takes)"
-    parser.add_argument("--length", type=_count, metavar="N", help=length)
-    parser.add_argument("--short", type=_count, default=1024, metavar="N", help="of the short prompt (default 1024)")
-    parser.add_argument("--response", type=_count, default=128, metavar="N", help="of a response (default 128)")
+    parser.add_argument("--length", type=cli.positive_count, metavar="N", help=length)
+    parser.add_argument(
+        "--short", type=cli.positive_count, default=1024, metavar="N", help="of the short prompt (default 1024)"
+    )
+    parser.add_argument(
+        "--response", type=cli.positive_count, default=128, metavar="N", help="of a response (default 128)"
+    )
     samples = f"of an epoch (default: those of data.train where it is at hand, else {SAMPLES})"
-    parser.add_argument("--samples", type=_count, metavar="N", help=samples)
+    parser.add_argument("--samples", type=cli.positive_count, metavar="N", help=samples)
     state = "optimizer state over the data- and context-parallel ranks, on each, or in host memory (default sharded)"
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sharded", help=state)
     assumed = parser.add_argument_group("assumptions")
     mfu = "share of the peak that a GPU reaches while it computes (default 0.4)"
     assumed.add_argument("--mfu", type=_share, default=machine.mfu, metavar="SHARE", help=mfu)
     peak = "peak of a GPU in bf16 (default 989, H100)"
-    assumed.add_argument("--tflops", type=_positive, default=machine.tflops, metavar="N", help=peak)
+    assumed.add_argument("--tflops", type=cli.positive_number, default=machine.tflops, metavar="N", help=peak)
     node, network = "GB/s between GPUs of a node (default 300)", "GB/s of a GPU to other nodes (default 40)"
-    assumed.add_argument("--node-bandwidth", type=_positive, default=machine.node_gbs, metavar="N", help=node)
-    assumed.add_argument("--network-bandwidth", type=_positive, default=machine.network_gbs, metavar="N", help=network)
+    assumed.add_argument("--node-bandwidth", type=cli.positive_number, default=machine.node_gbs, metavar="N", help=node)
+    assumed.add_argument(
+        "--network-bandwidth", type=cli.positive_number, default=machine.network_gbs, metavar="N", help=network
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--plot", type=Path, metavar="PNG", help="draw the peak against the length of the long prompt")
     output.add_argument("--json", action="store_true", help="print all of it as JSON, as the last line of stdout")

@@ -15,9 +15,9 @@ import torch
 from solopo_nemo import cli, environment
 from solopo_nemo.benchmarking.memory import PeakMemory
 from solopo_nemo.data.output import atomic_text
+from solopo_nemo.signals import StopRequest
 from solopo_nemo.training import logs
 from solopo_nemo.training.config import load_config
-from solopo_nemo.training.signals import StopRequest
 
 
 class StepMeter(pl.Callback):

@@ -18,6 +18,7 @@ from rich.progress import Progress as Bars
 
 from solopo_nemo import environment
 from solopo_nemo.errors import UserError
+from solopo_nemo.signals import held_back
 
 T = TypeVar("T")
 Progress = Callable[[str, int], Callable[[], None]]
@@ -59,7 +60,8 @@ def run_apart(function: Callable[..., T], *arguments: Any, cuda: bool = True) ->
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(1, context, initializer=_leave_job, initargs=(cuda,)) as pool:
         try:
-            future = pool.submit(_quietly, function, *arguments)
+            with held_back():
+                future = pool.submit(_quietly, function, *arguments)
             while not future.done():
                 wait([future], timeout=0.5)  # a signal that another thread takes wakes nobody
             return future.result()

@@ -20,7 +20,7 @@ from solopo_nemo.reproduction.pool import kill_children, make_pool
 from solopo_nemo.reproduction.runs import Result, run_method, score_start
 from solopo_nemo.reproduction.start import Start, make_start
 from solopo_nemo.reproduction.study import Cell
-from solopo_nemo.training.signals import stopping_at_once
+from solopo_nemo.signals import stopping_at_once
 
 START_SECONDS = 75.0
 _PAIRS_SECONDS = 110.0  # of 800 pairs

@@ -21,8 +21,8 @@ from solopo_nemo.data.output import atomic_text
 from solopo_nemo.errors import RunFault, UserError
 from solopo_nemo.model.gradient import gradient_norm
 from solopo_nemo.model.mixin import Loss, ObjectiveReduction
+from solopo_nemo.signals import StopRequest
 from solopo_nemo.training.datamodule import TripletDataModule
-from solopo_nemo.training.signals import StopRequest
 
 SAMPLES = 128
 """At least so many are looked at, in whole global batches: the norms of small batches differ by a factor of ten."""

@@ -25,6 +25,7 @@ from solopo_nemo.model import device
 from solopo_nemo.model.hf import read_config
 from solopo_nemo.model.strategy import SoLoPOStrategy
 from solopo_nemo.planning import load_shape
+from solopo_nemo.signals import StopRequest
 from solopo_nemo.training.balance import AutoAlpha
 from solopo_nemo.training.cache import ReferenceCache, cache_key
 from solopo_nemo.training.config import RunConfig
@@ -38,7 +39,6 @@ from solopo_nemo.training.reference import CachedReference, OnlineReference
 from solopo_nemo.training.resume import to_resume_from
 from solopo_nemo.training.saving import Checkpoints
 from solopo_nemo.training.selection import checkpoints_to_keep
-from solopo_nemo.training.signals import StopRequest
 
 LOSS_SCALE = 1.0
 """With one, Megatron looks for gradients that are not finite, and leaves the update out."""

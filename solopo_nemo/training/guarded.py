@@ -10,11 +10,11 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from solopo_nemo import cli, environment
 from solopo_nemo.errors import RunFault, UserError
+from solopo_nemo.signals import StopRequest
 from solopo_nemo.training.config import RunConfig
 from solopo_nemo.training.faults import OWN, Fault, FaultFiles, as_run_fault, kind_of, lost_ranks
 from solopo_nemo.training.fit import fit
 from solopo_nemo.training.memory_advice import memory_advice
-from solopo_nemo.training.signals import StopRequest
 from solopo_nemo.training.watchdog import Watchdog
 
 logger = logging.getLogger("solopo_nemo.rank")

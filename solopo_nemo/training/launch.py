@@ -17,6 +17,7 @@ from solopo_nemo import cli, environment
 from solopo_nemo.cli import EXIT_RESUMABLE
 from solopo_nemo.data.output import atomic_text, check_writable
 from solopo_nemo.errors import UserError
+from solopo_nemo.signals import SIGNALS, Stopped, StopRequest, spare_helpers, stopping_at_once
 from solopo_nemo.training import logs
 from solopo_nemo.training.checkpoints import saved_checkpoints, step_of
 from solopo_nemo.training.config import RunConfig, load_config, read_config, save_config
@@ -24,7 +25,6 @@ from solopo_nemo.training.layout import check_world, local_world
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.resume import changes, settle_earlier_run
 from solopo_nemo.training.selection import Selection
-from solopo_nemo.training.signals import SIGNALS, Stopped, StopRequest, spare_helpers, stopping_at_once
 
 logger = logging.getLogger("solopo_nemo")
 

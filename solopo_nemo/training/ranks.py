@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from solopo_nemo import cli, environment
 from solopo_nemo.cli import EXIT_RESUMABLE
+from solopo_nemo.signals import StopRequest, handled_by
 from solopo_nemo.training.faults import FaultFiles, job_fault
-from solopo_nemo.training.signals import StopRequest, handled_by
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -86,7 +86,8 @@ def run_ranks(launch: LaunchConfig, command: str, arguments: Sequence[str], repo
         again = number == signal.SIGINT and stop.received
         stop.note(number, _)
         for rank in psutil.Process().children():
-            rank.send_signal(signal.SIGKILL if again else signal.SIGTERM)
+            with suppress(psutil.NoSuchProcess):
+                rank.send_signal(signal.SIGKILL if again else signal.SIGTERM)
 
     try:
         with handled_by(forward):

@@ -18,9 +18,9 @@ from rich.progress import Progress
 from solopo_nemo.data.packing import pack
 from solopo_nemo.errors import UserError
 from solopo_nemo.model.scoring import frozen_copy, score_batches
+from solopo_nemo.signals import StopRequest
 from solopo_nemo.training.cache import ReferenceCache, Scores
 from solopo_nemo.training.datamodule import TripletDataModule, packing_layout
-from solopo_nemo.training.signals import StopRequest
 
 
 class CachedReference(pl.Callback):

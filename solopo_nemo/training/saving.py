@@ -25,6 +25,7 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 from solopo_nemo import environment
 from solopo_nemo.errors import RunFault
 from solopo_nemo.model import device
+from solopo_nemo.signals import SIGNALS, StopRequest
 from solopo_nemo.training.checkpoints import (
     PREFIX,
     FileRecord,
@@ -34,7 +35,6 @@ from solopo_nemo.training.checkpoints import (
     sync_folder,
     write_manifest,
 )
-from solopo_nemo.training.signals import SIGNALS, StopRequest
 
 
 class Checkpoints(pl.Callback):

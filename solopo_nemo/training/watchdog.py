@@ -19,8 +19,8 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from solopo_nemo import cli, environment
 from solopo_nemo.errors import RunFault
+from solopo_nemo.signals import StopRequest
 from solopo_nemo.training.faults import Fault, FaultFiles, hung_ranks
-from solopo_nemo.training.signals import StopRequest
 
 GRACE = timedelta(minutes=2)
 """How much longer than a step a collective may last: the watchdogs, which know more, come first."""

@@ -8,8 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -92,3 +95,13 @@ def until(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = 
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
     return value
+
+
+def ranks(parent: subprocess.Popen[Any]) -> list[psutil.Process]:
+    """The ranks that a launcher started, by rank."""
+    numbers: dict[psutil.Process, int] = {}
+    for child in psutil.Process(parent.pid).children():
+        with suppress(psutil.NoSuchProcess):  # a zombie too: a helper that ended while it was looked at
+            if "RANK" in (variables := child.environ()):
+                numbers[child] = int(variables["RANK"])
+    return sorted(numbers, key=lambda child: numbers[child])

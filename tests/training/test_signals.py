@@ -6,15 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
-from runs import ENVIRONMENT, ROOT, command, rows, until
+from runs import ENVIRONMENT, ROOT, command, ranks, rows, until
 
+from solopo_nemo.signals import Stopped, StopRequest, handled_by, held_back, stopping_at_once
 from solopo_nemo.training.ranks import EXIT_RESUMABLE
-from solopo_nemo.training.signals import Stopped, StopRequest, handled_by, stopping_at_once
 
 LONG = ["trainer.max_steps=100000", "trainer.checkpoint_every=100000", "evaluation.name=none", "parallel.data=2"]
 
@@ -30,9 +30,57 @@ def test_a_signal_stops_at_once_only_inside_the_block() -> None:
     assert stop.received
 
 
+class _Interrupted(Exception):
+    pass
+
+
+def test_signals_wait_until_a_block_has_run() -> None:
+    done: list[str] = []
+
+    def interrupt(number: int, _: object) -> None:
+        raise _Interrupted(number)
+
+    with handled_by(interrupt):
+        with pytest.raises(_Interrupted, match=str(int(signal.SIGUSR1))), held_back():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            done.append("whole")
+        assert signal.getsignal(signal.SIGUSR1) is interrupt
+    assert done == ["whole"]
+
+
+def test_a_thread_other_than_the_main_one_gets_no_signals_to_hold_back() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def work() -> object:
+        with held_back():
+            return signal.getsignal(signal.SIGUSR1)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() == before
+
+
+ENDING = """
+import os, signal
+from solopo_nemo import cli
+
+class Late:
+    def __del__(self):  # when Python has given the signals back already
+        os.kill(os.getpid(), signal.SIGTERM)
+
+late = Late()
+signal.signal(signal.SIGTERM, lambda *_: None)
+cli.run(lambda: cli.EXIT_RESUMABLE)
+"""
+
+
+def test_a_signal_while_python_shuts_down_does_not_change_the_exit_code() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING], env=ENVIRONMENT, check=False, timeout=60)
+    assert done.returncode == EXIT_RESUMABLE
+
+
 SPARING = """
 import os, signal, subprocess, sys
-from solopo_nemo.training.signals import StopRequest, spare_helpers
+from solopo_nemo.signals import StopRequest, spare_helpers
 
 stop = StopRequest()
 signal.signal(signal.SIGUSR1, stop.note)
@@ -55,21 +103,25 @@ def test_a_signal_to_all_processes_spares_what_a_rank_has_started() -> None:
 APART = """
 import signal, sys, time
 from pathlib import Path
+from solopo_nemo import cli
 from solopo_nemo.model.apart import run_apart
-from solopo_nemo.training.signals import SIGNALS, Stopped, StopRequest, stopping_at_once
+from solopo_nemo.signals import SIGNALS, Stopped, StopRequest, stopping_at_once
 
 def work(progress):
     Path(sys.argv[1]).touch()
     time.sleep(600)
 
-if __name__ == "__main__":
+def main():
     for number in SIGNALS:
         signal.signal(number, StopRequest().note)  # as a rank does
     try:
         with stopping_at_once():
             run_apart(work)
     except Stopped:
-        sys.exit(75)
+        return cli.EXIT_RESUMABLE
+
+if __name__ == "__main__":
+    cli.run(main)
 """
 
 
@@ -96,12 +148,6 @@ def start(words: list[str]) -> subprocess.Popen[str]:
 
 def steps(output: Path) -> list[int]:
     return [row["step"] for row in rows(output)] if (output / "metrics.jsonl").exists() else []
-
-
-def ranks(parent: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The ranks that a launcher started, by rank."""
-    children = [c for c in psutil.Process(parent.pid).children() if "RANK" in c.environ()]
-    return sorted(children, key=lambda c: int(c.environ()["RANK"]))
 
 
 def saved_and_stopped(output: Path, before: int) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import ENVIRONMENT, ROOT, command, rows, run, started, until
+from runs import ENVIRONMENT, ROOT, command, ranks, rows, run, started, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -63,7 +63,7 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 
 
 def ranks_started(process: subprocess.Popen[bytes]) -> Callable[[], object]:
-    return lambda: sum("RANK" in child.environ() for child in psutil.Process(process.pid).children()) == 2
+    return lambda: len(ranks(process)) == 2
 
 
 def test_twenty_kills_leave_no_trace(finished: Path, tmp_path: Path) -> None:

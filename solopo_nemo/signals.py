@@ -28,6 +28,24 @@ def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 
 @contextmanager
+def held_back() -> Iterator[None]:
+    """Let the signals wait until the block has run: for what must not be left half done.
+
+    A thread that is being started cannot be waited for yet, which an executor that is told to shut down does.
+    """
+    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread alone
+        yield
+        return
+    waiting: list[int] = []
+    try:
+        with handled_by(lambda number, _: waiting.append(number)):
+            yield
+    finally:
+        for number in waiting:
+            signal.raise_signal(number)
+
+
+@contextmanager
 def stopping_at_once() -> Iterator[None]:
     """Raise :class:`Stopped` wherever the block is when the first signal comes."""
     stopped = False
@@ -40,6 +58,12 @@ def stopping_at_once() -> Iterator[None]:
 
     with handled_by(stop):
         yield
+
+
+def ignore_signals() -> None:
+    """Ignore them to the end of the process, which Python does not when it shuts down: a second one would kill it."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def spare_helpers() -> None:
