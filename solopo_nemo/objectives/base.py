@@ -69,6 +69,7 @@ class Objective(ABC):
     distance: str = choice("abs", DISTANCES, "distance between the short and the long side")
     huber_delta: float = number(1.0, "where distance=huber turns from squared to linear", above=0.0)
     detach_short: bool = flag(False, "hold the short side of the alignment fixed, so that only the long side moves")
+    detach_higher: bool = flag(False, "hold the higher side of the alignment fixed: it lifts, and pulls nothing down")
     alignment_reference: str = choice(
         "policy",
         ("policy", "full"),
@@ -242,6 +243,11 @@ class Objective(ABC):
             short, long = (self._aligned_side(f"{prompt}_{answer}", policy, reference) for prompt in PROMPTS)
             if self.detach_short:
                 short = short.detach()
+            if self.detach_higher:
+                short, long = (
+                    torch.where(short > long, short.detach(), short),
+                    torch.where(long > short, long.detach(), long),
+                )
             apart = distance(short, long)
             losses.append(apart if self.align_on == "logp" else self.s(apart))
             gaps.append(short - long)
@@ -279,4 +285,5 @@ class UnalignedObjective(Objective):
     distance: str = fixed("abs")
     huber_delta: float = fixed(1.0)
     detach_short: bool = fixed(False)
+    detach_higher: bool = fixed(False)
     alignment_reference: str = fixed("policy")

@@ -36,6 +36,6 @@ class CollapseWatch:
         self.warned = True
         return (
             f"step {row['step']}: the policy is collapsing: logps/chosen sank from {first_logp:.1f} to {logp:.1f} "
-            f"while align/gap closed from {first_gap:.3g} to {gap:.3g}. Try objective.detach_short=true, "
+            f"while align/gap closed from {first_gap:.3g} to {gap:.3g}. Try objective.detach_higher=true, "
             "objective.nll_weight=0.2, or a smaller objective.alpha or optim.lr"
         )

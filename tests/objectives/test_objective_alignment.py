@@ -89,6 +89,38 @@ def test_gradient_flows_through_both_sides_and_detached_only_through_the_long_on
     assert alone[2] is None
 
 
+@pytest.mark.parametrize("distance", ["abs", "squared", "huber"])
+@pytest.mark.parametrize("align", ["chosen", "both"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_with_the_higher_side_held_the_alignment_lifts_the_lower_one_and_pulls_nothing_down(
+    batch, name, align, distance
+):
+    policy, reference = batch(n=64)
+    answers = ("chosen", "rejected") if align == "both" else ("chosen",)
+    names = tuple(f"{prompt}_{answer}" for prompt in ("short", "long") for answer in answers)
+    free, held = (build_objective(name, align=align, distance=distance, detach_higher=flag) for flag in (False, True))
+    assert torch.equal(held(policy, reference).per_sample, free(policy, reference).per_sample)
+    moved = dict(zip(names, gradients(held.alignment(policy, reference).loss, policy, names), strict=True))
+    pulled = dict(zip(names, gradients(free.alignment(policy, reference).loss, policy, names), strict=True))
+    for answer in answers:
+        # the rewards grow with the log-probability of a sequence of one length
+        lower = policy[f"short_{answer}"].logp < policy[f"long_{answer}"].logp
+        assert lower.any() and not lower.all()
+        for side, moves in (("short", lower), ("long", ~lower)):
+            got, whole = moved[f"{side}_{answer}"], pulled[f"{side}_{answer}"]
+            assert torch.equal(got, torch.where(moves, whole, torch.zeros_like(whole)))
+            assert (got <= 0).all()  # gradient descent moves it up
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_with_both_held_only_a_lower_long_side_moves(batch, name):
+    policy, reference = batch(n=16)
+    objective = build_objective(name, detach_short=True, detach_higher=True)
+    short, long = gradients(objective.alignment(policy, reference).loss, policy, ("short_chosen", "long_chosen"))
+    assert short is None or not short.any()
+    assert torch.equal(long != 0, policy["long_chosen"].logp < policy["short_chosen"].logp)
+
+
 @pytest.mark.parametrize("detach", [False, True])
 @pytest.mark.parametrize("name", FAMILY)
 def test_a_loss_is_its_rest_and_alpha_times_its_alignment(batch, name, detach):

@@ -39,6 +39,7 @@ SHARED = {
     "distance": "abs",
     "huber_delta": 1.0,
     "detach_short": False,
+    "detach_higher": False,
     "alignment_reference": "policy",
     "nll_weight": 0.0,
     "prompt": "short",

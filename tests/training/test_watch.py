@@ -24,7 +24,7 @@ def test_a_sinking_policy_with_a_closing_gap_is_reported_once() -> None:
     (step, message), *more = warnings(line(-20, -80), line(3, 0.3))
     assert not more
     assert 10 <= step < 40
-    assert "objective.detach_short=true" in message
+    assert "objective.detach_higher=true" in message
 
 
 def test_a_closing_gap_alone_is_what_is_wanted() -> None:
