@@ -99,7 +99,10 @@ def _curves(suite: Suite, frames: dict[str, pd.DataFrame], theme: Theme) -> Figu
 
 
 def _line(axis: Axes, frame: pd.DataFrame, length: str, ticks: list[int], label: str, colour: str, marker: str) -> None:
-    points = [(ticks.index(int(x)), level([some["value"].to_numpy()])) for x, some in frame.groupby(length)]
+    points = [
+        (ticks.index(int(x)), level([some["value"].to_numpy()], [some["id"].tolist()]))
+        for x, some in frame.groupby(length)
+    ]
     if not points:
         return
     values = np.array([[one.value, one.value - one.low, one.high - one.value] for _, one in points])

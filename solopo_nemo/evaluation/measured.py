@@ -111,23 +111,22 @@ def _chosen(view: View, frame: pd.DataFrame) -> pd.DataFrame | None:
     return frame if len(frame) else None
 
 
-def _groups(view: View, frame: pd.DataFrame) -> list[Values]:
-    """One value a question (the mean over seeds), a group for each label that counts alike."""
+def _groups(view: View, frame: pd.DataFrame) -> tuple[list[Values], list[list[str]]]:
+    """One value a question and label (the mean over seeds), and its id; a group for each label that counts alike."""
     keys = [column for column in frame.columns if column not in (_VALUE, _SEED)]
     questions = frame.groupby(keys, sort=True, dropna=False)[_VALUE].mean().reset_index()
-    if not view.each:
-        return [questions[_VALUE].to_numpy()]
-    return [group[_VALUE].to_numpy() for _, group in questions.groupby(list(view.each), sort=True)]
+    parts = [part for _, part in questions.groupby(list(view.each), sort=True)] if view.each else [questions]
+    return [part[_VALUE].to_numpy() for part in parts], [part[_ID].tolist() for part in parts]
 
 
 def _mean(view: View, frame: pd.DataFrame | None) -> Mean | None:
-    return None if frame is None else level(_groups(view, frame))
+    return None if frame is None else level(*_groups(view, frame))
 
 
 def _over_seeds(view: View, frame: pd.DataFrame | None) -> float | None:
     if frame is None or _SEED not in frame or frame[_SEED].nunique() < 2:
         return None
-    runs = [mean(_groups(view, run)).value for _, run in frame.groupby(_SEED)]
+    runs = [mean(*_groups(view, run)).value for _, run in frame.groupby(_SEED)]
     return float(pd.Series(runs).std(ddof=1))
 
 
@@ -139,4 +138,4 @@ def _gain(view: View, first: pd.DataFrame | None, other: pd.DataFrame | None) ->
     if both.empty:
         return None
     both[_VALUE] -= both.pop(f"{_VALUE}_first")
-    return mean(_groups(view, both))
+    return mean(*_groups(view, both))

@@ -70,11 +70,13 @@ class Mean:
     count: int
 
 
-def mean(groups: Sequence[Values], seed: int = 0) -> Mean:
-    """The macro average of groups of values, such as datasets; questions are drawn anew within each group.
+def mean(groups: Sequence[Values], questions: Sequence[Sequence[str]] | None = None, seed: int = 0) -> Mean:
+    """The macro average of groups of values, such as datasets, with an interval from drawing the questions anew.
 
     Args:
         groups: one array of scores (or of paired differences) a group, none empty.
+        questions: ids beside them: what belongs to one question, at several depths perhaps, is drawn together, and
+            questions that are in the same groups are drawn among each other. None: each value is a question's only one.
         seed: of the resamples.
 
     Raises:
@@ -82,24 +84,39 @@ def mean(groups: Sequence[Values], seed: int = 0) -> Mean:
     """
     if not groups or not all(len(group) for group in groups):
         raise ValueError("a mean needs groups that hold values")
-    random = np.random.default_rng(seed)
-    drawn = np.mean([_resampled(group, random) for group in groups], axis=0)
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    sizes = np.array([len(group) for group in groups])
+    drawn = _resampled(*_by_question(groups, questions), np.random.default_rng(seed)) / sizes
+    low, high = np.quantile(drawn.mean(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     value = float(np.mean([group.mean() for group in groups]))
-    return Mean(value, float(low), float(high), sum(map(len, groups)))
+    return Mean(value, float(low), float(high), int(sizes.sum()))
 
 
-def level(groups: Sequence[Values], seed: int = 0) -> Mean:
+def level(groups: Sequence[Values], questions: Sequence[Sequence[str]] | None = None, seed: int = 0) -> Mean:
     """:func:`mean` of scores from 0 to 1; of right and wrong alone Wilson's interval, which is none of width 0."""
-    if len(groups) == 1 and np.isin(groups[0], (0.0, 1.0)).all():
+    once = questions is None or len(set(questions[0])) == len(questions[0])
+    if len(groups) == 1 and once and np.isin(groups[0], (0.0, 1.0)).all():
         low, high = wilson_interval(int(groups[0].sum()), len(groups[0]))
         return Mean(float(groups[0].mean()), low, high, len(groups[0]))
-    return mean(groups, seed)
+    return mean(groups, questions, seed)
 
 
-def _resampled(values: Values, random: np.random.Generator) -> Values:
-    """Means of resamples, ``[RESAMPLES]``."""
-    # by how often each distinct value comes: the same draws as of single questions, and no matrix of them
-    distinct, counts = np.unique(values, return_counts=True)
-    drawn = random.multinomial(len(values), counts / len(values), size=RESAMPLES)
-    return np.asarray(drawn @ distinct / len(values), dtype=np.float64)
+def _by_question(groups: Sequence[Values], questions: Sequence[Sequence[str]] | None) -> tuple[Values, Values]:
+    """Sum and number of a question's values in each group, both ``[questions, groups]``."""
+    sizes = [len(group) for group in groups]
+    column = np.repeat(np.arange(len(groups)), sizes)
+    row = np.arange(sum(sizes)) if questions is None else np.unique(np.concatenate(questions), return_inverse=True)[1]
+    sums, counts = np.zeros((2, row.max() + 1, len(groups)))
+    np.add.at(sums, (row, column), np.concatenate(groups))
+    np.add.at(counts, (row, column), 1.0)
+    return sums, counts
+
+
+def _resampled(sums: Values, counts: Values, random: np.random.Generator) -> Values:
+    """Sums of resamples, ``[RESAMPLES, groups]``."""
+    total = np.zeros((RESAMPLES, sums.shape[1]))
+    for pattern in np.unique(counts, axis=0):
+        alike = sums[(counts == pattern).all(1)]
+        # by how often each distinct row comes: the same draws as of single questions, and no matrix of them
+        distinct, times = np.unique(alike, axis=0, return_counts=True)
+        total += random.multinomial(len(alike), times / len(alike), size=RESAMPLES) @ distinct
+    return total

@@ -109,6 +109,30 @@ def test_right_and_wrong_alone_have_an_interval_of_some_width() -> None:
     assert level([np.array([0.5, 0.5])]).low == 0.5
 
 
+def test_what_belongs_to_one_question_is_drawn_together() -> None:
+    random = np.random.default_rng(3)
+    base = random.random(200)
+    # the same questions at two depths, with the same scores: no more is known than from one of them
+    ids = [f"q{i}" for i in range(200)]
+    one, both = mean([base], [ids]), mean([base, base], [ids, ids])
+    apart = mean([base, base], [ids, [f"r{i}" for i in range(200)]])
+    assert (both.value, both.count) == (pytest.approx(one.value), 400)
+    assert both.high - both.low == pytest.approx(one.high - one.low, rel=0.1)
+    assert apart.high - apart.low == pytest.approx((one.high - one.low) / 2**0.5, rel=0.1)
+    # in one group, too; and scores that cancel leave nothing to doubt
+    within = mean([np.concatenate([base, base])], [ids + ids])
+    assert within.high - within.low == pytest.approx(one.high - one.low, rel=0.1)
+    opposite = mean([base, 1 - base], [ids, ids])
+    assert (opposite.low, opposite.high) == (pytest.approx(0.5), pytest.approx(0.5))
+
+
+def test_wilsons_interval_is_for_questions_that_come_once() -> None:
+    right, ids = np.array([1.0] * 30 + [0.0] * 10), [f"q{i}" for i in range(40)]
+    assert level([right], [ids]) == level([right])
+    twice = level([np.concatenate([right, right])], [ids + ids])
+    assert twice.high - twice.low == pytest.approx(level([right]).high - level([right]).low, rel=0.15)
+
+
 def test_nothing_has_no_mean() -> None:
     with pytest.raises(ValueError, match="hold values"):
         mean([])
