@@ -57,34 +57,19 @@ def _summary(arguments: argparse.Namespace, summary: dict[str, object]) -> int:
     return 0
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-def _minutes(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
-
-
-_count.__name__, _minutes.__name__ = "positive whole number", "positive number"
-
-
 def _parser() -> cli.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = cli.ArgumentParser(description=__doc__, formatter_class=raw, usage=argparse.SUPPRESS)
-    parser.add_argument("--seeds", type=_count, default=2, metavar="N", help="of each cell of the map (default 2)")
+    parser.add_argument(
+        "--seeds", type=cli.positive_count, default=2, metavar="N", help="of each cell of the map (default 2)"
+    )
     rates = "learning rates: the highest alone, or both (default 2)"
     parser.add_argument("--rates", type=int, choices=(1, 2), default=2, help=rates)
     parser.add_argument("--plan", action="store_true", help="say what would run and how long it takes; run nothing")
     page = "write the page and its plots from the JSON of --results; run nothing"
     parser.add_argument("--page", action="store_true", help=page)
     minutes = "begin no run after so many minutes, and write the page of those that there are"
-    parser.add_argument("--minutes", type=_minutes, default=math.inf, metavar="N", help=minutes)
+    parser.add_argument("--minutes", type=cli.positive_number, default=math.inf, metavar="N", help=minutes)
     out = "folder of the starting model, the pairs and the runs (default outputs/reproduction)"
     parser.add_argument("--out", type=Path, default=Path("outputs/reproduction"), metavar="FOLDER", help=out)
     results = "folder for the results as JSON, and for the plots (default FOLDER of --out/results)"
@@ -92,7 +77,7 @@ def _parser() -> cli.ArgumentParser:
     document = "page to write (default collapse.md beside that folder, whose plots it shows)"
     parser.add_argument("--document", type=Path, metavar="FILE", help=document)
     workers = "trainings side by side, of one thread each (default 2)"
-    parser.add_argument("--workers", type=_count, default=2, metavar="N", help=workers)
+    parser.add_argument("--workers", type=cli.positive_count, default=2, metavar="N", help=workers)
     parser.add_argument("--json", action="store_true", help="print a summary as the last line of stdout, as JSON")
     return parser
 

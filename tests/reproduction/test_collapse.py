@@ -16,9 +16,13 @@ from solopo_nemo.objectives import SequenceScores, build_objective
 from solopo_nemo.reproduction.collapse.cells import (
     ALPHAS,
     AUTO,
+    FORMS,
+    FREE,
     GAPS,
+    HIGHER,
     OBJECTIVES,
     RATES,
+    SHORT,
     STEPS,
     VANILLA,
     Cell,
@@ -26,7 +30,7 @@ from solopo_nemo.reproduction.collapse.cells import (
     control,
 )
 from solopo_nemo.reproduction.collapse.choice import choices
-from solopo_nemo.reproduction.collapse.forces import critical_alpha, forces, lasting_alpha
+from solopo_nemo.reproduction.collapse.forces import aligned_gap, critical_alpha, forces, lasting_alpha
 from solopo_nemo.reproduction.collapse.measured import Replay, StartFacts, Velocity
 from solopo_nemo.reproduction.collapse.outcome import Outcome
 from solopo_nemo.reproduction.collapse.page import write_page
@@ -99,13 +103,23 @@ def test_an_nll_term_pushes_too() -> None:
     assert helped - plain == pytest.approx(0.2 / N / 0.1)
 
 
+SMALL, LARGE = dict.fromkeys(OBJECTIVES, 0.1) | {"orpo": 2.0}, dict.fromkeys(OBJECTIVES, 2.7)
 FACTS = {
-    2: StartFacts(2, 4.0, -0.3, -0.6, -7.0, 0.1, 3.0, 7.0, 0.5, CRITICAL, LASTING),
-    8: StartFacts(8, 4.0, -0.3, -11.0, -7.0, 2.7, 4.0, 36.0, 0.1, CRITICAL, LASTING),
+    2: StartFacts(2, 4.0, -0.3, -0.6, -7.0, 0.2, 3.0, 7.0, 0.5, SMALL, CRITICAL, LASTING),
+    8: StartFacts(8, 4.0, -0.3, -11.0, -7.0, 0.01, 4.0, 36.0, 0.1, LARGE, CRITICAL, LASTING),
 }
 
 
-def outcome(objective: str, held: bool, alpha: float | str, gap: int, short: int, long: int = 50) -> Outcome:
+def test_a_gap_is_measured_on_the_scale_that_is_aligned() -> None:
+    policy, reference = scores()
+    for name in OBJECTIVES:
+        below = P * math.exp(-GAP / N)
+        expected = odds(P) - odds(below) if name == "orpo" else GAP / N
+        assert aligned_gap(build_objective(name), policy, reference) == pytest.approx(expected, rel=1e-6)
+    assert FACTS[2].carried == pytest.approx(0.5 * 7 / 3)
+
+
+def outcome(objective: str, form: str, alpha: float | str, gap: int, short: int, long: int = 50) -> Outcome:
     fall = -10.0 if short < 50 else -0.5
     steps = torch.linspace(0, 1, STEPS).tolist()
     curves = {
@@ -115,46 +129,51 @@ def outcome(objective: str, held: bool, alpha: float | str, gap: int, short: int
         "rewards/margin": steps,
     }
     return Outcome(
-        Cell(objective, held, alpha, gap, RATES[1], 0), 0.4 if alpha == AUTO else alpha, 100, short, long, curves
+        Cell(objective, form, alpha, gap, RATES[1], 0), 0.4 if alpha == AUTO else alpha, 100, short, long, curves
     )
 
 
 def test_the_rule() -> None:
-    assert predicted_safe("dpo", True, 100.0, FACTS[8])
-    assert predicted_safe("dpo", False, 100.0, FACTS[2])
-    assert predicted_safe("orpo", False, 0.5, FACTS[8])
-    assert not predicted_safe("orpo", False, 0.51, FACTS[8])
-    assert not predicted_safe("dpo", False, 0.1, FACTS[8])
+    assert all(predicted_safe(name, HIGHER, 100.0, facts) for name in OBJECTIVES for facts in FACTS.values())
+    # the short side held: where the long one is behind
+    assert predicted_safe("dpo", SHORT, 100.0, FACTS[8])
+    assert not predicted_safe("dpo", SHORT, 0.1, FACTS[2])
+    # both free: a small gap, or the lasting alpha
+    assert predicted_safe("dpo", FREE, 100.0, FACTS[2])
+    assert not predicted_safe("orpo", FREE, 100.0, FACTS[2])
+    assert predicted_safe("orpo", FREE, 0.5, FACTS[8])
+    assert not predicted_safe("orpo", FREE, 0.51, FACTS[8])
+    assert not predicted_safe("dpo", FREE, 0.1, FACTS[8])
 
 
 def test_a_collapse_is_a_loss_beyond_its_interval() -> None:
-    beside = controls([outcome("dpo", False, VANILLA, 8, 95)])
-    assert collapsed([outcome("dpo", False, 1.0, 8, 40)], beside)
-    assert not collapsed([outcome("dpo", False, 1.0, 8, 84)], beside)
+    beside = controls([outcome("dpo", FREE, VANILLA, 8, 95)])
+    assert collapsed([outcome("dpo", FREE, 1.0, 8, 40)], beside)
+    assert not collapsed([outcome("dpo", FREE, 1.0, 8, 84)], beside)
     # what the preference term does by itself is not the alignment's doing
-    assert not collapsed([outcome("dpo", False, 1.0, 8, 40)], controls([outcome("dpo", False, VANILLA, 8, 45)]))
+    assert not collapsed([outcome("dpo", FREE, 1.0, 8, 40)], controls([outcome("dpo", FREE, VANILLA, 8, 45)]))
     assert change((50, 100), (50, 100)).value == 0
     assert change((0, 100), (0, 100)).half > 0
 
 
 def test_prediction_and_outcome_are_counted_by_cell() -> None:
     found = [
-        outcome("orpo", False, 0.1, 8, 95),
-        outcome("dpo", False, 1.0, 8, 10),
-        outcome("dpo", False, 3.0, 8, 95),
-        outcome("dpo", False, 1.0, 2, 10),
-        outcome("dpo", True, 1.0, 8, 95),
+        outcome("orpo", FREE, 0.1, 8, 95),
+        outcome("dpo", FREE, 1.0, 8, 10),
+        outcome("dpo", FREE, 3.0, 8, 95),
+        outcome("dpo", FREE, 1.0, 2, 10),
+        outcome("dpo", SHORT, 1.0, 8, 95),
         # the same cell at the other learning rate, without harm: it still counts as collapsed
-        replace(outcome("dpo", False, 1.0, 8, 95), cell=Cell("dpo", False, 1.0, 8, RATES[0], 0)),
+        replace(outcome("dpo", FREE, 1.0, 8, 95), cell=Cell("dpo", FREE, 1.0, 8, RATES[0], 0)),
     ]
-    found += [replace(outcome("dpo", False, VANILLA, 8, 95), cell=cell) for cell in {control(o.cell) for o in found}]
-    free, held = (agreement(found, FACTS, form) for form in (False, True))
+    found += [replace(outcome("dpo", FREE, VANILLA, 8, 95), cell=cell) for cell in {control(o.cell) for o in found}]
+    free, held = (agreement(found, FACTS, form) for form in (FREE, SHORT))
     assert (free.safe_kept, free.safe_collapsed, free.unsafe_kept, free.unsafe_collapsed) == (1, 1, 1, 1)
     assert (held.safe_kept, held.safe_collapsed, held.unsafe_kept, held.unsafe_collapsed) == (1, 0, 0, 0)
 
 
 def test_the_warning_is_tried_on_what_the_runs_left() -> None:
-    found = [outcome("dpo", False, 1.0, 8, 10), outcome("dpo", True, 1.0, 8, 95), outcome("dpo", False, VANILLA, 8, 95)]
+    found = [outcome("dpo", FREE, 1.0, 8, 10), outcome("dpo", SHORT, 1.0, 8, 95), outcome("dpo", FREE, VANILLA, 8, 95)]
     counted = alarm(found, 5.0)
     assert (counted.collapsed_warned, counted.collapsed_silent) == (1, 0)
     assert (counted.kept_warned, counted.kept_silent) == (0, 1)
@@ -162,11 +181,11 @@ def test_the_warning_is_tried_on_what_the_runs_left() -> None:
 
 
 def test_auto_is_compared_with_the_best_of_the_sweep() -> None:
-    sweep = [outcome("dpo", True, alpha, 8, 95, long) for alpha, long in zip(ALPHAS, (20, 80, 50), strict=True)]
-    (good,) = choices([*sweep, outcome("dpo", True, AUTO, 8, 95, 75)])
+    sweep = [outcome("dpo", SHORT, alpha, 8, 95, long) for alpha, long in zip(ALPHAS, (20, 80, 50), strict=True)]
+    (good,) = choices([*sweep, outcome("dpo", SHORT, AUTO, 8, 95, 75)])
     assert (good.best, good.chosen, good.reached) == (1.0, (0.4,), True)
     assert good.difference.value == pytest.approx(-0.025)
-    (bad,) = choices([*sweep, outcome("dpo", True, AUTO, 8, 60, 20)])
+    (bad,) = choices([*sweep, outcome("dpo", SHORT, AUTO, 8, 60, 20)])
     assert not bad.reached
     assert choices(sweep) == []
 
@@ -174,27 +193,36 @@ def test_auto_is_compared_with_the_best_of_the_sweep() -> None:
 def test_a_map_is_whole_a_seed() -> None:
     every = list(cells(2))
     assert (
-        len({cell.name for cell in every}) == len(every) == 2 * len(OBJECTIVES) * (2 * 4 + 1) * len(GAPS) * len(RATES)
+        len({cell.name for cell in every}) == len(every) == 2 * len(OBJECTIVES) * (3 * 4 + 1) * len(GAPS) * len(RATES)
     )
     assert all(cell.seed == 1 for cell in every[: len(every) // 2])
-    words = Cell("ipo", True, AUTO, 8, 1e-3, 0).run().method
+    words = Cell("ipo", SHORT, AUTO, 8, 1e-3, 0).run().method
     assert words.recipe == "solo_ipo"
     assert {"objective.alpha=auto", "objective.detach_short=true", "optim.lr=0.001"} <= set(words.overrides)
+    lifting = Cell("ipo", HIGHER, AUTO, 8, 1e-3, 0).run().method.overrides
+    assert {"objective.detach_higher=true", "objective.detach_short=false"} <= set(lifting)
 
 
 @pytest.fixture
 def study() -> Study:
     outcomes = [
-        outcome(name, held, alpha, gap, 95 if held or gap == 2 else 20)
+        outcome(name, form, alpha, gap, 95 if form != FREE or gap == 2 else 20)
         for name in OBJECTIVES
-        for held in (False, True)
+        for form in FORMS
         for alpha in (*ALPHAS, AUTO)
         for gap in GAPS
     ]
-    outcomes += [outcome(name, False, VANILLA, gap, 95) for name in OBJECTIVES for gap in GAPS]
+    outcomes += [outcome(name, FREE, VANILLA, gap, 95) for name in OBJECTIVES for gap in GAPS]
     velocities = [Velocity(step, -0.5 - step, -11.0, 3.0, -5.0 * step, 2.0) for step in range(0, 10, 2)]
     base = {1: (95, 100), 2: (92, 100), 4: (40, 100), 8: (7, 100), 16: (1, 100)}
-    return Study(1, 180, base, FACTS, [Replay("dpo", held, 8, velocities) for held in (False, True)], outcomes)
+    return Study(1, 260, base, FACTS, [Replay("dpo", form, 8, velocities) for form in FORMS], outcomes)
+
+
+def test_a_replay_in_short(study: Study) -> None:
+    taken = study.replays[0]
+    first, second = taken.halves
+    assert (first.own, second.own, first.carried) == (-10.0, -35.0, 2.0)
+    assert taken.down == 4
 
 
 def test_a_study_is_what_was_saved(study: Study, tmp_path: Path) -> None:
@@ -209,7 +237,7 @@ def test_a_study_is_what_was_saved(study: Study, tmp_path: Path) -> None:
 def test_a_map_that_has_not_been_run_is_not_made_up(study: Study, tmp_path: Path) -> None:
     write_page(replace(study, outcomes=[]), tmp_path / "collapse.md", tmp_path / "reproduction")
     page = (tmp_path / "collapse.md").read_text()
-    assert "0 of 180 runs are in. The forces and the rule are here; whether the rule holds is not." in page
+    assert "0 of 260 runs are in. The forces and the rule are here; whether the rule holds is not." in page
     assert [path.name for path in sorted((tmp_path / "reproduction").iterdir())] == [
         "collapse-why-dark.png",
         "collapse-why.png",
@@ -220,7 +248,7 @@ def test_a_map_that_has_not_been_run_is_not_made_up(study: Study, tmp_path: Path
 def test_the_page_says_what_was_measured(study: Study, tmp_path: Path) -> None:
     write_page(study, tmp_path / "collapse.md", tmp_path / "reproduction")
     page = (tmp_path / "collapse.md").read_text()
-    assert "90 of 180 runs are in" in page
+    assert "130 of 260 runs are in" in page
     for figure in re.findall(r"\]\((reproduction/[^)#]+)", page):
         assert (tmp_path / figure).is_file()
     assert len(re.findall(r"-dark\.png", page)) == 3

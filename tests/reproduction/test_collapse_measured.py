@@ -10,7 +10,7 @@ import torch
 
 from solopo_nemo.objectives import build_objective
 from solopo_nemo.reproduction.collapse import measured
-from solopo_nemo.reproduction.collapse.cells import OBJECTIVES
+from solopo_nemo.reproduction.collapse.cells import FORMS, OBJECTIVES
 from solopo_nemo.reproduction.collapse.measured import NAMES, load_model, measure_start, read_samples, replay, score
 from solopo_nemo.reproduction.start import Pretraining, make_model, make_tokenizer
 from solopo_nemo.reproduction.world import training_questions
@@ -53,22 +53,23 @@ def test_the_facts_of_a_start(start: Path, pairs: Path) -> None:
     facts = measure_start(start, pairs, 2)
     assert facts.tokens == 4
     assert -1 <= facts.cosine <= 1
-    assert facts.gap_nats * facts.tokens >= abs(facts.logp_short - facts.logp_long)
+    assert all(gap * facts.tokens >= abs(facts.logp_short - facts.logp_long) for gap in facts.gaps.values())
+    assert 0 <= facts.ahead <= 1
     assert facts.critical.keys() == OBJECTIVES.keys()
     # untrained, it has no gap to speak of, and that one's sign is by chance: then nothing is pulled down
     assert all(alpha >= 0 for alpha in facts.critical.values())
 
 
-@pytest.mark.parametrize(("name", "held"), [("dpo", False), ("orpo", True)])
+@pytest.mark.parametrize(("name", "form"), [("dpo", "free"), ("orpo", "short"), ("simpo", "higher")])
 def test_the_pushes_are_what_a_small_step_does(
-    start: Path, pairs: Path, name: str, held: bool, monkeypatch: pytest.MonkeyPatch
+    start: Path, pairs: Path, name: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measured, "STEPS", 2)
-    first = replay(start, pairs, name, held, 2).velocities[0]
+    first = replay(start, pairs, name, form, 2).velocities[0]
     model, samples = load_model(start).double(), read_samples(start, pairs, measured.BATCH)
     scores = score(model, samples)
     reference = {n: s.logp.detach() for n, s in scores.items()}
-    loss = build_objective(name, alpha=1.0, detach_short=held)(scores, reference).loss
+    loss = build_objective(name, alpha=1.0, **dict.fromkeys(FORMS[form].options, True))(scores, reference).loss
     step = 1e-6
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     with torch.no_grad():
@@ -76,4 +77,4 @@ def test_the_pushes_are_what_a_small_step_does(
             parameter -= step * gradient
         moved = score(model, samples)["short_chosen"].logp.mean() - scores["short_chosen"].logp.mean()
     assert first.rest + first.own + first.carried == pytest.approx(moved.item() / step, rel=1e-2)
-    assert (first.own == 0) == held
+    assert (first.own == 0) == (form == "short")

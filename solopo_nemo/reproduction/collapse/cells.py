@@ -10,8 +10,28 @@ from solopo_nemo.reproduction.methods import Method
 from solopo_nemo.reproduction.runs import Run
 
 OBJECTIVES = {"dpo": "DPO", "simpo": "SimPO", "orpo": "ORPO", "ipo": "IPO", "slic": "SLiC"}
-FORMS = {False: "both sides free", True: "short side held"}
-"""By ``objective.detach_short``; the first one is the paper's."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Through which sides the alignment's gradient flows.
+
+    Attributes:
+        title: on the page.
+        options: of the objective, that are on.
+    """
+
+    title: str
+    options: tuple[str, ...]
+
+
+FORMS = {
+    "free": Form("both sides free", ()),
+    "short": Form("short side held", ("detach_short",)),
+    "higher": Form("higher side held", ("detach_higher",)),
+}
+"""The first one is the paper's."""
+FREE, SHORT, HIGHER = FORMS
 ALPHAS: tuple[float, ...] = (0.1, 1.0, 3.0)
 VANILLA = 0.0
 """The alpha of the control: what the preference term does to short contexts by itself."""
@@ -31,7 +51,7 @@ class Cell:
 
     Attributes:
         objective: its name.
-        held: ``objective.detach_short``.
+        form: one of :data:`FORMS`.
         alpha: a number, or ``auto``; 0 is the vanilla objective.
         gap: see :data:`GAPS`.
         rate: highest learning rate.
@@ -39,7 +59,7 @@ class Cell:
     """
 
     objective: str
-    held: bool
+    form: str
     alpha: float | str
     gap: int
     rate: float
@@ -49,21 +69,24 @@ class Cell:
     def name(self) -> str:
         """Of its files."""
         alpha = self.alpha if isinstance(self.alpha, str) else f"{self.alpha:g}"
-        form = "held" if self.held else "free"
-        return f"{self.objective}-{form}-{alpha}-{self.gap}x-{self.rate:g}-{self.seed}"
+        return f"{self.objective}-{self.form}-{alpha}-{self.gap}x-{self.rate:g}-{self.seed}"
 
     def run(self) -> Run:
         """The run by the recipe."""
         recipe = f"solo_{self.objective}"
-        form = f"objective.detach_short={str(self.held).lower()}"
+        # the embedded presets hold the short side: every option is given
+        every = sorted({option for form in FORMS.values() for option in form.options})
+        form = [f"objective.{option}={str(option in FORMS[self.form].options).lower()}" for option in every]
         alpha = f"objective.alpha={self.alpha if isinstance(self.alpha, str) else format(self.alpha, 'g')}"
-        method = Method(self.name, self.name, recipe, (form, alpha, f"optim.lr={self.rate:g}"), "short", self.objective)
+        method = Method(
+            self.name, self.name, recipe, (*form, alpha, f"optim.lr={self.rate:g}"), "short", self.objective
+        )
         return Run(method, self.seed, long=self.gap, steps=STEPS, lengths=(1, self.gap), questions=QUESTIONS)
 
 
 def control(cell: Cell) -> Cell:
-    """The vanilla run beside a cell, the same for both forms."""
-    return replace(cell, held=False, alpha=VANILLA)
+    """The vanilla run beside a cell, the same for all forms."""
+    return replace(cell, form=FREE, alpha=VANILLA)
 
 
 _OVERHEAD, _STEP, _LONG_STEP = 8.0, 0.08, 0.024
@@ -80,6 +103,6 @@ def cells(seeds: int, rates: tuple[float, ...] = RATES) -> Iterator[Cell]:
     for seed, rate, gap in product(range(FIRST, FIRST + seeds), reversed(rates), reversed(GAPS)):
         tried: tuple[float | str, ...] = (*ALPHAS, AUTO)
         for objective in OBJECTIVES:
-            yield control(Cell(objective, False, VANILLA, gap, rate, seed))
-            for held, alpha in product(FORMS, tried):
-                yield Cell(objective, held, alpha, gap, rate, seed)
+            yield control(Cell(objective, FREE, VANILLA, gap, rate, seed))
+            for form, alpha in product(FORMS, tried):
+                yield Cell(objective, form, alpha, gap, rate, seed)

@@ -15,7 +15,7 @@ class Choice:
     """One setting: what the sweep found and what was chosen without one.
 
     Attributes:
-        objective, held, gap, rate: the setting.
+        objective, form, gap, rate: the setting.
         best: the swept alpha with the highest score.
         chosen: what auto chose, each seed.
         scores: of each alpha: share of right answers, over short and long contexts together.
@@ -23,7 +23,7 @@ class Choice:
     """
 
     objective: str
-    held: bool
+    form: str
     gap: int
     rate: float
     best: float
@@ -39,11 +39,11 @@ class Choice:
 
 def choices(outcomes: Iterable[Outcome]) -> list[Choice]:
     """All settings that have a sweep and a run with auto."""
-    settings: dict[tuple[str, bool, int, float], dict[float | str, list[Outcome]]] = {}
-    for (objective, held, alpha, gap, rate), found in by_cell(o for o in outcomes if o.cell.alpha != VANILLA).items():
-        settings.setdefault((objective, held, gap, rate), {})[alpha] = found
+    settings: dict[tuple[str, str, int, float], dict[float | str, list[Outcome]]] = {}
+    for (objective, form, alpha, gap, rate), found in by_cell(o for o in outcomes if o.cell.alpha != VANILLA).items():
+        settings.setdefault((objective, form, gap, rate), {})[alpha] = found
     made = []
-    for (objective, held, gap, rate), alphas in settings.items():
+    for (objective, form, gap, rate), alphas in settings.items():
         swept = [alpha for alpha in alphas if not isinstance(alpha, str)]
         if AUTO not in alphas or not swept:
             continue
@@ -52,7 +52,7 @@ def choices(outcomes: Iterable[Outcome]) -> list[Choice]:
         best = max(swept, key=lambda alpha: scores[alpha])
         chosen = tuple(outcome.alpha for outcome in alphas[AUTO])
         made.append(
-            Choice(objective, held, gap, rate, best, chosen, scores, change(counts[AUTO], counts[best])),
+            Choice(objective, form, gap, rate, best, chosen, scores, change(counts[AUTO], counts[best])),
         )
     return made
 

@@ -13,21 +13,24 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from solopo_nemo.plotting import THEMES, WIDTH, Theme, save_figure, style
-from solopo_nemo.reproduction.collapse.cells import ALPHAS, FORMS, GAPS, OBJECTIVES, VANILLA
+from solopo_nemo.reproduction.collapse.cells import ALPHAS, FORMS, FREE, GAPS, HIGHER, OBJECTIVES, SHORT, VANILLA
 from solopo_nemo.reproduction.collapse.choice import choices
+from solopo_nemo.reproduction.collapse.measured import Replay
 from solopo_nemo.reproduction.collapse.outcome import pooled
 from solopo_nemo.reproduction.collapse.rule import by_cell, predicted_safe
 from solopo_nemo.reproduction.collapse.study import Study
 
 Draw = Callable[[Figure, Study, Theme], None]
+ACROSS = 3
+"""Replays side by side."""
 
 
 def draw_all(study: Study, folder: Path) -> list[str]:
     """Write every figure for which there is something to draw; their names, without suffix."""
     drawn = []
     for name, size, draw, wanted in (
-        ("collapse-why", (1.5 * WIDTH, 4.6), _draw_why, bool(study.replays)),
-        ("collapse-map", (1.5 * WIDTH, 5.2), _draw_map, bool(study.outcomes)),
+        ("collapse-why", (1.5 * WIDTH, 4.6 * -(-len(study.replays) // ACROSS)), _draw_why, bool(study.replays)),
+        ("collapse-map", (1.5 * WIDTH, 2.6 * len(FORMS)), _draw_map, bool(study.outcomes)),
         ("collapse-auto", (WIDTH, 4.2), _draw_auto, bool(choices(study.outcomes))),
     ):
         if not wanted:
@@ -42,30 +45,44 @@ def draw_all(study: Study, folder: Path) -> list[str]:
 
 
 def _draw_why(figure: Figure, study: Study, theme: Theme) -> None:
-    axes = figure.subplots(2, len(study.replays), sharex=True, sharey="row", squeeze=False)
-    for (above, below), taken in zip(axes.T, study.replays, strict=True):
-        steps = [v.step for v in taken.velocities]
-        above.set_title(f"{OBJECTIVES[taken.objective]}, {FORMS[taken.held]}", fontsize=10)
-        above.plot(steps, [v.short for v in taken.velocities], color=theme.blue, label="short prompt")
-        above.plot(steps, [v.long for v in taken.velocities], color=theme.green, label="long prompt")
-        below.axhline(0, color=theme.muted, linewidth=0.8)
-        parts = [
-            ("rest", "rest of the loss", theme.blue),
-            ("carried", "alignment, long side", theme.green),
-            ("own", "alignment, short side", theme.orange),
-        ]
-        for name, label, colour in parts:
-            if name == "own" and taken.held:
-                continue
-            below.plot(steps, [getattr(v, name) for v in taken.velocities], color=colour, label=label)
-        below.set_yscale("symlog", linthresh=10)
-        below.set_xlabel("step")
-    axes[0][0].set_ylabel("log-probability of\nthe chosen answer (nats)")
-    axes[1][0].set_ylabel("push on the short\nprompt's log-probability")
-    axes[0][-1].legend(fontsize=8)
-    # where the short side is held, the lower half is empty
-    empty = next((i for i, taken in enumerate(study.replays) if taken.held), 0)
-    axes[1][empty].legend(handles=axes[1][0].get_lines()[1:], fontsize=8, loc="lower left")
+    """A column a replay, so many to a row: log-probabilities above, pushes below."""
+    rows = -(-len(study.replays) // ACROSS)
+    axes = figure.subplots(2 * rows, ACROSS, sharex=True, squeeze=False)
+    for place, taken in enumerate(study.replays):
+        row, column = divmod(place, ACROSS)
+        _draw_replay(axes[2 * row][column], axes[2 * row + 1][column], taken, theme)
+    for row in range(rows):
+        above, below = axes[2 * row], axes[2 * row + 1]
+        above[0].set_ylabel("log-probability of\nthe chosen answer (nats)")
+        below[0].set_ylabel("push on the short\nprompt's log-probability")
+        for shared in (above, below):
+            lows, highs = zip(*(axis.get_ylim() for axis in shared), strict=True)
+            for axis in shared:
+                axis.set_ylim(min(lows), max(highs))
+    for axis in axes.flat[len(study.replays) :]:
+        axis.axis("off")
+    axes[0][0].legend(fontsize=8)
+    # the first column has all parts
+    axes[1][0].legend(handles=axes[1][0].get_lines()[1:], fontsize=8, loc="upper right")
+
+
+def _draw_replay(above: Axes, below: Axes, taken: Replay, theme: Theme) -> None:
+    steps = [v.step for v in taken.velocities]
+    above.set_title(f"{OBJECTIVES[taken.objective]}, {FORMS[taken.form].title}, {taken.gap}x", fontsize=10)
+    above.plot(steps, [v.short for v in taken.velocities], color=theme.blue, label="short prompt")
+    above.plot(steps, [v.long for v in taken.velocities], color=theme.green, label="long prompt")
+    below.axhline(0, color=theme.muted, linewidth=0.8)
+    parts = [
+        ("rest", "rest of the loss", theme.blue),
+        ("carried", "alignment, long side", theme.green),
+        ("own", "alignment, short side", theme.orange),
+    ]
+    for name, label, colour in parts:
+        if name == "own" and taken.form == SHORT:
+            continue
+        below.plot(steps, [getattr(v, name) for v in taken.velocities], color=colour, label=label)
+    below.set_yscale("symlog", linthresh=10)
+    below.set_xlabel("step")
 
 
 def _draw_map(figure: Figure, study: Study, theme: Theme) -> None:
@@ -73,19 +90,19 @@ def _draw_map(figure: Figure, study: Study, theme: Theme) -> None:
     columns = [(gap, rate, alpha) for gap in GAPS for rate in rates for alpha in (VANILLA, *ALPHAS)]
     found = by_cell(study.outcomes)
     colours = LinearSegmentedColormap.from_list("kept", [theme.orange, theme.background, theme.green])
-    for axis, (held, form) in zip(figure.subplots(len(FORMS), 1), FORMS.items(), strict=True):
+    for axis, (form, names) in zip(figure.subplots(len(FORMS), 1), FORMS.items(), strict=True):
         shown = np.full((len(OBJECTIVES), len(columns)), np.nan)
         for y, objective in enumerate(OBJECTIVES):
             for x, (gap, rate, alpha) in enumerate(columns):
-                if outcomes := found.get((objective, held and alpha != VANILLA, alpha, gap, rate)):
+                if outcomes := found.get((objective, form if alpha != VANILLA else FREE, alpha, gap, rate)):
                     short, _, asked = pooled(outcomes)
                     shown[y, x] = 100 * short / asked
                     axis.text(x, y, f"{shown[y, x]:.0f}", ha="center", va="center", fontsize=8, color=theme.ink)
-                if alpha != VANILLA and not predicted_safe(objective, held, alpha, study.facts[gap]):
+                if alpha != VANILLA and not predicted_safe(objective, form, alpha, study.facts[gap]):
                     corner = (x - 0.46, y - 0.46)
                     axis.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=theme.ink, linewidth=1.2))
         axis.imshow(shown, cmap=colours, vmin=0, vmax=100, aspect="auto", alpha=0.75)
-        _name_cells(axis, columns, form)
+        _name_cells(axis, columns, names.title)
 
 
 def _name_cells(axis: Axes, columns: list[tuple[int, float, float]], form: str) -> None:
@@ -113,13 +130,14 @@ def _name_cells(axis: Axes, columns: list[tuple[int, float, float]], form: str) 
 def _draw_auto(figure: Figure, study: Study, theme: Theme) -> None:
     axis = figure.subplots()
     made = choices(study.outcomes)
-    for held, form in FORMS.items():
-        own = [choice for choice in made if choice.held == held]
+    marks = {FREE: (theme.orange, "^"), SHORT: (theme.blue, "o"), HIGHER: (theme.green, "s")}
+    for form, names in FORMS.items():
+        own = [choice for choice in made if choice.form == form]
         best = [100 * choice.scores[choice.best] for choice in own]
         auto = [100 * (choice.scores[choice.best] + choice.difference.value) for choice in own]
         half = [100 * choice.difference.half for choice in own]
-        colour, marker = (theme.blue, "o") if held else (theme.orange, "^")
-        axis.errorbar(best, auto, yerr=half, fmt=marker, color=colour, label=form, linewidth=0.8)
+        colour, marker = marks[form]
+        axis.errorbar(best, auto, yerr=half, fmt=marker, color=colour, label=names.title, linewidth=0.8)
     axis.axline((50, 50), slope=1, color=theme.muted, linewidth=0.8)
     axis.set_xlabel("best alpha of the sweep: right, short and long (%)")
     axis.set_ylabel("objective.alpha=auto: right (%)")

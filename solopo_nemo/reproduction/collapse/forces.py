@@ -88,3 +88,17 @@ def lasting_alpha(
     late = {name: SequenceScores(sunk + scores.logp - short.logp, scores.tokens) for name, scores in policy.items()}
     late["short_rejected"] = SequenceScores(torch.full_like(sunk, WON), policy["short_rejected"].tokens)
     return critical_alpha(objective, late, reference)
+
+
+def aligned_gap(
+    objective: Objective, policy: Mapping[str, SequenceScores], reference: Mapping[str, Tensor] | None
+) -> float:
+    """Mean gap between the two sides in nats a token, on the scale on which the objective aligns them.
+
+    Log-probabilities, or log-odds with ORPO: one is a unit of the other where a token is improbable.
+    """
+    gap = objective.alignment(policy, reference).metrics["align/gap"]
+    tokens = policy[HELD_UP].tokens
+    unlikely = {name: SequenceScores(-50.0 * tokens.double(), tokens) for name in policy}
+    unlikely["long_chosen"] = SequenceScores(-51.0 * tokens.double(), tokens)
+    return float(gap / objective.alignment(unlikely, reference).metrics["align/gap"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
 from solopo_nemo.data.triplets import SEQUENCES, Needs, read_triplets
 from solopo_nemo.objectives import Objective, SequenceScores, build_objective
-from solopo_nemo.reproduction.collapse.cells import OBJECTIVES
-from solopo_nemo.reproduction.collapse.forces import critical_alpha, lasting_alpha
+from solopo_nemo.reproduction.collapse.cells import FORMS, OBJECTIVES
+from solopo_nemo.reproduction.collapse.forces import aligned_gap, critical_alpha, lasting_alpha
 
 NAMES = ("short_chosen", "short_rejected", "long_chosen")
 SAMPLES = 128
@@ -37,9 +37,10 @@ class StartFacts:
         tokens: of a response, mean.
         logp_short, logp_long, logp_rejected: mean log-probability of the chosen answer after either prompt, and of the
             rejected one after the short prompt, nats.
-        gap_nats: mean of ``|logp_short - logp_long|`` a response token.
+        ahead: share of the gap, summed over the samples, where the long side has the higher log-probability.
         norm_short, norm_long: of the gradients of ``logp_short`` and ``logp_long``.
         cosine: of the angle between these gradients.
+        gaps: by objective, what :func:`solopo_nemo.reproduction.collapse.forces.aligned_gap` gives.
         critical, lasting: by objective, what :func:`solopo_nemo.reproduction.collapse.forces.critical_alpha` and
             :func:`~solopo_nemo.reproduction.collapse.forces.lasting_alpha` give, with both sides free.
     """
@@ -49,12 +50,18 @@ class StartFacts:
     logp_short: float
     logp_long: float
     logp_rejected: float
-    gap_nats: float
+    ahead: float
     norm_short: float
     norm_long: float
     cosine: float
+    gaps: dict[str, float]
     critical: dict[str, float]
     lasting: dict[str, float]
+
+    @property
+    def carried(self) -> float:
+        """How far a push on the long side moves the short one, in units of the same push on the short side."""
+        return self.cosine * self.norm_long / self.norm_short
 
 
 @dataclass(frozen=True)
@@ -81,15 +88,26 @@ class Replay:
     """A short training in which every gradient is taken apart.
 
     Attributes:
-        objective, held: which loss, at alpha 1.
+        objective, form: which loss, at alpha 1.
         gap: of its pairs.
         velocities: every other step.
     """
 
     objective: str
-    held: bool
+    form: str
     gap: int
     velocities: list[Velocity]
+
+    @property
+    def halves(self) -> tuple[Velocity, Velocity]:
+        """Means over the first and over the second half of the steps."""
+        middle = (len(self.velocities) + 1) // 2
+        return _mean(self.velocities[:middle]), _mean(self.velocities[middle:])
+
+    @property
+    def down(self) -> int:
+        """At how many of the steps the alignment as a whole drives the short side down."""
+        return sum(v.own + v.carried < 0 for v in self.velocities)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -99,6 +117,11 @@ class Replay:
     def from_json(cls, values: dict[str, Any]) -> Replay:
         """A replay out of plain values."""
         return cls(**{**values, "velocities": [Velocity(**v) for v in values["velocities"]]})
+
+
+def _mean(velocities: Sequence[Velocity]) -> Velocity:
+    rows = [astuple(velocity) for velocity in velocities]
+    return Velocity(rows[0][0], *(sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:]))
 
 
 def read_samples(start: Path, pairs: Path, count: int) -> Samples:
@@ -155,21 +178,22 @@ def measure_start(start: Path, pairs: Path, gap: int) -> StartFacts:
         logp_short=short.mean().item(),
         logp_long=long.mean().item(),
         logp_rejected=rejected.mean().item(),
-        gap_nats=((short - long).abs() / tokens).mean().item(),
+        ahead=((long - short).clamp(min=0).sum() / (short - long).abs().sum()).item(),
         norm_short=of_short.norm().item(),
         norm_long=of_long.norm().item(),
         cosine=(of_short @ of_long / (of_short.norm() * of_long.norm())).item(),
+        gaps={name: aligned_gap(build_objective(name), scores, reference) for name in OBJECTIVES},
         critical={name: critical_alpha(build_objective(name), scores, reference) for name in OBJECTIVES},
         lasting={name: lasting_alpha(build_objective(name), scores, reference) for name in OBJECTIVES},
     )
 
 
-def replay(start: Path, pairs: Path, name: str, held: bool, gap: int) -> Replay:
+def replay(start: Path, pairs: Path, name: str, form: str, gap: int) -> Replay:
     """Train as the map's runs do, in plain PyTorch, and take the gradient of every other step apart.
 
     AdamW with a cosine schedule, a batch of 16 and gradients clipped to 1; alpha 1.
     """
-    objective = build_objective(name, alpha=1.0, detach_short=held)
+    objective = build_objective(name, alpha=1.0, **dict.fromkeys(FORMS[form].options, True))
     model, samples = load_model(start), read_samples(start, pairs, BATCH * STEPS)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
@@ -186,7 +210,7 @@ def replay(start: Path, pairs: Path, name: str, held: bool, gap: int) -> Replay:
         objective(scores, fixed).loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-    return Replay(name, held, gap, velocities)
+    return Replay(name, form, gap, velocities)
 
 
 def _batches(samples: Samples) -> list[Samples]:

@@ -9,11 +9,30 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from solopo_nemo.data.output import atomic_text
-from solopo_nemo.reproduction.collapse.cells import ALPHAS, AUTO, FORMS, GAPS, OBJECTIVES, QUESTIONS, STEPS, VANILLA
+from solopo_nemo.reproduction.collapse.cells import (
+    ALPHAS,
+    AUTO,
+    FORMS,
+    GAPS,
+    HIGHER,
+    OBJECTIVES,
+    QUESTIONS,
+    STEPS,
+    VANILLA,
+)
 from solopo_nemo.reproduction.collapse.choice import Choice, choices
 from solopo_nemo.reproduction.collapse.figures import draw_all
 from solopo_nemo.reproduction.collapse.outcome import pooled
-from solopo_nemo.reproduction.collapse.rule import FALLEN, SMALL_GAP, agreement, alarm, by_cell, collapsed, controls
+from solopo_nemo.reproduction.collapse.rule import (
+    FALLEN,
+    HARDLY,
+    SMALL_GAP,
+    agreement,
+    alarm,
+    by_cell,
+    collapsed,
+    controls,
+)
 from solopo_nemo.reproduction.collapse.study import Study
 
 _ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -49,13 +68,14 @@ def write_page(study: Study, page: Path, figures: Path) -> None:
         rates=sorted({outcome.cell.rate for outcome in study.outcomes}),
         fallen=round(100 * FALLEN),
         small_gap=SMALL_GAP,
+        hardly=HARDLY,
         base={length: 100 * right / asked for length, (right, asked) in study.base.items()},
-        agreements={held: agreement(study.outcomes, study.facts, held) for held in FORMS},
+        agreements={form: agreement(study.outcomes, study.facts, form) for form in FORMS},
         lost=_lost(study),
         alarms=[alarm(study.outcomes, least) for least in LEAST],
         choices=made,
-        reached={held: sum(c.reached for c in made if c.held == held) for held in FORMS},
-        tried={held: sum(c.held == held for c in made) for held in FORMS},
+        reached={form: sum(c.reached for c in made if c.form == form) for form in FORMS},
+        tried={form: sum(c.form == form for c in made) for form in FORMS},
         verdict=_verdict(made),
         figures={name: f"{figures.resolve().relative_to(page.parent.resolve())}/{name}" for name in drawn},
         number=_number,
@@ -67,29 +87,33 @@ def write_page(study: Study, page: Path, figures: Path) -> None:
 def _lost(study: Study) -> list[dict[str, Any]]:
     """By form, gap and learning rate, how many cells lost the short contexts, and what the long ones became."""
     beside = controls(study.outcomes)
-    rows: dict[tuple[bool, int, float], list[tuple[bool, float]]] = {}
-    for (_, held, alpha, gap, rate), found in by_cell(study.outcomes).items():
+    rows: dict[tuple[str, int, float], list[tuple[bool, float]]] = {}
+    for (_, form, alpha, gap, rate), found in by_cell(study.outcomes).items():
         if alpha in (AUTO, VANILLA):
             continue
         _, long, asked = pooled(found)
-        rows.setdefault((held, gap, rate), []).append((collapsed(found, beside), long / asked))
+        rows.setdefault((form, gap, rate), []).append((collapsed(found, beside), long / asked))
     return [
         {
-            "form": FORMS[held],
+            "form": FORMS[form].title,
             "gap": gap,
             "rate": rate,
             "cells": len(cells),
             "lost": sum(lost for lost, _ in cells),
             "best": 100 * max(long for _, long in cells),
         }
-        for (held, gap, rate), cells in sorted(rows.items())
+        for (form, gap, rate), cells in sorted(
+            rows.items(), key=lambda row: (list(FORMS).index(row[0][0]), *row[0][1:])
+        )
     ]
 
 
 def _verdict(made: list[Choice]) -> str:
-    """In words, whether ``auto`` reaches the swept optimum where it has to."""
-    settings = {(c.objective, c.gap, c.rate) for c in made if c.held and c.reached}
-    return "reached" if len(settings) >= NEEDED and all(c.reached for c in made if c.held) else "not reached everywhere"
+    """In words, whether ``auto`` reaches the swept optimum in the form that it is meant for."""
+    meant = [c for c in made if c.form == HIGHER]
+    if len(meant) < NEEDED:
+        return "not resolved"
+    return "reached" if all(c.reached for c in meant) else "not reached everywhere"
 
 
 def _number(value: float, digits: int = 2) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from solopo_nemo.reproduction.collapse.cells import VANILLA, Cell, control
+from solopo_nemo.reproduction.collapse.cells import HIGHER, SHORT, VANILLA, Cell, control
 from solopo_nemo.reproduction.collapse.measured import StartFacts
 from solopo_nemo.reproduction.collapse.outcome import Outcome, pooled
 from solopo_nemo.training.watch import CollapseWatch
@@ -14,17 +14,19 @@ from solopo_nemo.training.watch import CollapseWatch
 SMALL_GAP = math.log(2.0)
 """Nats a response token. The pull ends when the gap is closed, so the short side falls by the gap at most; a token that
 was certain then keeps a probability of one half, and greedy decoding still says it."""
+HARDLY = 0.05
+"""Share of the gap with the long side ahead, up to which that side is behind as good as everywhere."""
 FALLEN = 0.10
 """Share of the questions on short contexts by which a collapsed policy is behind the vanilla one, at least."""
 Z = 1.96
 
-Key = tuple[str, bool, float | str, int, float]
+Key = tuple[str, str, float | str, int, float]
 """A cell without its seed."""
 
 
 def key(cell: Cell) -> Key:
     """What the runs of one cell share."""
-    return cell.objective, cell.held, cell.alpha, cell.gap, cell.rate
+    return cell.objective, cell.form, cell.alpha, cell.gap, cell.rate
 
 
 def by_cell(outcomes: Iterable[Outcome]) -> dict[Key, list[Outcome]]:
@@ -35,13 +37,19 @@ def by_cell(outcomes: Iterable[Outcome]) -> dict[Key, list[Outcome]]:
     return found
 
 
-def predicted_safe(objective: str, held: bool, alpha: float, facts: StartFacts) -> bool:
-    """Whether the short side is out of danger whatever the learning rate and the length of the run.
+def predicted_safe(objective: str, form: str, alpha: float, facts: StartFacts) -> bool:
+    """Whether the alignment is kept from pulling the short side down, whatever the length of the run.
 
-    It is where the alignment does not pull it down (``detach_short``), where the gap is small, or where the rest of the
-    loss still holds it up when the margin is won.
+    With the higher side held it pulls nothing down. With the short side held it pulls the long one down wherever that
+    is ahead, and the short one goes along: safe where it hardly ever is. With both free it pulls the short one down
+    where that is ahead: safe where the gap is small, or where the rest of the loss still holds it up when the margin is
+    won.
     """
-    return held or facts.gap_nats < SMALL_GAP or alpha <= facts.lasting[objective]
+    if form == HIGHER:
+        return True
+    if form == SHORT:
+        return facts.ahead <= HARDLY
+    return facts.gaps[objective] < SMALL_GAP or alpha <= facts.lasting[objective]
 
 
 @dataclass(frozen=True)
@@ -104,20 +112,20 @@ class Agreement:
     unsafe_collapsed: int
 
 
-def agreement(outcomes: Sequence[Outcome], facts: Mapping[int, StartFacts], held: bool) -> Agreement:
+def agreement(outcomes: Sequence[Outcome], facts: Mapping[int, StartFacts], form: str) -> Agreement:
     """Count the cells of one form; a cell is collapsed where it did so at one learning rate at least.
 
     Args:
         outcomes: of the map.
         facts: of the starting model, by gap.
-        held: the form.
+        form: one of them.
     """
     beside = controls(outcomes)
     verdicts: dict[tuple[str, float | str, int], tuple[bool, bool]] = {}
-    for (objective, form, alpha, gap, _), found in by_cell(outcomes).items():
-        if form != held or alpha == VANILLA:
+    for (objective, own, alpha, gap, _), found in by_cell(outcomes).items():
+        if own != form or alpha == VANILLA:
             continue
-        safe = all(predicted_safe(objective, form, o.alpha, facts[gap]) for o in found)
+        safe = all(predicted_safe(objective, own, o.alpha, facts[gap]) for o in found)
         _, earlier = verdicts.get((objective, alpha, gap), (safe, False))
         verdicts[objective, alpha, gap] = (safe, earlier or collapsed(found, beside))
     counts = [sum(v == pair for v in verdicts.values()) for pair in _PAIRS]

@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from solopo_nemo.data.output import atomic_text
 from solopo_nemo.errors import UserError
-from solopo_nemo.reproduction.collapse.cells import FIRST, GAPS, QUESTIONS, RATES, cells
+from solopo_nemo.reproduction.collapse.cells import FIRST, FREE, GAPS, HIGHER, QUESTIONS, RATES, SHORT, cells
 from solopo_nemo.reproduction.collapse.measured import Replay, StartFacts, measure_start, replay
 from solopo_nemo.reproduction.collapse.outcome import Outcome, run_cell
 from solopo_nemo.reproduction.pairs import PairPlan, make_pairs
@@ -24,8 +24,11 @@ from solopo_nemo.reproduction.runs import LENGTHS
 from solopo_nemo.reproduction.scoring import score_model
 from solopo_nemo.reproduction.start import Start, make_start
 
-REPLAYS = (("dpo", False), ("dpo", True), ("orpo", False))
-"""Objectives and forms whose gradients are taken apart, on the pairs of the largest gap."""
+REPLAYS = (
+    ("dpo", FREE, 8), ("dpo", SHORT, 8), ("orpo", FREE, 8),
+    ("dpo", FREE, 2), ("dpo", SHORT, 2), ("dpo", HIGHER, 2),
+)  # fmt: skip
+"""Objectives, forms and gaps whose gradients are taken apart."""
 
 T = TypeVar("T")
 
@@ -131,13 +134,15 @@ def run_study(work: Path, seeds: int, workers: int, rates: Sequence[float] = RAT
 def _measure(
     submit: Callable[..., Future[Any]], work: Path, start: Start, pairs: dict[tuple[int, int], Path], seeds: int
 ) -> tuple[dict[int, StartFacts], list[Replay], dict[int, tuple[int, int]]]:
-    folder, widest = work / "collapse" / "start", max(GAPS)
+    folder = work / "collapse" / "start"
     measured = [
         submit(_kept, folder / f"facts-{gap}x.json", measure_start, start.hf, pairs[gap, FIRST], gap) for gap in GAPS
     ]
     taken = [
-        submit(_kept, folder / f"replay-{name}-{held}.json", replay, start.hf, pairs[widest, FIRST], name, held, widest)
-        for name, held in REPLAYS
+        submit(
+            _kept, folder / f"replay-{name}-{form}-{gap}x.json", replay, start.hf, pairs[gap, FIRST], name, form, gap
+        )
+        for name, form, gap in REPLAYS
     ]
     scored = [
         submit(_kept, folder / f"base-{seed}.json", _score_base, start.hf, seed) for seed in range(FIRST, FIRST + seeds)
