@@ -139,6 +139,28 @@ def test_two_signals_end_a_piece_of_work_in_a_process_of_its_own(tmp_path: Path)
             os.killpg(process.pid, signal.SIGKILL)
 
 
+EARLY = """
+import concurrent.futures.process as executors, os
+
+class Early(executors._ExecutorManagerThread):
+    def start(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        super().start()
+
+executors._ExecutorManagerThread = Early
+"""
+
+
+def test_a_signal_while_the_process_is_started_ends_the_work_as_any_other(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(APART.replace("def main():", EARLY + "def main():"))
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path / "begun")], env=ENVIRONMENT, check=False, timeout=60,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (EXIT_RESUMABLE, "")
+
+
 def start(words: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
