@@ -9,12 +9,13 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_server import write_gguf
+from llama_server import serving, write_gguf
 
 import solopo_nemo
 from solopo_nemo.data.synthetic import generate_triplets
@@ -25,7 +26,6 @@ pytestmark = pytest.mark.slow
 MODEL = Path(solopo_nemo.__file__).parent / "assets" / "tiny_qwen2"
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "sample_pairs.py"
-SERVER = Path(__file__).with_name("llama_server.py")
 KEY = "sk-not-a-real-key"
 QUESTIONS = 24
 SAMPLES = 6
@@ -66,23 +66,16 @@ def gguf_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def serve(gguf_model: Path, tmp_path: Path) -> Iterator[Serve]:
     """Starts a server and waits until it listens; every one is ended with the test."""
-    processes: list[subprocess.Popen[str]] = []
+    with ExitStack() as servers:
+        numbers = count()
 
-    def start(*options: object, slots: int = SAMPLES, context: int = 2048) -> tuple[subprocess.Popen[str], int]:
-        command = [sys.executable, str(SERVER), str(gguf_model), "--name", "tiny", *map(str, options)]
-        command += ["--slots", str(slots), "--context", str(context), "--requests", str(requests(len(processes)))]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        processes.append(process)
-        assert process.stdout is not None
-        return process, int(process.stdout.readline())
+        def start(*options: object, slots: int = SAMPLES, context: int = 2048) -> tuple[subprocess.Popen[str], int]:
+            requests = tmp_path / f"requests-{next(numbers)}"
+            return servers.enter_context(
+                serving(gguf_model, requests, "--name", "tiny", *options, "--slots", slots, "--context", context)
+            )
 
-    def requests(number: int) -> Path:
-        return tmp_path / f"requests-{number}"
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+        yield start
 
 
 def asked(folder: Path) -> int:

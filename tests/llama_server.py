@@ -8,6 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import gguf
@@ -56,6 +60,25 @@ def write_gguf(folder: Path, out: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@contextmanager
+def serving(model: Path, requests: Path, *options: object) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Start a server, give it and its port when it listens, and end it.
+
+    Args:
+        model: GGUF file.
+        requests: folder that does not exist yet; see ``--requests``.
+        *options: the others.
+    """
+    command = [sys.executable, __file__, str(model), "--requests", str(requests), *map(str, options)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        yield process, int(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait()
 
 
 def main() -> None:
