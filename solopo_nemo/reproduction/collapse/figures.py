@@ -59,11 +59,13 @@ def _draw_why(figure: Figure, study: Study, theme: Theme) -> None:
             lows, highs = zip(*(axis.get_ylim() for axis in shared), strict=True)
             for axis in shared:
                 axis.set_ylim(min(lows), max(highs))
-    for axis in axes.flat[len(study.replays) :]:
-        axis.axis("off")
-    axes[0][0].legend(fontsize=8)
-    # the first column has all parts
-    axes[1][0].legend(handles=axes[1][0].get_lines()[1:], fontsize=8, loc="upper right")
+    for place in range(len(study.replays), rows * ACROSS):
+        row, column = divmod(place, ACROSS)
+        for axis in (axes[2 * row][column], axes[2 * row + 1][column]):
+            axis.axis("off")
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+    shown = [line for label, line in lines.items() if not str(label).startswith("_")]
+    figure.legend(handles=shown, fontsize=8, loc="outside lower center", ncols=len(shown))
 
 
 def _draw_replay(above: Axes, below: Axes, taken: Replay, theme: Theme) -> None:
@@ -73,14 +75,14 @@ def _draw_replay(above: Axes, below: Axes, taken: Replay, theme: Theme) -> None:
     above.plot(steps, [v.long for v in taken.velocities], color=theme.green, label="long prompt")
     below.axhline(0, color=theme.muted, linewidth=0.8)
     parts = [
-        ("rest", "rest of the loss", theme.blue),
-        ("carried", "alignment, long side", theme.green),
-        ("own", "alignment, short side", theme.orange),
+        ("rest", "push: rest of the loss", theme.muted),
+        ("carried", "push: alignment, long side", theme.green),
+        ("own", "push: alignment, short side", theme.blue),
     ]
     for name, label, colour in parts:
         if name == "own" and taken.form == SHORT:
             continue
-        below.plot(steps, [getattr(v, name) for v in taken.velocities], color=colour, label=label)
+        below.plot(steps, [getattr(v, name) for v in taken.velocities], color=colour, linestyle="--", label=label)
     below.set_yscale("symlog", linthresh=10)
     below.set_xlabel("step")
 
