@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import math
 import sys
 from collections.abc import Callable
@@ -58,5 +59,6 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAULT)
     if code == EXIT_RESUMABLE:
-        ignore_signals()  # whoever asked to stop may ask again: the exit code must still say that the run goes on
+        # whoever asked to stop may ask again: the exit code must still say that the run goes on
+        atexit.register(ignore_signals)
     sys.exit(code or 0)
