@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from runs import ENVIRONMENT, ROOT, command, ranks, rows, until
 
-from solopo_nemo.signals import Stopped, StopRequest, handled_by, held_back, stopping_at_once
+from solopo_nemo import cli
+from solopo_nemo.signals import SIGNALS, Stopped, StopRequest, handled_by, held_back, stopping_at_once
 from solopo_nemo.training.ranks import EXIT_RESUMABLE
 
 LONG = ["trainer.max_steps=100000", "trainer.checkpoint_every=100000", "evaluation.name=none", "parallel.data=2"]
@@ -76,6 +77,13 @@ cli.run(lambda: cli.EXIT_RESUMABLE)
 def test_a_signal_while_python_shuts_down_does_not_change_the_exit_code() -> None:
     done = subprocess.run([sys.executable, "-c", ENDING], env=ENVIRONMENT, check=False, timeout=60)
     assert done.returncode == EXIT_RESUMABLE
+
+
+def test_before_python_shuts_down_a_resumable_end_changes_no_handler() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(SystemExit):
+        cli.run(lambda: EXIT_RESUMABLE)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 SPARING = """
