@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,7 +156,7 @@ def die_at_three(task: int) -> None:
 
 def write_pid(folder: Path) -> None:
     (folder / f"{os.getpid()}.pid").touch()
-    time.sleep(600)
+    threading.Event().wait()  # until it is killed
 
 
 def endless() -> Iterator[int]:
