@@ -78,21 +78,6 @@ def test_a_training_on_two_nodes_finishes(slurm: LocalSlurm, finished: tuple[Pat
     assert (output / f"slurm/job-{job}.commit").read_text().strip() in log(output, job)
 
 
-def test_a_preempted_training_goes_on_to_the_same_result(
-    slurm: LocalSlurm, finished: tuple[Path, str], tmp_path: Path
-) -> None:
-    output = tmp_path / "preempted"
-    shutil.copytree(finished[0] / "initial", output / "initial")
-    job = submit(slurm, "recipes/solo_dpo.py", f"output_dir={output}", *SMALL)
-    until("first step", lambda: (output / "metrics.jsonl").exists() and rows(output), 180)
-    slurm.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
-    slurm.start_requeued(job)
-    assert "SIGUSR1: the run saves and stops" in log(output, job)
-    assert 1 <= len(rows(output)) < 10, "it was not stopped on the way"
-    assert slurm.end_of(job, 300) == "COMPLETED", log(output, job)
-    assert rows(output) == rows(finished[0])
-
-
 class Held:
     """A training of two nodes that has taken three steps, the second saved, and waits in the fourth until released."""
 
@@ -122,21 +107,34 @@ class Held:
         return int(json.loads(self.computed.read_text().splitlines()[-1])["step"]) + 1
 
 
+def saves_and_goes_on(slurm: LocalSlurm, held: Held, finished: Path) -> None:
+    """What a warned training does."""
+    until("the warning", lambda: "SIGUSR1: the run saves and stops" in log(held.output, held.job), 90)
+    held.release()
+    slurm.start_requeued(held.job)
+    assert "stopped; requeued, to go on from the last checkpoint" in log(held.output, held.job)
+    taken = len(rows(held.output))
+    assert taken < 10, "it was not stopped on the way"
+    slurm.leave_minutes(held.job, 10)
+    assert slurm.end_of(held.job, 300) == "COMPLETED", log(held.output, held.job)
+    assert held.last_start() == 10 - taken, "it did not save when it stopped"
+    assert rows(held.output) == rows(finished)
+
+
+def test_a_preempted_training_saves_and_goes_on_to_the_same_result(
+    slurm: LocalSlurm, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    held = Held(slurm, finished[0], tmp_path)
+    slurm.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+    saves_and_goes_on(slurm, held, finished[0])
+
+
 def test_ahead_of_the_time_limit_a_training_saves_and_goes_on_to_the_same_result(
     slurm: LocalSlurm, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     held = Held(slurm, finished[0], tmp_path)
     slurm.leave_minutes(held.job, 2)
-    until("the warning", lambda: "SIGUSR1: the run saves and stops" in log(held.output, held.job), 90)
-    held.release()
-    slurm.start_requeued(held.job)
-    slurm.leave_minutes(held.job, 10)
-    assert "stopped; requeued, to go on from the last checkpoint" in log(held.output, held.job)
-    taken = len(rows(held.output))
-    assert taken < 10, "it was not stopped on the way"
-    assert slurm.end_of(held.job, 300) == "COMPLETED", log(held.output, held.job)
-    assert held.last_start() == 10 - taken, "it did not save when it stopped"
-    assert rows(held.output) == rows(finished[0])
+    saves_and_goes_on(slurm, held, finished[0])
 
 
 def test_a_training_that_loses_a_node_goes_on_from_its_last_checkpoint(
