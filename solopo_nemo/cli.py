@@ -16,6 +16,7 @@ from solopo_nemo.signals import ignore_signals
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_RESUMABLE = 75
+STOPPED = "stopped: the same command goes on from here"
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -49,8 +50,9 @@ positive_number.__name__, positive_count.__name__ = "positive number", "positive
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit with its code (None counts as 0).
 
-    A `UserError` becomes one line on stderr and exit code 2, a `RunFault` one line and exit code 1; everything else is
-    a crash with its traceback.
+    A `UserError` becomes one line on stderr and exit code 2, a `RunFault` one line and exit code 1, a stop on request
+    (Ctrl-C, or :class:`solopo_nemo.signals.Stopped`) one line and exit code 75; everything else is a crash with its
+    traceback.
     """
     try:
         code = main()
@@ -58,6 +60,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         # one line, whatever a library put into the message
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAULT)
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
+        code = EXIT_RESUMABLE
     if code == EXIT_RESUMABLE:
         # whoever asked to stop may ask again: the exit code must still say that the run goes on
         atexit.register(ignore_signals)

@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from solopo_nemo.benchmarking import commands, suite
-from solopo_nemo.benchmarking.agreement import Disagreement
 from solopo_nemo.benchmarking.head import HEADS, HeadSpec
-from solopo_nemo.benchmarking.process import MeasurementError
 from solopo_nemo.benchmarking.spec import PEERS, Shape, StepSpec
 from solopo_nemo.cli import ArgumentParser, run
 from solopo_nemo.data.lengths import token_count
 from solopo_nemo.data.output import check_writable
 from solopo_nemo.errors import UserError
 
-_EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
 _LAYOUT = ("tensor", "sequence", "context", "context_mode", "pipeline", "data")
 _PLACES = ("--out", "--work", "--peer-venv", "--again", "--json")
 
@@ -36,14 +33,7 @@ def main(argv: Sequence[str]) -> int:
     for name in ("repeats", "budget", "unit", "start", "row_chunk"):
         if getattr(arguments, name, 1) <= 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
-    try:
-        summary = arguments.function(arguments, _command(argv))
-    except (MeasurementError, Disagreement) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _EXIT_FAILED
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
-        return _EXIT_INTERRUPTED
+    summary = arguments.function(arguments, _command(argv))
     if arguments.json:
         print(json.dumps(summary))
     return 0

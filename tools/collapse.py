@@ -18,7 +18,7 @@ from pathlib import Path
 from solopo_nemo import cli
 from solopo_nemo.data.output import check_writable
 from solopo_nemo.errors import UserError
-from solopo_nemo.reproduction.collapse.cells import RATES, cells, core_minutes
+from solopo_nemo.reproduction.collapse.cells import RATES, cells
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,10 +26,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     rates = RATES[-arguments.rates :]
     if arguments.plan:
-        planned = list(cells(arguments.seeds, rates))
-        minutes = core_minutes(planned)
-        print(f"{len(planned)} runs: about {minutes:.0f} minutes of a core, {minutes / arguments.workers:.0f} on all")
-        return _summary(arguments, {"runs": [cell.name for cell in planned], "core_minutes": round(minutes, 1)})
+        return _summary(arguments, _plan(arguments, rates))
     results = arguments.results or arguments.out / "results"
     document = arguments.document or results.with_name("collapse.md")
     for key, folder in (("--out", arguments.out), ("--results", results), ("--document", document.parent)):
@@ -49,6 +46,19 @@ def main(argv: Sequence[str]) -> int:
     print(f"page: {document}")
     summary = {"document": str(document), "runs": len(study.outcomes), "planned": study.planned}
     return _summary(arguments, summary)
+
+
+def _plan(arguments: argparse.Namespace, rates: Sequence[float]) -> dict[str, object]:
+    from solopo_nemo.reproduction.collapse.study import missing_cells
+
+    planned = list(cells(arguments.seeds, tuple(rates)))
+    missing = missing_cells(planned, arguments.out)
+    minutes = sum(cell.seconds for cell in missing) / 60
+    print(
+        f"{len(planned)} runs, {len(planned) - len(missing)} of them finished: about {minutes:.0f} minutes of a core, "
+        f"{minutes / arguments.workers:.0f} on {arguments.workers} idle ones"
+    )
+    return {"runs": [cell.name for cell in missing], "core_minutes": round(minutes, 1)}
 
 
 def _summary(arguments: argparse.Namespace, summary: dict[str, object]) -> int:

@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from solopo_nemo.cli import EXIT_RESUMABLE, ArgumentParser, run
+from solopo_nemo.cli import ArgumentParser, run
 from solopo_nemo.data.lengths import token_count
 from solopo_nemo.errors import UserError
 from solopo_nemo.evaluation.measured import Measured
@@ -47,11 +46,7 @@ def main() -> int:
         if is_checkpoint(Path(arguments.model)):
             vouch = "tools/convert.py export --trust-checkpoint makes a Hugging Face folder of it"
             check_origin(Path(arguments.model), "--model", False, vouch)
-        try:
-            models = [evaluate(_model(arguments), find_suites(arguments.suite), _settings(arguments), out)]
-        except KeyboardInterrupt:
-            print("stopped: the same command goes on from here", file=sys.stderr)
-            return EXIT_RESUMABLE
+        models = [evaluate(_model(arguments), find_suites(arguments.suite), _settings(arguments), out)]
     page = write_report(models, out / "report")
     console, names = Console(stderr=True), unlike_names(models)
     for suite, views in measured_suites(models):

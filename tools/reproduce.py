@@ -24,7 +24,6 @@ from solopo_nemo.errors import UserError
 from solopo_nemo.reproduction import mini
 from solopo_nemo.reproduction.study import Size
 
-_EXIT_INTERRUPTED = 130
 _SCALES = ("mini", "7b")
 
 
@@ -34,11 +33,7 @@ def main(argv: Sequence[str]) -> int:
     scale, size = _settings(arguments.settings)
     if arguments.workers < 1:
         raise UserError(f"--workers {arguments.workers}: must be at least 1")
-    try:
-        summary = _full(arguments) if scale == "7b" else _mini(arguments, size)
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
-        return _EXIT_INTERRUPTED
+    summary = _full(arguments) if scale == "7b" else _mini(arguments, size)
     if arguments.json:
         print(json.dumps(summary))
     return 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from solopo_nemo.cli import ArgumentParser, run
+from solopo_nemo.cli import EXIT_RESUMABLE, STOPPED, ArgumentParser, run
 from solopo_nemo.data.pairs.backend import Backend, Sampling
 from solopo_nemo.data.pairs.run import PairSettings, sample_pairs
 from solopo_nemo.errors import UserError
-
-_EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 def main() -> None:
@@ -67,9 +64,9 @@ def main() -> None:
     try:
         summary = sample_pairs(settings, sampling, make_backend)
     except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr, flush=True)
+        print(STOPPED, file=sys.stderr, flush=True)
         # a plain exit would wait for the threads, and they for their answers
-        os._exit(_EXIT_INTERRUPTED)
+        os._exit(EXIT_RESUMABLE)
     _report(summary)
     if arguments.json:
         print(json.dumps(summary))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from solopo_nemo.benchmarking.results import Run
 from solopo_nemo.benchmarking.spec import PEERS
+from solopo_nemo.errors import RunFault
 
 CONTROL = "long_po"
 """The recipe that has the peer's objective: DPO on the long prompt."""
@@ -14,7 +15,7 @@ TOLERANCE = 1e-4
 SHARED = ("logps/chosen", "logps/rejected")
 
 
-class Disagreement(RuntimeError):
+class Disagreement(RunFault):
     """Two systems that should compute the same thing do not."""
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import psutil
 
 from solopo_nemo import environment
+from solopo_nemo.errors import RunFault
 
-_LAST_LINES = 15
 
-
-class MeasurementError(RuntimeError):
-    """A measured process ended without a result; the message has its last lines."""
+class MeasurementError(RunFault):
+    """A measured process ended without a result; the message has the last line of its output."""
 
 
 def run_process(command: Sequence[str], threads: int, log: Path, what: str) -> None:
@@ -42,8 +41,9 @@ def run_process(command: Sequence[str], threads: int, log: Path, what: str) -> N
             _kill(process)
             raise
     if code:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
-        raise MeasurementError(f"{what} ended with code {code} ({log}):\n{tail}")
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        last = lines[-1] if lines else "no output"
+        raise MeasurementError(f"{what} ended with code {code}: {last} (all of it: {log})")
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from solopo_nemo import environment
-from solopo_nemo.errors import UserError
+from solopo_nemo.errors import RunFault, UserError
 from solopo_nemo.signals import held_back
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def run_apart(function: Callable[..., T], *arguments: Any, cuda: bool = True) ->
 
     Raises:
         Exception: what the function raised.
-        RuntimeError: its process was killed.
+        RunFault: its process was killed.
     """
     context = multiprocessing.get_context("forkserver" if _ready else "spawn")
     others = set(multiprocessing.active_children())
@@ -66,7 +66,7 @@ def run_apart(function: Callable[..., T], *arguments: Any, cuda: bool = True) ->
                 wait([future], timeout=0.5)  # a signal that another thread takes wakes nobody
             return future.result()
         except BrokenProcessPool:
-            raise RuntimeError(
+            raise RunFault(
                 f"the process of {function.__name__.strip('_')} was killed; memory may have run out: "
                 "solopo_nemo/model/convert.py says what a conversion takes"
             ) from None

@@ -9,5 +9,5 @@ The parts, in the order in which they build on each other:
 | `pairs` | `make_pairs(PairPlan(side, seed), start, folder)`: triplets sampled from that model |
 | `methods` | `METHODS`: each row of the tables as a recipe with overrides |
 | `runs` | `run_method(Run(method, seed, overrides), start, pairs, folder)`: trained by the recipe, scored by length |
-| `pool` | `make_pool(workers, logs)`: processes to run these in, side by side |
+| `pool` | `open_pool(workers, logs)`: processes to run these in, side by side |
 """

@@ -119,17 +119,18 @@ def _check(work: Work) -> None:
     for cell in work.cells:
         if cell.result(work.folder).is_file():
             Result.read(cell.result(work.folder))
+    ground = work.ground()
     firsts = {(cell.study, cell.name): cell for cell in reversed(work.cells)}
     for cell in with_progress(list(firsts.values()), "checking configurations"):
         if cell.run and cell.pairs:
             output = cell.result(work.folder).parent / "run"
-            arguments = cell.run.arguments(work.start.nemo, cell.pairs.path(work.pairs), output)
+            arguments = cell.run.arguments(ground.start.nemo, ground.pairs(cell.pairs), output)
             load_config(cell.run.method.recipe, arguments)
 
 
 def _plan(work: Work, workers: int) -> dict[str, Any]:
     """Print and return what would run."""
-    missing, pairs = work.missing(), work.missing_pairs()
+    missing, ground = work.missing(), work.ground()
     console = Console()
     table = Table("study", "method or setting", "seeds", "finished", "minutes of a core")
     for study in STUDIES:
@@ -141,13 +142,14 @@ def _plan(work: Work, workers: int) -> dict[str, Any]:
     console.print(table)
     minutes = work.seconds() / 60
     console.print(
-        f"{'the starting model, ' if work.start_missing() else ''}{len(pairs)} files of pairs and {len(missing)} runs: "
+        f"{'the starting model, ' if ground.start_missing() else ''}{len(ground.missing())} files of pairs and "
+        f"{len(missing)} runs: "
         f"about {minutes:.0f} minutes of a core, {minutes / workers:.0f} on {workers} idle ones",
         highlight=False,
     )
     return {
-        "start": work.start_missing(),
-        "pairs": [plan.name for plan in pairs],
+        "start": ground.start_missing(),
+        "pairs": [plan.name for plan in ground.missing()],
         "runs": [cell.key for cell in missing],
         "core_minutes": round(minutes, 1),
         "minutes": round(minutes / workers, 1),

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from made_up import step_run
 
+from solopo_nemo import cli
 from solopo_nemo.benchmarking import suite
 from solopo_nemo.benchmarking.peer import make_peer
+from solopo_nemo.benchmarking.process import MeasurementError
 from solopo_nemo.benchmarking.spec import StepSpec
 from solopo_nemo.errors import UserError
 
@@ -110,10 +112,11 @@ def test_a_failed_measurement_is_a_message_and_code_1(
     measured: list[StepSpec], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(spec: StepSpec, work: Path, python: Path | None) -> dict[str, Any]:
-        raise TOOL.MeasurementError("solo_dpo at 4096 tokens ended with code 1")
+        raise MeasurementError("solo_dpo at 4096 tokens ended with code 1")
 
     monkeypatch.setattr("solopo_nemo.benchmarking.commands.measure_step", fail)
-    assert TOOL.main(["step"]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        cli.run(lambda: TOOL.main(["step"]))
     assert capsys.readouterr().err.splitlines()[-1] == "error: solo_dpo at 4096 tokens ended with code 1"
 
 

@@ -18,6 +18,7 @@ import pytest
 from llama_server import serving, write_gguf
 
 import solopo_nemo
+from solopo_nemo.cli import EXIT_RESUMABLE
 from solopo_nemo.data.synthetic import generate_triplets
 from solopo_nemo.data.triplets import Needs, read_triplets
 
@@ -211,7 +212,7 @@ def test_a_killed_tool_with_a_local_model_ends_with_the_same_files(contexts: Pat
     local = [*command(contexts, tmp_path / "whole", None), "--batch", "4"]
     completed(local)
     killed = [argument.replace("/whole/", "/killed/") for argument in local]
-    for lines, how, code in ((3, signal.SIGKILL, -signal.SIGKILL), (20, signal.SIGINT, 128 + signal.SIGINT)):
+    for lines, how, code in ((3, signal.SIGKILL, -signal.SIGKILL), (20, signal.SIGINT, EXIT_RESUMABLE)):
         process = started(killed)
         assert stop_at(process, tmp_path / "killed", lines, how) == code
     samples = samples_file(tmp_path / "killed")

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from solopo_nemo.data.contexts.shards import ShardFolder
 from solopo_nemo.data.contexts.workers import run_tasks
 from solopo_nemo.data.output import beside
-from solopo_nemo.errors import UserError
+from solopo_nemo.errors import RunFault, UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -167,7 +167,7 @@ def endless() -> Iterator[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("work", "error"), [(fail_at_three, UserError), (die_at_three, RuntimeError)])
+@pytest.mark.parametrize(("work", "error"), [(fail_at_three, UserError), (die_at_three, RunFault)])
 def test_an_error_in_a_worker_ends_the_run(work: Callable[[int], None], error: type[Exception]) -> None:
     with pytest.raises(error):
         for _ in run_tasks(work, endless(), 2):

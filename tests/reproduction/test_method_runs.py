@@ -10,7 +10,7 @@ import pytest
 from solopo_nemo.errors import UserError
 from solopo_nemo.reproduction import scoring
 from solopo_nemo.reproduction.methods import METHODS
-from solopo_nemo.reproduction.pool import make_pool
+from solopo_nemo.reproduction.pool import Job, open_pool
 from solopo_nemo.reproduction.runs import Result, Run, run_method
 from solopo_nemo.reproduction.scoring import score_model
 from solopo_nemo.reproduction.start import Pretraining, make_start
@@ -67,9 +67,10 @@ def test_a_method_is_trained_by_its_recipe_and_scored(tmp_path: Path) -> None:
     rows = [row | {"chosen": row["answers"][0], "rejected": "k001 a001 b001"} for row in rows]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = Run(METHODS["solo-orpo"], 0, steps=6, lengths=(1, 2), questions=16)
-    with make_pool(1, tmp_path / "logs") as pool:
-        start = pool.submit(make_start, tmp_path / "start", Pretraining(steps=2)).result()
-        result = pool.submit(run_method, run, start, pairs, tmp_path / "run").result()
+    with open_pool(1, tmp_path / "logs") as pool:
+        made = pool.run("start", [Job("start", make_start, (tmp_path / "start", Pretraining(steps=2)), 1)])
+        job = Job("run", run_method, (run, made["start"], pairs, tmp_path / "run"), 1)
+        result = pool.run("runs", [job])["run"]
     assert (result.steps, len(result.scores), result.scores[1].tokens) == (6, 2, 132)
     assert result.tokens_long == 6 * 16 * (132 + 4 - 1)
     assert result.curves["step"] == [1, 5]

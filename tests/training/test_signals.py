@@ -113,7 +113,7 @@ import signal, sys, time
 from pathlib import Path
 from solopo_nemo import cli
 from solopo_nemo.model.apart import run_apart
-from solopo_nemo.signals import SIGNALS, Stopped, StopRequest, stopping_at_once
+from solopo_nemo.signals import SIGNALS, StopRequest, stopping_at_once
 
 def work(progress):
     Path(sys.argv[1]).touch()
@@ -122,11 +122,8 @@ def work(progress):
 def main():
     for number in SIGNALS:
         signal.signal(number, StopRequest().note)  # as a rank does
-    try:
-        with stopping_at_once():
-            run_apart(work)
-    except Stopped:
-        return cli.EXIT_RESUMABLE
+    with stopping_at_once():
+        run_apart(work)
 
 if __name__ == "__main__":
     cli.run(main)
@@ -166,7 +163,7 @@ def test_a_signal_while_the_process_is_started_ends_the_work_as_any_other(tmp_pa
         [sys.executable, str(program), str(tmp_path / "begun")], env=ENVIRONMENT, check=False, timeout=60,
         capture_output=True, text=True,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (EXIT_RESUMABLE, "")
+    assert (done.returncode, done.stderr) == (EXIT_RESUMABLE, f"{cli.STOPPED}\n")
 
 
 def start(words: list[str]) -> subprocess.Popen[str]:

@@ -10,6 +10,8 @@ from multiprocessing.connection import Connection, wait
 from threading import Thread
 from typing import TypeVar
 
+from solopo_nemo.errors import RunFault
+
 T = TypeVar("T")
 
 
@@ -22,7 +24,7 @@ def run_tasks(work: Callable[[T], None], tasks: Iterable[T], workers: int) -> It
         workers: Number of processes; 1 works in this one.
 
     Raises:
-        Exception: What a task raised; or `RuntimeError`, a worker has died.
+        Exception: What a task raised; or `RunFault`, a worker has died.
     """
     if workers == 1:
         for task in tasks:
@@ -65,7 +67,7 @@ def _distribute(tasks: Iterable[T], idle: list[Connection]) -> Iterator[None]:
             try:
                 error = connection.recv()
             except EOFError:
-                raise RuntimeError("a worker process has died, perhaps for lack of memory: use fewer workers") from None
+                raise RunFault("a worker process has died, perhaps for lack of memory: use fewer workers") from None
             if error is not None:
                 raise error
             busy.remove(connection)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
 from solopo_nemo.reproduction.methods import Method
+from solopo_nemo.reproduction.pairs import PairPlan
 from solopo_nemo.reproduction.runs import Run
 
 OBJECTIVES = {"dpo": "DPO", "simpo": "SimPO", "orpo": "ORPO", "ipo": "IPO", "slic": "SLiC"}
@@ -41,6 +42,8 @@ GAPS = (2, 8)
 RATES = (3e-4, 1e-3)
 STEPS = 50
 QUESTIONS = 256
+_OVERHEAD, _STEP, _LONG_STEP = 8.0, 0.08, 0.024
+"""Seconds of an idle core: of a run without its steps, of a step, and more of it for each 1x of the long context."""
 FIRST = 1
 """The first seed: from there on the pairs are those of the paper's experiments."""
 
@@ -71,6 +74,16 @@ class Cell:
         alpha = self.alpha if isinstance(self.alpha, str) else f"{self.alpha:g}"
         return f"{self.objective}-{self.form}-{alpha}-{self.gap}x-{self.rate:g}-{self.seed}"
 
+    @property
+    def pairs(self) -> PairPlan:
+        """Those that it is trained on."""
+        return PairPlan("short", self.seed, long=self.gap)
+
+    @property
+    def seconds(self) -> float:
+        """That it takes on an idle core, about."""
+        return _OVERHEAD + STEPS * (_STEP + _LONG_STEP * self.gap * (self.alpha != VANILLA))
+
     def run(self) -> Run:
         """The run by the recipe."""
         recipe = f"solo_{self.objective}"
@@ -87,15 +100,6 @@ class Cell:
 def control(cell: Cell) -> Cell:
     """The vanilla run beside a cell, the same for all forms."""
     return replace(cell, form=FREE, alpha=VANILLA)
-
-
-_OVERHEAD, _STEP, _LONG_STEP = 8.0, 0.08, 0.024
-"""Seconds of an idle core: of a run without its steps, of a step, and more of it for each 1x of the long context."""
-
-
-def core_minutes(wanted: Sequence[Cell]) -> float:
-    """What cells take on one idle core, about."""
-    return sum(_OVERHEAD + STEPS * (_STEP + _LONG_STEP * cell.gap * (cell.alpha != VANILLA)) for cell in wanted) / 60
 
 
 def cells(seeds: int, rates: tuple[float, ...] = RATES) -> Iterator[Cell]:

@@ -53,8 +53,18 @@ class Outcome:
         return [{"step": i + 1} | {name: curve[i] for name, curve in self.curves.items()} for i in range(steps)]
 
 
+def outcome_file(cell: Cell, folder: Path) -> Path:
+    """The file of a finished cell in the folder of all cells."""
+    return folder / f"{cell.name}.json"
+
+
+def read_outcome(file: Path) -> Outcome:
+    """What :func:`run_cell` left."""
+    return Outcome.from_json(json.loads(file.read_text(encoding="utf-8")))
+
+
 def run_cell(cell: Cell, start: Start, pairs: Path, folder: Path) -> Outcome:
-    """Train and score a cell; one that is finished is read back.
+    """Train and score a cell, and leave the outcome in its file.
 
     Args:
         cell: what to run.
@@ -62,9 +72,6 @@ def run_cell(cell: Cell, start: Start, pairs: Path, folder: Path) -> Outcome:
         pairs: triplets of the cell's gap and seed.
         folder: of all cells.
     """
-    file = folder / f"{cell.name}.json"
-    if file.is_file():
-        return Outcome.from_json(json.loads(file.read_text(encoding="utf-8")))
     own = folder / cell.name
     shutil.rmtree(own, ignore_errors=True)
     result = run_method(cell.run(), start, pairs, own, keep=True)
@@ -75,7 +82,7 @@ def run_cell(cell: Cell, start: Start, pairs: Path, folder: Path) -> Outcome:
     short, long = (int(result.score(length).outcomes().sum()) for length in (1, cell.gap))
     curves = {name: [float(f"{row[name]:.4g}") for row in rows] for name in CURVES if name in rows[0]}
     outcome = Outcome(cell, float(alpha), cell.run().questions, short, long, curves)
-    with atomic_text(file) as stream:
+    with atomic_text(outcome_file(cell, folder)) as stream:
         stream.write(json.dumps(outcome.as_json()) + "\n")
     shutil.rmtree(own)
     return outcome

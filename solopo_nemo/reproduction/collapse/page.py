@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,13 @@ def write_page(study: Study, page: Path, figures: Path) -> None:
 def _lost(study: Study) -> list[dict[str, Any]]:
     """By form, gap and learning rate, how many cells lost the short contexts, and what the long ones became."""
     beside = controls(study.outcomes)
-    rows: dict[tuple[str, int, float], list[tuple[bool, float]]] = {}
+    rates = sorted({outcome.cell.rate for outcome in study.outcomes})
+    rows: dict[tuple[str, int, float], list[tuple[bool, float]]] = {where: [] for where in product(FORMS, GAPS, rates)}
     for (_, form, alpha, gap, rate), found in by_cell(study.outcomes).items():
         if alpha in (AUTO, VANILLA):
             continue
         _, long, asked = pooled(found)
-        rows.setdefault((form, gap, rate), []).append((collapsed(found, beside), long / asked))
+        rows[form, gap, rate].append((collapsed(found, beside), long / asked))
     return [
         {
             "form": FORMS[form].title,
@@ -102,9 +104,8 @@ def _lost(study: Study) -> list[dict[str, Any]]:
             "lost": sum(lost for lost, _ in cells),
             "best": 100 * max(long for _, long in cells),
         }
-        for (form, gap, rate), cells in sorted(
-            rows.items(), key=lambda row: (list(FORMS).index(row[0][0]), *row[0][1:])
-        )
+        for (form, gap, rate), cells in rows.items()
+        if cells
     ]
 
 

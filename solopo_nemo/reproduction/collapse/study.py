@@ -6,23 +6,20 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from rich.progress import Progress
+from typing import Any
 
 from solopo_nemo.data.output import atomic_text
 from solopo_nemo.errors import UserError
-from solopo_nemo.reproduction.collapse.cells import FIRST, FREE, GAPS, HIGHER, QUESTIONS, RATES, SHORT, cells
+from solopo_nemo.reproduction.collapse.cells import FIRST, FREE, GAPS, HIGHER, QUESTIONS, RATES, SHORT, Cell, cells
 from solopo_nemo.reproduction.collapse.measured import Replay, StartFacts, measure_start, replay
-from solopo_nemo.reproduction.collapse.outcome import Outcome, run_cell
-from solopo_nemo.reproduction.pairs import PairPlan, make_pairs
-from solopo_nemo.reproduction.pool import make_pool
+from solopo_nemo.reproduction.collapse.outcome import Outcome, outcome_file, read_outcome, run_cell
+from solopo_nemo.reproduction.pairs import PairPlan
+from solopo_nemo.reproduction.pool import Done, Job, Pool, open_pool
 from solopo_nemo.reproduction.runs import LENGTHS
+from solopo_nemo.reproduction.schedule import Ground
 from solopo_nemo.reproduction.scoring import score_model
-from solopo_nemo.reproduction.start import Start, make_start
 
 REPLAYS = (
     ("dpo", FREE, 8), ("dpo", SHORT, 8), ("orpo", FREE, 8),
@@ -30,7 +27,7 @@ REPLAYS = (
 )  # fmt: skip
 """Objectives, forms and gaps whose gradients are taken apart."""
 
-T = TypeVar("T")
+_MEASURED_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,11 @@ class Study:
             raise UserError(f"{path}: not the results of this study ({error})") from None
 
 
+def missing_cells(planned: Sequence[Cell], work: Path) -> list[Cell]:
+    """The cells that have not been run."""
+    return [cell for cell in planned if not outcome_file(cell, work / "collapse").is_file()]
+
+
 def run_study(work: Path, seeds: int, workers: int, rates: Sequence[float] = RATES, seconds: float = math.inf) -> Study:
     """Run what has not been run yet.
 
@@ -100,58 +102,59 @@ def run_study(work: Path, seeds: int, workers: int, rates: Sequence[float] = RAT
 
     Returns:
         The study, of all cells that are there.
+
+    Raises:
+        RunFault: something failed; the rest has been done, and the same call goes on from there.
     """
-    began, numbers = time.monotonic(), range(FIRST, FIRST + seeds)
+    until, folder = time.monotonic() + seconds, work / "collapse"
     planned = list(cells(seeds, tuple(rates)))
-    with Progress() as progress, make_pool(workers, work / "logs") as pool:
-        task = progress.add_task("starting model", total=None)
-        start = pool.submit(make_start, work / "start").result()
-        plans = {(gap, seed): PairPlan("short", seed, long=gap) for seed in numbers for gap in GAPS}
-        progress.update(task, description="pairs", total=len(plans), completed=0)
-        jobs = {where: pool.submit(make_pairs, plan, start, work / "pairs") for where, plan in plans.items()}
-        for _ in as_completed(jobs.values()):
-            progress.advance(task)
-        pairs = {where: job.result() for where, job in jobs.items()}
-        facts, replays, base = _measure(pool.submit, work, start, pairs, seeds)
-        progress.update(task, description="runs", total=len(planned), completed=0)
-        waiting, running, outcomes = list(planned), set[Future[Outcome]](), dict[str, Outcome]()
-        while waiting or running:
-            late = time.monotonic() - began > seconds
-            while waiting and len(running) < workers and not late:
-                cell = waiting.pop(0)
-                folder = work / "collapse"
-                running.add(pool.submit(run_cell, cell, start, pairs[cell.gap, cell.seed], folder))
-            if not running:
-                break
-            done = next(as_completed(running))
-            running.remove(done)
-            outcomes[done.result().cell.name] = done.result()
-            progress.advance(task)
-    ordered = [outcomes[cell.name] for cell in planned if cell.name in outcomes]
-    return Study(seeds, len(planned), base, facts, replays, ordered)
+    ground = Ground(work, list(dict.fromkeys(cell.pairs for cell in planned)))
+    missing = missing_cells(planned, work)
+    finished = len(planned) - len(missing)
+
+    def tell(name: str, done: Done) -> str:
+        nonlocal finished
+        finished += 1
+        asked = done.value.questions
+        found = f"short {100 * done.value.short / asked:.0f}, long {100 * done.value.long / asked:.0f}"
+        return f"{finished}/{len(planned)} {name}: {found} ({done.seconds:.0f} s)"
+
+    with open_pool(workers, work / "logs") as pool:
+        ground.prepare(pool)
+        facts, replays, base = _measure(pool, ground, seeds)
+        jobs = [
+            Job(cell.name, run_cell, (cell, ground.start, ground.pairs(cell.pairs), folder), cell.seconds)
+            for cell in missing
+        ]
+        pool.run("runs", jobs, tell, until)
+    files = [outcome_file(cell, folder) for cell in planned]
+    return Study(seeds, len(planned), base, facts, replays, [read_outcome(file) for file in files if file.is_file()])
 
 
 def _measure(
-    submit: Callable[..., Future[Any]], work: Path, start: Start, pairs: dict[tuple[int, int], Path], seeds: int
+    pool: Pool, ground: Ground, seeds: int
 ) -> tuple[dict[int, StartFacts], list[Replay], dict[int, tuple[int, int]]]:
-    folder = work / "collapse" / "start"
-    measured = [
-        submit(_kept, folder / f"facts-{gap}x.json", measure_start, start.hf, pairs[gap, FIRST], gap) for gap in GAPS
-    ]
-    taken = [
-        submit(
-            _kept, folder / f"replay-{name}-{form}-{gap}x.json", replay, start.hf, pairs[gap, FIRST], name, form, gap
-        )
-        for name, form, gap in REPLAYS
-    ]
-    scored = [
-        submit(_kept, folder / f"base-{seed}.json", _score_base, start.hf, seed) for seed in range(FIRST, FIRST + seeds)
-    ]
-    facts = [StartFacts(**job.result()) for job in measured]
-    base = {
-        length: (sum(job.result()["right"][i] for job in scored), QUESTIONS * seeds) for i, length in enumerate(LENGTHS)
+    """What is known of the starting model before any run; each measurement is kept as a file of JSON."""
+    folder, start = ground.folder / "collapse" / "start", ground.start.hf
+    pairs = {gap: ground.pairs(PairPlan("short", FIRST, long=gap)) for gap in GAPS}
+    measured = {f"facts-{gap}x": (measure_start, start, pairs[gap], gap) for gap in GAPS}
+    taken = {
+        f"replay-{name}-{form}-{gap}x": (replay, start, pairs[gap], name, form, gap) for name, form, gap in REPLAYS
     }
-    return {row.gap: row for row in facts}, [Replay.from_json(job.result()) for job in taken], base
+    scored = {f"base-{seed}": (_score_base, start, seed) for seed in range(FIRST, FIRST + seeds)}
+    files = {name: folder / f"{name}.json" for name in (*measured, *taken, *scored)}
+    jobs = [
+        Job(name, _keep, (files[name], *call), _MEASURED_SECONDS)
+        for name, call in (measured | taken | scored).items()
+        if not files[name].is_file()
+    ]
+    pool.run("measuring the starting model", jobs)
+    kept = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
+    facts = [StartFacts(**kept[name]) for name in measured]
+    base = {
+        length: (sum(kept[name]["right"][i] for name in scored), QUESTIONS * seeds) for i, length in enumerate(LENGTHS)
+    }
+    return {row.gap: row for row in facts}, [Replay.from_json(kept[name]) for name in taken], base
 
 
 @dataclass(frozen=True)
@@ -165,9 +168,6 @@ def _score_base(start: Path, seed: int) -> _Base:
     return _Base([int(score.outcomes().sum()) for score in score_model(start, LENGTHS, QUESTIONS, seed)])
 
 
-def _kept(file: Path, measure: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    """What a measurement gave, kept as JSON."""
-    if not file.is_file():
-        with atomic_text(file) as stream:
-            stream.write(json.dumps(asdict(measure(*arguments))) + "\n")
-    return dict(json.loads(file.read_text(encoding="utf-8")))
+def _keep(file: Path, measure: Callable[..., Any], *arguments: Any) -> None:
+    with atomic_text(file) as stream:
+        stream.write(json.dumps(asdict(measure(*arguments))) + "\n")
