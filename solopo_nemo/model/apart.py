@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -44,17 +44,17 @@ def keep_ready(modules: Sequence[str]) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
 
 
-def run_apart(function: Callable[..., T], *arguments: Any, cuda: bool = True) -> T:
-    """Call ``function(progress, *arguments)`` in a fresh process and return its result.
+@contextmanager
+def begun_apart(function: Callable[..., T], *arguments: Any, cuda: bool = True) -> Iterator[Future[T]]:
+    """Call ``function(progress, *arguments)`` in a fresh process, which is killed where the block is left by an error.
 
     Args:
         function: of a module's top level.
         *arguments: picklable.
         cuda: whether it may see a GPU.
 
-    Raises:
-        Exception: what the function raised.
-        RunFault: its process was killed.
+    Yields:
+        What :func:`result_of` takes once it is done.
     """
     context = multiprocessing.get_context("forkserver" if _ready else "spawn")
     others = set(multiprocessing.active_children())
@@ -62,19 +62,41 @@ def run_apart(function: Callable[..., T], *arguments: Any, cuda: bool = True) ->
         try:
             with held_back():
                 future = pool.submit(_quietly, function, *arguments)
-            while not future.done():
-                wait([future], timeout=0.5)  # a signal that another thread takes wakes nobody
-            return future.result()
-        except BrokenProcessPool:
-            raise RunFault(
-                f"the process of {function.__name__.strip('_')} was killed; memory may have run out: "
-                "solopo_nemo/model/convert.py says what a conversion takes"
-            ) from None
+            yield future
         except BaseException:
             # leaving the pool waits for the process: when this one was told to stop, the work is not wanted any more
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
             raise
+
+
+def run_apart(function: Callable[..., T], *arguments: Any, cuda: bool = True) -> T:
+    """The result of :func:`begun_apart`, waited for.
+
+    Raises:
+        Exception: what the function raised.
+        RunFault: its process was killed.
+    """
+    with begun_apart(function, *arguments, cuda=cuda) as future:
+        while not future.done():
+            wait([future], timeout=0.5)  # a signal that another thread takes wakes nobody
+        return result_of(future)
+
+
+def result_of(future: Future[T]) -> T:
+    """What came of a call in another process.
+
+    Raises:
+        Exception: what the function raised.
+        RunFault: its process was killed.
+    """
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise RunFault(
+            "a process that was started for a piece of work was killed; memory may have run out: "
+            "solopo_nemo/model/convert.py says what a conversion takes"
+        ) from None
 
 
 def _leave_job(cuda: bool) -> None:

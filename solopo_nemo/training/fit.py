@@ -38,7 +38,7 @@ from solopo_nemo.training.progress import ProgressLine
 from solopo_nemo.training.reference import CachedReference, OnlineReference
 from solopo_nemo.training.resume import to_resume_from
 from solopo_nemo.training.saving import Checkpoints
-from solopo_nemo.training.selection import checkpoints_to_keep
+from solopo_nemo.training.validation import Validation
 
 LOSS_SCALE = 1.0
 """With one, Megatron looks for gradients that are not finite, and leaves the update out."""
@@ -153,16 +153,11 @@ def fit(
             paths.metrics, values, skip, len(prepared.dataset), config.trainer.global_batch, [ProgressLine(data.steps)]
         ),
     ]
-    trainer_callbacks.append(
-        Checkpoints(
-            paths.checkpoints,
-            config.trainer.checkpoint_every,
-            checkpoints_to_keep(config),
-            paths.initial,
-            resume,
-            stop,
-        )
-    )
+    suite, every = config.trainer.select_best, config.trainer.checkpoint_every
+    keep = None if suite else config.trainer.keep_checkpoints  # the best one is known once it is scored
+    trainer_callbacks.append(Checkpoints(paths.checkpoints, every, keep, paths.initial, resume, stop))
+    if suite:
+        trainer_callbacks.append(Validation(config, suite, stop))
     trainer_callbacks += callbacks
     local = environment.local_world_size()
     # not nl.Trainer: that one deep-copies its arguments, callbacks and data included, to store them

@@ -68,12 +68,12 @@ class Checkpoints(pl.Callback):
         if step % self.every == 0 or step == trainer.max_steps or stop:
             self.save(trainer)
         if stop:
-            _finish_pending(trainer)
+            finish_pending(trainer)
             raise SIGTERMException  # on all ranks: Lightning's way out of a run
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write beside, check, then rename: a crash in between leaves the earlier checkpoints as they were."""
-        _finish_pending(trainer)
+        finish_pending(trainer)
         step = trainer.global_step
         # no other start of the job, nor what a killed one left running, writes to this name
         temporary = self.folder / f".{PREFIX}{step:06d}.{environment.job_token()}.tmp"
@@ -121,7 +121,7 @@ class Checkpoints(pl.Callback):
         dist.barrier()
 
 
-def _finish_pending(trainer: pl.Trainer) -> None:
+def finish_pending(trainer: pl.Trainer) -> None:
     """Wait for a checkpoint that is still being written."""
     writer = trainer.strategy.checkpoint_io
     if isinstance(writer, AsyncFinalizableCheckpointIO):

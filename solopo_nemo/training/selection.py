@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from solopo_nemo.data.output import atomic_text
 from solopo_nemo.training.checkpoints import remove_checkpoints, saved_checkpoints, step_of
@@ -67,11 +67,6 @@ class Selection:
             stream.write("\n")
 
 
-def checkpoints_to_keep(config: RunConfig) -> int | None:
-    """How many checkpoints lie on the disk during the run; None for all, until the best one is chosen."""
-    return None if config.trainer.select_best else config.trainer.keep_checkpoints
-
-
 def check_selection(config: RunConfig, model: Path) -> None:
     """Read the suite's data and build its prompts, so that what is wrong with them shows before training.
 
@@ -92,39 +87,54 @@ def check_selection(config: RunConfig, model: Path) -> None:
         pass
 
 
+def unscored_checkpoints(config: RunConfig, suite: str) -> list[Path]:
+    """The saved checkpoints that the suite has not scored, oldest first."""
+    paths = Paths(config.output)
+    known = {scored.step for scored in _known(paths, suite)}
+    return [checkpoint for checkpoint in saved_checkpoints(paths.checkpoints) if step_of(checkpoint) not in known]
+
+
+def keep_score(config: RunConfig, suite: str, scored: ScoredCheckpoint) -> None:
+    """Write down what :func:`score_checkpoint` gave."""
+    paths = Paths(config.output)
+    scores = [*_known(paths, suite), scored]
+    Selection(suite, sorted(scores, key=lambda one: one.step)).write(paths)
+    logger.info("step %d by %s: %.1f", scored.step, suite, 100 * scored.value)
+
+
+def best_checkpoint(config: RunConfig, suite: str) -> Path:
+    """The best of the saved checkpoints, which have all been scored."""
+    paths = Paths(config.output)
+    saved = {step_of(checkpoint): checkpoint for checkpoint in saved_checkpoints(paths.checkpoints)}
+    return saved[Selection(suite, [one for one in _known(paths, suite) if one.step in saved]).best]
+
+
 def choose_checkpoint(config: RunConfig) -> Path:
-    """The checkpoint to export: in one process, after the last step. What was scored before is not scored again.
+    """The checkpoint to export: in one process, after the last step. One that has not been scored is scored now.
 
     Raises:
         UserError: a checkpoint cannot be evaluated.
     """
-    paths, suite = Paths(config.output), config.trainer.select_best
-    saved = saved_checkpoints(paths.checkpoints)
+    suite = config.trainer.select_best
     if suite is None:
-        return saved[-1]
-    from solopo_nemo.evaluation.run import WORK
+        return saved_checkpoints(Paths(config.output).checkpoints)[-1]
     from solopo_nemo.model.apart import run_apart
 
-    known = Selection.read(paths)
-    scores = {scored.step: scored for scored in known.scores} if known and known.suite == suite else {}
-    for checkpoint in saved:
-        step = step_of(checkpoint)
-        if step in scores:
-            continue
-        folder = paths.selection / suite / checkpoint.name
-        logger.info("scoring step %d by %s", step, suite)
-        scores[step] = run_apart(_score, checkpoint, folder, suite, _settings(config))
-        Selection(suite, [scores[number] for number in sorted(scores)]).write(paths)
-        shutil.rmtree(folder / WORK)  # the chosen one is exported again
-    best = Selection(suite, list(scores.values())).best
-    logger.info("step %d is the best by %s: %.1f", best, suite, 100 * scores[best].value)
-    return next(checkpoint for checkpoint in saved if step_of(checkpoint) == best)
+    for checkpoint in unscored_checkpoints(config, suite):
+        logger.info("scoring step %d by %s", step_of(checkpoint), suite)
+        keep_score(config, suite, run_apart(score_checkpoint, checkpoint, config, suite))
+    return best_checkpoint(config, suite)
 
 
 def remove_others(config: RunConfig, chosen: Path) -> None:
-    """Remove the checkpoints that were kept for the choice alone."""
+    """Remove the checkpoints that are neither among the newest nor chosen."""
     saved = saved_checkpoints(Paths(config.output).checkpoints)
     remove_checkpoints([one for one in saved[: -config.trainer.keep_checkpoints] if one != chosen])
+
+
+def _known(paths: Paths, suite: str) -> Sequence[ScoredCheckpoint]:
+    found = Selection.read(paths)
+    return found.scores if found and found.suite == suite else ()
 
 
 def _settings(config: RunConfig) -> SuiteSettings:
@@ -133,13 +143,20 @@ def _settings(config: RunConfig) -> SuiteSettings:
     return SuiteSettings(Path(config.evaluation.data), limit=config.evaluation.limit)
 
 
-def _score(progress: Progress, checkpoint: Path, folder: Path, suite: str, settings: Any) -> ScoredCheckpoint:
+def score_checkpoint(progress: Progress, checkpoint: Path, config: RunConfig, suite: str) -> ScoredCheckpoint:
+    """Export and evaluate a checkpoint, in a process of its own; answers that there are already are not asked again.
+
+    Raises:
+        UserError: it cannot be evaluated.
+    """
     from solopo_nemo.evaluation.measured import figures
     from solopo_nemo.evaluation.models import ModelSettings
-    from solopo_nemo.evaluation.run import evaluate
+    from solopo_nemo.evaluation.run import WORK, evaluate
     from solopo_nemo.evaluation.suites import SUITES
 
-    measured = evaluate(ModelSettings(str(checkpoint)), [SUITES[suite]], settings, folder, progress)
+    folder = Paths(config.output).selection / suite / checkpoint.name
+    measured = evaluate(ModelSettings(str(checkpoint)), [SUITES[suite]], _settings(config), folder, progress)
+    shutil.rmtree(folder / WORK)  # the chosen one is exported again
     (headline,) = [view for view in figures(SUITES[suite], [measured]) if view.view.title == SUITES[suite].headline]
     mean = headline.means[0]
     assert mean is not None

@@ -13,7 +13,6 @@ from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.training.checkpoints import saved_checkpoints
 from solopo_nemo.training.config import RunConfig
 from solopo_nemo.training.paths import Paths
-from solopo_nemo.training.selection import checkpoints_to_keep
 
 GIB = 2**30
 OPTIMIZER = 12
@@ -24,7 +23,7 @@ def check_space(config: RunConfig, hf_config: Mapping[str, Any], bf16: bool, ste
     """Compare the free space with the checkpoints that will lie beside each other, one being written included.
 
     A checkpoint has the weights, and in fp32 AdamW's copy of them and its two moments. The initial weights and the
-    exported policy come on top, once each.
+    exported policy come on top, once each, and the export of a checkpoint that is scored.
 
     Args:
         config: of the run.
@@ -40,18 +39,15 @@ def check_space(config: RunConfig, hf_config: Mapping[str, Any], bf16: bool, ste
     weights = parameters * (2 if bf16 else 4)
     checkpoint = weights + parameters * OPTIMIZER
     there = len(saved_checkpoints(paths.checkpoints))
-    steps, keep = steps or trainer.max_steps, checkpoints_to_keep(config)
-    saves = trainer.keep_checkpoints + 1
+    steps, scored = steps or trainer.max_steps, trainer.select_best is not None
+    saves = trainer.keep_checkpoints + scored + 1
     if steps is not None:
-        all_saves = -(-steps // trainer.checkpoint_every)
-        saves = all_saves if keep is None else min(saves, all_saves)
-    why = (
-        f"trainer.keep_checkpoints={trainer.keep_checkpoints}, and one that is being written"
-        if keep is not None
-        else "trainer.select_best keeps all until the best is chosen; a larger trainer.checkpoint_every makes fewer"
-    )
+        saves = min(saves, -(-steps // trainer.checkpoint_every))
+    best = ", the best one" if scored else ""
+    why = f"trainer.keep_checkpoints={trainer.keep_checkpoints}{best}, and one that is being written"
     more = max(saves - there, 1)
-    needed = more * checkpoint + weights * (2 - os.path.lexists(paths.initial))
+    exports = 2 - os.path.lexists(paths.initial) + scored
+    needed = more * checkpoint + weights * exports
     free = shutil.disk_usage(config.output).free
     if needed > free:
         raise UserError(

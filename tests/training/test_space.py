@@ -37,6 +37,10 @@ def test_what_is_written_is_counted(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="keep_checkpoints"):
         check(tmp_path, needed - 1)
     check(tmp_path, checkpoint + 2 * weights, "trainer.max_steps=3")
+    best = checkpoint + weights  # is kept beside, and the one that is scored is exported
+    check(tmp_path, needed + best, "trainer.select_best=builtin")
+    with pytest.raises(UserError, match="the best one"):
+        check(tmp_path, needed + best - 1, "trainer.select_best=builtin")
     (tmp_path / "initial").mkdir()
     for step in (1, 2):
         (tmp_path / "checkpoints" / f"step_{step:06d}").mkdir(parents=True)
