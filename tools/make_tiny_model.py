@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from pathlib import Path
 import torch
 from rich.progress import Progress
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from solopo_nemo.data.synthetic import generate_dialogues
+from solopo_nemo.model.tiny import IGNORE, learn_batch, make_tiny_qwen2
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -32,8 +32,6 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}+"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-MULTIPLE = 128  # the embedding is padded to it, as Megatron pads for tensor parallelism
-IGNORE = -100
 PREVIOUS_TOKEN_BIAS = 5.0  # a first head's weight is then mostly on one token
 MATCH = 3.0  # a full match then weighs about e^4 times a chance one
 
@@ -102,37 +100,19 @@ def make_tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerFast:
 
 def make_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int, seed: int) -> Qwen2ForCausalLM:
     """A Qwen2 whose sizes suit tensor parallelism of 2 and context parallelism of 4."""
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=math.ceil(len(tokenizer) / MULTIPLE) * MULTIPLE,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32768,
-        rope_theta=10000.0,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=False,
-        use_sliding_window=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        torch_dtype="float32",
+    model = make_tiny_qwen2(
+        len(tokenizer),
+        layers,
+        width,
+        key_value_heads=2,
+        window=32768,
+        end=tokenizer.eos_token_id,
+        pad=tokenizer.pad_token_id,
+        seed=seed,
     )
-    model = Qwen2ForCausalLM(config)
-    for name, parameter in model.named_parameters():
-        if name.endswith("embed_tokens.weight"):
-            torch.nn.init.normal_(parameter, std=0.5)
-        elif parameter.dim() == 2:
-            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            torch.nn.init.normal_(parameter, std=width**-0.5 / (math.sqrt(2 * layers) if residual else 1.0))
     start_as_previous_token_heads(model)
     start_as_induction_heads(model)
     start_as_copying_heads(model)
-    model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
     return model
 
 
@@ -250,16 +230,9 @@ def pretrain(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * scale
             ids, labels = next(data)
-            targets = labels[:, 1:]
-            learned = targets != IGNORE
-            logits = model.lm_head(model.model(ids[:, :-1]).last_hidden_state[learned])
-            loss = torch.nn.functional.cross_entropy(logits, targets[learned])
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            curriculum.update((logits.argmax(-1) == targets[learned]).float().mean().item())
-            state = f"{curriculum.paragraphs} paragraphs, loss {loss.item():.3f}, right {curriculum.accuracy:.3f}"
+            loss, hits = learn_batch(model, optimizer, ids, labels)
+            curriculum.update(hits.float().mean().item())
+            state = f"{curriculum.paragraphs} paragraphs, loss {loss:.3f}, right {curriculum.accuracy:.3f}"
             progress.update(task, advance=1, description=state)
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from solopo_nemo.model.convert import import_hf
+from solopo_nemo.model.tiny import learn_batch, make_tiny_qwen2
 from solopo_nemo.reproduction.world import ANSWER, END, IDS, PAD, SPECIALS, START, UNKNOWN, VOCABULARY, dialogues
 
 CHAT_TEMPLATE = (
@@ -20,8 +20,6 @@ CHAT_TEMPLATE = (
     f"{{% else %}}{{{{ message['content'] }}}}{{% endif %}}{{% endfor %}}"
     f"{{% if add_generation_prompt %}}{{{{ '{ANSWER}' }}}}{{% endif %}}"
 )
-MULTIPLE = 128  # the embedding is padded to it, as Megatron pads for tensor parallelism
-IGNORE = -100
 MATCH = 1.5  # a match then weighs several times a chance one
 SHORTEST = 4  # sentences with which the pre-training begins
 PREVIOUS_TOKEN_BIAS = 5.0  # a head's weight is then mostly on one token
@@ -72,36 +70,18 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_model(settings: Pretraining) -> Qwen2ForCausalLM:
     """The model before any training."""
-    torch.manual_seed(settings.seed)
-    config = Qwen2Config(
-        vocab_size=math.ceil(len(VOCABULARY) / MULTIPLE) * MULTIPLE,
-        hidden_size=settings.width,
-        intermediate_size=2 * settings.width,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=4096,
-        rope_theta=10000.0,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=False,
-        use_sliding_window=False,
-        bos_token_id=None,
-        eos_token_id=IDS[END],
-        pad_token_id=IDS[PAD],
-        torch_dtype="float32",
+    model = make_tiny_qwen2(
+        len(VOCABULARY),
+        settings.layers,
+        settings.width,
+        key_value_heads=4,
+        window=4096,
+        end=IDS[END],
+        pad=IDS[PAD],
+        seed=settings.seed,
     )
-    model = Qwen2ForCausalLM(config)
-    for name, parameter in model.named_parameters():
-        if name.endswith("embed_tokens.weight"):
-            torch.nn.init.normal_(parameter, std=0.5)
-        elif parameter.dim() == 2:
-            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            torch.nn.init.normal_(
-                parameter, std=settings.width**-0.5 / (math.sqrt(2 * settings.layers) if residual else 1.0)
-            )
     _start_with_a_previous_token_head(model)
     _start_with_an_induction_head(model)
-    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=IDS[END], pad_token_id=IDS[PAD])
     return model
 
 
@@ -149,20 +129,13 @@ def pretrain(model: Qwen2ForCausalLM, settings: Pretraining, tell: Tell | None =
         sentences = int(torch.randint(SHORTEST, longest + 1, (1,), generator=generator)) if easier else longest
         facts = SHORTEST if sentences == SHORTEST else None  # nothing but facts where reading them begins
         ids, labels = dialogues(max(16, 512 // max(8, sentences)), sentences, generator, facts)
-        targets = labels[:, 1:]
-        learned = targets != IGNORE
-        logits = model.lm_head(model.model(ids[:, :-1]).last_hidden_state[learned])
-        loss = torch.nn.functional.cross_entropy(logits, targets[learned])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        first_values = (logits.argmax(-1) == targets[learned]).view(-1, 4)[:, 1]
+        loss, hits = learn_batch(model, optimizer, ids, labels)
+        first_values = hits.view(-1, 4)[:, 1]
         right = 0.9 * right + 0.1 * first_values.float().mean().item()
         if right > 0.9 and longest < settings.sentences:
             longest, right = min(settings.sentences, longest + max(1, longest // 4)), 0.6
         if tell:
-            tell(step + 1, f"{longest} sentences, loss {loss.item():.3f}, right {right:.2f}")
+            tell(step + 1, f"{longest} sentences, loss {loss:.3f}, right {right:.2f}")
 
 
 @dataclass(frozen=True)
