@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from solopo_nemo.model.tiny import IGNORE
+
 PAD, UNKNOWN, START, ASK, ANSWER, END, STOP = "<pad>", "<unk>", "<start>", "?", "<answer>", "<end>", "."
 SPECIALS = (PAD, UNKNOWN, START, ANSWER, END)
 WORDS_A_SENTENCE = 4
@@ -147,6 +149,6 @@ def dialogues(
 
     turns = torch.cat([column(ASK), known[..., :1], column(ANSWER), known[..., :3], column(END)], -1)
     labels = turns.clone()
-    labels[..., :3] = -100
+    labels[..., :3] = IGNORE
     lead = torch.cat([torch.full((count, 1), IDS[START]), contexts.sentences.flatten(1)], 1)
-    return torch.cat([lead, turns.flatten(1)], 1), torch.cat([torch.full_like(lead, -100), labels.flatten(1)], 1)
+    return torch.cat([lead, turns.flatten(1)], 1), torch.cat([torch.full_like(lead, IGNORE), labels.flatten(1)], 1)
