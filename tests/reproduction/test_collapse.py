@@ -16,6 +16,7 @@ from solopo_nemo.objectives import SequenceScores, build_objective
 from solopo_nemo.reproduction.collapse.cells import (
     ALPHAS,
     AUTO,
+    FIRST,
     FORMS,
     FREE,
     GAPS,
@@ -129,7 +130,7 @@ def outcome(objective: str, form: str, alpha: float | str, gap: int, short: int,
         "rewards/margin": steps,
     }
     return Outcome(
-        Cell(objective, form, alpha, gap, RATES[1], 0), 0.4 if alpha == AUTO else alpha, 100, short, long, curves
+        Cell(objective, form, alpha, gap, RATES[1], FIRST), 0.4 if alpha == AUTO else alpha, 100, short, long, curves
     )
 
 
@@ -245,6 +246,14 @@ def test_a_map_that_has_not_been_run_is_not_made_up(study: Study, tmp_path: Path
     assert not re.search(r"## The map|Does the rule hold|\*\*|\{[{%]", page)
 
 
+def test_seeds_that_the_rule_was_not_written_on_are_counted_apart(study: Study, tmp_path: Path) -> None:
+    later = [replace(o, cell=replace(o.cell, seed=FIRST + 1)) for o in study.outcomes if o.cell.objective == "dpo"]
+    write_page(replace(study, outcomes=[*study.outcomes, *later]), tmp_path / "collapse.md", tmp_path / "reproduction")
+    page = (tmp_path / "collapse.md").read_text()
+    assert "| all together | higher side held | 40 | 0 | 0 | 0 |" in page
+    assert "| unseen by the rule | higher side held | 8 | 0 | 0 | 0 |" in page
+
+
 def test_the_page_says_what_was_measured(study: Study, tmp_path: Path) -> None:
     write_page(study, tmp_path / "collapse.md", tmp_path / "reproduction")
     page = (tmp_path / "collapse.md").read_text()
@@ -253,6 +262,8 @@ def test_the_page_says_what_was_measured(study: Study, tmp_path: Path) -> None:
         assert (tmp_path / figure).is_file()
     assert len(re.findall(r"-dark\.png", page)) == 3
     assert "| both sides free | 8x | 0.001 | 15 | 15 |" in page
+    assert "| all together | higher side held | 40 | 0 | 0 | 0 |" in page
+    assert "unseen by the rule" not in page
     tables = [line for line in page.splitlines() if line.startswith("|")]
     assert all(line.count("|") == tables[i - 1].count("|") for i, line in enumerate(tables) if set(line) <= set("|-"))
     assert not re.search(r"\{[{%]|nan|None", page)

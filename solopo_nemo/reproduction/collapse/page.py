@@ -13,6 +13,7 @@ from solopo_nemo.data.output import atomic_text
 from solopo_nemo.reproduction.collapse.cells import (
     ALPHAS,
     AUTO,
+    FIRST,
     FORMS,
     GAPS,
     HIGHER,
@@ -28,6 +29,7 @@ from solopo_nemo.reproduction.collapse.rule import (
     FALLEN,
     HARDLY,
     SMALL_GAP,
+    Agreement,
     agreement,
     alarm,
     by_cell,
@@ -71,7 +73,7 @@ def write_page(study: Study, page: Path, figures: Path) -> None:
         small_gap=SMALL_GAP,
         hardly=HARDLY,
         base={length: 100 * right / asked for length, (right, asked) in study.base.items()},
-        agreements={form: agreement(study.outcomes, study.facts, form) for form in FORMS},
+        agreements=_agreements(study),
         lost=_lost(study),
         alarms=[alarm(study.outcomes, least) for least in LEAST],
         choices=made,
@@ -83,6 +85,13 @@ def write_page(study: Study, page: Path, figures: Path) -> None:
     )
     with atomic_text(page) as stream:
         stream.write(text.rstrip() + "\n")
+
+
+def _agreements(study: Study) -> dict[str, dict[str, Agreement]]:
+    """Prediction and outcome by form: of all seeds, and of those that the rule was not written on."""
+    later = [outcome for outcome in study.outcomes if outcome.cell.seed != FIRST]
+    sets = {"all together": study.outcomes} | ({"unseen by the rule": later} if later else {})
+    return {name: {form: agreement(outcomes, study.facts, form) for form in FORMS} for name, outcomes in sets.items()}
 
 
 def _lost(study: Study) -> list[dict[str, Any]]:
