@@ -14,10 +14,10 @@ class CollapseWatch:
     Args:
         window: steps that are averaged.
         sink: how far ``logps/chosen`` may fall, as a share of its first value.
-        least: and at least, in nats.
+        least: and at least, in nats; docs/collapse.md compares some.
     """
 
-    def __init__(self, window: int = 5, sink: float = 0.5, least: float = 5.0) -> None:
+    def __init__(self, window: int = 5, sink: float = 0.5, least: float = 2.0) -> None:
         self.window, self.sink, self.least = window, sink, least
         self._rows: list[tuple[float, float]] = []
         self.warned = False

@@ -36,7 +36,7 @@ def test_a_sinking_policy_whose_gap_stays_is_not_this_collapse() -> None:
 
 
 def test_small_movements_of_a_confident_policy_do_not_count() -> None:
-    assert not warnings(line(-0.01, -3.0), line(3, 0.1))
+    assert not warnings(line(-0.01, -1.5), line(3, 0.1))
 
 
 def test_objectives_without_alignment_are_not_watched() -> None:
