@@ -53,17 +53,21 @@ def test_long_po_runs_only_the_long_pair(objective: str) -> None:
     assert built.sequences == ("long_chosen", "long_rejected")
 
 
-def test_the_embedded_default_detaches_and_the_full_models_keep_the_papers_form() -> None:
-    assert load_config("solo_dpo", []).objective["detach_short"] is True
+@pytest.mark.parametrize("objective", ["dpo", "simpo", "orpo", "ipo", "slic"])
+def test_the_embedded_default_holds_the_higher_side(objective: str) -> None:
+    assert load_config(f"solo_{objective}", []).objective["detach_higher"] is True
+
+
+def test_the_full_models_keep_the_papers_form() -> None:
     full = load_config("solo_dpo", ["model=qwen2_5_7b"])
-    assert full.objective["detach_short"] is False
+    assert (full.objective["detach_short"], full.objective["detach_higher"]) == (False, False)
     assert (full.objective["alpha"], full.trainer.global_batch, full.optim.lr) == (3.0, 64, 1e-6)
     assert load_config("solo_orpo", ["model=llama3_1_8b"]).objective["alpha"] == 4.0
 
 
 def test_the_command_line_wins_over_a_preset() -> None:
-    config = load_config("solo_dpo", ["optim.lr=0.5", "objective.detach_short=false"])
-    assert (config.optim.lr, config.objective["detach_short"]) == (0.5, False)
+    config = load_config("solo_dpo", ["optim.lr=0.5", "objective.detach_higher=false"])
+    assert (config.optim.lr, config.objective["detach_higher"]) == (0.5, False)
 
 
 def test_alpha_may_be_left_to_the_run() -> None:
