@@ -101,8 +101,8 @@ def _draw_map(figure: Figure, study: Study, theme: Theme) -> None:
                     shown[y, x] = 100 * short / asked
                     axis.text(x, y, f"{shown[y, x]:.0f}", ha="center", va="center", fontsize=8, color=theme.ink)
                 if alpha != VANILLA and not predicted_safe(objective, form, alpha, study.facts[gap]):
-                    corner = (x - 0.46, y - 0.46)
-                    axis.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=theme.ink, linewidth=1.2))
+                    corner = (x - 0.42, y - 0.46)  # clear of the line between two blocks
+                    axis.add_patch(Rectangle(corner, 0.84, 0.92, fill=False, edgecolor=theme.ink, linewidth=1.2))
         axis.imshow(shown, cmap=colours, vmin=0, vmax=100, aspect="auto", alpha=0.75)
         _name_cells(axis, columns, names.title)
 
