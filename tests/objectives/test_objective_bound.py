@@ -69,14 +69,14 @@ def objectives(draw, name):
 
 
 @pytest.mark.parametrize("name", FAMILY)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), values=st.tuples(rewards, rewards, rewards, rewards))
 def test_long_loss_is_bounded_by_short_loss_and_alignment(name, data, values):
     assert_bound(data.draw(objectives(name)), *values)
 
 
 @pytest.mark.parametrize("name", FAMILY)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(z=st.floats(-60, 60))
 @example(z=0.0)
 @example(z=-1.0)
@@ -85,7 +85,7 @@ def test_constants_dominate_f(name, z):
 
 
 @pytest.mark.parametrize("name", FAMILY)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     data=st.data(),
     logps=st.lists(st.floats(-30, -0.01), min_size=4, max_size=4),
@@ -155,7 +155,7 @@ def test_the_bound_itself_notices_the_damage(damaged):
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(a=st.floats(-1e4, 1e4), b=st.floats(-1e4, 1e4), delta=st.floats(1e-2, 1e2))
 @example(a=0.5, b=0.0, delta=1.0)
 @example(a=1.0, b=-1.0, delta=2.0)

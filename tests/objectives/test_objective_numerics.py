@@ -75,7 +75,7 @@ def test_log1mexp_at_zero_is_clamped(dtype, start):
     assert a.grad.item() == 0.0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(p=st.floats(1e-6, 1 - 1e-6))
 def test_log_odds_of_a_probability(p):
     value = log_odds(torch.tensor(math.log(p), dtype=torch.float64)).item()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from solopo_nemo.data.packing import Layout as Packing
@@ -43,7 +43,6 @@ runs = st.builds(
 )
 
 
-@settings(deadline=None)  # machines differ
 @given(runs, st.integers(0, 10**5))
 def test_a_longer_context_never_needs_less(run: Run, more: int) -> None:
     longest = max(sequence.inputs for sequence in run.workload.policy)
@@ -51,7 +50,6 @@ def test_a_longer_context_never_needs_less(run: Run, more: int) -> None:
     assert memory(dataclasses.replace(run, workload=longer)).peak >= memory(run).peak
 
 
-@settings(deadline=None)  # machines differ
 @given(runs)
 def test_what_saves_memory_never_costs_any(run: Run) -> None:
     peak = memory(run).peak
@@ -71,7 +69,6 @@ def test_what_saves_memory_never_costs_any(run: Run) -> None:
     )
 
 
-@settings(deadline=None)  # machines differ
 @given(runs)
 def test_parts_add_up_to_the_peak_and_every_part_has_its_formula(run: Run) -> None:
     found = memory(run)
@@ -138,7 +135,6 @@ def test_a_ranks_share_is_what_packing_gives_it(context: int, sequence: bool) ->
     assert share.longest == int(packed[0]["max_seqlen"])
 
 
-@settings(deadline=None)  # machines differ
 @given(runs)
 def test_nothing_is_sent_where_nothing_is_split(run: Run) -> None:
     sent, layout = communication(run), run.layout

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -135,7 +135,6 @@ def test_attention_dominated_speed_up_is_the_specifications() -> None:
     assert attention["both"] / attention["vanilla"] == pytest.approx((2 + 2 * rho**2) / 2)
 
 
-@settings(deadline=None)  # machines differ
 @given(
     st.integers(1, 10**6), st.integers(1, 10**5), st.integers(1, 1000), st.sampled_from(["none", "selective", "full"])
 )
