@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from solopo_nemo.errors import RunFault, UserError
 from solopo_nemo.model.apart import begun_apart, result_of
 from solopo_nemo.signals import StopRequest
+from solopo_nemo.training.checkpoints import step_of
 from solopo_nemo.training.config import RunConfig
 from solopo_nemo.training.saving import finish_pending
 from solopo_nemo.training.selection import (
@@ -65,6 +66,8 @@ class Validation(pl.Callback):
         dist.barrier()
 
     def _score(self, trainer: pl.Trainer, checkpoint: Path) -> None:
+        if dist.get_rank() == 0:
+            logger.info("scoring step %d by %s", step_of(checkpoint), self.suite)
         begun = begun_apart(score_checkpoint, checkpoint, self.config, self.suite)
         with begun if dist.get_rank() == 0 else nullcontext() as future:
             while self._running(future):
