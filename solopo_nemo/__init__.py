@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from solopo_nemo.model.mixin import SoLoPOMixin
+    from solopo_nemo.nemo_model.mixin import SoLoPOMixin
 
 warnings.filterwarnings("ignore", message="The pynvml package is deprecated")  # torch/cuda/__init__.py:64, on import
 
@@ -17,10 +17,10 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Import the mixin when it is asked for: NeMo takes many seconds, which tools without a model do not pay."""
     if name == "SoLoPOMixin":
-        from solopo_nemo.model import device
+        from solopo_nemo.core import device
 
         device.prepare_process()
-        from solopo_nemo.model.mixin import SoLoPOMixin
+        from solopo_nemo.nemo_model.mixin import SoLoPOMixin
 
         return SoLoPOMixin
     raise AttributeError(name)

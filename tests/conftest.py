@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["data_fixtures"]
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # machines differ, and so does what else they are doing

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from bad_input import Case, cases, make_material
 
-from solopo_nemo import cli
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime import cli
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 from solopo_nemo.training import prepare, ranks
 from solopo_nemo.training.launch import run_recipe
 
@@ -29,13 +30,13 @@ RECIPE = "output_dir={tmp}/out data.builtin.samples=2"
 @pytest.fixture(scope="session")
 def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bad")
-    make_material(folder, prepare.BUILTIN_MODEL)
+    make_material(folder, EMBEDDED_MODEL)
     return folder
 
 
 @pytest.fixture
 def words_of(bad: Path, tmp_path: Path) -> Callable[[Case], list[str]]:
-    places = {"bad": bad, "tmp": tmp_path, "model": prepare.BUILTIN_MODEL, "ok": bad / "ok.jsonl"}
+    places = {"bad": bad, "tmp": tmp_path, "model": EMBEDDED_MODEL, "ok": bad / "ok.jsonl"}
 
     def fill(text: str) -> str:
         for name, path in places.items():

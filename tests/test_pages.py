@@ -7,21 +7,17 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from made_up_scores import write_scores
 from PIL import Image, ImageStat
 
-sys.path.insert(0, str(Path(__file__).parent / "evaluation"))
-
-from made_up_scores import write_scores
-
+from solopo_nemo.config.schema import load_config
 from solopo_nemo.evaluation.measured import Measured
 from solopo_nemo.evaluation.report import write_report as write_evaluation
-from solopo_nemo.training.config import load_config
-from solopo_nemo.training.report import write_report as write_run
+from solopo_nemo.training.report.page import write_report as write_run
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")]

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from solopo_nemo.benchmarking import commands, suite
-from solopo_nemo.benchmarking.head import HEADS, HeadSpec
-from solopo_nemo.benchmarking.spec import PEERS, Shape, StepSpec
-from solopo_nemo.cli import ArgumentParser, run
 from solopo_nemo.data.lengths import token_count
-from solopo_nemo.data.output import check_writable
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime.cli import ArgumentParser, run
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.output import check_writable
+from studies.benchmarks import commands, suite
+from studies.benchmarks.head import HEADS, HeadSpec
+from studies.benchmarks.spec import PEERS, Shape, StepSpec
 
 _LAYOUT = ("tensor", "sequence", "context", "context_mode", "pipeline", "data")
 _PLACES = ("--out", "--work", "--peer-venv", "--again", "--json")

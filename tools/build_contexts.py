@@ -16,11 +16,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from solopo_nemo.cli import ArgumentParser, run
-from solopo_nemo.data.contexts.build import build_contexts
-from solopo_nemo.data.contexts.settings import BuildSettings
-from solopo_nemo.data.contexts.sources import FORMATS
+from solopo_nemo.builders.contexts.build import build_contexts
+from solopo_nemo.builders.contexts.settings import BuildSettings
+from solopo_nemo.builders.contexts.sources import FORMATS
 from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
+from solopo_nemo.runtime.cli import ArgumentParser, run
 
 
 def main() -> None:

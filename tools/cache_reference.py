@@ -8,7 +8,7 @@ output_dir. Interrupted, this goes on where it stopped.
 
 import sys
 
-from solopo_nemo import cli
+from solopo_nemo.runtime import cli
 from solopo_nemo.training.launch import run_recipe
 
 

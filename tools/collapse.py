@@ -15,10 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from solopo_nemo import cli
-from solopo_nemo.data.output import check_writable
-from solopo_nemo.errors import UserError
-from solopo_nemo.reproduction.collapse.cells import RATES, cells
+from solopo_nemo.runtime import cli
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.output import check_writable
+from studies.collapse.cells import RATES, cells
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,8 +33,8 @@ def main(argv: Sequence[str]) -> int:
         check_writable(folder, key)
     if not results.resolve().is_relative_to(document.parent.resolve()):
         raise UserError(f"--results {results}: the page shows its plots, and must lie beside or above that folder")
-    from solopo_nemo.reproduction.collapse.page import write_page
-    from solopo_nemo.reproduction.collapse.study import Study, run_study
+    from studies.collapse.page import write_page
+    from studies.collapse.study import Study, run_study
 
     kept = results / "collapse.json"
     if arguments.page:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _plan(arguments: argparse.Namespace, rates: Sequence[float]) -> dict[str, object]:
-    from solopo_nemo.reproduction.collapse.study import missing_cells
+    from studies.collapse.study import missing_cells
 
     planned = list(cells(arguments.seeds, tuple(rates)))
     missing = missing_cells(planned, arguments.out)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from solopo_nemo.cli import ArgumentParser, run
-from solopo_nemo.model.convert import export_hf, import_hf
-from solopo_nemo.training.checkpoints import check_origin
+from solopo_nemo.nemo_model.convert import export_hf, import_hf
+from solopo_nemo.runtime.cli import ArgumentParser, run
+from solopo_nemo.training.checkpoints.files import check_origin
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from solopo_nemo.cli import ArgumentParser, run
-from solopo_nemo.data.pairs.convert import FORMATS, convert_file
+from solopo_nemo.builders.pairs.convert import FORMATS, convert_file
+from solopo_nemo.runtime.cli import ArgumentParser, run
 
 
 def main() -> None:

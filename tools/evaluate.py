@@ -16,9 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from solopo_nemo.cli import ArgumentParser, run
 from solopo_nemo.data.lengths import token_count
-from solopo_nemo.errors import UserError
 from solopo_nemo.evaluation.measured import Measured
 from solopo_nemo.evaluation.models import ModelSettings
 from solopo_nemo.evaluation.report import write_report
@@ -26,8 +24,10 @@ from solopo_nemo.evaluation.run import evaluate
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites import SUITES, find_suites
 from solopo_nemo.evaluation.tables import as_json, measured_suites, terminal_table, unlike_names
-from solopo_nemo.model.hf import is_checkpoint
-from solopo_nemo.training.checkpoints import check_origin
+from solopo_nemo.families.hf import is_checkpoint
+from solopo_nemo.runtime.cli import ArgumentParser, run
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.training.checkpoints.files import check_origin
 
 
 def main() -> int:

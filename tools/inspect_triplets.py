@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from solopo_nemo.cli import EXIT_USER_ERROR, ArgumentParser, run
-from solopo_nemo.data.pairs.inspect import Inspection, inspect_file
+from solopo_nemo.builders.pairs.inspect import Inspection, inspect_file
 from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
 from solopo_nemo.data.triplets import Prompt
+from solopo_nemo.runtime.cli import EXIT_USER_ERROR, ArgumentParser, run
 
 _SHOWN = 240
 

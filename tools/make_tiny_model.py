@@ -19,8 +19,8 @@ from rich.progress import Progress
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from solopo_nemo.data.synthetic import generate_dialogues
-from solopo_nemo.model.tiny import IGNORE, learn_batch, make_tiny_qwen2
+from solopo_nemo.embedded import generate_dialogues
+from solopo_nemo.embedded.tiny import IGNORE, learn_batch, make_tiny_qwen2
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (

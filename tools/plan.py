@@ -16,17 +16,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from solopo_nemo import cli
-from solopo_nemo.data.output import check_writable
-from solopo_nemo.errors import UserError
+from solopo_nemo.config.schema import load_config
+from solopo_nemo.config.world import check_model, check_world
 from solopo_nemo.planning.overview import count_samples, overview
 from solopo_nemo.planning.report import print_overview
 from solopo_nemo.planning.run import OPTIMIZERS
 from solopo_nemo.planning.shape import load_shape
 from solopo_nemo.planning.step_time import Machine
 from solopo_nemo.planning.workload import Lengths
-from solopo_nemo.training.config import CONF, load_config
-from solopo_nemo.training.layout import check_model, check_world
+from solopo_nemo.runtime import cli
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.output import check_writable
+from solopo_nemo.runtime.paths import CONF
 
 SAMPLES = 5000
 """Of an epoch where the data are not at hand: the paper's number of triplets."""

@@ -19,10 +19,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from solopo_nemo.cli import ArgumentParser, run
-from solopo_nemo.errors import UserError
-from solopo_nemo.reproduction import mini
-from solopo_nemo.reproduction.study import Size
+from solopo_nemo.runtime.cli import ArgumentParser, run
+from solopo_nemo.runtime.errors import UserError
+from studies.reproduction import mini
+from studies.reproduction.study import Size
 
 _SCALES = ("mini", "7b")
 
@@ -53,7 +53,7 @@ def _mini(arguments: argparse.Namespace, size: Size) -> dict[str, Any]:
 
 
 def _full(arguments: argparse.Namespace) -> dict[str, Any]:
-    from solopo_nemo.reproduction import full
+    from studies.reproduction import full
 
     if not arguments.plan and not arguments.dry_run:
         raise UserError("scale=7b: runs on GPUs, command by command: --plan prints them, --dry-run checks each")

@@ -18,10 +18,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from solopo_nemo.cli import EXIT_RESUMABLE, STOPPED, ArgumentParser, run
-from solopo_nemo.data.pairs.backend import Backend, Sampling
-from solopo_nemo.data.pairs.run import PairSettings, sample_pairs
-from solopo_nemo.errors import UserError
+from solopo_nemo.builders.pairs.backend import Backend, Sampling
+from solopo_nemo.builders.pairs.run import PairSettings, sample_pairs
+from solopo_nemo.runtime.cli import EXIT_RESUMABLE, STOPPED, ArgumentParser, run
+from solopo_nemo.runtime.errors import UserError
 
 
 def main() -> None:
@@ -48,10 +48,10 @@ def main() -> None:
     def make_backend(sampling: Sampling) -> Backend:
         # loaded where needed: a server needs no torch here
         if arguments.backend == "hf":
-            from solopo_nemo.data.pairs.hf import HuggingFaceBackend
+            from solopo_nemo.builders.pairs.hf import HuggingFaceBackend
 
             return HuggingFaceBackend(sampling, arguments.device)
-        from solopo_nemo.data.pairs.server import ServerBackend
+        from solopo_nemo.builders.pairs.server import ServerBackend
 
         return ServerBackend(
             sampling, arguments.base_url, concurrency=arguments.concurrency, patience=arguments.patience

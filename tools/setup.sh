@@ -48,7 +48,7 @@ if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then cuda=
 root=$PWD
 base=${PYTHON:-python3}
 stamp=.venv/.setup-complete
-state="$(cat requirements/*.txt pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1) cuda=$cuda $root"
+state="$(cat requirements/*.txt pyproject.toml studies/pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1) cuda=$cuda $root"
 
 check_base() {
     "$base" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null ||
@@ -165,7 +165,7 @@ if $system; then
     if is_installed; then exit 0; fi
 fi
 say "this package"
-"$python" -m pip install --disable-pip-version-check --no-deps -e .
+"$python" -m pip install --disable-pip-version-check --no-deps -e . -e studies
 if ! $system; then
     if $dev; then state+=" dev"; fi
     printf '%s\n' "$state" >"$stamp"

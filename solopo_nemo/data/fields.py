@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime.errors import UserError
 
 
 def bad_field(where: str, field: str, what: str) -> UserError:

@@ -18,12 +18,12 @@ from datasets.arrow_writer import ArrowWriter
 
 from solopo_nemo.data import fields, rows, tokenize, triplets
 from solopo_nemo.data.lengths import Lengths, compression_rate
-from solopo_nemo.data.output import write_json_line
-from solopo_nemo.data.progress import with_progress
 from solopo_nemo.data.rows import data_files
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.triplets import SEQUENCES, Needs, Triplet, read_triplets
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.output import write_json_line
+from solopo_nemo.runtime.progress import with_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

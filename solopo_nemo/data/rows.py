@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # what the project's tools write beside their results

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from solopo_nemo.data.triplets import Message, Needs, Prompt, Triplet
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

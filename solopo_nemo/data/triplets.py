@@ -9,7 +9,7 @@ from typing import Any
 
 from solopo_nemo.data.fields import bad_field, has, identifier, records, required, text
 from solopo_nemo.data.rows import read_rows
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime.errors import UserError
 
 Message = dict[str, str]
 Prompt = str | list[Message]

@@ -13,8 +13,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from solopo_nemo.data.answers import normalize, stated_answer
-from solopo_nemo.data.synthetic import generate_evaluation
-from solopo_nemo.errors import UserError
+from solopo_nemo.embedded import generate_evaluation
+from solopo_nemo.runtime.errors import UserError
 
 Messages = list[dict[str, str]]
 Answerer = Callable[[list[Messages]], list[str]]

@@ -18,7 +18,7 @@ from solopo_nemo.data.lengths import short_count
 from solopo_nemo.evaluation.measured import Measured
 from solopo_nemo.evaluation.scores import level
 from solopo_nemo.evaluation.suites.suite import Suite
-from solopo_nemo.plotting import THEMES, WIDTH, Theme, save_figure, style
+from solopo_nemo.pages.theme import THEMES, WIDTH, Theme, save_figure, style
 
 _COLOURS = ("blue", "orange", "green", "purple", "grey")
 _MARKERS = "os^Dv"

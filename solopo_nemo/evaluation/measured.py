@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from solopo_nemo.errors import UserError
 from solopo_nemo.evaluation.scores import Mean, Values, level, mean
 from solopo_nemo.evaluation.suites.suite import Suite, View
+from solopo_nemo.runtime.errors import UserError
 
 RECORD = "evaluation.json"
 CELLS = "cells"

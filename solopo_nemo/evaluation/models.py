@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
-from solopo_nemo.errors import UserError
-from solopo_nemo.model import hf
+from solopo_nemo.families import hf
+from solopo_nemo.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -164,14 +164,14 @@ class EvaluatedModel:
                     "with --base-url"
                 )
             return path
-        from solopo_nemo.model.convert import export_hf
+        from solopo_nemo.nemo_model.convert import export_hf
 
         export_hf(path, work / "hf", overwrite=True)
         return work / "hf"
 
     def _check_server(self) -> None:
-        from solopo_nemo.data.pairs.backend import Sampling
-        from solopo_nemo.data.pairs.server import ServerBackend
+        from solopo_nemo.builders.pairs.backend import Sampling
+        from solopo_nemo.builders.pairs.server import ServerBackend
 
         assert self._settings.base_url is not None
         ServerBackend(Sampling("openai", self._settings.model), self._settings.base_url).close()

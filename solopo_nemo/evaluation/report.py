@@ -7,12 +7,11 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from solopo_nemo.data.output import atomic_text
 from solopo_nemo.evaluation.charts import draw_suite
 from solopo_nemo.evaluation.measured import Measured
 from solopo_nemo.evaluation.tables import cells, measured_suites, questions, unlike_names
-
-_ASSETS = Path(__file__).resolve().parents[1] / "assets"
+from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.runtime.paths import ASSETS
 
 
 def write_report(models: Sequence[Measured], folder: Path) -> Path:
@@ -33,7 +32,7 @@ def write_report(models: Sequence[Measured], folder: Path) -> Path:
         rows = [{"title": view.view.title, "questions": questions(view), "cells": cells(view)} for view in views]
         drawn = draw_suite(suite, models, names, folder)
         suites.append({"title": suite.title, "note": suite.note, "rows": rows, "figures": drawn})
-    page = Environment(loader=FileSystemLoader(_ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    page = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     html = page.get_template("evaluation.html.jinja").render(
         models=[
             {"name": name, "folder": str(model.folder), "window": _window(model)}

@@ -13,14 +13,14 @@ from typing import Any
 from rich.console import Console
 
 import solopo_nemo
-from solopo_nemo.data.output import atomic_text, check_writable
-from solopo_nemo.errors import UserError
 from solopo_nemo.evaluation.answers import AnswerCache
 from solopo_nemo.evaluation.measured import CELLS, RECORD, Measured
 from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites.suite import AnyCell, Suite
-from solopo_nemo.model.apart import Progress
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.isolated import Progress
+from solopo_nemo.runtime.output import atomic_text, check_writable
 
 logger = logging.getLogger("solopo_nemo")
 

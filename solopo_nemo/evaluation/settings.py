@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

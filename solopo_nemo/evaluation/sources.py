@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from solopo_nemo.data.contexts.sources.source import RowSource
-from solopo_nemo.errors import UserError
+from solopo_nemo.builders.contexts.sources.source import RowSource
+from solopo_nemo.runtime.errors import UserError
 
 KINDS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 

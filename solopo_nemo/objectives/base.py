@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from solopo_nemo.errors import UserError
 from solopo_nemo.objectives.distances import DISTANCES
 from solopo_nemo.objectives.options import check_options, choice, fixed, flag, number
 from solopo_nemo.objectives.scores import (
@@ -21,6 +20,7 @@ from solopo_nemo.objectives.scores import (
     gather_policy,
     gather_reference,
 )
+from solopo_nemo.runtime.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

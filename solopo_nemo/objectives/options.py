@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import Field, field, fields
 from typing import Any
 
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime.errors import UserError
 
 Check = Callable[[Any], str | None]
 """Takes a value; returns what is allowed when the value is not, and None when it is."""

@@ -16,7 +16,7 @@ from solopo_nemo.planning.step_time import Machine, step_time
 from solopo_nemo.planning.workload import Lengths
 
 if TYPE_CHECKING:
-    from solopo_nemo.training.config import RunConfig
+    from solopo_nemo.config.schema import RunConfig
 
 SAVING = 0.9
 """Where a run failed that was predicted to fit, a change has to leave less than this share of the predicted peak."""

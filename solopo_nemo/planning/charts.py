@@ -10,13 +10,13 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from solopo_nemo.pages.theme import THEMES, WIDTH, Theme, save_figure, style
 from solopo_nemo.planning.memory import memory
 from solopo_nemo.planning.overview import Overview
 from solopo_nemo.planning.workload import Workload
-from solopo_nemo.plotting import THEMES, WIDTH, Theme, save_figure, style
 
 if TYPE_CHECKING:
-    from solopo_nemo.training.config import RunConfig
+    from solopo_nemo.config.schema import RunConfig
 
 K = 1024
 
@@ -72,7 +72,7 @@ def draw_longest(data: dict[str, Any], folder: Path) -> None:
     """Longest long prompt by number of GPUs, one panel a model: ``longest.png`` and ``longest-dark.png``.
 
     Args:
-        data: of :func:`solopo_nemo.planning.tables.as_json`.
+        data: of :func:`studies.benchmarks.planning_tables.as_json`.
         folder: where they go.
     """
     models = list(dict.fromkeys(cell["model"] for cell in data["cells"]))

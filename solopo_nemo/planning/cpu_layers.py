@@ -1,4 +1,4 @@
-"""What a transformer layer keeps and needs on a CPU: ``solopo_nemo/model/{layers,blockwise,attention}.py``.
+"""What a transformer layer keeps and needs on a CPU: ``solopo_nemo/nemo_model/{layers,blockwise,attention}.py``.
 
 Names and course are those of :mod:`solopo_nemo.planning.gpu_layers`; here a norm or an activation is made again, block
 by block, rather than kept, and weight gradients are tensors of their own until DDP has added them to its buffer.

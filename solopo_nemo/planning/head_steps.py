@@ -1,4 +1,4 @@
-"""What the response-only head keeps and needs, on any device: ``solopo_nemo/model/head.py``."""
+"""What the response-only head keeps and needs, on any device: ``solopo_nemo/core/head.py``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from solopo_nemo.planning.sizes import Sizes
 from solopo_nemo.planning.timeline import Step, Tensor
 
 VOCABULARY_TILE = 4096
-"""Columns of the logits made at a time; ``solopo_nemo.model.head`` has the same, a test compares them."""
+"""Columns of the logits made at a time; ``solopo_nemo.core.head`` has the same, a test compares them."""
 
 
 def forward(z: Sizes) -> list[Step]:

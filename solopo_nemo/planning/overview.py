@@ -15,7 +15,7 @@ from solopo_nemo.planning.step_time import Machine
 from solopo_nemo.planning.workload import Lengths
 
 if TYPE_CHECKING:
-    from solopo_nemo.training.config import RunConfig
+    from solopo_nemo.config.schema import RunConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.workload import Lengths, Workload
 
 if TYPE_CHECKING:
-    from solopo_nemo.training.config import RunConfig
+    from solopo_nemo.config.schema import RunConfig
 
 GPU, CPU = "gpu", "cpu"
 ITEMSIZE = {"bf16": 2, "fp32": 4}

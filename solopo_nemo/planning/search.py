@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from solopo_nemo.errors import UserError
 from solopo_nemo.planning.layout import Layout
 from solopo_nemo.planning.memory import Memory, memory
 from solopo_nemo.planning.run import GPU, Run
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.step_time import Machine, StepTime, step_time
 from solopo_nemo.planning.workload import Lengths
+from solopo_nemo.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from solopo_nemo.training.config import RunConfig
+    from solopo_nemo.config.schema import RunConfig
 
 RECOMPUTE = ("none", "selective", "full")
 MODES = ("p2p", "a2a")
@@ -98,7 +98,7 @@ def valid_layouts(config: RunConfig, shape: ModelShape, world: int, gpus_per_nod
 def is_valid(config: RunConfig, shape: ModelShape, layout: Layout, device: str) -> bool:
     """Whether the recipe's checks let a layout pass, and on a GPU Transformer Engine's: its all-to-all does not repeat
     key and value heads where there are too few."""
-    from solopo_nemo.training.layout import check_model, check_world
+    from solopo_nemo.config.world import check_model, check_world
 
     changed = with_layout(config, layout)
     try:

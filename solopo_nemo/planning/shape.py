@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.paths import ASSETS, EMBEDDED_MODEL
 
-NAMED_SHAPES = Path(__file__).resolve().parents[1] / "assets" / "model_shapes.json"
+NAMED_SHAPES = ASSETS / "model_shapes.json"
 """Public configurations by hub name, so that a plan needs neither the model nor the network."""
 
 
@@ -19,7 +20,7 @@ NAMED_SHAPES = Path(__file__).resolve().parents[1] / "assets" / "model_shapes.js
 class ModelShape:
     """A dense decoder with RMSNorm, grouped-query attention and a gated MLP.
 
-    The names are Hugging Face's, so that :func:`solopo_nemo.training.layout.check_model` takes a shape as it takes a
+    The names are Hugging Face's, so that :func:`solopo_nemo.config.world.check_model` takes a shape as it takes a
     configuration.
 
     Attributes:
@@ -107,10 +108,9 @@ def load_shape(init: str) -> ModelShape:
         return ModelShape.from_hf(named_shapes()[init])
     from transformers import AutoConfig
 
-    from solopo_nemo.model.hf import is_checkpoint
-    from solopo_nemo.training.prepare import BUILTIN_MODEL
+    from solopo_nemo.families.hf import is_checkpoint
 
-    folder = BUILTIN_MODEL if init == "builtin" else Path(init)
+    folder = EMBEDDED_MODEL if init == "builtin" else Path(init)
     source = str(folder / "hf" if is_checkpoint(folder) else folder if folder.is_dir() else init)
     try:
         config = AutoConfig.from_pretrained(source).to_dict()

@@ -15,13 +15,13 @@ from nemo.lightning.data import WrappedDataLoader
 from pyarrow.compute import list_value_length
 from torch.utils.data import Dataset
 
+from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.data.balance import balanced_order
 from solopo_nemo.data.packing import Layout, pack
 from solopo_nemo.data.triplets import SEQUENCES
 from solopo_nemo.objectives import Objective
 from solopo_nemo.planning import ModelShape, forward_flops
 from solopo_nemo.planning import Sequence as Lengthed
-from solopo_nemo.training.config import RunConfig
 from solopo_nemo.training.prepare import total_steps
 
 

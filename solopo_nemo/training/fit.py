@@ -18,27 +18,27 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from megatron.core.optimizer import OptimizerConfig
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
 
-from solopo_nemo import environment
+from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.core import device
 from solopo_nemo.data.prepared import load_prepared
 from solopo_nemo.data.tokenize import load_tokenizer
-from solopo_nemo.model import device
-from solopo_nemo.model.hf import read_config
-from solopo_nemo.model.strategy import SoLoPOStrategy
+from solopo_nemo.families.hf import read_config
+from solopo_nemo.nemo_model.strategy import SoLoPOStrategy
 from solopo_nemo.planning import load_shape
-from solopo_nemo.signals import StopRequest
-from solopo_nemo.training.balance import AutoAlpha
-from solopo_nemo.training.cache import ReferenceCache, cache_key
-from solopo_nemo.training.config import RunConfig
+from solopo_nemo.runtime import environment
+from solopo_nemo.runtime.signals import StopRequest
+from solopo_nemo.training.callbacks.auto_alpha import AutoAlpha
+from solopo_nemo.training.callbacks.finite import NonFinite
+from solopo_nemo.training.callbacks.metrics import Metrics, StepValues
+from solopo_nemo.training.callbacks.progress import ProgressLine
+from solopo_nemo.training.callbacks.reference import CachedReference, OnlineReference
+from solopo_nemo.training.callbacks.validation import Validation
+from solopo_nemo.training.checkpoints.resume import to_resume_from
+from solopo_nemo.training.checkpoints.saving import Checkpoints
 from solopo_nemo.training.datamodule import TripletDataModule
-from solopo_nemo.training.finite import NonFinite
-from solopo_nemo.training.metrics import Metrics, StepValues
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.prepare import read_weights_hash
-from solopo_nemo.training.progress import ProgressLine
-from solopo_nemo.training.reference import CachedReference, OnlineReference
-from solopo_nemo.training.resume import to_resume_from
-from solopo_nemo.training.saving import Checkpoints
-from solopo_nemo.training.validation import Validation
+from solopo_nemo.training.reference_cache import ReferenceCache, cache_key
 
 LOSS_SCALE = 1.0
 """With one, Megatron looks for gradients that are not finite, and leaves the update out."""
@@ -53,7 +53,7 @@ def precision_of(config: RunConfig) -> str:
 
 def build_model(config: RunConfig, checkpoint: Path, objective: Any) -> Any:
     """The NeMo model of a checkpoint with the run's objective, optimizer and compute settings."""
-    from solopo_nemo.model.models import nemo_model
+    from solopo_nemo.nemo_model.models import nemo_model
 
     # hf/config.json, and not NeMo's context, says what the model is: other rope scaling is written there
     dtype = torch.bfloat16 if precision_of(config) == "bf16" else torch.float32

@@ -13,18 +13,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from solopo_nemo import cli, environment
-from solopo_nemo.cli import EXIT_RESUMABLE
-from solopo_nemo.data.output import atomic_text, check_writable
-from solopo_nemo.errors import UserError
-from solopo_nemo.signals import SIGNALS, Stopped, StopRequest, spare_helpers, stopping_at_once
-from solopo_nemo.training import logs
-from solopo_nemo.training.checkpoints import saved_checkpoints, step_of
-from solopo_nemo.training.config import RunConfig, load_config, read_config, save_config
-from solopo_nemo.training.layout import check_world, local_world
+from solopo_nemo.config.schema import RunConfig, load_config, read_config, save_config
+from solopo_nemo.config.world import check_world, local_world
+from solopo_nemo.runtime import cli, environment, logs
+from solopo_nemo.runtime.cli import EXIT_RESUMABLE
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.output import atomic_text, check_writable
+from solopo_nemo.runtime.signals import SIGNALS, Stopped, StopRequest, spare_helpers, stopping_at_once
+from solopo_nemo.training.checkpoints.files import saved_checkpoints, step_of
+from solopo_nemo.training.checkpoints.resume import changes, settle_earlier_run
+from solopo_nemo.training.checkpoints.selection import Selection
 from solopo_nemo.training.paths import Paths
-from solopo_nemo.training.resume import changes, settle_earlier_run
-from solopo_nemo.training.selection import Selection
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -55,7 +54,7 @@ def run_recipe(
         UserError: bad configuration or data.
     """
     if {"--help", "-h"} & set(arguments):
-        from solopo_nemo.training.usage import describe
+        from solopo_nemo.config.usage import describe
 
         print(describe(recipe))
         return 0
@@ -101,7 +100,7 @@ def _run_rank(config: RunConfig, only_reference: bool) -> int:
         return code
     if only_reference or not _trained(config):
         with logs.quiet_imports():
-            from solopo_nemo.training.guarded import fit_guarded
+            from solopo_nemo.training.failures.supervise import fit_guarded
         logs.to_file(config.output / "logs", rank)
         code = fit_guarded(config, stop, only_reference)
         if not here and rank == 0:
@@ -180,9 +179,9 @@ def _finished(config: RunConfig) -> bool:
 
 def _finish(config: RunConfig) -> None:
     """Export, evaluate, report: after the last step, in one process."""
-    from solopo_nemo.model.convert import export_hf
-    from solopo_nemo.training.report import write_report
-    from solopo_nemo.training.selection import choose_checkpoint, remove_others
+    from solopo_nemo.nemo_model.convert import export_hf
+    from solopo_nemo.training.checkpoints.selection import choose_checkpoint, remove_others
+    from solopo_nemo.training.report.page import write_report
 
     paths = Paths(config.output)
     chosen = choose_checkpoint(config)

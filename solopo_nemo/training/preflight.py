@@ -7,10 +7,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from solopo_nemo import cli
-from solopo_nemo.errors import UserError
-from solopo_nemo.training.config import load_config
-from solopo_nemo.training.layout import check_world
+from solopo_nemo.config.schema import load_config
+from solopo_nemo.config.world import check_world
+from solopo_nemo.runtime import cli
+from solopo_nemo.runtime.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> None:

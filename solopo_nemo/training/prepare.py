@@ -10,24 +10,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from solopo_nemo.data.output import atomic_text, write_json_line
+from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.config.world import check_model
 from solopo_nemo.data.prepared import TooLong, prepare_dataset
 from solopo_nemo.data.tokenize import load_tokenizer
 from solopo_nemo.data.triplets import Needs
-from solopo_nemo.errors import UserError
-from solopo_nemo.model import hf
-from solopo_nemo.model.convert import check_weights
-from solopo_nemo.model.hf import is_checkpoint
-from solopo_nemo.training.checkpoints import check_origin
-from solopo_nemo.training.config import RunConfig
-from solopo_nemo.training.layout import check_model
+from solopo_nemo.families import hf
+from solopo_nemo.families.hf import is_checkpoint
+from solopo_nemo.nemo_model.convert import check_weights
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.output import atomic_text, write_json_line
+from solopo_nemo.runtime.paths import EMBEDDED_MODEL
+from solopo_nemo.training.checkpoints.files import check_origin
+from solopo_nemo.training.checkpoints.selection import check_selection
+from solopo_nemo.training.checkpoints.space import check_space
 from solopo_nemo.training.paths import Paths
-from solopo_nemo.training.selection import check_selection
-from solopo_nemo.training.space import check_space
 
 logger = logging.getLogger("solopo_nemo")
-
-BUILTIN_MODEL = Path(__file__).resolve().parents[1] / "assets" / "tiny_qwen2"
 
 
 def find_model(init: str) -> Path:
@@ -37,7 +36,7 @@ def find_model(init: str) -> Path:
         UserError: there is none and the hub does not give it.
     """
     if init == "builtin":
-        return BUILTIN_MODEL
+        return EMBEDDED_MODEL
     path = Path(init)
     if is_checkpoint(path):
         if not (path / "hf" / "config.json").is_file():
@@ -152,7 +151,7 @@ def _in_bf16(config: RunConfig) -> bool:
 def _training_file(config: RunConfig, paths: Paths) -> Path:
     if config.data.train != "builtin":
         return Path(config.data.train)
-    from solopo_nemo.data.synthetic import generate_triplets
+    from solopo_nemo.embedded import generate_triplets
 
     builtin = config.data.builtin
     rows = generate_triplets(builtin.samples, builtin.seed, builtin.short_paragraphs, builtin.long_paragraphs)
@@ -165,7 +164,7 @@ def _training_file(config: RunConfig, paths: Paths) -> Path:
 
 def _import_weights(source: Path, paths: Paths, hf_config: Any, rope_scaling: dict[str, Any] | None) -> None:
     """Bring the initial weights into ``output_dir/initial``, unless that is what is there."""
-    from solopo_nemo.model.convert import import_hf
+    from solopo_nemo.nemo_model.convert import import_hf
 
     origin = {"weights": hash_weights(source, rope_scaling)}
     marker = paths.initial / "source.json"

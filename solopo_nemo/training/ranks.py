@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from solopo_nemo import cli, environment
-from solopo_nemo.cli import EXIT_RESUMABLE
-from solopo_nemo.signals import StopRequest, handled_by
-from solopo_nemo.training.faults import FaultFiles, job_fault
+from solopo_nemo.runtime import cli, environment
+from solopo_nemo.runtime.cli import EXIT_RESUMABLE
+from solopo_nemo.runtime.signals import StopRequest, handled_by
+from solopo_nemo.training.failures.faults import FaultFiles, job_fault
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig

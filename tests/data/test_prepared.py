@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from solopo_nemo.data import prepared as module
 from solopo_nemo.data.prepared import PreparedDataset, TooLong, load_prepared, prepare_dataset
 from solopo_nemo.data.triplets import Needs
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime.errors import UserError
 
 NEEDS = Needs(("short_chosen", "short_rejected", "long_chosen"))
 

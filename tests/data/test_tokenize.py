@@ -7,7 +7,7 @@ from samples import TokenizerMaker
 
 from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
 from solopo_nemo.data.triplets import Needs, Triplet
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime.errors import UserError
 
 USER = {"role": "user", "content": "Where is it?\n"}
 NEEDS = Needs(("short_chosen", "long_rejected"))

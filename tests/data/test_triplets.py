@@ -12,7 +12,7 @@ import pytest
 from samples import RowWriter, triplet_row
 
 from solopo_nemo.data.triplets import Needs, read_triplets
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime.errors import UserError
 
 SOLO = Needs(("short_chosen", "short_rejected", "long_chosen"))
 LONG_PO = Needs(("long_chosen", "long_rejected"))

@@ -17,9 +17,9 @@ from unittest.mock import patch
 import pytest
 from shown import ROOT, Command
 
-from solopo_nemo.training.config import RunConfig, load_config
-from solopo_nemo.training.layout import check_world, local_world
-from solopo_nemo.training.usage import describe
+from solopo_nemo.config.schema import RunConfig, load_config
+from solopo_nemo.config.usage import describe
+from solopo_nemo.config.world import check_world, local_world
 
 
 class Wrong(Exception):

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from shown import DOCS
 
-from solopo_nemo.training.config import CONF, load_config
+from solopo_nemo.config.schema import load_config
+from solopo_nemo.runtime.paths import CONF
 
 pytestmark = pytest.mark.usefixtures("hooks_on_path")
 

@@ -8,7 +8,7 @@ import pytest
 from programs import Wrong, check
 from shown import PAGES, ROOT, Command, commands
 
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime.errors import UserError
 
 SHOWN = [command for page in PAGES for command in commands(page)]
 

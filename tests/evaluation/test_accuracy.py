@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 import solopo_nemo
-from solopo_nemo.data.synthetic import generate_evaluation
-from solopo_nemo.errors import UserError
+from solopo_nemo.embedded import generate_evaluation
 from solopo_nemo.evaluation.accuracy import (
     AccuracyRow,
     comparison_table,
@@ -20,6 +19,7 @@ from solopo_nemo.evaluation.accuracy import (
     is_correct,
     wilson_interval,
 )
+from solopo_nemo.runtime.errors import UserError
 
 ASSET = Path(solopo_nemo.__file__).parent / "assets" / "tiny_qwen2"
 

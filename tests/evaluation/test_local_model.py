@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 import solopo_nemo
-from solopo_nemo.data.synthetic import generate_evaluation
-from solopo_nemo.errors import UserError
+from solopo_nemo.embedded import generate_evaluation
 from solopo_nemo.evaluation.accuracy import GreedyAnswerer
 from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
 from solopo_nemo.evaluation.run import evaluate
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites import SUITES, find_suites, open_llm
 from solopo_nemo.evaluation.suites.builtin import SEED
+from solopo_nemo.runtime.errors import UserError
 
 ASSET = Path(solopo_nemo.__file__).parent / "assets" / "tiny_qwen2"
 LETTERS = "ABCD"

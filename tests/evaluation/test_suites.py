@@ -13,7 +13,6 @@ from chat_server import Answer, ChatServer, chat_server
 from suite_data import QUESTIONS, write_data
 
 import solopo_nemo
-from solopo_nemo.errors import UserError
 from solopo_nemo.evaluation.measured import Measured
 from solopo_nemo.evaluation.models import ModelSettings
 from solopo_nemo.evaluation.report import write_report
@@ -21,6 +20,7 @@ from solopo_nemo.evaluation.run import evaluate
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites import find_suites
 from solopo_nemo.evaluation.tables import as_json
+from solopo_nemo.runtime.errors import UserError
 
 ASSET = Path(solopo_nemo.__file__).parent / "assets" / "tiny_qwen2"
 SUITES = "ruler_qa,longbench_qa,longbench_v2,niah_plus"

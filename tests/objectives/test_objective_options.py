@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import solopo_nemo.objectives
-from solopo_nemo.errors import UserError
 from solopo_nemo.objectives import (
     DPO,
     SFT,
@@ -25,6 +24,7 @@ from solopo_nemo.objectives import (
     option_fields,
     register,
 )
+from solopo_nemo.runtime.errors import UserError
 
 DEFAULTS = {
     "dpo": {"beta": 0.1, "alpha": 3.0},
@@ -188,4 +188,4 @@ def test_needs_nothing_but_torch():
             for module in modules:
                 assert module.split(".")[0] in allowed, f"{file.name} imports {module}"
                 if module.startswith("solopo_nemo"):
-                    assert module.startswith(("solopo_nemo.objectives", "solopo_nemo.errors")), file.name
+                    assert module.startswith(("solopo_nemo.objectives", "solopo_nemo.runtime.errors")), file.name

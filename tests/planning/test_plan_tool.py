@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime.errors import UserError
 
 Main = Callable[[list[str]], int]
 

@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from solopo_nemo.config.schema import RunConfig, load_config
+from solopo_nemo.config.world import check_model, check_world
 from solopo_nemo.planning import (
     GPU,
     Layout,
@@ -21,8 +23,6 @@ from solopo_nemo.planning import (
     step_time,
 )
 from solopo_nemo.planning.search import valid_layouts, with_layout
-from solopo_nemo.training.config import RunConfig, load_config
-from solopo_nemo.training.layout import check_model, check_world
 
 
 def config_of(*overrides: str, recipe: str = "solo_dpo") -> RunConfig:

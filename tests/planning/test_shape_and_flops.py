@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from solopo_nemo.errors import UserError
+from solopo_nemo.config.schema import load_config
 from solopo_nemo.objectives import build_objective
 from solopo_nemo.planning import Lengths, ModelShape, Workload, forward_flops, hardware_flops, load_shape, model_flops
 from solopo_nemo.planning.parameters import StageParameters
 from solopo_nemo.planning.shape import named_shapes
-from solopo_nemo.training.config import CONF, load_config
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.paths import CONF
 
 FAMILIES = {
     "qwen2": {"tie_word_embeddings": True},

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from slurm_stubs import ROOT, StubCluster
 
-from solopo_nemo.errors import UserError
+from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.training import preflight
 
 NASTY = [

@@ -8,9 +8,9 @@ import pytest
 import torch
 from runs import inject, rows, run, started
 
-from solopo_nemo.errors import RunFault, UserError
 from solopo_nemo.objectives import SequenceScores, build_objective
-from solopo_nemo.training.balance import LEAST, MOST, Balance, Norms, balanced_alpha
+from solopo_nemo.runtime.errors import RunFault, UserError
+from solopo_nemo.training.callbacks.auto_alpha import LEAST, MOST, Balance, Norms, balanced_alpha
 
 
 def test_both_terms_move_a_toy_policy_equally_far() -> None:

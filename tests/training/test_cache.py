@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from solopo_nemo.training.cache import ReferenceCache, cache_key
+from solopo_nemo.training.reference_cache import ReferenceCache, cache_key
 
 BASE = dict(weights_hash="w", data_fingerprint="d", sequences=("short_chosen", "short_rejected"), precision="fp32")
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from solopo_nemo.errors import UserError
-from solopo_nemo.training.checkpoints import (
+from solopo_nemo.config.schema import RunConfig, load_config, save_config
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.training.checkpoints.files import (
     find_damage,
     put_damaged_aside,
     record_file,
@@ -18,9 +19,8 @@ from solopo_nemo.training.checkpoints import (
     saved_checkpoints,
     write_manifest,
 )
-from solopo_nemo.training.config import RunConfig, load_config, save_config
+from solopo_nemo.training.checkpoints.resume import settle_earlier_run, to_resume_from
 from solopo_nemo.training.paths import Paths
-from solopo_nemo.training.resume import settle_earlier_run, to_resume_from
 
 
 def make(folder: Path, step: int) -> Path:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from solopo_nemo.errors import UserError
+from solopo_nemo.config.schema import load_config, read_config, save_config
+from solopo_nemo.config.usage import describe
+from solopo_nemo.config.world import check_world
 from solopo_nemo.objectives import build_objective
 from solopo_nemo.objectives.registry import option_fields
-from solopo_nemo.training.config import CONF, load_config, read_config, save_config
-from solopo_nemo.training.layout import check_world
-from solopo_nemo.training.usage import describe
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.paths import CONF
 
 RECIPES = sorted(p.stem for p in (CONF.parent / "recipes").glob("*.py"))
 PLUGIN = """

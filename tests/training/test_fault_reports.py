@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from solopo_nemo.errors import RunFault, UserError
-from solopo_nemo.training.faults import Fault, FaultFiles, as_run_fault, job_fault
+from solopo_nemo.runtime.errors import RunFault, UserError
+from solopo_nemo.training.failures.faults import Fault, FaultFiles, as_run_fault, job_fault
 
 AT = 1000.0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from runs import ENVIRONMENT, ROOT, command, inject, rows, run, started, until
 
-from solopo_nemo.training.checkpoints import find_damage, saved_checkpoints
+from solopo_nemo.training.checkpoints.files import find_damage, saved_checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 

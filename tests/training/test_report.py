@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from solopo_nemo.training.config import RunConfig, load_config
-from solopo_nemo.training.plots import PLOTS, THEMES
-from solopo_nemo.training.report import write_report
-from solopo_nemo.training.rows import read_metrics
+from solopo_nemo.config.schema import RunConfig, load_config
+from solopo_nemo.training.report.page import write_report
+from solopo_nemo.training.report.plots import PLOTS, THEMES
+from solopo_nemo.training.report.rows import read_metrics
 
 HOSTILE = "<script>alert('\"&')</script>"
 VANILLA = ("loss", "loss/po", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy")

@@ -63,9 +63,9 @@ def test_the_exported_policy_moved_and_generates(finished: Path) -> None:
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from solopo_nemo.training.prepare import BUILTIN_MODEL
+    from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 
-    before, after = load_file(BUILTIN_MODEL / "model.safetensors"), load_file(finished / "hf" / "model.safetensors")
+    before, after = load_file(EMBEDDED_MODEL / "model.safetensors"), load_file(finished / "hf" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[k], after[k]) for k in before if "bias" not in k)
     model = AutoModelForCausalLM.from_pretrained(finished / "hf")

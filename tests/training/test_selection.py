@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 from runs import DEADLINE, ENVIRONMENT, ROOT, command, ranks, rows, run, until
 
-from solopo_nemo.errors import UserError
-from solopo_nemo.training.checkpoints import saved_checkpoints
-from solopo_nemo.training.config import load_config
-from solopo_nemo.training.paths import Paths
-from solopo_nemo.training.prepare import BUILTIN_MODEL
-from solopo_nemo.training.selection import (
+from solopo_nemo.config.schema import load_config
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.paths import EMBEDDED_MODEL
+from solopo_nemo.training.checkpoints.files import saved_checkpoints
+from solopo_nemo.training.checkpoints.selection import (
     ScoredCheckpoint,
     Selection,
     best_checkpoint,
@@ -25,6 +24,7 @@ from solopo_nemo.training.selection import (
     keep_score,
     unscored_checkpoints,
 )
+from solopo_nemo.training.paths import Paths
 
 
 def scored(step: int, value: float) -> ScoredCheckpoint:
@@ -47,7 +47,7 @@ def test_data_that_are_missing_show_before_training(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     overrides = [f"output_dir={tmp_path}", "trainer.select_best=longbench_qa", f"evaluation.data={tmp_path}"]
     with pytest.raises(UserError, match="put it at"):
-        check_selection(load_config("solo_dpo", overrides), BUILTIN_MODEL)
+        check_selection(load_config("solo_dpo", overrides), EMBEDDED_MODEL)
 
 
 def test_without_a_suite_the_last_checkpoint_is_taken(tmp_path: Path) -> None:

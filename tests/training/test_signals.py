@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from runs import ENVIRONMENT, ROOT, command, ranks, rows, until
 
-from solopo_nemo import cli
-from solopo_nemo.signals import SIGNALS, Stopped, StopRequest, handled_by, held_back, stopping_at_once
+from solopo_nemo.runtime import cli
+from solopo_nemo.runtime.signals import SIGNALS, Stopped, StopRequest, handled_by, held_back, stopping_at_once
 from solopo_nemo.training.ranks import EXIT_RESUMABLE
 
 LONG = ["trainer.max_steps=100000", "trainer.checkpoint_every=100000", "evaluation.name=none", "parallel.data=2"]
@@ -62,7 +62,7 @@ def test_a_thread_other_than_the_main_one_gets_no_signals_to_hold_back() -> None
 
 ENDING = """
 import os, signal
-from solopo_nemo import cli
+from solopo_nemo.runtime import cli
 
 class Late:
     def __del__(self):  # when Python has given the signals back already
@@ -88,7 +88,7 @@ def test_before_python_shuts_down_a_resumable_end_changes_no_handler() -> None:
 
 SPARING = """
 import os, signal, subprocess, sys
-from solopo_nemo.signals import StopRequest, spare_helpers
+from solopo_nemo.runtime.signals import StopRequest, spare_helpers
 
 stop = StopRequest()
 signal.signal(signal.SIGUSR1, stop.note)
@@ -111,9 +111,9 @@ def test_a_signal_to_all_processes_spares_what_a_rank_has_started() -> None:
 APART = """
 import signal, sys, time
 from pathlib import Path
-from solopo_nemo import cli
-from solopo_nemo.model.apart import run_apart
-from solopo_nemo.signals import SIGNALS, StopRequest, stopping_at_once
+from solopo_nemo.runtime import cli
+from solopo_nemo.runtime.isolated import run_apart
+from solopo_nemo.runtime.signals import SIGNALS, StopRequest, stopping_at_once
 
 def work(progress):
     Path(sys.argv[1]).touch()

@@ -9,24 +9,24 @@ from types import SimpleNamespace
 
 import pytest
 
-from solopo_nemo.data.output import check_writable
-from solopo_nemo.errors import UserError
-from solopo_nemo.training.config import load_config
-from solopo_nemo.training.prepare import BUILTIN_MODEL
-from solopo_nemo.training.space import check_space
+from solopo_nemo.config.schema import load_config
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.output import check_writable
+from solopo_nemo.runtime.paths import EMBEDDED_MODEL
+from solopo_nemo.training.checkpoints.space import check_space
 
 
 def check(output: Path, free: int, *overrides: str) -> None:
     config = load_config("solo_dpo", [f"output_dir={output}", *overrides])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-        check_space(config, json.loads((BUILTIN_MODEL / "config.json").read_text()), bf16=False)
+        check_space(config, json.loads((EMBEDDED_MODEL / "config.json").read_text()), bf16=False)
 
 
 def parameters() -> int:
     from safetensors import safe_open
 
-    with safe_open(BUILTIN_MODEL / "model.safetensors", "pt") as weights:
+    with safe_open(EMBEDDED_MODEL / "model.safetensors", "pt") as weights:
         return sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118
 
 

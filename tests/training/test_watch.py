@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from solopo_nemo.training.watch import CollapseWatch
+from solopo_nemo.training.callbacks.collapse_watch import CollapseWatch
 
 
 def warnings(logps: list[float], gaps: list[float]) -> list[tuple[int, str]]:

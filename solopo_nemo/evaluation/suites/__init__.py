@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from solopo_nemo.errors import UserError
 from solopo_nemo.evaluation.suites import builtin, longbench_qa, longbench_v2, niah_plus, open_llm, ruler_qa
 from solopo_nemo.evaluation.suites.suite import Suite
+from solopo_nemo.runtime.errors import UserError
 
 SUITES = {
     suite.name: suite

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from solopo_nemo.data.contexts.compose import Composer, Context, Dropped
-from solopo_nemo.data.contexts.pool import ParagraphPool
-from solopo_nemo.data.contexts.question import BadRow, Question
-from solopo_nemo.data.contexts.sources import read_pool, read_questions
-from solopo_nemo.data.contexts.sources.source import RowSource
-from solopo_nemo.data.contexts.targets import Target, Targets
-from solopo_nemo.data.progress import with_progress
+from solopo_nemo.builders.contexts.compose import Composer, Context, Dropped
+from solopo_nemo.builders.contexts.pool import ParagraphPool
+from solopo_nemo.builders.contexts.question import BadRow, Question
+from solopo_nemo.builders.contexts.sources import read_pool, read_questions
+from solopo_nemo.builders.contexts.sources.source import RowSource
+from solopo_nemo.builders.contexts.targets import Target, Targets
 from solopo_nemo.data.tokenize import TripletEncoder
-from solopo_nemo.errors import UserError
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.sources import KINDS, find_source
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.progress import with_progress
 
 logger = logging.getLogger("solopo_nemo")
 

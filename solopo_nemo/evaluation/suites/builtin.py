@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from solopo_nemo.data.synthetic import generate_evaluation
+from solopo_nemo.embedded import generate_evaluation
 from solopo_nemo.evaluation.accuracy import LENGTHS, is_correct
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings

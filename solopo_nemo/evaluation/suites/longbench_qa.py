@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from solopo_nemo.data.contexts.prompt import render_document
+from solopo_nemo.builders.contexts.prompt import render_document
 from solopo_nemo.data.fields import bad_field, has, required, text, text_list
-from solopo_nemo.data.progress import with_progress
 from solopo_nemo.data.rows import Row
 from solopo_nemo.evaluation.documents import fitted
 from solopo_nemo.evaluation.models import EvaluatedModel
@@ -15,6 +14,7 @@ from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.sources import find_source
 from solopo_nemo.evaluation.suites.suite import Suite, View
 from solopo_nemo.evaluation.task import Cell, Label, Question, score_row
+from solopo_nemo.runtime.progress import with_progress
 
 MAX_NEW_TOKENS = 512
 HUB = "Xnhyacinth/LongBench"

@@ -8,7 +8,6 @@ from itertools import islice
 from typing import Any
 
 from solopo_nemo.data.fields import bad_field, required, text
-from solopo_nemo.data.progress import with_progress
 from solopo_nemo.data.rows import Row
 from solopo_nemo.evaluation.documents import fitted
 from solopo_nemo.evaluation.models import EvaluatedModel
@@ -16,6 +15,7 @@ from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.sources import find_source
 from solopo_nemo.evaluation.suites.suite import Suite, View
 from solopo_nemo.evaluation.task import Cell, Label, Question
+from solopo_nemo.runtime.progress import with_progress
 
 MAX_NEW_TOKENS = 1024
 TEMPERATURE = 0.1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from solopo_nemo.data.contexts.prompt import passage_body, render_document, render_prompt
+from solopo_nemo.builders.contexts.prompt import passage_body, render_document, render_prompt
 from solopo_nemo.data.lengths import short_count
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings

@@ -11,11 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from numbers import Number
 from typing import Any
 
-from solopo_nemo.errors import UserError
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites.suite import Suite, View
 from solopo_nemo.evaluation.task import Label
+from solopo_nemo.runtime.errors import UserError
 
 GROUPS = {
     "MMLU-Pro": ("leaderboard_mmlu_pro", "acc"),

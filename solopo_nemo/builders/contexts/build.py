@@ -1,0 +1,167 @@
+"""The whole run of building contexts: validate the source, compose in shards, assemble, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import chain, islice
+from random import Random
+from typing import Any
+
+from solopo_nemo.builders.contexts.compose import Composer, Context, Dropped
+from solopo_nemo.builders.contexts.gold import gold_pair
+from solopo_nemo.builders.contexts.pool import ParagraphPool
+from solopo_nemo.builders.contexts.question import BadRow, Question
+from solopo_nemo.builders.contexts.report import write_report
+from solopo_nemo.builders.contexts.settings import BuildSettings
+from solopo_nemo.builders.contexts.shards import ShardFolder
+from solopo_nemo.builders.contexts.sources import read_pool, read_questions
+from solopo_nemo.builders.contexts.sources.source import RowSource
+from solopo_nemo.builders.contexts.statistics import BuildStatistics, new_facts, note_contexts, note_dropped
+from solopo_nemo.builders.contexts.targets import Targets
+from solopo_nemo.builders.contexts.workers import run_tasks
+from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.output import beside
+from solopo_nemo.runtime.progress import with_progress
+
+_Shard = tuple[int, list[Question | BadRow]]
+
+
+def build_contexts(settings: BuildSettings, encoder: TripletEncoder) -> dict[str, Any]:
+    """Build contexts, and write them with the rejected rows and the dropped questions beside them.
+
+    The source is validated as a whole before anything is written; memory grows with the pool, not with the output.
+    Finished shards lie in `<out>.work` until the end: a run that was killed goes on behind them, to the same bytes.
+
+    Returns:
+        The summary: counts (`in` = `out` + `rejected` + `dropped`), token statistics, rho, evidence positions.
+
+    Raises:
+        UserError: Bad rows without `skip_bad`, bad pool rows, or nothing left to write.
+    """
+    started = time.monotonic()
+    encoder.require_chat_template()
+    source = RowSource(settings.source, settings.subset, settings.split)
+    pool_sources = [RowSource(name) for name in settings.pool]
+    rows, pool = _scan(settings, source, pool_sources)
+    composer = Composer(pool, encoder, targets=settings.targets, seed=settings.seed)
+    _check_pool(composer, len(pool), settings.targets)
+    shards = -(-rows // settings.shard_rows)
+    folder = ShardFolder(settings.out.with_name(settings.out.name + ".work"))
+    statistics = BuildStatistics(settings.out_files)
+    with folder.opened(settings.plan(source, pool_sources, encoder.tokenizer)):
+        missing = [number for number in range(shards) if not folder.is_finished(number)]
+        work = _ShardWriter(composer, settings, folder)
+        done = run_tasks(work, _tasks(settings, source, set(missing)), min(settings.workers, max(1, len(missing))))
+        for _ in with_progress(done, "composing", len(missing)):
+            pass
+        for facts in folder.facts(shards):
+            statistics.add(facts)
+        if statistics.written:
+            for what in ("rejects", "dropped"):
+                folder.assemble(shards, what, beside(settings.out, what), keep_empty=False)
+            for label, out in settings.out_files.items():
+                folder.assemble(shards, label, out)
+        folder.remove()
+    if not statistics.written:
+        raise UserError(
+            f"{settings.source}: no context can be built: {statistics.reason}: change the targets or give a --pool"
+        )
+    summary = statistics.summary() | {"pool": len(pool), "seconds": round(time.monotonic() - started, 1)}
+    write_report(summary, statistics, settings)
+    return summary
+
+
+def _scan(settings: BuildSettings, source: RowSource, pool_sources: list[RowSource]) -> tuple[int, ParagraphPool]:
+    """Validate the source and collect the pool; return the number of rows to use, and the pool."""
+    pool = ParagraphPool(allow_answer_leak=settings.allow_answer_leak)
+    rows = 0
+    bad: list[str] = []
+    for item in with_progress(read_questions(source, settings.schema), "validating"):
+        rows += 1
+        if isinstance(item, BadRow):
+            bad.append(item.error)
+        elif not pool_sources:
+            for paragraph in (*item.supporting, *item.others):
+                pool.add(paragraph, item.id)
+    if bad and not settings.skip_bad:
+        more = f" (and {len(bad) - 1} more bad rows)" if len(bad) > 1 else ""
+        raise UserError(f"{bad[0]}{more}; --skip-bad goes on without and lists them")
+    if not rows:
+        raise UserError(f"{settings.source}: no questions in it: give a file with at least one row")
+    for paragraph in with_progress(chain.from_iterable(map(read_pool, pool_sources)), "reading the pool"):
+        pool.add(paragraph)
+    return min(rows, settings.limit or rows), pool
+
+
+def _check_pool(composer: Composer, paragraphs: int, targets: Targets) -> None:
+    """Raise if no question can reach the longest target, which otherwise shows only once all have been tried."""
+    tokens, longest = composer.count_pool(), targets.long[-1]
+    # the evidence, which may not be in the pool, fits into the short prompt
+    if tokens + targets.short.high < longest.low:
+        raise UserError(
+            f"--long-tokens {longest.label}: the {paragraphs} paragraphs to draw from have {tokens} tokens in all, too "
+            "few for it: give a larger --pool (several files or datasets make one), or a lower target"
+        )
+
+
+def _tasks(settings: BuildSettings, source: RowSource, missing: set[int]) -> Iterator[_Shard]:
+    """Yield the shards that are missing, each with its rows."""
+    if not missing:
+        return
+    questions = islice(read_questions(source, settings.schema), settings.limit)
+    number = 0
+    while rows := list(islice(questions, settings.shard_rows)):
+        if number in missing:
+            yield number, rows
+        number += 1
+
+
+class _ShardWriter:
+    """Composes and writes a shard; what a worker process is given."""
+
+    def __init__(self, composer: Composer, settings: BuildSettings, folder: ShardFolder) -> None:
+        self._composer = composer
+        self._settings = settings
+        self._folder = folder
+
+    def __call__(self, shard: _Shard) -> None:
+        number, rows = shard
+        facts = new_facts(self._settings.out_files)
+        self._folder.write(number, self._compose(rows, facts), facts)
+
+    def _compose(self, rows: list[Question | BadRow], facts: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for question in rows:
+            if isinstance(question, BadRow):
+                facts["rejected"] += 1
+                yield "rejects", {"error": question.error, "row": question.value}
+                continue
+            contexts = self._composer.compose(question)
+            if isinstance(contexts, Dropped):
+                note_dropped(facts, contexts)
+                yield "dropped", {"id": question.id, "rule": contexts.rule, "reason": contexts.reason}
+                continue
+            note_contexts(facts, contexts)
+            for label, long in contexts.long.items():
+                yield label, self._row(question, contexts.short, long, facts)
+
+    def _row(self, question: Question, short: Context, long: Context, facts: dict[str, Any]) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "id": question.id,
+            "question": question.question,
+            "answers": list(question.answers),
+            "prompt_short": short.prompt,
+            "prompt_long": long.prompt,
+        }
+        meta: dict[str, Any] = {"short_tokens": short.tokens, "long_tokens": long.tokens}
+        if any(target.varies for _, target in self._settings.targets.named()):
+            meta |= {"short_target": short.target, "long_target": long.target}
+        if self._settings.gold_pairs:
+            # a wrong answer that both contexts hold is better than one that only the long context does
+            groups = [short.distractors, long.distractors]
+            pair = gold_pair(question, groups, Random(f"{self._settings.seed}:{question.id}:pair"))
+            row |= {"chosen": pair.chosen, "rejected": pair.rejected}
+            meta["pair_kind"] = pair.kind
+            facts["pair_kinds"][pair.kind] = facts["pair_kinds"].get(pair.kind, 0) + 1
+        return row | {"meta": meta}

@@ -1,0 +1,64 @@
+"""Token counts of prompts and of single passages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from solopo_nemo.builders.contexts.prompt import passage_body, passage_header
+from solopo_nemo.builders.contexts.question import Paragraph
+from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.data.triplets import Message
+
+# what stands around a passage, so that tokens which span its borders are counted as in a prompt
+_BEFORE, _AFTER = "Passage 1:\n", "Passage"
+_BETWEEN = ".\n\n"
+
+
+class TokenCounter:
+    """Exact counts of prompts, and counts of single passages that are kept for the next question.
+
+    Args:
+        encoder: Of the target tokenizer.
+    """
+
+    def __init__(self, encoder: TripletEncoder) -> None:
+        self._encoder = encoder
+        self._frame = self._count(_BEFORE + _AFTER)
+        self._gap = self._count(_BETWEEN + _AFTER)
+        self._headers: dict[int, int] = {}
+        self._bodies: dict[str, int] = {}
+
+    def prompt(self, prompt: list[Message], where: str) -> int:
+        """Return the exact length of a rendered prompt."""
+        return self._count(self._encoder.render(prompt, where))
+
+    def passage(self, paragraph: Paragraph, number: int) -> int:
+        """Return what a passage adds to a prompt."""
+        body = self._bodies.get(paragraph.key)
+        if body is None:
+            (body,) = self.count_ahead([paragraph])
+        return self.header(number) + body
+
+    def header(self, number: int) -> int:
+        """Return what the line above a passage adds."""
+        count = self._headers.get(number)
+        if count is None:
+            count = self._headers[number] = self._count(_BETWEEN + passage_header(number) + _AFTER) - self._gap
+        return count
+
+    def count_ahead(self, paragraphs: Sequence[Paragraph]) -> list[int]:
+        """Return what paragraphs have without headers, and keep it; many at once are counted on all cores."""
+        counts = self._counts([_BEFORE + passage_body(paragraph) + _AFTER for paragraph in paragraphs])
+        bodies = [count - self._frame for count in counts]
+        self._bodies.update(zip((paragraph.key for paragraph in paragraphs), bodies, strict=True))
+        return bodies
+
+    def _count(self, text: str) -> int:
+        return self._counts([text])[0]
+
+    def _counts(self, texts: list[str]) -> list[int]:
+        backend = getattr(self._encoder.tokenizer, "backend_tokenizer", None)
+        if backend is None or backend.truncation or backend.padding or backend.encode_special_tokens:
+            return [self._encoder.count_text(text) for text in texts]
+        # the same tokens without offsets, masks and Python lists of them, which take half of the time
+        return [len(encoding) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]

@@ -1,0 +1,67 @@
+"""The paragraphs that distractors are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+from solopo_nemo.builders.contexts.question import Paragraph, Question
+from solopo_nemo.data.answers import holds_answer
+
+
+class ParagraphPool:
+    """Paragraphs without duplicates, in an order of their own, so that draws do not depend on the order of the source.
+
+    Args:
+        allow_answer_leak: Also draw paragraphs that hold the question's answer or an alias.
+    """
+
+    def __init__(self, *, allow_answer_leak: bool = False) -> None:
+        self._allow_answer_leak = allow_answer_leak
+        # key -> the paragraph, and the only question it belongs to (None: several, or none)
+        self._entries: dict[str, tuple[Paragraph, str | None]] = {}
+        self._sorted: list[tuple[Paragraph, str | None]] | None = None
+        # text -> key: sources repeat their paragraphs, and normal forms take time
+        self._keys: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Paragraph]:
+        return (paragraph for paragraph, _ in self._entries.values())
+
+    def add(self, paragraph: Paragraph, question_id: str | None = None) -> None:
+        """Add a paragraph, of a question or of none; a duplicate is not added again."""
+        key = self._keys.get(paragraph.text)
+        if key is None:
+            key = self._keys[paragraph.text] = paragraph.key
+        known, owner = self._entries.setdefault(key, (paragraph, question_id))
+        # of duplicates that differ in their writing the smallest stays, whatever the order they come in
+        kept = min(known, paragraph, key=lambda candidate: (candidate.title, candidate.text))
+        self._entries[key] = (kept, owner if owner == question_id else None)
+        self._sorted = None
+
+    def draw(self, question: Question, random: Random) -> Iterator[Paragraph]:
+        """Yield distractors for a question in random order, each at most once.
+
+        Never its own paragraphs (its distractors are no unrelated text), never a duplicate of its evidence, and
+        without `allow_answer_leak` never one that holds its answer.
+        """
+        if self._sorted is None:
+            self._sorted = [self._entries[key] for key in sorted(self._entries)]
+        support = {paragraph.key for paragraph in question.supporting}
+        for index in _permutation(len(self._sorted), random):
+            paragraph, owner = self._sorted[index]
+            if owner == question.id or paragraph.key in support:
+                continue
+            if self._allow_answer_leak or not holds_answer(paragraph.normal, question.normal_answers):
+                yield paragraph
+
+
+def _permutation(size: int, random: Random) -> Iterator[int]:
+    """Yield 0..size-1 in random order, at a cost that grows with what is taken and not with `size`."""
+    moved: dict[int, int] = {}
+    for index in range(size):
+        other = random.randrange(index, size)
+        yield moved.get(other, other)
+        moved[other] = moved.get(index, index)

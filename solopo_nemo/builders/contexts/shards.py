@@ -1,0 +1,117 @@
+"""A build's work folder: finished shards that a later run continues from, and their assembly into the outputs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.output import atomic_text, write_json_line
+
+_PLAN = "plan.json"
+_LOCK = "lock"
+
+
+class ShardFolder:
+    """Shards of a build on disk.
+
+    A shard is one file of JSON lines for each kind of row, and a record of facts that is written last: with it the
+    shard is finished.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def opened(self, plan: Mapping[str, str]) -> Iterator[None]:
+        """Use the folder, alone; shards of a build with another plan are removed.
+
+        Args:
+            plan: All that decides what is in the shards.
+
+        Raises:
+            UserError: Another process uses it, or it holds something else.
+        """
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _LOCK).is_file():
+            raise UserError(
+                f"{self.path}: not written by this tool, which needs this name: move it, or give another --out"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{self.path}: another run writes here: wait for it, or give another --out") from error
+            self._keep_if(plan)
+            yield
+
+    def _keep_if(self, plan: Mapping[str, str]) -> None:
+        file = self.path / _PLAN
+        if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == plan:
+            return
+        file.unlink(missing_ok=True)
+        for other in self.path.iterdir():
+            if other.name != _LOCK:
+                other.unlink()
+        with atomic_text(file) as stream:
+            json.dump(plan, stream)
+
+    def is_finished(self, number: int) -> bool:
+        """Tell whether a shard is finished."""
+        return self._facts(number).is_file()
+
+    def write(self, number: int, rows: Iterable[tuple[str, dict[str, Any]]], facts: dict[str, Any]) -> None:
+        """Write a shard.
+
+        Args:
+            number: Its place in the outputs.
+            rows: Kind and value of each row, taken one at a time.
+            facts: Its record, read after the last row was taken.
+        """
+        with ExitStack() as files:
+            streams: dict[str, Any] = {}
+            for kind, value in rows:
+                if kind not in streams:
+                    streams[kind] = files.enter_context(atomic_text(self._rows(number, kind)))
+                # rejected rows may hold text that is not valid
+                write_json_line(streams[kind], value, ascii_only=kind == "rejects")
+        with atomic_text(self._facts(number)) as stream:
+            json.dump(facts, stream)
+
+    def facts(self, shards: int) -> Iterator[dict[str, Any]]:
+        """Yield the records of the shards, in their order."""
+        for number in range(shards):
+            yield json.loads(self._facts(number).read_text(encoding="utf-8"))
+
+    def assemble(self, shards: int, kind: str, out: Path, *, keep_empty: bool = True) -> None:
+        """Write the rows of one kind, of all shards in their order; nothing instead of an empty file where told so."""
+        # made in this folder, so that a run killed here leaves nothing beside the outputs
+        whole = self.path / out.name
+        with atomic_text(whole, keep_empty=keep_empty) as stream:
+            for number in range(shards):
+                file = self._rows(number, kind)
+                if file.is_file():
+                    with file.open(encoding="utf-8", newline="") as shard:
+                        shutil.copyfileobj(shard, stream)
+        if whole.exists():
+            whole.replace(out)
+        else:
+            out.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the folder with all shards."""
+        shutil.rmtree(self.path)
+
+    def _facts(self, number: int) -> Path:
+        return self.path / f"{number:06d}.json"
+
+    def _rows(self, number: int, kind: str) -> Path:
+        return self.path / f"{number:06d}.{kind}.jsonl"

@@ -1,0 +1,110 @@
+"""Question answering sources: one reader a schema, all of them into the same stream of questions and bad rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+from solopo_nemo.builders.contexts.question import BadRow, Paragraph, Question
+from solopo_nemo.builders.contexts.sources import generic, hotpot, musique, squad
+from solopo_nemo.builders.contexts.sources.paragraphs import is_paragraph, pool_paragraph
+from solopo_nemo.builders.contexts.sources.source import RowSource
+from solopo_nemo.data.fields import bad_field
+from solopo_nemo.data.rows import Row
+from solopo_nemo.runtime.errors import UserError
+
+Parse = Callable[[dict[str, Any], str], Question]
+
+_PARSERS: Mapping[str, Parse] = {
+    "musique": musique.parse,
+    "hotpot": hotpot.parse,
+    "2wiki": hotpot.parse,
+    "squad": squad.parse,
+    "generic": generic.parse,
+}
+FORMATS = tuple(_PARSERS)
+"""The names that `--format` takes."""
+
+
+def read_questions(source: RowSource, schema: str | None = None) -> Iterator[Question | BadRow]:
+    """Yield the questions of a source in its order, bad rows in their places.
+
+    A row is bad when it cannot be read, lacks a field, has no supporting paragraph or an answer that is in none of
+    them, or repeats an id.
+
+    Args:
+        source: JSON lines, a JSON array or SQuAD's JSON (each also `.gz`), parquet, or a dataset.
+        schema: One of `FORMATS`; None recognises it by the fields of the first row that can be read.
+
+    Raises:
+        UserError: The file is of an unknown kind, or its schema is not recognised.
+    """
+    rows = _flat_rows(source)
+    schema, rows = (schema, rows) if schema else _recognise(rows)
+    yield from _questions(rows, schema)
+
+
+def read_pool(source: RowSource) -> Iterator[Paragraph]:
+    """Yield all paragraphs of a pool: rows that are paragraphs, or the questions of any schema with theirs.
+
+    Raises:
+        UserError: The first bad row; or see `read_questions`.
+    """
+    rows = _flat_rows(source)
+    head = next(rows, None)
+    if head is None:
+        return
+    rows = chain([head], rows)
+    if head.value is None or is_paragraph(head.value):
+        for row in rows:
+            yield pool_paragraph(row.fields(), row.where)
+        return
+    schema = _schema(head.value, head.where, "a pool has rows of title and paragraph_text, or questions")
+    for question in _questions(rows, schema):
+        if isinstance(question, BadRow):
+            raise UserError(question.error)
+        yield from (*question.supporting, *question.others)
+
+
+def _flat_rows(source: RowSource) -> Iterator[Row]:
+    return (flat for row in source.rows() for flat in squad.flatten(row))
+
+
+def _questions(rows: Iterator[Row], schema: str) -> Iterator[Question | BadRow]:
+    parse = _PARSERS[schema]
+    seen: set[str] = set()
+    for row in rows:
+        try:
+            question = parse(row.fields(), row.where)
+            if question.id in seen:
+                raise bad_field(row.where, "id", f"{question.id!r} was used by an earlier row, ids must be unique")
+        except UserError as error:
+            yield BadRow(str(error), row.value)
+            continue
+        seen.add(question.id)
+        yield question
+
+
+def _recognise(rows: Iterator[Row]) -> tuple[str, Iterator[Row]]:
+    """Return the schema of the first row that can be read, and all rows."""
+    head: list[Row] = []
+    for row in rows:
+        head.append(row)
+        if row.value is not None:
+            hint = f"give --format, one of {', '.join(FORMATS)}"
+            return _schema(row.value, row.where, hint), chain(head, rows)
+    return "musique", iter(head)  # no row is readable: any reader reports that
+
+
+def _schema(row: dict[str, Any], where: str, hint: str) -> str:
+    for name, fields in (
+        ("generic", ("supporting",)),
+        ("hotpot", ("supporting_facts", "context")),
+        ("squad", ("context", "answers")),
+        ("musique", ("paragraphs",)),
+    ):
+        if all(field in row for field in fields):
+            return name
+    names = ", ".join(map(str, row)) or "none"
+    raise UserError(f"{where}: schema not recognised by this row's fields ({names}): {hint}")

@@ -1,0 +1,53 @@
+"""The form for users' own questions: `question`, `answers`, `supporting`, and optionally `distractors` and `id`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from solopo_nemo.builders.contexts.question import Paragraph, Question
+from solopo_nemo.builders.contexts.sources.checks import check_support
+from solopo_nemo.builders.contexts.sources.paragraphs import plain_paragraph
+from solopo_nemo.data.fields import bad_field, has, identifier, required, text, text_list
+
+
+def parse(row: dict[str, Any], where: str) -> Question:
+    """Read one row; a paragraph is a string, or an object with `text` and perhaps a `title`.
+
+    Raises:
+        UserError: A field is missing or wrong.
+    """
+    asked = text(required(row, "question", where), "question", where)
+    answers = required(row, "answers", where)
+    supporting = tuple(_paragraphs(required(row, "supporting", where), "supporting", where))
+    question = Question(
+        id=identifier(row["id"], where) if has(row, "id") else _derived_id(asked, supporting),
+        question=asked,
+        answers=(text(answers, "answers", where),)
+        if isinstance(answers, str)
+        else text_list(answers, "answers", where),
+        supporting=supporting,
+        others=tuple(_paragraphs(row["distractors"], "distractors", where)) if has(row, "distractors") else (),
+    )
+    if not question.answers:
+        raise bad_field(where, "answers", "is empty, must hold at least one answer")
+    return check_support(question, where, support="supporting is empty", answers="answers")
+
+
+def _paragraphs(value: Any, field: str, where: str) -> Iterator[Paragraph]:
+    if not isinstance(value, list):
+        raise bad_field(where, field, "must be a list of paragraphs")
+    for index, item in enumerate(value):
+        name = f"{field}[{index}]"
+        if isinstance(item, dict):
+            yield plain_paragraph(item, where, f"{name}.")
+        else:
+            yield Paragraph("", text(item, name, where))
+
+
+def _derived_id(asked: str, supporting: tuple[Paragraph, ...]) -> str:
+    """Return an id that does not depend on the row's place, as draws are seeded by it."""
+    content = json.dumps([asked, *([paragraph.title, paragraph.text] for paragraph in supporting)])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -1,0 +1,36 @@
+"""MuSiQue in its official schema."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from solopo_nemo.builders.contexts.question import Paragraph, Question
+from solopo_nemo.builders.contexts.sources.checks import check_support
+from solopo_nemo.builders.contexts.sources.paragraphs import titled_paragraph
+from solopo_nemo.data.fields import bad_field, has, identifier, records, required, text, text_list
+
+
+def parse(row: dict[str, Any], where: str) -> Question:
+    """Read one row.
+
+    Raises:
+        UserError: A field is missing or wrong.
+    """
+    aliases = text_list(row["answer_aliases"], "answer_aliases", where) if has(row, "answer_aliases") else ()
+    supporting: list[Paragraph] = []
+    others: list[Paragraph] = []
+    for index, item in enumerate(records(required(row, "paragraphs", where), "paragraphs", where)):
+        prefix = f"paragraphs[{index}]."
+        is_supporting = required(item, "is_supporting", f"{where}: field {prefix[:-1]}")
+        if not isinstance(is_supporting, bool):
+            raise bad_field(where, f"{prefix}is_supporting", f"is {is_supporting!r}, must be true or false")
+        (supporting if is_supporting else others).append(titled_paragraph(item, where, prefix))
+    question = Question(
+        id=identifier(required(row, "id", where), where),
+        question=text(required(row, "question", where), "question", where),
+        answers=(text(required(row, "answer", where), "answer", where), *aliases),
+        supporting=tuple(supporting),
+        others=tuple(others),
+        answerable=row.get("answerable", True) is not False,
+    )
+    return check_support(question, where, support="paragraphs: none has is_supporting true", answers="answer")

@@ -1,0 +1,110 @@
+"""Token targets: a number, a range, or a distribution of lengths, drawn for each question by its seed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from solopo_nemo.runtime.errors import UserError
+
+_NUMBER = re.compile(r"\d+")
+_RANGE = re.compile(r"(\d+)-(\d+)")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the largest number of tokens of a prompt is drawn from.
+
+    Attributes:
+        label: How the user wrote it (of a file its stem); names the output where there are several.
+        low: The smallest target.
+        high: The largest target.
+        lengths: A distribution as a sample of it; empty for all numbers from `low` to `high` alike.
+    """
+
+    label: str
+    low: int
+    high: int
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def varies(self) -> bool:
+        """Whether questions differ in their target."""
+        return self.low < self.high
+
+    def draw(self, random: Random) -> int:
+        """Return the target of one question."""
+        return random.choice(self.lengths) if self.lengths else random.randint(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The targets of the short prompt and of the long ones, if any, each above the one before.
+
+    Raises:
+        UserError: One is not above the one before, or two have the same label.
+    """
+
+    short: Target
+    long: tuple[Target, ...]
+
+    @classmethod
+    def parse(cls, short: int | str, long: int | str) -> Targets:
+        """Read both from what the user wrote; the long ones are separated by commas.
+
+        Raises:
+            UserError: Not a number, a range `6000-9000`, or a file with one length a line.
+        """
+        long_targets = tuple(_parse(part.strip(), "--long-tokens") for part in str(long).split(","))
+        return cls(_parse(str(short).strip(), "--short-tokens"), long_targets)
+
+    def __post_init__(self) -> None:
+        if self.long and (not self.short.low > 0 or self.short.high >= self.long[0].low):
+            raise UserError(
+                f"--short-tokens {self.short.label} and --long-tokens {self.long[0].label}: "
+                "the short target must be positive and below the long one, for every question"
+            )
+        for lower, higher in zip(self.long, self.long[1:], strict=False):
+            if lower.high >= higher.low:
+                raise UserError(f"--long-tokens {lower.label},{higher.label}: each target must be above the one before")
+        if len({target.label for target in self.long}) < len(self.long):
+            raise UserError("--long-tokens: two of the files have the same name, which names their outputs: rename one")
+
+    def named(self) -> Iterator[tuple[str, Target]]:
+        """Yield the targets from the shortest to the longest, each with a name."""
+        yield "short", self.short
+        for target in self.long:
+            yield "long" if len(self.long) == 1 else target.label, target
+
+
+def _parse(text: str, option: str) -> Target:
+    if _NUMBER.fullmatch(text):
+        return Target(text, int(text), int(text))
+    if match := _RANGE.fullmatch(text):
+        low, high = map(int, match.groups())
+        if low > high:
+            raise UserError(f"{option} {text}: the range ends below its begin: swap them")
+        return Target(text, low, high)
+    path = Path(text)
+    if not path.is_file():
+        raise UserError(f"{option} {text!r}: give a number, a range like 6000-9000, or a file with one length a line")
+    return _read_distribution(path)
+
+
+def _read_distribution(path: Path) -> Target:
+    lengths: list[int] = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if not line.strip():
+                continue
+            if not _NUMBER.fullmatch(line.strip()) or not int(line):
+                raise UserError(f"{path}:{number}: {line[:40]!r} is no length: write one positive number a line")
+            lengths.append(int(line))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: write one length a line") from error
+    if not lengths:
+        raise UserError(f"{path}: no lengths in it: write one a line")
+    return Target(path.stem, min(lengths), max(lengths), tuple(lengths))

@@ -1,0 +1,200 @@
+"""Preference files of other projects, from and to this project's: TRL, NeMo-RL and LongPO.
+
+| format | a row |
+|---|---|
+| `triplets` | `id, prompt_short, prompt_long, chosen, rejected`; with one prompt `id, prompt, chosen, rejected` |
+| `trl` | `prompt, chosen, rejected`: messages, or plain strings; read also with the prompt inside the two answers |
+| `nemo_rl` | `context`, `completions` of `rank` (the lowest is best) and `completion`, all messages |
+| `longpo` | `prompt, questions, short_prompts, chosens, rejecteds`: questions over a long text, each with a short one |
+
+LongPO asks its questions one after the other in one conversation, each prompt being `text + blank line + question`.
+Here every question is a triplet of its own, over the same long text. Fields that training does not use are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from solopo_nemo.data.fields import bad_field, has, identifier, records, required, text, text_list
+from solopo_nemo.data.rows import Row, read_rows
+
+# the row rules of the recipes, for rows on their way
+from solopo_nemo.data.triplets import Message, Needs, Prompt, Triplet, parse_triplet
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.output import atomic_text, beside, write_json_line
+from solopo_nemo.runtime.progress import with_progress
+
+FORMATS = ("triplets", "trl", "nemo_rl", "longpo")
+_BLANK_LINE = "\n\n"
+_QUESTION = _BLANK_LINE + "Question: "
+_BOTH = Needs(("short_chosen", "short_rejected", "long_chosen"))
+_ONE = Needs(("long_chosen", "long_rejected"))
+
+
+def convert_file(source: Path, out: Path, to: str, side: str | None = None, skip_bad: bool = False) -> dict[str, int]:
+    """Convert a file; the format of each row of the source is seen by its fields.
+
+    Args:
+        source: What `data.train` takes, or a file of one of `FORMATS`.
+        out: JSON lines to write.
+        to: One of `FORMATS`.
+        side: The prompt to keep, `short` or `long`, where a triplet goes to a format of one prompt.
+        skip_bad: Go on after bad rows, and write them to `<out>.rejects.jsonl`.
+
+    Returns:
+        `in`, `converted`, `rejected` rows of the source (`in` = `converted` + `rejected`), and rows of `out`.
+
+    Raises:
+        UserError: A bad row without `skip_bad`, or one that the format cannot hold.
+    """
+    counts = {"in": 0, "converted": 0, "rejected": 0, "out": 0}
+    with (
+        atomic_text(out) as stream,
+        atomic_text(beside(out, "rejects"), keep_empty=False) as rejects,
+    ):
+        for row in with_progress(read_rows(source), "converting"):
+            counts["in"] += 1
+            try:
+                written = [_WRITERS[to](triplet, side) for triplet in _read(row, counts["in"] - 1)]
+            except UserError as error:
+                if not skip_bad:
+                    raise UserError(f"{error}; --skip-bad goes on without such rows and lists them") from error
+                counts["rejected"] += 1
+                write_json_line(rejects, {"error": str(error), "row": row.value}, ascii_only=True)
+                continue
+            for value in written:
+                write_json_line(stream, value)
+            counts["converted"] += 1
+            counts["out"] += len(written)
+        if not counts["out"]:
+            raise UserError(f"{source}: nothing in it can be converted: give a file with at least one good row")
+    return counts
+
+
+def _read(row: Row, number: int) -> Iterator[Triplet]:
+    """Yield the samples of a row of any format; of one prompt, they have it as their long one."""
+    fields, where = row.fields(), row.where
+    default_id = f"row-{number}"
+    if has(fields, "chosens"):
+        yield from _from_longpo(fields, where, default_id)
+        return
+    if has(fields, "completions"):
+        fields = _from_nemo_rl(fields, where)
+    both = any(has(fields, name) for name in ("prompt_short", "prompt_long"))
+    yield parse_triplet(fields, _BOTH if both else _ONE, where, default_id)
+
+
+def _from_nemo_rl(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the best and the worst completion as a row of one prompt."""
+    ranked = []
+    for index, item in enumerate(records(required(fields, "completions", where), "completions", where)):
+        rank = item.get("rank")
+        if not isinstance(rank, int | float) or isinstance(rank, bool):
+            raise bad_field(where, f"completions[{index}].rank", f"is {rank!r}, must be a number")
+        ranked.append((rank, item.get("completion")))
+    ranked.sort(key=lambda pair: pair[0])
+    if ranked[0][0] == ranked[-1][0]:
+        raise bad_field(where, "completions", "hold no two ranks, so that none is better than another")
+    own_id = {"id": fields["id"]} if has(fields, "id") else {}
+    prompt = required(fields, "context", where)
+    return {"prompt": prompt, "chosen": ranked[0][1], "rejected": ranked[-1][1], **own_id}
+
+
+def _from_longpo(fields: dict[str, Any], where: str, default_id: str) -> Iterator[Triplet]:
+    names = ("questions", "short_prompts", "chosens", "rejecteds")
+    columns = [text_list(required(fields, name, where), name, where) for name in names]
+    if len({len(column) for column in columns}) > 1 or not columns[0]:
+        raise bad_field(where, "questions", f"must be as many as {', '.join(names[1:])}, and at least one")
+    context = text(required(fields, "prompt", where), "prompt", where)
+    base = identifier(fields["id"], where) if has(fields, "id") else default_id
+    for index, (question, short, chosen, rejected) in enumerate(zip(*columns, strict=True)):
+        yield Triplet(
+            id=base if len(columns[0]) == 1 else f"{base}-{index}",
+            where=where,
+            prompt_short=[{"role": "user", "content": short + _BLANK_LINE + question}],
+            prompt_long=[{"role": "user", "content": context + _BLANK_LINE + question}],
+            chosen=chosen,
+            rejected=rejected,
+        )
+
+
+def _to_triplets(triplet: Triplet, side: str | None) -> dict[str, Any]:
+    if triplet.prompt_short is None or side is not None:
+        return {"id": triplet.id, "prompt": _prompt_of(triplet, side), **_answers(triplet)}
+    prompts = {"prompt_short": triplet.prompt_short, "prompt_long": triplet.prompt_long}
+    return {"id": triplet.id, **prompts, **_answers(triplet)}
+
+
+def _to_trl(triplet: Triplet, side: str | None) -> dict[str, Any]:
+    prompt = _prompt_of(triplet, side)
+    if isinstance(prompt, str):
+        return {"prompt": prompt, **_answers(triplet)}
+    return {"prompt": prompt, **{name: _message(value) for name, value in _answers(triplet).items()}}
+
+
+def _to_nemo_rl(triplet: Triplet, side: str | None) -> dict[str, Any]:
+    prompt = _prompt_of(triplet, side)
+    return {
+        "context": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
+        "completions": [
+            {"rank": rank, "completion": _message(value)} for rank, value in enumerate(_answers(triplet).values())
+        ],
+    }
+
+
+def _to_longpo(triplet: Triplet, side: str | None) -> dict[str, Any]:
+    if triplet.prompt_short is None:
+        raise bad_field(triplet.where, "prompt_short", "missing: LongPO needs a short and a long prompt")
+    (short, question), (long, asked) = (
+        _split(prompt, field, triplet.where)
+        for prompt, field in ((triplet.prompt_short, "prompt_short"), (triplet.prompt_long, "prompt_long"))
+    )
+    if question != asked:
+        raise bad_field(triplet.where, "prompt_long", "ends with another question than prompt_short")
+    return {
+        "id": triplet.id,
+        "prompt": long,
+        "questions": [question],
+        "short_prompts": [short],
+        "chosens": [triplet.chosen],
+        "rejecteds": [triplet.rejected],
+    }
+
+
+_WRITERS: dict[str, Callable[[Triplet, str | None], dict[str, Any]]] = {
+    "triplets": _to_triplets,
+    "trl": _to_trl,
+    "nemo_rl": _to_nemo_rl,
+    "longpo": _to_longpo,
+}
+
+
+def _prompt_of(triplet: Triplet, side: str | None) -> Prompt:
+    if side is None and triplet.prompt_short is not None:
+        raise UserError(f"{triplet.where}: has two prompts, and the format one: choose --side short or --side long")
+    prompt = triplet.prompt_short if side == "short" and triplet.prompt_short is not None else triplet.prompt_long
+    assert prompt is not None
+    return prompt
+
+
+def _answers(triplet: Triplet) -> dict[str, Any]:
+    return {"chosen": triplet.chosen, "rejected": triplet.rejected}
+
+
+def _message(content: str) -> list[Message]:
+    return [{"role": "assistant", "content": content}]
+
+
+def _split(prompt: Prompt | None, field: str, where: str) -> tuple[str, str]:
+    """Split a prompt into its text and its question: at the last `Question:`, else at the last blank line."""
+    if not isinstance(prompt, list) or [message["role"] for message in prompt] != ["user"]:
+        raise bad_field(where, field, "must be one user message, LongPO's format holds no other")
+    content = prompt[0]["content"]
+    mark = content.rfind(_QUESTION)
+    mark = mark if mark >= 0 else content.rfind(_BLANK_LINE)
+    before, after = content[: max(mark, 0)], content[mark + len(_BLANK_LINE) :]
+    if mark < 0 or not before.strip() or not after.strip():
+        raise bad_field(where, field, "has no blank line between text and question, so they cannot be told apart")
+    return before, after

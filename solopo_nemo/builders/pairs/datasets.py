@@ -1,0 +1,67 @@
+"""Choosing pairs from samples, and the datasets made of them: the paper's Table 2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from solopo_nemo.builders.pairs.source import Asked
+from solopo_nemo.builders.pairs.store import PAIR, Entry, SampleStore
+
+TABLE_2 = {"sft_short": "short", "sft_long": "long", "po_short": "short", "po_long": "long"}
+"""The datasets beside SoLo, and the side that each is of."""
+
+Entries = Mapping[int, Mapping[str, Entry | None]]
+
+
+def yields_pair(entries: Mapping[str, Entry | None], side: str) -> bool:
+    """Tell whether a question has right and wrong answers on a side."""
+    entry = entries.get(side)
+    return entry is not None and entry.verdict == PAIR
+
+
+def choose_questions(settled: Sequence[int], entries: Entries, sides: Sequence[str], size: int) -> dict[str, set[int]]:
+    """Choose `size` questions a side: those that yield a pair on every side first, then others of that side.
+
+    Args:
+        settled: The questions to choose from, preferred ones first.
+        entries: What is known of each.
+        sides: The sides sampled.
+        size: Largest number of questions a side.
+    """
+    shared = [number for number in settled if all(yields_pair(entries[number], side) for side in sides)]
+    known = set(shared)
+    return {
+        side: set((shared + [n for n in settled if n not in known and yields_pair(entries[n], side)])[:size])
+        for side in sides
+    }
+
+
+def dataset_path(out: Path, name: str) -> Path:
+    """Return the path of one of `TABLE_2` beside the SoLo file: `pairs.jsonl` gives `pairs.po_long.jsonl`."""
+    return out.with_name(f"{out.stem}.{name}{out.suffix}")
+
+
+def triplet(asked: Asked, side: str, store: SampleStore, entry: Entry, seed: int) -> dict[str, Any]:
+    """Make the triplet of a question: one right and one wrong answer of a side, at random by the seed."""
+    right, wrong = store.texts(asked, side)
+    random = Random(f"{seed}:{asked.id}:{side}:pair")
+    return {
+        "id": asked.id,
+        "prompt_short": asked.prompts["short"],
+        "prompt_long": asked.prompts["long"],
+        "chosen": random.choice(right),
+        "rejected": random.choice(wrong),
+        "answers": list(asked.answers),
+        "meta": asked.meta | {"sampled_on": side, "right": entry.right, "finished": entry.finished},
+    }
+
+
+def reduced(row: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a triplet as a row of one of `TABLE_2`: one prompt, and no rejected answer for fine-tuning."""
+    kept = {"id": row["id"], "prompt": row[f"prompt_{TABLE_2[name]}"], "chosen": row["chosen"]}
+    if name.startswith("po"):
+        kept["rejected"] = row["rejected"]
+    return kept | {"answers": row["answers"], "meta": row["meta"]}

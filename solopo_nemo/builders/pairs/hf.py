@@ -1,0 +1,110 @@
+"""Sampling with a local Hugging Face model."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from solopo_nemo.builders.pairs.backend import Refused, Request, Sample, Sampling
+from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
+from solopo_nemo.runtime.errors import UserError
+
+
+class HuggingFaceBackend:
+    """Generates with `transformers`, one prompt at a time, its answers in batches.
+
+    Every batch has its own seed, so that the answers to a prompt do not depend on what else is asked.
+    """
+
+    concurrency = 1
+
+    def __init__(self, sampling: Sampling, device: str | None = None) -> None:
+        """Load the model.
+
+        Args:
+            sampling: How to sample; `model` is a local folder.
+            device: torch device; None takes the GPU where there is one.
+
+        Raises:
+            UserError: The folder holds no model that can be loaded, or there is no such device.
+        """
+        folder = Path(sampling.model)
+        self._sampling = sampling
+        self._tokenizer = load_tokenizer(folder)
+        self._encoder = TripletEncoder(self._tokenizer)
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", local_files_only=True)
+            self._model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"--model {folder}: cannot be loaded ({' '.join(str(error).split())})") from error
+        ends = self._model.generation_config.eos_token_id
+        ends = {*(ends if isinstance(ends, list) else [ends]), self._tokenizer.eos_token_id} - {None}
+        if not ends:
+            raise UserError(
+                f"--model {folder}: no eos_token_id in generation_config.json or the tokenizer: answers never end"
+            )
+        self._ends = sorted(ends)
+        self._prefilled: tuple[torch.Tensor, DynamicCache] | None = None
+
+    def sample(self, request: Request, have: int) -> list[Sample]:
+        """See `Backend`."""
+        ids = self._encoder.encode_prompts([request.prompt], [request.id])[0]
+        limit = getattr(self._model.config, "max_position_embeddings", None)
+        if limit and len(ids) + self._sampling.max_new_tokens > limit:
+            raise Refused(f"{len(ids)} tokens and {self._sampling.max_new_tokens} new ones exceed the model's {limit}")
+        count = self._sampling.next_batch(have)
+        torch.manual_seed(self._sampling.seed_of(request, have))
+        try:
+            return self._generate(torch.tensor([ids], device=self._model.device), count)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{count} answers to a prompt of {len(ids)} tokens do not fit on {self._model.device}: "
+                f"give a smaller --batch than {count}, and another --out"
+            ) from error
+
+    def close(self) -> None:
+        """See `Backend`."""
+
+    @torch.inference_mode()
+    def _generate(self, prompt: torch.Tensor, count: int) -> list[Sample]:
+        prompts = prompt.expand(count, -1)
+        out = self._model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            past_key_values=self._prefix(prompt, count),
+            max_new_tokens=self._sampling.max_new_tokens,
+            do_sample=True,
+            temperature=self._sampling.temperature,
+            top_p=self._sampling.top_p,
+            # the model's own defaults would sharpen the distribution
+            top_k=0,
+            repetition_penalty=1.0,
+            eos_token_id=self._ends,
+            pad_token_id=self._ends[0] if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id,
+        )
+        new = out[:, prompts.shape[1] :].tolist()
+        texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [Sample(text.strip(), cut=set(self._ends).isdisjoint(ids)) for text, ids in zip(texts, new, strict=True)]
+
+    def _prefix(self, prompt: torch.Tensor, count: int) -> DynamicCache:
+        """Run all of a prompt but its last token once, and return its keys and values as those of `count` prompts.
+
+        `generate` by itself would run the whole prompt `count` times.
+
+        Args:
+            prompt: Token ids, [1, tokens].
+            count: Number of answers.
+        """
+        if self._prefilled is None or not torch.equal(self._prefilled[0], prompt):
+            cache = DynamicCache(config=self._model.config)
+            if prompt.shape[1] > 1:
+                self._model(prompt[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            # the next batch is often of the same prompt
+            self._prefilled = prompt, cache
+        cache = deepcopy(self._prefilled[1])
+        cache.batch_repeat_interleave(count)
+        return cache

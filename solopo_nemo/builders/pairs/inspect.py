@@ -1,0 +1,188 @@
+"""What is in a triplet or preference file: every problem, statistics, and a few samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from solopo_nemo.data.answers import holds_answer, is_right, normalize, stated_answer
+from solopo_nemo.data.fields import bad_field, has, text_list
+from solopo_nemo.data.lengths import Lengths, compression_rate
+from solopo_nemo.data.rows import Row, read_rows
+from solopo_nemo.data.tokenize import TripletEncoder
+
+# one row at a time, where read_triplets stops at the first problem
+from solopo_nemo.data.triplets import COLUMNS, SEQUENCES, Needs, Triplet, parse_triplet
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.progress import with_progress
+
+# what each kind of file must hold, asked one by one so that one problem does not hide another
+_WANTED = {
+    "triplets": tuple(SEQUENCES),
+    "preferences": ("long_chosen", "long_rejected"),
+    "fine-tuning": ("long_chosen",),
+}
+
+
+@dataclass
+class Inspection:
+    """What was found.
+
+    Attributes:
+        kind: `triplets`, `preferences` (one prompt) or `fine-tuning` (no rejected answers).
+        rows: Rows of the file, good and bad.
+        problems: One line each, with file, line and field.
+        bad_rows: Rows with a problem.
+        lengths: Of each field, over the good rows; `prompt` where there is one only.
+        unit: What lengths count, `tokens` or `characters`.
+        shares: Shares of the good rows, from 0 to 1.
+        samples: A few good rows, drawn evenly, in file order.
+    """
+
+    kind: str
+    unit: str
+    rows: int = 0
+    bad_rows: int = 0
+    problems: list[str] = field(default_factory=list)
+    lengths: dict[str, Lengths] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    samples: list[Triplet] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the statistics as plain JSON values."""
+        short, long = self.lengths.get("prompt_short"), self.lengths.get("prompt_long")
+        return {
+            "kind": self.kind,
+            "in": self.rows,
+            "good": self.rows - self.bad_rows,
+            "bad": self.bad_rows,
+            "problems": len(self.problems),
+            "unit": self.unit,
+            "lengths": {name: lengths.statistics() for name, lengths in self.lengths.items()},
+            **({"rho": compression_rate(short, long)} if short and long else {}),
+            "shares": self.shares,
+        }
+
+
+def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int = 3, seed: int = 0) -> Inspection:
+    """Read a whole file.
+
+    Args:
+        path: What `data.train` takes.
+        encoder: Counts lengths in tokens; None counts characters.
+        samples: How many rows to keep for showing.
+        seed: Draws them.
+
+    Raises:
+        UserError: The file is missing, of an unknown kind or empty.
+    """
+    found = Inspection(_kind(path), unit="characters" if encoder is None else "tokens")
+    random = Random(seed)
+    shares = _Shares()
+    seen: set[str] = set()
+    kept: list[tuple[int, Triplet]] = []
+    for row in with_progress(read_rows(path), "reading"):
+        found.rows += 1
+        triplet, problems = _check(row, found.kind, f"row-{found.rows - 1}", seen)
+        if problems or triplet is None:
+            found.bad_rows += 1
+            found.problems += problems
+            continue
+        good = found.rows - found.bad_rows
+        for name, length in _lengths(triplet, encoder):
+            found.lengths.setdefault(name, Lengths()).add(length)
+        shares.add(triplet, (row.value or {}).get("answers"))
+        # every good row has the same chance to stay
+        if len(kept) < samples:
+            kept.append((good, triplet))
+        elif (place := random.randrange(good)) < samples:
+            kept[place] = (good, triplet)
+    if not found.rows:
+        raise UserError(f"{path}: no samples in it: give a file with at least one row")
+    found.shares = shares.values()
+    found.samples = [triplet for _, triplet in sorted(kept, key=lambda item: item[0])]
+    return found
+
+
+def _kind(path: Path) -> str:
+    seen = {name for row in read_rows(path) for name in COLUMNS if has(row.value or {}, name)}
+    if seen & {"prompt_short", "prompt_long"}:
+        return "triplets"
+    return "preferences" if "rejected" in seen else "fine-tuning"
+
+
+def _check(row: Row, kind: str, default_id: str, seen: set[str]) -> tuple[Triplet | None, list[str]]:
+    """Return the sample, or its problems."""
+    problems: dict[str, None] = {}
+    triplet = None
+    try:
+        fields = row.fields()
+        for name in _WANTED[kind]:
+            try:
+                parse_triplet(fields, Needs((name,)), row.where, default_id)
+            except UserError as error:
+                problems[str(error)] = None
+        if has(fields, "answers"):
+            text_list(fields["answers"], "answers", row.where)
+        if not problems:
+            triplet = parse_triplet(fields, Needs(_WANTED[kind]), row.where, default_id)
+            if triplet.id in seen:
+                raise bad_field(row.where, "id", f"{triplet.id!r} was used by an earlier row, ids must be unique")
+            seen.add(triplet.id)
+    except UserError as error:
+        problems[str(error)] = None
+    return triplet, list(problems)
+
+
+def _lengths(triplet: Triplet, encoder: TripletEncoder | None) -> Iterator[tuple[str, int]]:
+    for name in ("prompt_short", "prompt_long"):
+        prompt = getattr(triplet, name)
+        if prompt is None:
+            continue
+        label = name if triplet.prompt_short is not None else "prompt"
+        if encoder is not None:
+            yield label, len(encoder.encode_prompts([prompt], [triplet.where])[0])
+        else:
+            texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+            yield label, sum(map(len, texts))
+    for name in ("chosen", "rejected"):
+        response = getattr(triplet, name)
+        if response is not None:
+            yield name, len(response) if encoder is None else encoder.count_text(response)
+
+
+class _Shares:
+    """Shares of rows with some property, among those where it can be seen."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, list[int]] = {}
+
+    def add(self, triplet: Triplet, answers: list[str] | None) -> None:
+        chosen, rejected = triplet.chosen or "", triplet.rejected
+        stated = stated_answer(chosen)
+        self._add("chosen without closing line", not stated.prefixed)
+        if answers:
+            self._add("chosen right by sub-EM", is_right(stated, answers))
+        if triplet.prompt_short is not None:
+            self._add("short prompt is the long one", triplet.prompt_short == triplet.prompt_long)
+        if rejected is None:
+            return
+        self._add("chosen equals rejected", chosen == rejected)
+        self._add("chosen longer than rejected", len(chosen) > len(rejected))
+        wrong = stated_answer(rejected)
+        self._add("rejected without closing line", not wrong.prefixed)
+        if answers:
+            self._add("rejected right by sub-EM", is_right(wrong, answers))
+            normal = [normalize(answer) for answer in answers]
+            self._add("rejected mentions the answer", holds_answer(normalize(rejected), normal))
+
+    def values(self) -> dict[str, float]:
+        return {name: round(true / total, 4) for name, (true, total) in self._counts.items()}
+
+    def _add(self, name: str, true: bool) -> None:
+        count = self._counts.setdefault(name, [0, 0])
+        count[0] += true
+        count[1] += 1

@@ -1,0 +1,178 @@
+"""The whole run: validate the questions, sample, choose pairs, write the datasets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from solopo_nemo.builders.pairs.backend import Backend, Sampling
+from solopo_nemo.builders.pairs.datasets import (
+    TABLE_2,
+    choose_questions,
+    dataset_path,
+    reduced,
+    triplet,
+    yields_pair,
+)
+from solopo_nemo.builders.pairs.meter import Meter
+from solopo_nemo.builders.pairs.sampler import REFUSED, Sampler
+from solopo_nemo.builders.pairs.source import SIDES, Source
+from solopo_nemo.builders.pairs.store import Entry, SampleStore
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.output import atomic_text, beside, write_json_line
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """What to make.
+
+    Attributes:
+        contexts: Rows with `id`, `prompt_short`, `prompt_long`, `answers`.
+        out: The triplets to write, JSON lines.
+        on: The prompt to sample on: `short`, `long` or `both`.
+        size: Pairs that are enough.
+        skip_bad: Go on after bad rows, and write them to `<out>.rejects.jsonl`.
+    """
+
+    contexts: Path
+    out: Path
+    on: str = "short"
+    size: int = 5000
+    skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"--size {self.size}: must be at least 1")
+        if self.out.suffix != ".jsonl":
+            raise UserError(f"--out {self.out}: name it .jsonl, recipes take it by that")
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The prompts to sample on."""
+        return SIDES if self.on == "both" else (self.on,)
+
+
+def sample_pairs(
+    settings: PairSettings, sampling: Sampling, make_backend: Callable[[Sampling], Backend]
+) -> dict[str, Any]:
+    """Sample answers and write preference pairs; a second call goes on where the first one ended.
+
+    Args:
+        settings: What to make.
+        sampling: How to sample.
+        make_backend: Makes the backend, once the questions are known to be good.
+
+    Returns:
+        The summary. On every side `in` = `out` + `rejected` + `dropped`; the counts at the top are those of `out`.
+
+    Raises:
+        UserError: Bad rows without `skip_bad`, samples of other settings, a backend that cannot go on, or no pair.
+    """
+    with Source(settings.contexts, settings.out.parent) as source:
+        _check_bad(source, settings.skip_bad)
+        backend = make_backend(sampling)
+        with SampleStore(beside(settings.out, "samples"), sampling) as store:
+            sampler = Sampler(source, store, backend, settings.sides, settings.size, sampling.seed)
+            with Meter(len(source), settings.size) as meter:
+                settled = sampler.run(meter)
+            counts, shared = _write(settings, sampling, source, store, sampler, settled)
+    sampled = [entry for known in sampler.entries.values() for entry in known.values() if entry is not None]
+    main = settings.sides[0]
+    return {
+        **counts[main],
+        "sides": counts,
+        **({"on_both": shared} if settings.on == "both" else {}),
+        "prompts": {"sampled": sampler.asked, "reused": sampler.reused},
+        "samples": _sample_counts(sampled),
+        "acceptance": round(meter.acceptance, 4),
+        "samples_per_second": round(meter.samples / meter.seconds, 2),
+        "seconds": round(meter.seconds, 1),
+    }
+
+
+def _check_bad(source: Source, skip_bad: bool) -> None:
+    if source.bad and not skip_bad:
+        more = f" (and {len(source.bad) - 1} more bad rows)" if len(source.bad) > 1 else ""
+        raise UserError(f"{source.bad[0].error}{more}; --skip-bad goes on without and lists them")
+    if not len(source):
+        raise UserError(f"{source.bad[0].error} (and no row is good)")
+
+
+def _write(
+    settings: PairSettings,
+    sampling: Sampling,
+    source: Source,
+    store: SampleStore,
+    sampler: Sampler,
+    settled: list[int],
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """Write all files; return the counts of each side, and the number of questions that all sides share."""
+    entries = sampler.entries
+    chosen = choose_questions(settled, entries, settings.sides, settings.size)
+    main = settings.sides[0]
+    names = TABLE_2 if settings.on == "both" else {}
+    rules: dict[str, Counter[str]] = {side: Counter() for side in settings.sides}
+    candidates = set(settled)
+    with ExitStack() as files:
+        # closed in reverse order: the result takes its name last
+        out = files.enter_context(atomic_text(settings.out))
+        others = {name: files.enter_context(atomic_text(dataset_path(settings.out, name))) for name in names}
+        rejects, dropped = (
+            files.enter_context(atomic_text(beside(settings.out, what), keep_empty=False))
+            for what in ("rejects", "dropped")
+        )
+        for bad in source.bad:
+            write_json_line(rejects, {"error": bad.error, "row": bad.value}, ascii_only=True)
+        for number, id_ in enumerate(source.ids()):
+            for side in settings.sides:
+                if number not in chosen[side]:
+                    rule = _rule(entries[number], side) if number in candidates else "not_needed"
+                    rules[side][rule] += 1
+                    write_json_line(dropped, {"id": id_, "side": side, "rule": rule})
+                    continue
+                entry = entries[number][side]
+                assert entry is not None
+                row = triplet(source[number], side, store, entry, sampling.seed)
+                if side == main:
+                    write_json_line(out, row)
+                for name in (name for name, of in names.items() if of == side):
+                    write_json_line(others[name], reduced(row, name))
+        if not chosen[main]:
+            reasons = ", ".join(f"{count} {rule}" for rule, count in sorted(rules[main].items()))
+            raise UserError(
+                f"{settings.contexts}: no question yields a pair on its {main} prompt ({reasons}): "
+                "take more --samples, a higher --temperature, or questions of another difficulty"
+            )
+    total = len(source) + len(source.bad)
+    return {
+        side: {
+            "in": total,
+            "out": len(chosen[side]),
+            "rejected": len(source.bad),
+            "dropped": sum(rules[side].values()),
+            "dropped_by_rule": dict(sorted(rules[side].items())),
+        }
+        for side in settings.sides
+    }, len(set.intersection(*chosen.values()))
+
+
+def _rule(entries: dict[str, Entry | None], side: str) -> str:
+    if yields_pair(entries, side):
+        return "beyond_size"
+    entry = entries[side]
+    return REFUSED if entry is None else entry.verdict
+
+
+def _sample_counts(entries: Iterable[Entry]) -> dict[str, int]:
+    counts = Counter({"all": 0, "right": 0, "wrong": 0, "cut_or_empty": 0, "without_closing_line": 0})
+    for entry in entries:
+        counts["all"] += entry.finished + entry.cut
+        counts["right"] += entry.right
+        counts["wrong"] += entry.finished - entry.right
+        counts["cut_or_empty"] += entry.cut
+        counts["without_closing_line"] += entry.unprefixed
+    return dict(counts)

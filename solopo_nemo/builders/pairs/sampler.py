@@ -1,0 +1,144 @@
+"""Sampling on all questions, as many at once as the backend takes, until there are enough pairs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from random import Random
+
+from solopo_nemo.builders.pairs.backend import Backend, Refused, Request, Sample
+from solopo_nemo.builders.pairs.meter import Meter
+from solopo_nemo.builders.pairs.source import Asked, Source
+from solopo_nemo.builders.pairs.store import PAIR, Entry, SampleStore
+from solopo_nemo.runtime.errors import UserError
+
+REFUSED = "refused"
+_REFUSALS_TO_GIVE_UP = 8
+
+
+@dataclass(frozen=True)
+class _Unit:
+    number: int
+    asked: Asked
+    side: str
+
+
+class Sampler:
+    """Asks the questions in a random order given by the seed, so that any first part of them is a fair sample.
+
+    Attributes:
+        entries: By question number and side: the result, None where the prompt was refused.
+        asked: Prompts sampled by this process.
+        reused: Prompts that an earlier one had sampled.
+    """
+
+    def __init__(
+        self, source: Source, store: SampleStore, backend: Backend, sides: Sequence[str], size: int, seed: int
+    ) -> None:
+        self.entries: dict[int, dict[str, Entry | None]] = {}
+        self.asked = 0
+        self.reused = 0
+        self._source, self._store, self._backend = source, store, backend
+        self._sides, self._size = tuple(sides), size
+        self._order = list(range(len(source)))
+        Random(f"{seed}:order").shuffle(self._order)
+        self._accepted = 0
+        self._refusals: list[str] = []
+
+    def run(self, meter: Meter) -> list[int]:
+        """Sample until `size` questions yield a pair on every side, or all have been asked.
+
+        Returns:
+            The numbers of the questions to choose from: the shortest part of the order that holds `size` such
+            questions. It depends on the samples only, not on which came first.
+
+        Raises:
+            UserError: The backend cannot go on; what was finished by then is kept.
+        """
+        units = self._units(meter)
+        begun: deque[_Unit] = deque()
+        pending: dict[Future[list[Sample]], _Unit] = {}
+        pool = ThreadPoolExecutor(self._backend.concurrency)
+        try:
+            while True:
+                while len(pending) < self._backend.concurrency and (
+                    unit := begun.popleft() if begun else next(units, None)
+                ):
+                    request = Request(unit.asked.id, unit.side, unit.asked.prompts[unit.side])
+                    have = self._store.count(unit.asked, unit.side)
+                    pending[pool.submit(self._backend.sample, request, have)] = unit
+                if not pending:
+                    return self._settled()
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    unit = pending.pop(future)
+                    if not self._finish(unit, future, meter):
+                        begun.append(unit)
+        except UserError:
+            self._keep_finished(pending, meter)
+            raise
+        finally:
+            self._backend.close()
+            # an interrupted run does not wait for answers under way
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _units(self, meter: Meter) -> Iterator[_Unit]:
+        """Yield what is still to be sampled."""
+        for number in self._order:
+            if self._accepted >= self._size:
+                return
+            asked = self._source[number]
+            for side in self._sides:
+                entry = self._store.finished(asked, side)
+                if entry is None:
+                    yield _Unit(number, asked, side)
+                else:
+                    self.reused += 1
+                    self._record(number, side, entry, meter)
+
+    def _finish(self, unit: _Unit, future: Future[list[Sample]], meter: Meter) -> bool:
+        """Keep the answers that came; return whether that was all of the prompt."""
+        try:
+            samples = future.result()
+        except Refused as error:
+            self._refusals.append(str(error))
+            if len(self._refusals) >= _REFUSALS_TO_GIVE_UP and not self.asked + self.reused:
+                raise UserError(f"the first {len(self._refusals)} prompts are all refused: {error}") from error
+            self._record(unit.number, unit.side, None, meter)
+            return True
+        meter.add_samples(len(samples))
+        self._store.add(unit.asked, unit.side, samples)
+        entry = self._store.finished(unit.asked, unit.side)
+        if entry is None:
+            return False
+        self.asked += 1
+        self._record(unit.number, unit.side, entry, meter)
+        return True
+
+    def _record(self, number: int, side: str, entry: Entry | None, meter: Meter) -> None:
+        known = self.entries.setdefault(number, {})
+        known[side] = entry
+        if len(known) == len(self._sides):
+            accepted = self._is_accepted(number)
+            self._accepted += accepted
+            meter.add_question(accepted)
+
+    def _is_accepted(self, number: int) -> bool:
+        return all(entry is not None and entry.verdict == PAIR for entry in self.entries[number].values())
+
+    def _settled(self) -> list[int]:
+        settled: list[int] = []
+        accepted = 0
+        for number in self._order:
+            if accepted == self._size or number not in self.entries:
+                break
+            settled.append(number)
+            accepted += self._is_accepted(number)
+        return settled
+
+    def _keep_finished(self, pending: dict[Future[list[Sample]], _Unit], meter: Meter) -> None:
+        """Write what other threads have been given by the time one fails."""
+        for future in wait(pending).done:
+            if future.exception() is None:
+                self._finish(pending[future], future, meter)

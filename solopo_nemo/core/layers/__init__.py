@@ -1,0 +1,1 @@
+"""Transformer layers in plain torch, under the parameter names of Transformer Engine's layers."""

@@ -1,0 +1,123 @@
+"""Transformer layers without Transformer Engine, under Transformer Engine's parameter names.
+
+Transformer Engine fuses each layer norm into the linear layer behind it
+(``self_attention.linear_qkv.layer_norm_weight``). NeMo's Hugging Face importers and exporters and the
+checkpoints of GPU runs use those names, so the CPU layers have the same structure: nothing has to be
+renamed, and a checkpoint moves between machines as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from solopo_nemo.core.layers.attention import SDPACoreAttention
+from solopo_nemo.core.layers.blockwise import norm_linear, swiglu_linear
+from solopo_nemo.core.layers.rotary import LocalRotaryAttention
+from solopo_nemo.core.layers.window import WindowCoreAttention
+
+
+def _mark_for_sequence_parallel(weight: torch.nn.Parameter, config: TransformerConfig) -> None:
+    """Set the mark by which ``finalize_model_grads`` sums the gradient over the tensor-parallel ranks."""
+    weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """RMSNorm that may stand under sequence parallelism.
+
+    Megatron's torch norm refuses it.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        _mark_for_sequence_parallel(self.weight, config)
+
+
+class NormColumnParallelLinear(ColumnParallelLinear):
+    """RMSNorm, then a column-parallel linear: the counterpart of ``TELayerNormColumnParallelLinear``."""
+
+    def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any) -> None:
+        super().__init__(input_size, output_size, config=config, **kwargs)
+        self.layer_norm_weight = torch.nn.Parameter(torch.ones(input_size, dtype=config.params_dtype))
+        _mark_for_sequence_parallel(self.layer_norm_weight, config)
+        self.eps = config.layernorm_epsilon
+
+    def _forward_impl(
+        self,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        sequence_parallel: bool,
+        tp_group: torch.distributed.ProcessGroup,
+        **_: Any,
+    ) -> torch.Tensor:
+        return norm_linear(input, self.layer_norm_weight, weight, bias, self.eps, tp_group, sequence_parallel)
+
+
+class Pass(MegatronModule):
+    """The MLP's activation, left to the layer behind it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x``."""
+        return x
+
+
+class SwiGLURowParallelLinear(RowParallelLinear):
+    """SwiGLU, then a row-parallel linear, fused."""
+
+    def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **_: Any) -> torch.Tensor:
+        return swiglu_linear(input, weight)
+
+
+def sdpa_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """Layers for RMSNorm models (Qwen2, Qwen2.5, Qwen3, Llama, Mistral), on any device.
+
+    Valid under TP, SP, CP, PP and DP. A block rather than a layer spec, because the block's final norm
+    has to allow sequence parallelism too.
+    """
+    if config.normalization != "RMSNorm":
+        raise ValueError(f"normalization={config.normalization!r}: without Transformer Engine only RMSNorm models run")
+    if not config.gated_linear_unit or config.activation_func is not torch.nn.functional.silu:
+        raise ValueError("without Transformer Engine only SwiGLU models run")
+    norm_of_heads = RMSNorm if config.qk_layernorm else IdentityOp
+    layer = ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            self_attention=ModuleSpec(
+                module=LocalRotaryAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=NormColumnParallelLinear,
+                    core_attention=WindowCoreAttention if config.window_size else SDPACoreAttention,
+                    linear_proj=RowParallelLinear,
+                    q_layernorm=norm_of_heads,
+                    k_layernorm=norm_of_heads,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            mlp=ModuleSpec(
+                module=MLP,
+                submodules=MLPSubmodules(
+                    linear_fc1=NormColumnParallelLinear,
+                    activation_func=Pass,
+                    linear_fc2=SwiGLURowParallelLinear,
+                ),
+            ),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+    layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)

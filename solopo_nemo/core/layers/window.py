@@ -1,0 +1,53 @@
+"""Sliding-window attention without Transformer Engine (Mistral 7B v0.1 and relatives)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import is_layer_window_attention
+
+from solopo_nemo.core.layers.attention import SDPACoreAttention
+
+
+class WindowCoreAttention(SDPACoreAttention):
+    """Causal attention in which a query sees ``window_size[0]`` tokens before its own; not in skipped layers.
+
+    Valid under TP, SP, PP, DP, and CP by ``a2a``, where each rank attends over whole sequences.
+    """
+
+    def __init__(self, config: TransformerConfig, layer_number: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, layer_number, *args, **kwargs)
+        if self.cp_group.size() > 1 and self.mode != "a2a":
+            raise ValueError(f"cp_comm_type {self.mode!r}: sliding-window attention needs a2a")
+        window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
+        self.before = config.window_size[0] if window else None
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        if self.before is None or self.before >= max(lengths) - 1:
+            return super()._attend(q, k, v, lengths)
+        parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+        return torch.cat([self._one(self.before, *part) for part in parts])
+
+    def _one(self, before: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """One sequence, ``[s, heads, dim]``: block by block of queries, so that no ``s x s`` mask is formed."""
+        length = q.shape[0]
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        out, block = [], max(128, before)
+        for start in range(0, length, block):
+            stop, first = min(start + block, length), max(0, start - before)
+            distance = torch.arange(start, stop, device=q.device)[:, None] - torch.arange(first, stop, device=q.device)
+            seen = (distance >= 0) & (distance <= before)
+            out.append(
+                F.scaled_dot_product_attention(
+                    q[:, :, start:stop],
+                    k[:, :, first:stop],
+                    v[:, :, first:stop],
+                    attn_mask=seen,
+                    scale=self.softmax_scale,
+                    enable_gqa=q.shape[1] != k.shape[1],
+                )
+            )
+        return torch.cat(out, 2)[0].transpose(0, 1)

@@ -1,0 +1,95 @@
+"""Forward-only scoring of packed micro-batches, under any layout: what the reference policy needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from solopo_nemo.core import device
+from solopo_nemo.core.head import ResponseHead
+from solopo_nemo.core.step import Batch, score_sequences
+
+
+def score_batches(module: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
+    """Summed response log-probabilities of each micro-batch, without gradients.
+
+    Args:
+        module: a Megatron model (bare, or inside its DDP wrapper) with a response head on its last stage.
+        batches: packed micro-batches of this data-parallel rank; every rank passes the same number.
+
+    Returns:
+        One fp32 ``[parts]`` a micro-batch, on every rank of the pipeline.
+    """
+    kept: list[torch.Tensor] = []
+
+    def forward_step(iterator: Iterator[Batch], model: Any) -> Any:
+        scores = score_sequences(model, device.to_device(next(iterator)))
+
+        def keep(output: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+            kept.append(output.detach().clone())  # the schedule scales what it is given in place
+            return output.sum(), {}
+
+        return scores, keep
+
+    was_training = module.training
+    module.eval()
+    with torch.no_grad():
+        get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iter(batches),
+            model=[module],
+            num_microbatches=len(batches),
+            seq_length=1,  # the stages exchange the true shapes
+            micro_batch_size=1,
+            forward_only=True,
+        )
+    module.train(was_training)
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        if not kept:
+            parts = [len(batch["response_tokens"]) for batch in batches]
+            kept = [torch.empty(n, device=torch.cuda.current_device()) for n in parts]
+        flat = torch.cat(kept)
+        dist.broadcast(
+            flat,
+            parallel_state.get_pipeline_model_parallel_last_rank(),
+            group=parallel_state.get_pipeline_model_parallel_group(),
+        )
+        kept = list(flat.split([len(k) for k in kept]))
+    return kept
+
+
+def load_weights(module: Any, checkpoint: Path) -> None:
+    """Load a NeMo checkpoint into a bare Megatron model at any layout, in the types of its parameters."""
+    from megatron.core import dist_checkpointing
+
+    state = dist_checkpointing.load(
+        {"state_dict": module.sharded_state_dict(prefix="module.")}, str(checkpoint / "weights")
+    )["state_dict"]
+    # Transformer Engine's extra states may be left out
+    module.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
+
+
+def frozen_copy(model: Any, checkpoint: Path) -> torch.nn.Module:
+    """A second Megatron model with the weights of a checkpoint: no gradients, no optimizer state.
+
+    Args:
+        model: the NeMo model whose architecture and layout it shares.
+        checkpoint: NeMo checkpoint (the folder with ``weights``) of the reference policy.
+    """
+    from megatron.core.transformer.module import Float16Module
+
+    module = model.config.configure_model(model.tokenizer)
+    device.complete(module)
+    if module.post_process:
+        module.output_layer = ResponseHead.take_over(module.output_layer, model.row_chunk)
+    if device.cuda():
+        module.cuda(torch.cuda.current_device())
+    load_weights(module, checkpoint)
+    module.requires_grad_(False)
+    return Float16Module(module.config, module) if module.config.bf16 else module

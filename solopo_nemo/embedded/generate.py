@@ -1,0 +1,163 @@
+"""Questions, triplets and evaluation prompts of the built-in set: unlimited, each one a function of (seed, number)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from solopo_nemo.data.answers import ANSWER_PREFIX
+from solopo_nemo.embedded.world import Fact, Paragraph, Split, World, ask, build_world
+from solopo_nemo.runtime.errors import UserError
+
+_INSTRUCTION = f"State the facts, then end with: {ANSWER_PREFIX} ..."
+
+
+def question_turn(question: str) -> str:
+    """A question as a prompt ends with it, near the answer that begins with its subject."""
+    return f"Question: {question}"
+
+
+def prompt(paragraphs: Sequence[Paragraph], question: str) -> list[dict[str, str]]:
+    """The chat messages that ask `question` about `paragraphs`."""
+    passages = "\n".join(f"- {paragraph.text}" for paragraph in paragraphs)
+    return [{"role": "user", "content": f"{_INSTRUCTION}\n\nPassages:\n{passages}\n\n{question_turn(question)}"}]
+
+
+def response(chain: Sequence[Fact]) -> str:
+    """A chain of thought that restates each fact as the passages have it, and the answer."""
+    return f"Facts: {' '.join(fact.sentence for fact in chain)} {ANSWER_PREFIX} {chain[-1].object}."
+
+
+def _world(split: Split, seed: int, number: int, paragraphs: int, hops: int) -> tuple[World, random.Random]:
+    rng = random.Random(f"{split}/{seed}/{number}")
+    return build_world(rng, paragraphs, hops, split), rng
+
+
+def _wrong(world: World, rng: random.Random) -> list[Fact]:
+    """The first chain, led astray at a random hop into the second chain, which has the same relations."""
+    right, other = world.chains[:2]
+    fault = rng.randrange(len(right))
+    wrong = Fact(right[fault].subject, right[fault].relation, other[fault].object)
+    return [*right[:fault], wrong, *other[fault + 1 :]]
+
+
+def generate_questions(
+    count: int, seed: int, paragraphs: int = 20, hops: int = 2, split: Split = "train"
+) -> Iterator[dict[str, Any]]:
+    """Questions in MuSiQue's official schema.
+
+    Args:
+        count: how many.
+        seed: question number n of a seed is the same whatever `count` is.
+        paragraphs: paragraphs a question, supporting ones included.
+        hops: facts that have to be combined, 1 to 3.
+        split: training and evaluation share no fact.
+
+    Yields:
+        One MuSiQue record each.
+    """
+    for number in range(count):
+        world, _ = _world(split, seed, number, paragraphs, hops)
+        gold = world.chains[0]
+        places = {paragraph.fact: place for place, paragraph in enumerate(world.paragraphs)}
+        yield {
+            "id": f"{hops}hop__{split}_{seed}_{number}",
+            "question": world.question,
+            "answer": gold[-1].object,
+            "answer_aliases": [],
+            "answerable": True,
+            "question_decomposition": [
+                {
+                    "id": hop,
+                    "question": ask((fact,)) if hop == 0 else fact.relation.question.format(f"#{hop}"),
+                    "answer": fact.object,
+                    "paragraph_support_idx": places[fact],
+                }
+                for hop, fact in enumerate(gold)
+            ],
+            "paragraphs": [
+                {
+                    "idx": place,
+                    "title": paragraph.fact.subject,
+                    "paragraph_text": paragraph.text,
+                    "is_supporting": paragraph.chain == 0,
+                }
+                for place, paragraph in enumerate(world.paragraphs)
+            ],
+        }
+
+
+def generate_triplets(
+    count: int, seed: int, short_paragraphs: int = 8, long_paragraphs: int = 64, hops: int = 2
+) -> Iterator[dict[str, Any]]:
+    """Training triplets: a short context nested in a long one, a right and a wrong chain of thought.
+
+    Args:
+        count: how many.
+        seed: triplet number n of a seed is the same whatever `count` is.
+        short_paragraphs: paragraphs of the short prompt; all of them are in the long prompt, in the same order.
+        long_paragraphs: paragraphs of the long prompt.
+        hops: facts that have to be combined, 1 to 3.
+
+    Yields:
+        One record of the triplet file format each.
+
+    Raises:
+        UserError: the short context is not nested in the long one, or too small for the question.
+    """
+    if not 2 * hops <= short_paragraphs <= long_paragraphs:
+        raise UserError(
+            f"built-in triplets: {short_paragraphs} short and {long_paragraphs} long paragraphs; "
+            f"the short context needs {2 * hops} or more and no more than the long one"
+        )
+    for number in range(count):
+        world, rng = _world("train", seed, number, long_paragraphs, hops)
+        gold = world.chains[0]
+        yield {
+            "id": f"{hops}hop__train_{seed}_{number}",
+            "prompt_short": prompt(world.nested(short_paragraphs), world.question),
+            "prompt_long": prompt(world.paragraphs, world.question),
+            "chosen": response(gold),
+            "rejected": response(_wrong(world, rng)),
+            "answers": [gold[-1].object],
+            "meta": {"short_paragraphs": short_paragraphs, "long_paragraphs": long_paragraphs, "hops": hops},
+        }
+
+
+def generate_evaluation(count: int, seed: int, paragraphs: int = 8, hops: int = 2) -> Iterator[dict[str, Any]]:
+    """Evaluation questions about facts that no training question states.
+
+    Yields:
+        `id`, `prompt` (chat messages) and `answers` each.
+    """
+    for number in range(count):
+        world, _ = _world("evaluation", seed, number, paragraphs, hops)
+        yield {
+            "id": f"{hops}hop__evaluation_{seed}_{number}",
+            "prompt": prompt(world.paragraphs, world.question),
+            "answers": [world.chains[0][-1].object],
+        }
+
+
+def generate_dialogues(
+    count: int, seed: int, paragraphs: int, hops: int = 2, questions: int = 4
+) -> Iterator[list[dict[str, str]]]:
+    """Dense supervision for pre-training: several questions with right answers after one context.
+
+    The first turn is exactly a prompt of the other generators; further turns ask about other chains of the context,
+    whole or from any hop on.
+
+    Yields:
+        The chat messages of one dialogue each.
+    """
+    for number in range(count):
+        world, rng = _world("train", seed, number, paragraphs, hops)
+        # A chain's end is a question of fewer hops. The world's own question stays first.
+        asked = [chain[rng.randrange(len(chain)) :] for chain in rng.sample(world.chains, len(world.chains))]
+        messages = prompt(world.paragraphs, world.question)
+        messages.append({"role": "assistant", "content": response(world.chains[0])})
+        for chain in asked[: questions - 1]:
+            messages.append({"role": "user", "content": question_turn(ask(chain))})
+            messages.append({"role": "assistant", "content": response(chain)})
+        yield messages

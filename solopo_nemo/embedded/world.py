@@ -1,0 +1,159 @@
+"""One made-up context: chains of facts about entities whose names occur in no other chain of it."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from solopo_nemo.embedded.vocabulary import (
+    COLOUR,
+    COMPANIES,
+    FIRST_NAMES,
+    LAST_NAMES,
+    TOWNS,
+    YEARS,
+    Kind,
+    Relation,
+    chains,
+)
+from solopo_nemo.runtime.errors import UserError
+
+Split = Literal["train", "evaluation"]
+MAX_HOPS = 3
+MAX_PARAGRAPHS = 256
+"""Paragraphs of one context that there are surely names for."""
+_COLOURED = 1 / 3
+_EVALUATION_SHARE = 4  # one in four (subject, object) pairs belongs to the evaluation
+
+
+@dataclass(frozen=True)
+class Fact:
+    """`subject` stands in `relation` to `object`."""
+
+    subject: str
+    relation: Relation
+    object: str
+
+    @property
+    def sentence(self) -> str:
+        """The fact as passages and answers state it."""
+        return f"{self.subject} {self.relation.phrase} {self.object}."
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A passage: one fact, at times followed by a sentence of no consequence."""
+
+    fact: Fact
+    chain: int
+    text: str
+
+
+@dataclass(frozen=True)
+class World:
+    """Chains of facts, and the paragraphs that state them in reading order.
+
+    The first chain answers the question; the second, where there is room for one, has the same relations and other
+    names, so that a plausible wrong answer is always at hand. Chains share no name.
+    """
+
+    chains: tuple[tuple[Fact, ...], ...]
+    paragraphs: tuple[Paragraph, ...]
+
+    @property
+    def question(self) -> str:
+        """The question that the first chain answers."""
+        return ask(self.chains[0])
+
+    def nested(self, count: int) -> tuple[Paragraph, ...]:
+        """The `count` paragraphs of the first chains, in the order in which the whole context has them."""
+        facts = [fact for chain in self.chains for fact in chain][:count]
+        return tuple(paragraph for paragraph in self.paragraphs if paragraph.fact in facts)
+
+
+def ask(chain: tuple[Fact, ...]) -> str:
+    """The question about the end of a chain that names only its beginning."""
+    subject = chain[0].subject
+    for fact in chain[:-1]:
+        subject = f"the {fact.relation.name} of {subject}"
+    return chain[-1].relation.question.format(subject)
+
+
+def belongs_to(split: Split, subject: str, object_: str) -> bool:
+    """Whether the split may state a fact about these two: training and evaluation never share one."""
+    evaluation = zlib.crc32(f"{subject}|{object_}".encode()) % _EVALUATION_SHARE == 0
+    return evaluation == (split == "evaluation")
+
+
+class _Names:
+    """Draws names without replacement."""
+
+    def __init__(self, rng: random.Random, split: Split) -> None:
+        self._split = split
+        self._first = self._shuffled(rng, FIRST_NAMES)
+        self._pools: dict[Kind, list[str]] = {
+            "person": self._shuffled(rng, LAST_NAMES),
+            "company": self._shuffled(rng, COMPANIES),
+            "town": self._shuffled(rng, TOWNS),
+            "year": self._shuffled(rng, YEARS),
+        }
+
+    @staticmethod
+    def _shuffled(rng: random.Random, names: tuple[str, ...]) -> list[str]:
+        return rng.sample(names, len(names))
+
+    def _candidates(self, kind: Kind) -> Iterator[tuple[int, str]]:
+        for index, name in enumerate(self._pools[kind]):
+            yield index, f"{self._first[-1]} {name}" if kind == "person" else name
+
+    def draw(self, kind: Kind, subject: str | None = None) -> str:
+        """An unused name, one that `subject` may be paired with in this split."""
+        for index, name in self._candidates(kind) if self._first else ():
+            if subject is None or belongs_to(self._split, subject, name):
+                del self._pools[kind][index]
+                if kind == "person":
+                    self._first.pop()
+                return name
+        raise UserError(
+            f"built-in questions: no {kind} names left for a context this long; ask for fewer paragraphs "
+            f"(up to {MAX_PARAGRAPHS})"
+        )
+
+
+def build_world(rng: random.Random, paragraphs: int, hops: int, split: Split) -> World:
+    """Make a context of exactly `paragraphs` paragraphs around a question of `hops` hops.
+
+    Raises:
+        UserError: hops out of range, or too few or too many paragraphs.
+    """
+    if not 1 <= hops <= MAX_HOPS:
+        raise UserError(f"built-in questions: hops is {hops}; choose 1 to {MAX_HOPS}")
+    if paragraphs < 2 * hops:
+        raise UserError(
+            f"built-in questions: {paragraphs} paragraphs do not hold a question of {hops} hops and a wrong answer; "
+            f"ask for {2 * hops} or more"
+        )
+    kinds = chains(hops)
+    gold = rng.choice(kinds)
+    names = _Names(rng, split)
+    built: list[tuple[Fact, ...]] = []
+    missing = paragraphs
+    while missing:
+        relations = (gold if len(built) < 2 else rng.choice(kinds))[:missing]
+        subject = names.draw(relations[0].subject)
+        chain: list[Fact] = []
+        for relation in relations:
+            chain.append(Fact(subject, relation, names.draw(relation.object, subject)))
+            subject = chain[-1].object
+        built.append(tuple(chain))
+        missing -= len(chain)
+    order = [
+        Paragraph(fact, number, f"{fact.sentence} {rng.choice(COLOUR)}" if rng.random() < _COLOURED else fact.sentence)
+        for number, chain_ in enumerate(built)
+        for fact in chain_
+    ]
+    rng.shuffle(order)
+    return World(tuple(built), tuple(order))

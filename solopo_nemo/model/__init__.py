@@ -1,1 +1,0 @@
-"""Megatron and NeMo: the mixin, the response-only head, attention, devices, conversion."""

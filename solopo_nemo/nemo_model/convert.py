@@ -1,0 +1,265 @@
+"""Hugging Face folder <-> NeMo checkpoint, compared with transformers, in processes of their own.
+
+NeMo's importer sets up a one-rank Megatron of its own, which cannot be done inside a running job. A checkpoint keeps,
+beside NeMo's ``weights`` and ``context``, an ``hf`` folder with the model's configuration and tokenizer: what is
+exported later differs from what was imported by the weights alone.
+
+Memory, with P the size of the weight files: one model at a time. Import: the fused tensors (about 0.8 P; the rest stays
+mapped from the files) and the writer's buffers. Export: P and two shards. Comparison: P, and embedding, head and one
+layer in fp32.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from solopo_nemo.data.tokenize import load_tokenizer
+from solopo_nemo.families import hf
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.isolated import run_apart
+
+if TYPE_CHECKING:
+    from solopo_nemo.families.weights import WeightFiles
+    from solopo_nemo.runtime.isolated import Progress
+
+Summary = dict[str, Any]
+
+
+def import_hf(
+    source: Path,
+    destination: Path,
+    *,
+    rope_scaling: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+) -> Summary:
+    """Write a Hugging Face folder as a NeMo checkpoint that loads at any parallel layout.
+
+    Args:
+        source: folder with safetensors and a tokenizer.
+        destination: folder to make.
+        rope_scaling: replaces the model's own, here and in every later export.
+        trust_remote_code: run Python code that the folder brings.
+        overwrite: replace another conversion in ``destination``.
+
+    Returns:
+        What was done; the same again, and no work, where ``destination`` holds this conversion already.
+
+    Raises:
+        UserError: a folder that cannot be converted, or a destination that is in use; before any work.
+        LogitsDifferError: Megatron computes something else than transformers.
+    """
+    began = time.monotonic()
+    config = hf.read_config(source, rope_scaling=rope_scaling, trust_remote_code=trust_remote_code)
+    origin = _origin("import", source, rope_scaling)
+    if done := _already(destination, source, origin, overwrite):
+        return done
+    weights = check_weights(source, config, trust_remote_code)
+    load_tokenizer(source, trust_remote_code)
+    with _staged(destination, weights.bytes) as temporary:
+        logits = run_apart(_import, source, temporary, weights.dtype, rope_scaling, trust_remote_code)
+        if logits is None:  # Transformer Engine was there; the comparison runs without
+            logits = run_apart(_compare_import, source, temporary, weights.dtype, trust_remote_code, cuda=False)
+        done = _summary(began, "import", source, destination, config, logits)
+        done |= {"dtype": str(weights.dtype).removeprefix("torch."), "parameters": weights.parameters, "origin": origin}
+        _record(done, temporary)
+    return done
+
+
+def check_weights(source: Path, config: Any, trust_remote_code: bool = False) -> WeightFiles:
+    """The weight files of a Hugging Face folder, checked against its configuration by their headers.
+
+    Raises:
+        UserError: they are missing, damaged, or of another model.
+    """
+    import torch
+
+    from solopo_nemo.families.weights import expected_tensors, find_weights
+
+    expected = expected_tensors(config, torch.float32, trust_remote_code)
+    return find_weights(source, expected, config.tie_word_embeddings)
+
+
+def export_hf(
+    checkpoint: Path,
+    destination: Path,
+    *,
+    max_shard_size: str = "5GB",
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+) -> Summary:
+    """Write a NeMo checkpoint as a Hugging Face folder: safetensors, configuration, tokenizer.
+
+    Args:
+        checkpoint: folder with ``weights``, ``context`` and ``hf``.
+        destination: folder to make.
+        max_shard_size: as in transformers' ``save_pretrained``.
+        trust_remote_code: run Python code that the ``hf`` folder brings.
+        overwrite: replace another conversion in ``destination``.
+
+    Returns, Raises: as :func:`import_hf`.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    began = time.monotonic()
+    if not hf.is_checkpoint(checkpoint):
+        raise UserError(f"{checkpoint}: no NeMo checkpoint, which has folders weights and context")
+    if not (checkpoint / "hf").is_dir():
+        raise UserError(f"{checkpoint}/hf: missing; copy the model's config.json and tokenizer there")
+    config = hf.read_config(checkpoint / "hf", trust_remote_code=trust_remote_code)
+    try:
+        split_torch_state_dict_into_shards({}, max_shard_size=max_shard_size)
+    except ValueError as error:
+        raise UserError(f"--max-shard-size {max_shard_size}: {error}; give a number and a unit such as 5GB") from None
+    origin = _origin("export", checkpoint, {"max_shard_size": max_shard_size})
+    if done := _already(destination, checkpoint, origin, overwrite):
+        return done
+    load_tokenizer(checkpoint / "hf", trust_remote_code)
+    size = sum(path.stat().st_size for path in (checkpoint / "weights").iterdir() if path.suffix == ".distcp")
+    with _staged(destination, size // 3) as temporary:  # a checkpoint may hold two fp32 moments beside the weights
+        logits, found = run_apart(_export, checkpoint, temporary, max_shard_size, trust_remote_code, cuda=False)
+        done = _summary(began, "export", checkpoint, destination, config, logits) | found | {"origin": origin}
+        _record(done, temporary)
+    return done
+
+
+def _import(
+    progress: Progress,
+    source: Path,
+    checkpoint: Path,
+    dtype: Any,
+    rope_scaling: Mapping[str, Any] | None,
+    trust_remote_code: bool,
+) -> dict[str, float] | None:
+    """Convert and compare; ``None`` where the comparison has to run in a process without CUDA."""
+    from solopo_nemo.core import device
+
+    device.prepare_process()
+    from solopo_nemo.nemo_model.models import HFImporter
+
+    importer = HFImporter(source.resolve())
+    importer.progress = progress
+    importer.rope_scaling, importer.trust_remote_code = rope_scaling, trust_remote_code
+    importer.apply(checkpoint)
+    gc.collect()  # NeMo's trainer and model hold each other
+    if device.cuda():
+        return None
+    return _compare_import(progress, source, checkpoint, dtype, trust_remote_code)
+
+
+def _compare_import(
+    progress: Progress, source: Path, checkpoint: Path, dtype: Any, trust_remote_code: bool
+) -> dict[str, float]:
+    from solopo_nemo.nemo_model import verify
+    from solopo_nemo.nemo_model.models import load_module, one_rank
+
+    config = hf.read_config(checkpoint / "hf", trust_remote_code=trust_remote_code)
+    sequences = verify.probes(load_tokenizer(checkpoint / "hf", trust_remote_code), config.vocab_size)
+    with one_rank():
+        got = verify.megatron_logits(load_module(checkpoint, config, dtype), sequences, progress)
+    gc.collect()
+    want = verify.transformers_logits(source, config, dtype, sequences, progress, trust_remote_code)
+    return verify.compare(got, want, f"import of {source}")
+
+
+def _export(
+    progress: Progress, checkpoint: Path, folder: Path, max_shard_size: str, trust_remote_code: bool
+) -> tuple[dict[str, float], Summary]:
+    from solopo_nemo.core import device
+    from solopo_nemo.nemo_model import verify
+
+    device.prepare_process()
+    from solopo_nemo.nemo_model.models import HFExporter, load_module, one_rank
+
+    exporter = HFExporter(checkpoint.resolve())
+    exporter.progress = progress
+    exporter.max_shard_size, exporter.trust_remote_code = max_shard_size, trust_remote_code
+    config, dtype = exporter.hf_config, exporter.dtype
+    sequences = verify.probes(load_tokenizer(checkpoint / "hf", trust_remote_code), config.vocab_size)
+    with one_rank():
+        module = load_module(checkpoint, config, dtype)
+        parameters = exporter.write(module, folder)
+        got = verify.megatron_logits(module, sequences, progress)
+    del module
+    gc.collect()
+    want = verify.transformers_logits(folder, config, dtype, sequences, progress, trust_remote_code)
+    found = {"dtype": str(dtype).removeprefix("torch."), "parameters": parameters}
+    return verify.compare(got, want, f"export of {checkpoint}"), found
+
+
+def _summary(
+    began: float, direction: str, source: Path, destination: Path, config: Any, logits: Mapping[str, float]
+) -> Summary:
+    return {
+        "direction": direction,
+        "source": str(source),
+        "destination": str(destination),
+        "family": config.model_type,
+        "window": hf.window(config),
+        "logits_difference": logits,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def _record(done: Summary, folder: Path) -> None:
+    (folder / hf.RECORD).write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+
+
+def _origin(direction: str, source: Path, options: Any) -> str:
+    """A name for what a conversion was made of: files with their sizes and times, and options."""
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    states = [(str(path.relative_to(source)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    text = json.dumps([direction, str(source.resolve()), options, states], default=dict)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _already(destination: Path, source: Path, origin: str, overwrite: bool) -> Summary | None:
+    """The record of the same conversion in ``destination``, ``None`` where the way is free.
+
+    Raises:
+        UserError: it is in use.
+    """
+    if destination.resolve() in (source.resolve(), *source.resolve().parents):
+        raise UserError(f"{destination}: the destination holds the source; choose another one")
+    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
+        return None
+    try:
+        done: Summary = json.loads((destination / hf.RECORD).read_text(encoding="utf-8"))
+        same = done["origin"] == origin
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{destination}: exists, and is no finished conversion; choose another destination") from None
+    if not same and not overwrite:
+        raise UserError(f"{destination}: holds another conversion, of {done['source']}; --overwrite replaces it")
+    return done if same else None
+
+
+@contextmanager
+def _staged(destination: Path, size: int) -> Iterator[Path]:
+    """A neighbour of ``destination`` that takes its place when the block ends without error.
+
+    Raises:
+        UserError: it cannot be made, or ``size`` bytes do not fit there.
+    """
+    temporary = destination.with_name(f".{destination.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        free = shutil.disk_usage(temporary).free
+    except OSError as error:
+        raise UserError(f"{destination}: cannot be written ({error.strerror})") from None
+    try:
+        if free < size:
+            raise UserError(f"{destination}: needs {size / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free there")
+        yield temporary
+        shutil.rmtree(destination, ignore_errors=True)
+        temporary.rename(destination)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,256 @@
+"""NeMo's model families with SoLoPO, and their way from and to Hugging Face.
+
+One importer and one exporter serve all families, through NeMo's own connector machinery. NeMo's
+connectors (2.7.3) are not used as they are: they untie tied Qwen2 models; lose YaRN, all of Llama 3's scaling but its
+factor, Mistral's vocabulary size and window (and give it one token more of sliding window), Qwen3's head size and
+stated window; ignore biases that they have no place for; fail without a generation config; load the tokenizer with
+``trust_remote_code=True`` by way of one folder in ``/tmp`` for all users; and hold two to three copies of the weights.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from nemo.collections import llm
+from nemo.lightning import io, teardown
+
+from solopo_nemo.core import device
+from solopo_nemo.core.scoring import load_weights
+from solopo_nemo.data.tokenize import load_tokenizer
+from solopo_nemo.families import hf
+from solopo_nemo.families.weights import (
+    LazyState,
+    WeightFiles,
+    expected_tensors,
+    find_weights,
+    to_megatron,
+    write_weights,
+)
+from solopo_nemo.nemo_model.mixin import SoLoPOMixin
+from solopo_nemo.nemo_model.rope import RopeScaled
+from solopo_nemo.runtime.isolated import Progress, unseen
+
+
+@dataclass
+class SoLoQwen2Config(RopeScaled, llm.Qwen2Config):
+    """Qwen2 and Qwen2.5."""
+
+
+@dataclass
+class SoLoQwen3Config(RopeScaled, llm.Qwen3Config):
+    """Qwen3."""
+
+
+@dataclass
+class SoLoLlamaConfig(RopeScaled, llm.LlamaConfig):
+    """Llama 2, 3 and 3.x."""
+
+
+@dataclass
+class SoLoMistralConfig(RopeScaled, llm.MistralConfig7B):
+    """Mistral."""
+
+
+class SoLoQwen2Model(SoLoPOMixin, llm.Qwen2Model):
+    """Qwen2 and Qwen2.5."""
+
+
+class SoLoQwen3Model(SoLoPOMixin, llm.Qwen3Model):
+    """Qwen3: norms on queries and keys, and a head size of its own."""
+
+
+class SoLoLlamaModel(SoLoPOMixin, llm.LlamaModel):
+    """Llama 2, 3 and 3.x."""
+
+
+class SoLoMistralModel(SoLoPOMixin, llm.MistralModel):
+    """Mistral."""
+
+
+FAMILIES: dict[str, Any] = {
+    "qwen2": SoLoQwen2Model,
+    "qwen3": SoLoQwen3Model,
+    "llama": SoLoLlamaModel,
+    "mistral": SoLoMistralModel,
+}
+"""Model class by Hugging Face ``model_type``."""
+CONFIGS: dict[str, Any] = {
+    "qwen2": SoLoQwen2Config,
+    "qwen3": SoLoQwen3Config,
+    "llama": SoLoLlamaConfig,
+    "mistral": SoLoMistralConfig,
+}
+"""Config class by Hugging Face ``model_type``."""
+
+
+def megatron_config(hf_config: Any, dtype: torch.dtype) -> Any:
+    """The NeMo config of a Hugging Face model.
+
+    Args:
+        hf_config: what :func:`solopo_nemo.families.hf.read_config` gave.
+        dtype: of the parameters.
+    """
+    sliding = hf.attention_window(hf_config)
+    return CONFIGS[hf_config.model_type](
+        num_layers=hf_config.num_hidden_layers,
+        hidden_size=hf_config.hidden_size,
+        ffn_hidden_size=hf_config.intermediate_size,
+        num_attention_heads=hf_config.num_attention_heads,
+        num_query_groups=hf_config.num_key_value_heads,
+        kv_channels=hf.head_dim(hf_config),
+        init_method_std=hf_config.initializer_range,
+        layernorm_epsilon=hf_config.rms_norm_eps,
+        rotary_base=hf_config.rope_theta,
+        rope_scaling=hf.rope_scaling_of(hf_config),
+        seq_length=hf_config.max_position_embeddings,
+        vocab_size=hf_config.vocab_size,
+        share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
+        # Megatron counts the tokens before the query's own
+        window_size=(sliding[0] - 1, 0) if sliding else None,
+        window_attn_skip_freq=[int(layer) for layer in sliding[1]] if sliding else None,
+        cp_comm_type="a2a",
+        fp16=dtype == torch.float16,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+    )
+
+
+def nemo_model(hf_config: Any, dtype: torch.dtype, **kwargs: Any) -> Any:
+    """The NeMo model of a Hugging Face configuration, not yet built; ``kwargs`` as :class:`SoLoPOMixin` takes them."""
+    return FAMILIES[hf_config.model_type](megatron_config(hf_config, dtype), **kwargs)
+
+
+@contextmanager
+def one_rank() -> Iterator[None]:
+    """Megatron's groups for this process alone."""
+    device.prepare_process()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    tensor_parallel.model_parallel_cuda_manual_seed(0, force_reset_rng=True)
+    try:
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def load_module(checkpoint: Path, hf_config: Any, dtype: torch.dtype) -> Any:
+    """The Megatron model of a NeMo checkpoint on one rank, its parameters as ``dtype``."""
+    model = nemo_model(hf_config, dtype)
+    model.config.perform_initialization = False
+    model.configure_model()
+    load_weights(model.module, checkpoint)
+    return model.module.eval()
+
+
+class HFImporter(io.ModelConnector[Any, Any]):
+    """Hugging Face folder -> NeMo checkpoint with an ``hf`` folder: configuration, tokenizer, chat template.
+
+    Memory: one copy of the fused tensors (all others stay mapped from their files) and the writer's buffers.
+
+    Attributes:
+        rope_scaling: replaces the model's own.
+        trust_remote_code: run Python code that the folder brings.
+        progress: shows how far the conversion is.
+    """
+
+    rope_scaling: Mapping[str, Any] | None = None
+    trust_remote_code = False
+    progress: Progress = staticmethod(unseen)
+
+    @cached_property
+    def hf_config(self) -> Any:
+        """The checked transformers configuration."""
+        return hf.read_config(Path(self), rope_scaling=self.rope_scaling, trust_remote_code=self.trust_remote_code)
+
+    @cached_property
+    def weights(self) -> WeightFiles:
+        """The checked weight files."""
+        expected = expected_tensors(self.hf_config, torch.float32, self.trust_remote_code)
+        return find_weights(Path(self), expected, self.hf_config.tie_word_embeddings)
+
+    @cached_property
+    def hf_tokenizer(self) -> Any:
+        """The transformers tokenizer."""
+        return load_tokenizer(Path(self), self.trust_remote_code)
+
+    def apply(self, output_path: Path) -> Path:
+        """Write the checkpoint.
+
+        Raises:
+            UserError: a folder that cannot be converted; before any work.
+        """
+        from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
+
+        weights, tokenizer = self.weights, self.hf_tokenizer
+        with tempfile.TemporaryDirectory() as assets:
+            tokenizer.save_pretrained(assets)
+            target = nemo_model(self.hf_config, weights.dtype, tokenizer=AutoTokenizer(assets))
+            target.config.init_model_with_meta_device = True
+            trainer = self.nemo_setup(target)
+            to_megatron(LazyState(weights, self.progress("reading weights", len(weights.files))), target)
+            saved = self.progress("saving", 1)
+            self.nemo_save(output_path, trainer)
+            saved()
+        teardown(trainer, target)
+        hf.copy_template(
+            Path(self),
+            Path(output_path) / "hf",
+            hf.rope_changes(self.hf_config, self.rope_scaling),
+            code=self.trust_remote_code,
+        )
+        return Path(output_path)
+
+
+class HFExporter(io.ModelConnector[Any, Any]):
+    """NeMo checkpoint with an ``hf`` folder -> Hugging Face folder, in the type that the model was imported in.
+
+    All but the weights is what was imported. Memory: the model and twice one shard.
+
+    Attributes:
+        max_shard_size: as in transformers' ``save_pretrained``.
+        trust_remote_code: run Python code that the ``hf`` folder brings.
+        progress: shows how far the conversion is.
+    """
+
+    max_shard_size = "5GB"
+    trust_remote_code = False
+    progress: Progress = staticmethod(unseen)
+
+    @cached_property
+    def hf_config(self) -> Any:
+        """The checked transformers configuration."""
+        return hf.read_config(Path(self) / "hf", trust_remote_code=self.trust_remote_code)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights to write."""
+        return io.load_context(Path(self), subpath="model.config").params_dtype
+
+    def apply(self, output_path: Path) -> Path:
+        """Write the folder."""
+        with one_rank():
+            self.write(load_module(Path(self), self.hf_config, self.dtype), Path(output_path))
+        return Path(output_path)
+
+    def write(self, module: Any, output_path: Path) -> int:
+        """Write the folder with the weights of a loaded model; how many parameters they are."""
+        hf.copy_template(Path(self) / "hf", output_path, {}, code=self.trust_remote_code)
+        expected = expected_tensors(self.hf_config, self.dtype, self.trust_remote_code)
+        wrote = self.progress("writing weights", len(expected))
+        write_weights(module, expected, output_path, self.max_shard_size, wrote)
+        return sum(tensor.numel() for tensor in expected.values())
+
+
+for _model in FAMILIES.values():
+    io.model_importer(_model, "hf")(HFImporter)
+    io.model_exporter(_model, "hf")(HFExporter)

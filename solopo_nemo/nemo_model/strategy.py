@@ -1,0 +1,77 @@
+"""NeMo's Megatron strategy with the settings that this project needs on either device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import nemo.lightning as nl
+from megatron.core import tensor_parallel
+from megatron.core.distributed import DistributedDataParallelConfig
+
+from solopo_nemo.core import device
+
+
+class SoLoPOStrategy(nl.MegatronStrategy):
+    """``nl.MegatronStrategy`` that also runs on a CPU, and whose checkpoints reshard to any layout.
+
+    Args:
+        seed: of Megatron's random-number trackers.
+        **kwargs: as ``nl.MegatronStrategy``.
+    """
+
+    def __init__(self, *, seed: int, **kwargs: Any) -> None:
+        device.prepare_process()
+        super().__init__(
+            # NeMo's own printer runs a collective on rank 0 alone (progress_printer.py:228): gloo hangs
+            # at the next world collective
+            replace_progress_bar=False,
+            ckpt_async_save=device.saves_asynchronously(),
+            ckpt_optim_fully_reshardable=True,
+            ddp=DistributedDataParallelConfig(
+                use_distributed_optimizer=True,
+                overlap_grad_reduce=device.cuda(),
+                overlap_param_gather=device.cuda(),
+                grad_reduce_in_fp32=True,
+            ),
+            **kwargs,
+        )
+        self._seed = seed
+
+    def setup_distributed(self) -> None:
+        """Set up the groups, and the random-number trackers that NeMo seeds only where it sees a GPU."""
+        super().setup_distributed()
+        if not device.cuda():  # nemo/lightning/megatron_init.py:238
+            tensor_parallel.model_parallel_cuda_manual_seed(self._seed)
+
+    def setup_optimizers(self, trainer: pl.Trainer) -> None:
+        """Set up Megatron's optimizer."""
+        super().setup_optimizers(trainer)
+        self._fuse_adamw()
+
+    def _fuse_adamw(self) -> None:
+        """Torch's AdamW in one pass over memory, as the FusedAdam of GPUs; Megatron has no option for it."""
+        if not device.cuda() and self._setup_optimizers:
+            for optimizer in self._megatron_optimizers():
+                for group in optimizer.optimizer.param_groups:
+                    group["fused"] = True
+
+    def _megatron_optimizers(self) -> list[Any]:
+        megatron = self.lightning_module.optimizers(use_pl_optimizer=False).mcore_optimizer
+        return list(getattr(megatron, "chained_optimizers", [megatron]))
+
+    def optimizer_sharded_state_dict(self, is_loading: bool = False, metadata: dict[str, Any] | None = None) -> Any:
+        """What a checkpoint holds of the optimizer; without FusedAdam its state has to exist before it is loaded."""
+        if is_loading and not device.cuda():  # distrib_optimizer.py:637 of Megatron-core reads every parameter's step
+            for optimizer in self._megatron_optimizers():
+                optimizer._init_optimizer_states_with_dummy_values()
+        return super().optimizer_sharded_state_dict(is_loading=is_loading, metadata=metadata)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any], selective_restore: bool = False) -> None:
+        """Load Megatron's optimizer; the base method builds a CUDA device mesh that it needs for FSDP alone."""
+        if not self.should_restore_optimizer_states(selective_restore=selective_restore):
+            return
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer"], strict=True):
+            optimizer.load_state_dict(state)
+        self._fuse_adamw()  # the saved groups may come from a GPU's optimizer

@@ -1,0 +1,85 @@
+"""What the process environment says about ranks."""
+
+from __future__ import annotations
+
+import os
+
+from solopo_nemo.runtime.errors import UserError
+
+# Tensors of 2 MiB and more on huge pages: fresh memory then costs a fraction (read by torch at its first allocation)
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+_RANK_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI", "OMPI_", "SOLOPO_")
+_START = "SOLOPO_START"
+
+
+CONTEXT_MODES = ("p2p", "a2a")
+"""Context-parallel communication that runs on packed sequences, here and in Transformer Engine."""
+
+
+def started_as_rank() -> bool:
+    """Whether ``torchrun`` or Slurm's ``srun`` started this process as one rank of a job."""
+    return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and _number("SLURM_NTASKS", default=1) > 1)
+
+
+def rank() -> int:
+    """Global rank of this process."""
+    return _number("RANK", "SLURM_PROCID")
+
+
+def world_size() -> int:
+    """Number of ranks of the job."""
+    return _number("WORLD_SIZE", "SLURM_NTASKS", default=1)
+
+
+def local_world_size() -> int:
+    """Number of ranks of the job on this host."""
+    per_node = os.environ.get("SLURM_NTASKS_PER_NODE", "1").split("(")[0]
+    return int(os.environ.get("LOCAL_WORLD_SIZE", per_node))
+
+
+def start_here(name: str) -> None:
+    """Tell the ranks that this process starts that it has prepared the run, and the name of their start."""
+    os.environ[_START] = name
+
+
+def started_here() -> bool:
+    """Whether the recipe itself, and not ``torchrun`` or Slurm, started this rank."""
+    return _START in os.environ
+
+
+def _number(*names: str, default: int = 0) -> int:
+    for name in names:
+        if name in os.environ:
+            try:
+                return int(os.environ[name])
+            except ValueError:
+                raise UserError(f"{name}={os.environ[name]!r} in the environment: must be a number") from None
+    return default
+
+
+def job_token() -> str:
+    """A name that all ranks of this start of the job share, and no other start has."""
+    if _START in os.environ:
+        return os.environ[_START]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return f"{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ.get('MASTER_PORT')}-{restart}"
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "MASTER_PORT")
+    return "-".join(os.environ.get(name, "0") for name in names)
+
+
+def restarted() -> bool:
+    """Whether the scheduler started this job again by itself: a requeued Slurm job, or a restart by ``torchrun``."""
+    counts = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return any(count != "0" for count in counts)
+
+
+def without_ranks() -> dict[str, str]:
+    """The environment for a child process that is no rank of this job."""
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if key not in _RANK_VARIABLES and not key.startswith(_RANK_PREFIXES)
+    }

@@ -1,0 +1,64 @@
+"""Writing results so that a reader sees all of a file or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from solopo_nemo.runtime.errors import UserError
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Make a folder and a file in it, before there is a result that could be lost.
+
+    Args:
+        folder: where results will go.
+        key: the option that names it, for messages.
+
+    Raises:
+        UserError: that cannot be done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{key}={folder}: cannot be written ({error.strerror})") from None
+
+
+@contextmanager
+def atomic_text(path: Path, *, keep_empty: bool = True) -> Iterator[IO[str]]:
+    """Open a temporary neighbour of `path` for writing; it takes the name `path` when the block ends without error.
+
+    Args:
+        path: The file to write or replace.
+        keep_empty: Write an empty file too; else an earlier one is removed instead.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        if keep_empty or temporary.stat().st_size:
+            temporary.replace(path)
+        else:
+            path.unlink(missing_ok=True)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def beside(path: Path, what: str) -> Path:
+    """Path of what belongs to a result, such as its rejects: `pairs.jsonl` gives `pairs.jsonl.rejects.jsonl`."""
+    return path.with_name(f"{path.name}.{what}.jsonl")
+
+
+def write_json_line(stream: IO[str], value: dict[str, Any], *, ascii_only: bool = False) -> None:
+    """Write one object as one line; non-ASCII text as it is, or escaped, which also takes text that is not valid."""
+    stream.write(json.dumps(value, ensure_ascii=ascii_only) + "\n")

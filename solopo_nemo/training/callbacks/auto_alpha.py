@@ -1,0 +1,175 @@
+"""``objective.alpha=auto``: the weight of the alignment, chosen once before the first update."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from megatron.core.num_microbatches_calculator import get_num_microbatches
+from rich.progress import Progress
+
+from solopo_nemo.nemo_model.gradient import gradient_norm
+from solopo_nemo.nemo_model.mixin import Loss, ObjectiveReduction
+from solopo_nemo.runtime.errors import RunFault, UserError
+from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.runtime.signals import StopRequest
+from solopo_nemo.training.datamodule import TripletDataModule
+
+SAMPLES = 128
+"""At least so many are looked at, in whole global batches: the norms of small batches differ by a factor of ten."""
+LEAST, MOST = 0.01, 100.0
+"""Alpha is kept between these: beyond them one of the terms has next to no gradient, and their ratio means nothing."""
+DIGITS = 3
+"""Significant digits of alpha: typed in, it gives the same run, and layouts, which differ by rounding, choose alike."""
+
+logger = logging.getLogger("solopo_nemo")
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Gradient norms of the two terms of a loss on one global batch, each before its weight alpha.
+
+    Attributes:
+        rest: of everything but the alignment.
+        alignment: of the alignment.
+    """
+
+    rest: float
+    alignment: float
+
+
+def balanced_alpha(norms: Sequence[Norms]) -> float:
+    """The alpha at which the alignment moves the weights as far as the rest of the loss does.
+
+    ``mean |grad rest| / mean |grad alignment|``, kept between ``LEAST`` and ``MOST``, to ``DIGITS`` digits. It takes
+    the alignment as it is configured: with ``detach_short`` its gradient is the long side's alone, and with a squared
+    distance it grows with the gap, so that alpha is smaller the further apart the two sides start.
+
+    Args:
+        norms: of one or more global batches.
+
+    Raises:
+        UserError: a term has no gradient.
+        RunFault: a gradient is not finite.
+    """
+    rest, alignment = (sum(getattr(n, name) for n in norms) / len(norms) for name in ("rest", "alignment"))
+    where = f"on the first {len(norms)} global batches"
+    if not (math.isfinite(rest) and math.isfinite(alignment)):
+        fault = RunFault(
+            f"objective.alpha=auto: a gradient is not finite {where}; look at the data, or give alpha a number"
+        )
+        fault.everywhere = True
+        raise fault
+    if alignment == 0:
+        raise UserError(
+            f"objective.alpha=auto: the alignment has no gradient {where} (is each short prompt the same as its long "
+            "one?); give alpha a number"
+        )
+    if rest == 0:
+        raise UserError(
+            f"objective.alpha=auto: the loss has no gradient but the alignment's {where}; give alpha a number"
+        )
+    return float(f"{min(max(rest / alignment, LEAST), MOST):.{DIGITS}g}")
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What ``alpha.json`` in the output folder says.
+
+    Attributes:
+        alpha: chosen.
+        norms: that it was chosen from, a global batch each.
+    """
+
+    alpha: float
+    norms: tuple[Norms, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Balance | None:
+        """The file's contents; None where there is no file."""
+        if not path.is_file():
+            return None
+        row = json.loads(path.read_text(encoding="utf-8"))
+        return cls(row["alpha"], tuple(Norms(**norms) for norms in row["norms"]))
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        with atomic_text(path) as stream:
+            stream.write(json.dumps(asdict(self), indent=2) + "\n")
+
+
+class AutoAlpha(pl.Callback):
+    """Gives the run its alpha before the first update, and the same one again when it is resumed.
+
+    Works at any layout; called after the callback of the reference policy. Every checkpoint holds the value.
+
+    Args:
+        data: of the run.
+        path: ``alpha.json``.
+        stop: ends the measurement early.
+    """
+
+    def __init__(self, data: TripletDataModule, path: Path, stop: StopRequest) -> None:
+        self.data, self.path, self.stop = data, path, stop
+        self._balance: Balance | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return asdict(self._balance) if self._balance else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what a checkpoint holds."""
+        self._balance = Balance(state_dict["alpha"], tuple(Norms(**norms) for norms in state_dict["norms"]))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Measure, unless the checkpoint that the run goes on from knows."""
+        if self._balance is None:
+            if trainer.global_step:
+                raise UserError(
+                    f"objective.alpha=auto: the run that is resumed after step {trainer.global_step} had its alpha "
+                    "given: give the same number"
+                )
+            norms = self._measure(trainer, pl_module)
+            box = [Balance(balanced_alpha(norms), norms)]
+            dist.broadcast_object_list(box)  # the ranks may differ in a last bit
+            self._balance = box[0]
+        pl_module.objective = replace(pl_module.objective, alpha=self._balance.alpha)
+        if dist.get_rank() == 0:
+            self._balance.write(self.path)
+            at_limit = self._balance.alpha in (LEAST, MOST)
+            logger.log(
+                logging.WARNING if at_limit else logging.INFO,
+                "objective.alpha=auto: alpha is %g%s",
+                self._balance.alpha,
+                f", a limit of what is chosen ({LEAST:g} to {MOST:g})" if at_limit else "",
+            )
+
+    def _measure(self, trainer: pl.Trainer, pl_module: Any) -> tuple[Norms, ...]:
+        """The norms of the first global batches."""
+        strategy: Any = trainer.strategy
+        aligned = pl_module.objective
+        terms: dict[str, Loss] = {"rest": replace(aligned, alpha=0.0), "alignment": aligned.alignment}
+        batches = iter(strategy.process_dataloader(self.data.train_dataloader()))
+        count = min(-(-SAMPLES // self.data.config.trainer.global_batch), self.data.steps)
+        measured = []
+        with Progress(disable=dist.get_rank() != 0, transient=True) as progress:
+            task = progress.add_task("objective.alpha=auto: gradient norms", total=count * len(terms))
+            for _ in range(count):
+                own = list(islice(batches, get_num_microbatches()))
+                norms = {}
+                for name, loss in terms.items():
+                    if self.stop.agree():
+                        raise SIGTERMException
+                    norms[name] = gradient_norm(strategy, iter(own), ObjectiveReduction(aligned, loss))
+                    progress.advance(task)
+                measured.append(Norms(**norms))
+        return tuple(measured)

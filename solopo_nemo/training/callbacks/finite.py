@@ -1,0 +1,95 @@
+"""What happens when a loss or a gradient is not finite: the run stops before the weights change, or skips the batch."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+
+from solopo_nemo.runtime.errors import RunFault
+from solopo_nemo.training.callbacks.metrics import StepValues
+from solopo_nemo.training.checkpoints.files import last_saved
+
+IN_A_ROW = 20
+"""Batches in a row that are skipped before the run stops all the same: it is then not the batch."""
+_SHOWN = 8
+
+logger = logging.getLogger("solopo_nemo")
+
+
+class NonFinite(pl.Callback):
+    """Looks at the loss terms before the optimizer does, and at Megatron's verdict on the gradients after it.
+
+    Megatron leaves out an update whose gradients are not finite (``loss_scale`` makes it look); a loss that is not
+    finite is made one of those. All ranks see the same reduced values and decide alike, at any layout.
+
+    Args:
+        skip: go on with the next batch instead of stopping.
+        values: the step's metrics.
+        checkpoints: folder, for the message.
+    """
+
+    def __init__(self, skip: bool, values: StepValues, checkpoints: Path) -> None:
+        self.skip, self.values, self.checkpoints = skip, values, checkpoints
+        self._in_a_row = 0
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        """After the backward pass: stop, or make Megatron leave out this update."""
+        self.values.collect(pl_module)
+        terms = [
+            key for key in self.values.means if key.startswith("loss") and not math.isfinite(self.values.means[key])
+        ]
+        if not terms:
+            return
+        bad = [i for i, loss in _samples(pl_module) if not math.isfinite(loss)]
+        self._tell(trainer, ", ".join(terms), bad)
+        strategy: Any = trainer.strategy
+        for chunk in strategy.megatron_parallel:
+            for buffer in chunk.buffers:
+                buffer.grad_data.fill_(math.inf)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After the optimizer: count what it left out."""
+        megatron = pl_module.optimizers(use_pl_optimizer=False).mcore_optimizer
+        skipped = any(bool(part.found_inf) for part in getattr(megatron, "chained_optimizers", [megatron]))
+        if skipped and not self._terms():
+            self._tell(trainer, "the gradient", [i for i, _ in _samples(pl_module)], done=1)
+        self.values.skipped += skipped
+        self._in_a_row = self._in_a_row + 1 if skipped else 0
+
+    def _terms(self) -> list[str]:
+        means = self.values.means
+        return [key for key, value in means.items() if key.startswith("loss") and not math.isfinite(value)]
+
+    def _tell(self, trainer: pl.Trainer, what: str, ids: list[str], done: int = 0) -> None:
+        step = trainer.global_step + 1 - done
+        more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+        text = f"step {step}: {what} not finite; samples {', '.join(ids[:_SHOWN])}{more}"
+        if self.skip and self._in_a_row < IN_A_ROW:
+            if dist.get_rank() == 0:
+                logger.warning("%s: skipped", text)
+            return
+        advice = (
+            f"{IN_A_ROW} batches in a row were skipped: lower optim.lr or look at the data"
+            if self.skip
+            else "look at these samples or lower optim.lr; trainer.nonfinite=skip goes on without such batches"
+        )
+        fault = RunFault(f"{text}: the weights were not changed; {last_saved(self.checkpoints)}; {advice}")
+        fault.everywhere = True
+        raise fault
+
+
+def _samples(pl_module: Any) -> list[tuple[str, float]]:
+    """Id and loss of each sample of the global batch, on every rank; a collective."""
+    own = [
+        (i, loss)
+        for ids, losses in pl_module.training_loss_reduction.samples
+        for i, loss in zip(ids, losses.tolist(), strict=True)
+    ]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, own)
+    return sorted(dict(pair for part in gathered for pair in part).items())

@@ -1,0 +1,139 @@
+"""metrics.jsonl, the loggers, and the watch over a collapsing policy."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from solopo_nemo.core import device
+from solopo_nemo.training.callbacks.collapse_watch import CollapseWatch
+from solopo_nemo.training.report.rows import read_metrics
+
+logger = logging.getLogger("solopo_nemo")
+rank_logger = logging.getLogger("solopo_nemo.rank")
+
+
+class StepValues:
+    """The metrics of the current step, on every rank.
+
+    Attributes:
+        means: over the global batch.
+        skipped: updates left out so far; see :class:`solopo_nemo.training.callbacks.finite.NonFinite`.
+    """
+
+    def __init__(self) -> None:
+        self.means: dict[str, float] = {}
+        self.skipped = 0
+
+    def collect(self, pl_module: Any) -> None:
+        """Take the step's metrics from the last pipeline stage; a collective."""
+        self.means = _from_last_stage(pl_module.training_loss_reduction.metrics)
+
+
+class Metrics(pl.Callback):
+    """Writes one line a step on rank 0 and passes it on to Lightning's loggers and the listeners.
+
+    Args:
+        path: ``metrics.jsonl``; what lies past the restored step is cut off first.
+        values: of the step, collected before this callback is called.
+        count_skipped: write how many updates were left out.
+        samples: size of the data set, for the epoch.
+        global_batch: samples a step.
+        listeners: called with each row, on rank 0.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        values: StepValues,
+        count_skipped: bool,
+        samples: int,
+        global_batch: int,
+        listeners: Sequence[Any] = (),
+    ) -> None:
+        self.path, self.values, self.count_skipped = path, values, count_skipped
+        self.samples, self.global_batch, self.listeners = samples, global_batch, listeners
+        self._watch = CollapseWatch()
+        self._started = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Cut the file to the restored step."""
+        kept = [row for row in read_metrics(self.path) if row["step"] <= trainer.global_step]
+        self.values.skipped = next((row.get("skipped", 0) for row in reversed(kept)), 0)
+        dist.barrier()  # all have read
+        if dist.get_rank() == 0:
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.replace(self.path)
+            for row in kept:
+                self._watch.see(row)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Collect the row of this step."""
+        seconds = time.perf_counter() - self._started
+        values = dict(self.values.means)
+        costs = torch.tensor([seconds, _peak_memory_gib()], dtype=torch.float64, device=torch.cuda.current_device())
+        dist.all_reduce(costs, op=dist.ReduceOp.MAX)
+        step = trainer.global_step
+        rank_logger.info("step %d: loss %.6g, %.3f s", step, values["loss"], seconds)
+        if dist.get_rank():
+            return
+        row: dict[str, Any] = {"step": step, "epoch": step * self.global_batch / self.samples}
+        tokens = {key: int(values.pop(key)) for key in ("tokens", "tokens_long")}
+        row |= values
+        row["lr"] = self._lr
+        row["grad_norm"] = float(trainer.callback_metrics.get("grad_norm", math.nan))
+        row |= tokens
+        if self.count_skipped:
+            row["skipped"] = self.values.skipped
+        row["seconds"], row["peak_memory_gib"] = costs.tolist()
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        for lightning_logger in trainer.loggers:
+            lightning_logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step)
+        warning = self._watch.see(row)
+        if warning:
+            logger.warning(warning)
+        for listener in self.listeners:
+            listener(row)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        """Note the learning rate that this step takes (the schedule moves on before the step ends)."""
+        self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def _from_last_stage(values: dict[str, float]) -> dict[str, float]:
+    """The last pipeline stage's metrics, on every stage."""
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        return dict(values)
+    box = [values]
+    dist.broadcast_object_list(
+        box,
+        parallel_state.get_pipeline_model_parallel_last_rank(),
+        group=parallel_state.get_pipeline_model_parallel_group(),
+    )
+    return dict(box[0])
+
+
+def _peak_memory_gib() -> float:
+    if device.cuda():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

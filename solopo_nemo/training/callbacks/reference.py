@@ -1,0 +1,133 @@
+"""The frozen reference policy: scored once and kept on disk, or run beside the policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from megatron.core import parallel_state
+from megatron.core.num_microbatches_calculator import get_num_microbatches
+from rich.progress import Progress
+
+from solopo_nemo.core.scoring import frozen_copy, score_batches
+from solopo_nemo.data.packing import pack
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.signals import StopRequest
+from solopo_nemo.training.datamodule import TripletDataModule, packing_layout
+from solopo_nemo.training.reference_cache import ReferenceCache, Scores
+
+
+class CachedReference(pl.Callback):
+    """Scores every sample once with the initial weights, before the first step of the first run.
+
+    The policy itself is the reference policy until it is trained, so no second copy is ever in memory.
+
+    Args:
+        cache: where the scores are kept.
+        data: receives them.
+        stop: ends the scoring early; what is scored stays in the cache.
+        only: stop after the cache is complete (``tools/cache_reference.py``).
+    """
+
+    def __init__(self, cache: ReferenceCache, data: TripletDataModule, stop: StopRequest, only: bool = False) -> None:
+        self.cache, self.data, self.stop, self.only = cache, data, stop, only
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Complete the cache, check that it covers the data, hand it to the data module."""
+        scores = self.cache.read()
+        missing = [i for i, sample in enumerate(self.data.samples["id"]) if sample not in scores]
+        dist.barrier()  # nobody appends before everybody has read
+        if missing and trainer.global_step:
+            raise UserError(
+                f"{self.cache.file}: the reference scores of this run are incomplete ({len(missing)} samples missing) "
+                "and its policy has moved on: run tools/cache_reference.py with the overrides of the run, then resume"
+            )
+        if missing:
+            scores |= self._score(pl_module, missing)
+        uncovered = sum(sample not in scores for sample in self.data.samples["id"])
+        if uncovered:
+            raise RuntimeError(f"{self.cache.file}: {uncovered} samples without reference scores after scoring")
+        self.data.scores = scores
+        if self.only:
+            trainer.should_stop = True
+
+    def _score(self, pl_module: Any, missing: list[int]) -> Scores:
+        config, names = self.data.config, self.data.objective.reference_sequences
+        layout, size = packing_layout(config, self.data.pad_id), config.trainer.micro_batch
+        dp, dp_rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        samples = self.data.samples.with_format("numpy")
+        done: Scores = {}
+        with Progress(disable=dist.get_rank() != 0, transient=True) as progress:
+            task = progress.add_task("reference log-probabilities", total=len(missing))
+            # one micro-batch a pipeline stage and data-parallel rank at a time: then it goes to disk
+            piece = size * dp * parallel_state.get_pipeline_model_parallel_world_size() * 8
+            for start in range(0, len(missing), piece):
+                if self.stop.agree():
+                    raise SIGTERMException
+                indices = missing[start : start + piece]
+                rounds = [indices[i : i + size * dp] for i in range(0, len(indices), size * dp)]
+                # every data-parallel rank runs equally many micro-batches; a missing one repeats the first
+                own = [r[dp_rank * size : (dp_rank + 1) * size] or r[:size] for r in rounds]
+                packed = [pack([samples[i] for i in group], names, layout) for group in own]
+                results = score_batches(pl_module.module, packed)
+                rows: Scores = {}
+                for group, result in zip(own, results, strict=True):
+                    for i, values in zip(group, result.view(len(group), -1).tolist(), strict=True):
+                        rows[samples[i]["id"]] = dict(zip(names, values, strict=True))
+                gathered: list[Any] = [None] * dp
+                dist.all_gather_object(gathered, rows, group=parallel_state.get_data_parallel_group())
+                finished = {key: row for part in gathered for key, row in part.items()}
+                if dist.get_rank() == 0:
+                    self.cache.append(finished)
+                done |= finished
+                progress.advance(task, len(indices))
+        return done
+
+
+class OnlineReference(pl.Callback):
+    """A frozen copy of the initial policy that scores each global batch just before the policy does.
+
+    It is scored in its own forward-only pass, so that it works under any pipeline.
+
+    Args:
+        checkpoint: the initial weights (also when the policy is resumed from later ones).
+
+    Attributes:
+        module: the frozen copy, from the start of training on.
+    """
+
+    module: torch.nn.Module
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Build the copy, outside of everything that is trained, wrapped or saved."""
+        self._model, self.module = pl_module, frozen_copy(pl_module, self.checkpoint)
+
+    def on_megatron_step_start(self, step: Any) -> Any:
+        """NeMo's event before a global batch: score it, and give the policy the scored micro-batches."""
+        if step.forward_only:
+            return step
+        batches = [self._model.data_step(step.data) for _ in range(get_num_microbatches())]
+        names = self._model.objective.reference_sequences
+        results = score_batches(self.module, [batch["reference_batch"] for batch in batches])
+        for batch, result in zip(batches, results, strict=True):
+            batch["reference"] = dict(zip(names, result.view(-1, len(names)).unbind(1), strict=True))
+        return dataclasses.replace(step, data=_Scored(batches))
+
+
+class _Scored(Iterator[Any]):
+    """An iterator that NeMo recognises as one (it tests for the class)."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self._batches = iter(batches)
+
+    def __next__(self) -> Any:
+        return next(self._batches)

@@ -1,0 +1,108 @@
+"""Checkpoints scored while a run trains: each one when it has been saved, the best of them kept."""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Future
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.runtime.errors import RunFault, UserError
+from solopo_nemo.runtime.isolated import begun_apart, result_of
+from solopo_nemo.runtime.signals import StopRequest
+from solopo_nemo.training.checkpoints.files import step_of
+from solopo_nemo.training.checkpoints.saving import finish_pending
+from solopo_nemo.training.checkpoints.selection import (
+    ScoredCheckpoint,
+    best_checkpoint,
+    keep_score,
+    remove_others,
+    score_checkpoint,
+    unscored_checkpoints,
+)
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at the scoring process."""
+
+logger = logging.getLogger("solopo_nemo")
+
+
+class Validation(pl.Callback):
+    """Scores every checkpoint in a process beside rank 0, while all ranks wait; then removes what is not needed.
+
+    The ranks stay in touch, so that one that is lost or asked to stop ends the waiting of all. The scoring process
+    takes what training leaves free on rank 0's GPU. To be called after the checkpoints' own callback; any layout.
+
+    Args:
+        config: of the run.
+        suite: by which checkpoints are compared.
+        stop: a signal's wish to stop; what was being scored is scored by the next start.
+    """
+
+    def __init__(self, config: RunConfig, suite: str, stop: StopRequest) -> None:
+        self.config, self.suite, self.stop = config, suite, stop
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Score what has been saved in this step, and what an earlier start left."""
+        step, every = trainer.global_step, self.config.trainer.checkpoint_every
+        if step % every and step != trainer.max_steps:
+            return
+        finish_pending(trainer)
+        waiting = [unscored_checkpoints(self.config, self.suite)]
+        dist.broadcast_object_list(waiting)  # rank 0's view: it alone writes scores
+        torch.cuda.empty_cache()
+        for checkpoint in waiting[0]:
+            self._score(trainer, checkpoint)
+        if dist.get_rank() == 0:
+            remove_others(self.config, best_checkpoint(self.config, self.suite))
+        dist.barrier()
+
+    def _score(self, trainer: pl.Trainer, checkpoint: Path) -> None:
+        if dist.get_rank() == 0:
+            logger.info("scoring step %d by %s", step_of(checkpoint), self.suite)
+        begun = begun_apart(score_checkpoint, checkpoint, self.config, self.suite)
+        with begun if dist.get_rank() == 0 else nullcontext() as future:
+            while self._running(future):
+                pass
+            scored = _shared_result(future)
+        if dist.get_rank() == 0:
+            keep_score(self.config, self.suite, scored)
+            for lightning_logger in trainer.loggers:
+                lightning_logger.log_metrics({f"eval/{self.suite}": scored.value}, scored.step)
+
+    def _running(self, future: Future[ScoredCheckpoint] | None) -> bool:
+        """Whether rank 0 still waits for its process.
+
+        Raises:
+            SIGTERMException: the run is to stop.
+        """
+        running = torch.tensor(int(future is not None and not future.done()), device=torch.cuda.current_device())
+        time.sleep(LOOK_EVERY)  # who ends the processes of a job one by one has reached this one too by then
+        dist.all_reduce(running, op=dist.ReduceOp.MAX)
+        if self.stop.agree():
+            raise SIGTERMException
+        return bool(running)
+
+
+def _shared_result(future: Future[ScoredCheckpoint] | None) -> ScoredCheckpoint:
+    """Rank 0's result, or its error, on all ranks."""
+    box: list[Any] = [None]
+    if future is not None:
+        try:
+            box = [result_of(future)]
+        except (UserError, RunFault) as error:
+            box = [error]
+    dist.broadcast_object_list(box)
+    if isinstance(box[0], RunFault):
+        box[0].everywhere = True
+    if isinstance(box[0], Exception):
+        raise box[0]
+    return box[0]

@@ -1,0 +1,1 @@
+"""Checkpoints of a run: their files, saving, resuming, and which one becomes the policy."""

@@ -1,0 +1,193 @@
+"""Checkpoints of a run on disk: which are whole, and which one a run goes on from.
+
+Each is a NeMo checkpoint (``weights``, ``context``) with an ``hf`` folder (configuration and tokenizer),
+each rank's random numbers (``rng``) and, written last, a manifest of all files. Its name says the step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.output import atomic_text
+
+PREFIX = "step_"
+MANIFEST = "manifest.json"
+CONVERSION = "conversion.json"
+"""What ``tools/convert.py`` leaves in the checkpoints that it writes."""
+_BLOCK = 1 << 22
+
+logger = logging.getLogger("solopo_nemo")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a manifest says about one file."""
+
+    size: int
+    sha256: str
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was saved."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=step_of)
+
+
+def last_saved(folder: Path) -> str:
+    """The newest checkpoint, in words."""
+    saved = saved_checkpoints(folder)
+    return f"the last good checkpoint is of step {step_of(saved[-1])}" if saved else "nothing has been saved yet"
+
+
+def record_file(path: Path, progress: Progress | None = None) -> FileRecord:
+    """Size and hash of a file as the disk gives it back, after making sure that it is there.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read what was written, not what is cached
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+            if progress is not None:
+                progress.advance(progress.task_ids[0], len(block))
+    return FileRecord(size, digest.hexdigest())
+
+
+def write_manifest(checkpoint: Path, files: dict[str, FileRecord]) -> None:
+    """Write the list of a checkpoint's files, and push it and the folders to the disk."""
+    with atomic_text(checkpoint / MANIFEST) as stream:
+        json.dump({name: vars(record) for name, record in sorted(files.items())}, stream, indent=1)
+        stream.write("\n")
+    for folder in (*(p for p in checkpoint.rglob("*") if p.is_dir()), checkpoint):
+        sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Push the entries of a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, in a few words; None when all are as they were written."""
+    try:
+        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        files = {str(name): FileRecord(**record) for name, record in listed.items()}
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    for name, record in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != record.size:
+            return f"{name} has {path.stat().st_size} bytes, {record.size} were written"
+    return _find_changed(checkpoint, files)
+
+
+def _find_changed(checkpoint: Path, files: dict[str, FileRecord]) -> str | None:
+    columns = (TextColumn(f"checking {checkpoint.name}"), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress.add_task("", total=sum(record.size for record in files.values()))
+
+        def changed(name: str) -> str | None:
+            try:
+                same = record_file(checkpoint / name, progress) == files[name]
+            except OSError as error:
+                return f"{name} cannot be read ({error.strerror})"
+            return None if same else f"{name} has other contents than were written"
+
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            return next(filter(None, pool.map(changed, files)), None)
+
+
+def check_origin(checkpoint: Path, key: str, trusted: bool, vouch: str = "model.trust_checkpoint=true") -> None:
+    """Refuse a checkpoint that somebody else may have made, or that is not as it was written.
+
+    Loading one unpickles ``weights/.metadata`` (torch's ``FileSystemReader``) and calls whatever ``context/io.json``
+    names (NeMo's ``load_context``): it can run any code.
+
+    Args:
+        checkpoint: folder.
+        key: the configuration that names it, for messages.
+        trusted: the user vouches for it.
+        vouch: how the user does so, for messages.
+
+    Raises:
+        UserError: it is foreign and nobody vouches for it, or it is damaged.
+    """
+    if (checkpoint / MANIFEST).is_file():
+        if damage := find_damage(checkpoint):
+            raise UserError(f"{key}={checkpoint}: the checkpoint is damaged ({damage}); name another one")
+    elif not trusted and not (checkpoint / CONVERSION).is_file():
+        raise UserError(
+            f"{key}={checkpoint}: this tool did not write this checkpoint, and loading a NeMo checkpoint runs any code "
+            f"that its files name (weights/.metadata, context/io.json); if you trust it: {vouch}"
+        )
+    logger.info("%s: loading a NeMo checkpoint unpickles files and builds what they name", checkpoint)
+
+
+def put_damaged_aside(folder: Path) -> None:
+    """Rename checkpoints whose files are not as they were written, from the newest down to the first good one.
+
+    Raises:
+        UserError: none is good.
+    """
+    checkpoints = saved_checkpoints(folder)
+    for checkpoint in reversed(checkpoints):
+        damage = find_damage(checkpoint)
+        if damage is None:
+            return
+        aside = folder / f"damaged_{checkpoint.name}"
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = folder / f"damaged_{checkpoint.name}_{number}"
+        checkpoint.rename(aside)
+        logger.warning("%s: %s: put aside as %s", checkpoint, damage, aside.name)
+    if checkpoints:
+        raise UserError(
+            f"{folder}: every checkpoint is damaged (see the warnings above): bring one back from a copy, "
+            "or trainer.resume=never starts anew"
+        )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed save or removal left; nothing may be saving there."""
+    for path in (p for p in folder.glob(f".{PREFIX}*") if p.is_dir()):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_checkpoints(checkpoints: Iterable[Path]) -> None:
+    """Remove checkpoints; one that a kill leaves half removed has no checkpoint's name any more."""
+    for checkpoint in checkpoints:
+        hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
+        shutil.rmtree(hidden, ignore_errors=True)
+        checkpoint.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)

@@ -1,0 +1,118 @@
+"""What a start does about an earlier one in the same output folder: go on, refuse, or put it aside."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from solopo_nemo.config.schema import RunConfig, read_config
+from solopo_nemo.families.hf import is_checkpoint
+from solopo_nemo.runtime import environment
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.training.checkpoints.files import (
+    PREFIX,
+    check_origin,
+    put_damaged_aside,
+    remove_leftovers,
+    saved_checkpoints,
+    step_of,
+)
+from solopo_nemo.training.paths import Paths
+
+CHANGEABLE = ("parallel", "logger", "evaluation", "output_dir", "model.trust_checkpoint")
+"""Parts of the configuration that may differ when a run is resumed."""
+CHANGEABLE_TRAINER = (
+    *("micro_batch", "checkpoint_every", "keep_checkpoints", "select_best"),
+    *("resume", "nonfinite", "timeout_minutes"),
+)
+
+logger = logging.getLogger("solopo_nemo")
+
+
+def to_resume_from(resume: str, folder: Path) -> Path | None:
+    """The checkpoint that a run goes on from, once :func:`settle_earlier_run` has cleared the folder.
+
+    A named one is where the run started: once there are later ones in the folder, the newest of them.
+
+    Args:
+        resume: ``trainer.resume``.
+        folder: the run's own checkpoints.
+    """
+    newest = next(iter(reversed(saved_checkpoints(folder))), None)
+    if resume in ("auto", "never"):
+        return newest
+    path = Path(resume)
+    return newest if newest is not None and step_of(newest) > step_of(path) else path
+
+
+def settle_earlier_run(config: RunConfig, paths: Paths) -> None:
+    """Make the output folder ready for this start, before anything else is done in it; by one process.
+
+    Raises:
+        UserError: the folder holds a run with other settings, ``trainer.resume`` names no checkpoint, or none is good.
+    """
+    resume, own = config.trainer.resume, saved_checkpoints(paths.checkpoints)
+    earlier = read_config(paths.config) if own else None
+    again = earlier is not None and earlier.trainer.resume == resume
+    named = None if resume in ("auto", "never") else _named_checkpoint(resume)
+    if own and resume == "never" and not (again and environment.restarted()):
+        parts = [paths.config, paths.metrics, paths.checkpoints, paths.hf, paths.report]
+        parts += [paths.accuracy, paths.alpha, paths.selection]
+        _put_aside(paths, parts)
+        return
+    if earlier is not None and (changed := changes(earlier, config)):
+        raise UserError(
+            f"{config.output} holds a run with other settings ({'; '.join(changed)}): choose another output_dir, or "
+            "trainer.resume=never to put that run aside"
+        )
+    later = [checkpoint for checkpoint in own if named is not None and step_of(checkpoint) > step_of(named)]
+    if named is not None and not (again and later):
+        _check_named(named, config.model.trust_checkpoint)
+        if later:
+            _put_aside(paths, later)
+    remove_leftovers(paths.checkpoints)
+    put_damaged_aside(paths.checkpoints)
+
+
+def _named_checkpoint(resume: str) -> Path:
+    path = Path(resume)
+    if not path.name.removeprefix(PREFIX).isdigit():
+        raise UserError(
+            f"trainer.resume={resume}: not a checkpoint's name; give auto, never or a folder like {PREFIX}000100"
+        )
+    return path
+
+
+def _check_named(path: Path, trusted: bool) -> None:
+    if not is_checkpoint(path):
+        raise UserError(f"trainer.resume={path}: no checkpoint there; give auto, never or a folder of one")
+    check_origin(path, "trainer.resume", trusted)
+
+
+def _put_aside(paths: Paths, parts: Iterable[Path]) -> None:
+    aside = paths.output / "previous"
+    aside = aside / str(1 + sum(1 for _ in aside.glob("*")))
+    aside.mkdir(parents=True)
+    for path in parts:
+        if path.exists():
+            path.rename(aside / path.name)
+    logger.info("what the earlier run left is now in %s", aside)
+
+
+def changes(old: RunConfig, new: RunConfig) -> list[str]:
+    """What differs between two configurations, as far as it decides the result of a run."""
+
+    def flat(value: object, prefix: str = "") -> dict[str, object]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}".strip(".")).items()}
+
+    before, after = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
+    skipped = (*CHANGEABLE, *(f"trainer.{key}" for key in CHANGEABLE_TRAINER))
+    return [
+        f"{key}: {before.get(key)} there, {after.get(key)} here"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not any(key == s or key.startswith(f"{s}.") for s in skipped)
+    ]

@@ -1,0 +1,163 @@
+"""Which checkpoint becomes the policy of a run: the last one, or the best by a suite (paper, Appendix D)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.training.checkpoints.files import remove_checkpoints, saved_checkpoints, step_of
+from solopo_nemo.training.paths import Paths
+
+if TYPE_CHECKING:
+    from solopo_nemo.evaluation.settings import SuiteSettings
+    from solopo_nemo.runtime.isolated import Progress
+
+RECORD = "selection.json"
+
+logger = logging.getLogger("solopo_nemo")
+
+
+@dataclass(frozen=True)
+class ScoredCheckpoint:
+    """A checkpoint's score: the suite's headline, 0 to 1, with its 95 % interval."""
+
+    step: int
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was measured so far.
+
+    Attributes:
+        suite: by which checkpoints are compared.
+        scores: in the order of their steps.
+    """
+
+    suite: str
+    scores: Sequence[ScoredCheckpoint]
+
+    @property
+    def best(self) -> int:
+        """The step of the highest score; the earliest one of several."""
+        return max(self.scores, key=lambda scored: (scored.value, -scored.step)).step
+
+    @classmethod
+    def read(cls, paths: Paths) -> Selection | None:
+        """What an output folder holds; None where no checkpoint was scored."""
+        path = paths.selection / RECORD
+        if not path.is_file():
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return cls(found["suite"], [ScoredCheckpoint(**scored) for scored in found["scores"]])
+
+    def write(self, paths: Paths) -> None:
+        """Keep it in the output folder."""
+        with atomic_text(paths.selection / RECORD) as stream:
+            json.dump({"suite": self.suite, "scores": [vars(scored) for scored in self.scores]}, stream, indent=1)
+            stream.write("\n")
+
+
+def check_selection(config: RunConfig, model: Path) -> None:
+    """Read the suite's data and build its prompts, so that what is wrong with them shows before training.
+
+    Args:
+        config: of the run.
+        model: Hugging Face folder of the initial model.
+
+    Raises:
+        UserError: data are missing or wrong, or beyond the model's window.
+    """
+    if config.trainer.select_best is None:
+        return
+    from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
+    from solopo_nemo.evaluation.suites import SUITES
+
+    opened = EvaluatedModel(ModelSettings(str(model)), Paths(config.output).selection)
+    for _ in SUITES[config.trainer.select_best].cells(opened, _settings(config)):
+        pass
+
+
+def unscored_checkpoints(config: RunConfig, suite: str) -> list[Path]:
+    """The saved checkpoints that the suite has not scored, oldest first."""
+    paths = Paths(config.output)
+    known = {scored.step for scored in _known(paths, suite)}
+    return [checkpoint for checkpoint in saved_checkpoints(paths.checkpoints) if step_of(checkpoint) not in known]
+
+
+def keep_score(config: RunConfig, suite: str, scored: ScoredCheckpoint) -> None:
+    """Write down what :func:`score_checkpoint` gave."""
+    paths = Paths(config.output)
+    scores = [*_known(paths, suite), scored]
+    Selection(suite, sorted(scores, key=lambda one: one.step)).write(paths)
+    logger.info("step %d by %s: %.1f", scored.step, suite, 100 * scored.value)
+
+
+def best_checkpoint(config: RunConfig, suite: str) -> Path:
+    """The best of the saved checkpoints, which have all been scored."""
+    paths = Paths(config.output)
+    saved = {step_of(checkpoint): checkpoint for checkpoint in saved_checkpoints(paths.checkpoints)}
+    return saved[Selection(suite, [one for one in _known(paths, suite) if one.step in saved]).best]
+
+
+def choose_checkpoint(config: RunConfig) -> Path:
+    """The checkpoint to export: in one process, after the last step. One that has not been scored is scored now.
+
+    Raises:
+        UserError: a checkpoint cannot be evaluated.
+    """
+    suite = config.trainer.select_best
+    if suite is None:
+        return saved_checkpoints(Paths(config.output).checkpoints)[-1]
+    from solopo_nemo.runtime.isolated import run_apart
+
+    for checkpoint in unscored_checkpoints(config, suite):
+        logger.info("scoring step %d by %s", step_of(checkpoint), suite)
+        keep_score(config, suite, run_apart(score_checkpoint, checkpoint, config, suite))
+    return best_checkpoint(config, suite)
+
+
+def remove_others(config: RunConfig, chosen: Path) -> None:
+    """Remove the checkpoints that are neither among the newest nor chosen."""
+    saved = saved_checkpoints(Paths(config.output).checkpoints)
+    remove_checkpoints([one for one in saved[: -config.trainer.keep_checkpoints] if one != chosen])
+
+
+def _known(paths: Paths, suite: str) -> Sequence[ScoredCheckpoint]:
+    found = Selection.read(paths)
+    return found.scores if found and found.suite == suite else ()
+
+
+def _settings(config: RunConfig) -> SuiteSettings:
+    from solopo_nemo.evaluation.settings import SuiteSettings
+
+    return SuiteSettings(Path(config.evaluation.data), limit=config.evaluation.limit)
+
+
+def score_checkpoint(progress: Progress, checkpoint: Path, config: RunConfig, suite: str) -> ScoredCheckpoint:
+    """Export and evaluate a checkpoint, in a process of its own; answers that there are already are not asked again.
+
+    Raises:
+        UserError: it cannot be evaluated.
+    """
+    from solopo_nemo.evaluation.measured import figures
+    from solopo_nemo.evaluation.models import ModelSettings
+    from solopo_nemo.evaluation.run import WORK, evaluate
+    from solopo_nemo.evaluation.suites import SUITES
+
+    folder = Paths(config.output).selection / suite / checkpoint.name
+    measured = evaluate(ModelSettings(str(checkpoint)), [SUITES[suite]], _settings(config), folder, progress)
+    shutil.rmtree(folder / WORK)  # the chosen one is exported again
+    (headline,) = [view for view in figures(SUITES[suite], [measured]) if view.view.title == SUITES[suite].headline]
+    mean = headline.means[0]
+    assert mean is not None
+    return ScoredCheckpoint(step_of(checkpoint), mean.value, mean.low, mean.high)

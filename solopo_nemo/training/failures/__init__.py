@@ -1,0 +1,1 @@
+"""What ends a run early: faults of ranks, hangs, lack of memory, and their one-line messages."""

@@ -1,0 +1,223 @@
+"""What ended a rank, in one line, and which rank is the cause when several end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from solopo_nemo.runtime.errors import RunFault, UserError
+from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.training.checkpoints.files import last_saved
+
+LAST_LINES = 15
+"""Log lines of a rank that are shown."""
+ROLL_CALL = 15.0
+"""Seconds that a rank which lost another one waits for the others to tell their reason."""
+OWN = ("user", "run", "crash")
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a rank ended.
+
+    Attributes:
+        rank: which.
+        step: the optimizer step that it was in.
+        kind: ``user`` (bad input), ``run`` (a `RunFault`), ``crash`` (any other error), ``lost`` (another rank is
+            gone) or ``hung`` (no step ended in time).
+        message: one line.
+        waits: the rank was waiting for others.
+        everywhere: all ranks ended with it, at the same place.
+        start: names the start of the job.
+    """
+
+    rank: int
+    step: int
+    kind: str
+    message: str
+    waits: bool = False
+    everywhere: bool = False
+    start: str = field(default="", compare=False)
+
+
+class FaultFiles:
+    """The faults of a start of the job, one small file a rank beside its log, for whoever reports them.
+
+    Args:
+        output: the run's folder.
+        start: names this start: what earlier ones left does not count.
+    """
+
+    def __init__(self, output: Path, start: str) -> None:
+        self.output, self.start = output, start
+
+    def log(self, rank: int) -> Path:
+        """A rank's log."""
+        return self.output / "logs" / f"rank_{rank:05d}.log"
+
+    def write(self, fault: Fault) -> None:
+        """Leave word of a fault, unless this rank has named one before it; without a place to write there is none."""
+        if fault.rank in self.read():  # a rank that hangs loses its connections when the others end
+            return
+        path = self.log(fault.rank).with_suffix(".fault.json")
+        try:
+            with atomic_text(path) as stream:
+                json.dump(asdict(fault) | {"start": self.start}, stream)
+        except OSError:
+            print(f"rank {fault.rank}: {fault.message}", file=sys.stderr)
+
+    def read(self) -> dict[int, Fault]:
+        """What the ranks of this start have left, by rank."""
+        found = {}
+        for path in sorted((self.output / "logs").glob("rank_*.fault.json")):
+            fault = Fault(**json.loads(path.read_text()))
+            if fault.start == self.start:
+                found[fault.rank] = fault
+        return found
+
+    def roll_call(self, world: int) -> dict[int, Fault]:
+        """The ranks' faults, once all have told theirs or the time for it is over."""
+        end = time.monotonic() + ROLL_CALL
+        while len(faults := self.read()) < world and time.monotonic() < end:
+            time.sleep(0.2)
+        return faults
+
+    def show_last_lines(self, rank: int) -> None:
+        """Print the end of a rank's log on stderr."""
+        path = self.log(rank)
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        said = [line for line in lines if line.strip()]
+        print(f"rank {rank}, the end of {path}:", *said[-LAST_LINES:], sep="\n  ", file=sys.stderr)
+
+    @property
+    def last_saved(self) -> str:
+        """The newest checkpoint, in words."""
+        return last_saved(self.output / "checkpoints")
+
+
+def kind_of(error: BaseException) -> str:
+    """The kind of fault that an error is; see :class:`Fault`."""
+    if isinstance(error, UserError):
+        return "user"
+    if isinstance(error, RunFault):
+        return "run"
+    import torch.distributed as dist
+
+    # gloo's own errors are plain RuntimeErrors
+    communication = isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection closed"))
+    )
+    return "lost" if communication else "crash"
+
+
+def as_run_fault(error: BaseException, files: FaultFiles, advice: Callable[[], str]) -> BaseException:
+    """The `RunFault` that an error of a library stands for: memory, disk; any other error as it is.
+
+    Args:
+        error: what a rank ended with.
+        files: knows the last checkpoint.
+        advice: what to change where memory is short.
+    """
+    import torch
+    from torch.distributed.checkpoint import CheckpointException
+
+    if isinstance(error, CheckpointException):
+        causes = [str(cause) for cause, _ in error.failures.values()]
+        reason = causes[0] if causes else "another rank says why"
+        if "inline_container" in reason:  # what torch's writer makes of a full disk
+            reason += "; no space left on device?"
+        return RunFault(f"a checkpoint could not be written ({reason}); {files.last_saved}")
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return RunFault(f"{error.filename or files.output}: {error.strerror}; {files.last_saved}")
+    text = str(error)
+    if isinstance(error, RuntimeError) and "PytorchStreamWriter failed" in text:
+        return RunFault(f"a checkpoint could not be written (no space left?); {files.last_saved}")
+    on_gpu = isinstance(error, torch.OutOfMemoryError)
+    if on_gpu or isinstance(error, MemoryError) or "can't allocate memory" in text:
+        what = "GPU memory" if on_gpu else "memory"
+        return RunFault(f"out of {what} ({text.splitlines()[0] if text else 'MemoryError'}): {advice()}")
+    return error
+
+
+def lost_ranks(gone: Iterable[int], how: str, step: int, files: FaultFiles) -> str:
+    """The line about ranks that ended without a word.
+
+    Args:
+        gone: which.
+        how: how they ended, as far as that is known.
+        step: the step that the others were in.
+        files: knows the last checkpoint.
+    """
+    names = _ranks(gone)
+    if not names:
+        return f"the ranks lost each other in step {step} (a network fault?); {files.last_saved}"
+    return f"{names} {how} in step {step}; {files.last_saved}"
+
+
+def hung_ranks(faults: Mapping[int, Fault], world: int, files: FaultFiles) -> tuple[list[int], str]:
+    """The ranks that kept the others waiting, and the line about them."""
+    some = next(iter(faults.values()))
+    silent = [rank for rank in range(world) if rank not in faults]
+    busy = [rank for rank, fault in faults.items() if fault.kind == "hung" and not fault.waits]
+    if silent:
+        culprits, what = silent, f"{_ranks(silent)} did not answer"
+    elif busy and len(busy) < world:
+        culprits, what = busy, "; ".join(f"rank {rank} {faults[rank].message}" for rank in busy[:3])
+    else:
+        culprits, what = sorted(faults)[:1], "; ".join(f"rank {r} {faults[r].message}" for r in sorted(faults)[:8])
+    return culprits, f"no step ended in time (trainer.timeout_minutes), in step {some.step}: {what}; {files.last_saved}"
+
+
+def _ranks(ranks: Iterable[int]) -> str:
+    names = [str(rank) for rank in ranks]
+    more = ", ..." if len(names) > 8 else ""
+    return f"rank {names[0]}" if len(names) == 1 else f"ranks {', '.join(names[:8])}{more}" if names else ""
+
+
+def job_fault(files: FaultFiles, world: int, ended: Mapping[int, tuple[int, float]]) -> Exception:
+    """Why the ranks of a job ended, for the process that started them; shows the last lines of the rank to blame.
+
+    Args:
+        files: of this start.
+        world: number of ranks.
+        ended: exit code (negative: the signal that killed it) and time of each rank that failed.
+
+    Returns:
+        A `UserError` or a `RunFault`, to be raised.
+    """
+    faults = files.read()
+    for kind in OWN:
+        for rank, fault in faults.items():
+            if fault.kind == kind == "user":
+                return UserError(fault.message)
+            if fault.kind == kind and fault.everywhere:
+                return RunFault(fault.message)
+            if fault.kind == kind:
+                files.show_last_lines(rank)
+                return RunFault(f"rank {rank} in step {fault.step}: {fault.message}")
+    if any(fault.kind == "hung" for fault in faults.values()):
+        culprits, message = hung_ranks(faults, world, files)
+    else:
+        gone = {rank: end for rank, end in ended.items() if rank not in faults}
+        first = min((at for _, at in gone.values()), default=0.0)
+        culprits = [rank for rank, (_, at) in gone.items() if at < first + 5]  # the launcher ends the others later
+        how = ", ".join(sorted({_how(gone[rank][0]) for rank in culprits}))
+        step = next((fault.step for fault in faults.values()), 0)
+        message = lost_ranks(culprits, how, step, files)
+    for rank in culprits[:3]:
+        files.show_last_lines(rank)
+    return RunFault(message)
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"was killed by {name}" + (" (for want of memory?)" if name == "SIGKILL" else "")

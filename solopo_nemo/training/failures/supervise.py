@@ -1,0 +1,82 @@
+"""A rank's training with an eye on what goes wrong: every fault is told once, by the rank that knows most."""
+
+from __future__ import annotations
+
+import logging
+
+import torch.distributed as dist
+from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.runtime import cli, environment
+from solopo_nemo.runtime.errors import RunFault, UserError
+from solopo_nemo.runtime.signals import StopRequest
+from solopo_nemo.training.failures.faults import OWN, Fault, FaultFiles, as_run_fault, kind_of, lost_ranks
+from solopo_nemo.training.failures.memory_advice import memory_advice
+from solopo_nemo.training.failures.watchdog import Watchdog
+from solopo_nemo.training.fit import fit
+
+logger = logging.getLogger("solopo_nemo.rank")
+
+
+def fit_guarded(config: RunConfig, stop: StopRequest, only_reference: bool) -> int:
+    """Run :func:`solopo_nemo.training.fit.fit` on this rank.
+
+    Returns:
+        0 finished, 75 stopped after saving, 1 or 2 for a fault that somebody else reports: another rank, or the process
+        that started the ranks.
+
+    Raises:
+        UserError, RunFault: to be reported by this rank.
+    """
+    files = FaultFiles(config.output, environment.job_token())
+    watchdog = Watchdog(config.trainer.timeout_minutes, files, stop, quiet=environment.started_here())
+    try:
+        fit(config, stop, only_reference, callbacks=[watchdog])
+    except (Exception, CheckpointException) as error:
+        return _tell(error, files, watchdog.step, config)
+    watchdog.stop()
+    return cli.EXIT_RESUMABLE if stop.agreed else 0
+
+
+def _tell(error: BaseException, files: FaultFiles, step: int, config: RunConfig) -> int:
+    rank = environment.rank()
+    logger.error("step %d: this rank ends", step, exc_info=error)
+    error = as_run_fault(error, files, lambda: memory_advice(config))
+    kind = kind_of(error)
+    text = " ".join(str(error).split())
+    everywhere = isinstance(error, RunFault) and error.everywhere
+    said = text if kind in ("user", "run") else f"{type(error).__name__}: {text}"
+    files.write(Fault(rank, step, kind, said, everywhere=everywhere))
+    get_error_handler().record_exception(error)  # for torchrun's summary
+    code = cli.EXIT_USER_ERROR if kind == "user" else cli.EXIT_FAULT
+    if environment.started_here():
+        return code
+    if isinstance(error, UserError):  # all ranks have the same configuration and data
+        if rank:
+            return code
+        raise error
+    if isinstance(error, RunFault):
+        if rank and everywhere:
+            return code
+        raise RunFault(text if everywhere else f"rank {rank} in step {step}: {text}")
+    if kind == "crash":
+        files.show_last_lines(rank)
+        raise RunFault(f"rank {rank} in step {step}: {type(error).__name__}: {text}")
+    return _tell_lost(files, step)
+
+
+def _tell_lost(files: FaultFiles, step: int) -> int:
+    """Another rank is gone: name it, unless it can speak for itself."""
+    world, rank = environment.world_size(), environment.rank()
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()  # hang up, so that the others notice too
+    faults = files.roll_call(world)
+    spoken = any(fault.kind in (*OWN, "hung") for fault in faults.values())
+    if spoken or rank != min(faults):
+        return cli.EXIT_FAULT
+    gone = [other for other in range(world) if other not in faults]
+    for other in gone[:3]:
+        files.show_last_lines(other)
+    raise RunFault(lost_ranks(gone, "ended without a word (killed, or its host is gone)", step, files))

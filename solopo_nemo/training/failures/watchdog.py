@@ -1,0 +1,103 @@
+"""Ends a job in which a step takes too long: a hung collective, a stopped rank, a stuck file system."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+from solopo_nemo.runtime import cli, environment
+from solopo_nemo.runtime.errors import RunFault
+from solopo_nemo.runtime.signals import StopRequest
+from solopo_nemo.training.failures.faults import Fault, FaultFiles, hung_ranks
+
+GRACE = timedelta(minutes=2)
+"""How much longer than a step a collective may last: the watchdogs, which know more, come first."""
+
+logger = logging.getLogger("solopo_nemo.rank")
+
+
+class Watchdog(pl.Callback):
+    """Expects a sign of life of this rank at least every so many minutes.
+
+    Where none comes, the rank writes where it is to its log, waits a little for the others to do the same, and ends:
+    the ranks that are not waiting for another one are to blame. The process groups time out a little later, in case
+    that Python itself is stuck. Any layout, gloo and NCCL alike.
+
+    Args:
+        minutes: limit.
+        files: where each rank says what it was doing.
+        stop: asked at every place where the ranks meet: a sign of life.
+        quiet: somebody else reports the fault.
+    """
+
+    def __init__(self, minutes: float, files: FaultFiles, stop: StopRequest, quiet: bool) -> None:
+        self.limit, self.files, self.signs, self.quiet = 60 * minutes, files, stop, quiet
+        self.step = 0
+        self._main = threading.main_thread().ident
+        self._last = time.monotonic()
+        self._done = threading.Event()
+
+    def beat(self) -> None:
+        """Give a sign of life."""
+        self._last = time.monotonic()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Begin to watch."""
+        parallel_state.update_pg_timeout(timedelta(seconds=self.limit) + GRACE)
+        self.beat()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """A step begins."""
+        self.step = trainer.global_step + 1
+        self.beat()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """A step has ended; a checkpoint may follow."""
+        self.beat()
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._done.set()
+
+    def _watch(self) -> None:
+        while not self._done.wait(min(1.0, self.limit / 4)):
+            if time.monotonic() - max(self._last, self.signs.asked_at) > self.limit:
+                self._end()
+
+    def _end(self) -> None:
+        rank, frame = environment.rank(), sys._current_frames()[self._main or 0]
+        logger.critical("no step ended in time; this rank is here:\n%s", "".join(traceback.format_stack(frame)))
+        waits, where = where_it_is(frame)
+        self.files.write(Fault(rank, self.step, "hung", where, waits))
+        faults = self.files.roll_call(dist.get_world_size())
+        culprits, message = hung_ranks(faults, dist.get_world_size(), self.files)
+        get_error_handler().record_exception(RunFault(message))
+        if not self.quiet and rank == min(faults):
+            for culprit in culprits[:3]:
+                self.files.show_last_lines(culprit)
+            print("error:", message, file=sys.stderr, flush=True)
+        os._exit(cli.EXIT_FAULT)  # the main thread may never come back
+
+
+def where_it_is(frame: FrameType) -> tuple[bool, str]:
+    """Whether a stack waits for other ranks, and what it does, in words."""
+    stack = traceback.extract_stack(frame)
+    for entry in stack:
+        if entry.filename.endswith(("torch/distributed/distributed_c10d.py", "torch/cuda/__init__.py")):
+            return True, f"waits in {entry.name}"
+    entry = stack[-1]
+    waits = ".wait(" in (entry.line or "")
+    return waits, f"{'waits' if waits else 'is'} in {entry.name} ({entry.filename}:{entry.lineno})"

@@ -1,0 +1,208 @@
+"""The report of a run: its plots and one static page around them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from omegaconf import OmegaConf
+
+from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.evaluation.accuracy import AccuracyRow
+from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.runtime.paths import ASSETS
+from solopo_nemo.training.checkpoints.selection import Selection
+from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.report.plots import PLOTS, draw, draw_accuracy, finite, smoothing_window
+from solopo_nemo.training.report.rows import read_metrics
+
+_LAST = 10
+_NOT_METRICS = ("step", "epoch", "tokens_per_second")
+
+
+def write_report(config: RunConfig) -> None:
+    """Write ``report/index.html`` and its PNGs from what a run left in its output folder.
+
+    Only what was measured is shown: a metric without a key in ``metrics.jsonl`` has no plot, a run without
+    ``accuracy.json`` no accuracy table. The page comes last, so that where it is, its plots are too.
+    """
+    paths = Paths(config.output)
+    rows = [_with_speed(row) for row in read_metrics(paths.metrics)]
+    measured = _read_accuracy(paths.accuracy)
+    figures = []
+    if draw_accuracy(measured, paths.report):
+        figures.append(
+            {
+                "name": "accuracy",
+                "title": "Answer accuracy by context length",
+                "note": "Share of questions answered exactly, with the 95 % Wilson interval.",
+            }
+        )
+    for plot in PLOTS:
+        if draw(plot, rows, paths.report):
+            figures.append({"name": plot.name, "title": plot.title, "note": plot.note})
+    _remove_stale(paths.report, {figure["name"] for figure in figures})
+
+    page = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    html = page.get_template("report.html.jinja").render(
+        config=config,
+        facts=_facts(config, rows),
+        settings={
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in config.objective.items()
+            if key != "name"
+        },
+        metrics=_metrics_table(rows),
+        last=_LAST if len(rows) > _LAST else 0,
+        accuracy=_accuracy_table(measured),
+        selection=_selection_table(config),
+        suite=config.trainer.select_best,
+        figures=figures,
+        window=smoothing_window(len(rows)),
+        broken=_broken(rows),
+        yaml=OmegaConf.to_yaml(OmegaConf.structured(config)),
+    )
+    with atomic_text(paths.report / "index.html") as stream:
+        stream.write(html)
+
+
+def _with_speed(row: dict[str, Any]) -> dict[str, Any]:
+    tokens, seconds = finite(row, "tokens"), finite(row, "seconds")
+    return row | {"tokens_per_second": tokens / seconds} if tokens >= 0 and seconds > 0 else row
+
+
+def _read_accuracy(path: Path) -> dict[str, list[AccuracyRow]]:
+    if not path.is_file():
+        return {}
+    return {moment: [AccuracyRow(**row) for row in rows] for moment, rows in json.loads(path.read_text()).items()}
+
+
+def _remove_stale(folder: Path, names: set[str]) -> None:
+    """Plots of an earlier report that this one does not have."""
+    for path in folder.glob("*.png"):
+        if path.stem.removesuffix("-dark") not in names:
+            path.unlink()
+
+
+def _facts(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The run in a few words and numbers."""
+    parallel, trainer = config.parallel, config.trainer
+    sizes = {
+        "tensor": parallel.tensor,
+        "context": parallel.context,
+        "pipeline": parallel.pipeline,
+        "data": parallel.data,
+    }
+    layout = [f"{name} {size}" for name, size in sizes.items() if size and size > 1]
+    facts = [
+        ("Recipe", config.recipe),
+        ("Objective", str(config.objective["name"])),
+        ("Model", config.model.init),
+        ("Data", config.data.train),
+        ("Layout", " x ".join(layout) or "one model copy on one rank"),
+    ]
+    alpha = Paths(config.output).alpha
+    if config.auto_alpha and alpha.is_file():
+        facts.append(("Alpha", f"{json.loads(alpha.read_text())['alpha']:g}, chosen by the run"))
+    if config.plugins:
+        facts.append(("Plugins", ", ".join(config.plugins)))
+    if not rows:
+        return facts
+    steps, epoch = finite(rows[-1], "step"), finite(rows[-1], "epoch")
+    seen = steps * trainer.global_batch
+    if math.isfinite(steps):
+        facts.append(("Steps", f"{steps:,.0f}, {trainer.global_batch} samples each"))
+        of = f", {epoch:.3g} epochs of {seen / epoch:,.0f}" if epoch > 0 else ""
+        facts.append(("Samples", f"{seen:,.0f}{of}"))
+    tokens, seconds = ([finite(row, key) for row in rows] for key in ("tokens", "seconds"))
+    facts += [
+        ("Tokens", f"{sum(t for t in tokens if t >= 0):,.0f}"),
+        ("Time in steps", _duration(sum(s for s in seconds if s >= 0))),
+    ]
+    return facts
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
+
+
+def _metrics_table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """Each metric at the first step, at the last one, and its mean over the last few."""
+    keys = dict.fromkeys(key for row in rows for key in row if key not in _NOT_METRICS)
+    return [
+        (
+            key,
+            _number(rows[0].get(key)),
+            _number(rows[-1].get(key)),
+            _number(_mean([row.get(key) for row in rows[-_LAST:]])),
+        )
+        for key in keys
+    ]
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return "-"
+    return f"{value:,.0f}" if isinstance(value, int) or 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
+
+
+def _accuracy_table(measured: Mapping[str, Sequence[AccuracyRow]]) -> list[dict[str, str]]:
+    before, after = ({row.length: row for row in measured.get(moment, ())} for moment in ("before", "after"))
+    table = []
+    for length in sorted(before.keys() | after.keys()):
+        old, new = before.get(length), after.get(length)
+        some = new or old
+        assert some is not None
+        table.append(
+            {
+                "context": f"{length}x",
+                "tokens": f"{some.tokens:,.0f}",
+                "questions": f"{some.total:,}",
+                "before": _share(old),
+                "after": _share(new),
+                "change": f"{100 * (new.accuracy - old.accuracy):+.1f}" if new and old else "-",
+            }
+        )
+    return table
+
+
+def _selection_table(config: RunConfig) -> list[dict[str, str]]:
+    """The checkpoints that were scored, where the best one was chosen."""
+    selection = Selection.read(Paths(config.output))
+    if selection is None or selection.suite != config.trainer.select_best:
+        return []
+    return [
+        {
+            "step": f"{scored.step:,}",
+            "score": f"{100 * scored.value:.1f} ({100 * scored.low:.0f}-{100 * scored.high:.0f})",
+            "chosen": "hf/" if scored.step == selection.best else "",
+        }
+        for scored in selection.scores
+    ]
+
+
+def _share(row: AccuracyRow | None) -> str:
+    return f"{100 * row.accuracy:.1f} % ({100 * row.low:.0f}-{100 * row.high:.0f})" if row else "-"
+
+
+def _broken(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Metrics that were not finite at some step."""
+    bad: dict[str, int] = {}
+    for row in rows:
+        for key, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                bad[key] = bad.get(key, 0) + 1
+    return [f"{key} ({count} of {len(rows)} steps)" for key, count in bad.items()]

@@ -1,0 +1,194 @@
+"""Measure building contexts: by cached counts against tokenizing every candidate prompt anew, and a whole build.
+
+Both ways draw the same paragraphs and follow the same rule, on one core and timed by it, so that other work on the
+machine does not count; reading the source is no part of either. The naive way is measured on the first questions only
+(`--naive-questions`), and also in a variant that ends a context at the first paragraph that does not fit. With
+`--build N` the tool itself then runs on N questions, the source's over and over under ids of their own, and on a
+quarter of them: seconds, and the highest memory of all its processes together. The result is JSON, rates in questions
+per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain, islice
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+
+from solopo_nemo.builders.contexts.compose import PATIENCE, Composer, Dropped
+from solopo_nemo.builders.contexts.counting import TokenCounter
+from solopo_nemo.builders.contexts.pool import ParagraphPool
+from solopo_nemo.builders.contexts.prompt import render_prompt
+from solopo_nemo.builders.contexts.question import Paragraph, Question
+from solopo_nemo.builders.contexts.sources import read_pool, read_questions
+from solopo_nemo.builders.contexts.sources.source import RowSource
+from solopo_nemo.builders.contexts.targets import Targets
+from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
+from solopo_nemo.runtime.cli import run
+from solopo_nemo.runtime.output import write_json_line
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "build_contexts.py"
+_SECONDS_A_LOOK = 0.5
+_MIB = 1 << 20
+
+
+def main() -> None:
+    """Run the command."""
+    arguments = _arguments()
+    # one core for both ways
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    encoder = TripletEncoder(load_tokenizer(arguments.tokenizer))
+    questions = [item for item in read_questions(RowSource(arguments.source)) if isinstance(item, Question)]
+    pool = ParagraphPool()
+    for paragraph in read_pool(RowSource(arguments.pool)):
+        pool.add(paragraph)
+    targets = Targets.parse(arguments.short_tokens, arguments.long_tokens)
+    result = {
+        "questions": len(questions),
+        "pool": len(pool),
+        "short_tokens": targets.short.label,
+        "long_tokens": [target.label for target in targets.long],
+        "vocabulary": len(encoder.tokenizer),
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+        **_compare(questions, pool, encoder, targets, arguments.naive_questions),
+    }
+    if arguments.build:
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"
+        result["build"] = [_build(arguments, count) for count in (max(1, arguments.build // 4), arguments.build)]
+    text = json.dumps(result, indent=2)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def _compare(
+    questions: list[Question], pool: ParagraphPool, encoder: TripletEncoder, targets: Targets, naive_questions: int
+) -> dict[str, Any]:
+    """Return the rates of both ways."""
+    composer = Composer(pool, encoder, targets=targets, seed=0)
+    rounds = []
+    written = 0
+    # the first round also counts the pool's paragraphs, as the first questions of a large source do
+    for _ in range(2):
+        started = time.process_time()
+        written = sum(not isinstance(composer.compose(question), Dropped) for question in questions)
+        rounds.append(len(questions) / (time.process_time() - started))
+    cold, warm = rounds
+    few = questions[:naive_questions]
+    counter = TokenCounter(encoder)
+    naive = {}
+    for name, patience in (("same_rule", PATIENCE), ("first_misfit_ends", 1)):
+        started = time.process_time()
+        for question in few:
+            _compose_naively(question, pool, counter, targets, patience)
+        naive[name] = len(few) / (time.process_time() - started)
+    return {
+        "written": written,
+        "counts": {"cold_per_second": round(cold, 2), "warm_per_second": round(warm, 2)},
+        "naive": {"questions": len(few)} | {f"{name}_per_second": round(rate, 3) for name, rate in naive.items()},
+        "speedup": {
+            name: {"cold": round(cold / rate, 1), "warm": round(warm / rate, 1)} for name, rate in naive.items()
+        },
+    }
+
+
+def _build(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
+    """Run the tool on so many questions."""
+    with TemporaryDirectory() as folder:
+        source = Path(folder) / "questions.jsonl"
+        with source.open("w", encoding="utf-8") as stream:
+            for number, row in enumerate(islice(_over_and_over(arguments.source), count)):
+                write_json_line(stream, row | {"id": f"question-{number}"})
+        files = ["--source", source, "--pool", arguments.pool, "--tokenizer", arguments.tokenizer]
+        targets = ["--short-tokens", arguments.short_tokens, "--long-tokens", arguments.long_tokens]
+        options = ["--workers", arguments.workers, "--out", Path(folder) / "out.jsonl", "--json"]
+        command = [sys.executable, TOOL, *files, *targets, *options]
+        started = time.monotonic()
+        with psutil.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True) as process:
+            peak = 0
+            while process.poll() is None:
+                peak = max(peak, _memory(process))
+                with suppress(psutil.TimeoutExpired):
+                    process.wait(_SECONDS_A_LOOK)
+            summary = json.loads(process.stdout.read().splitlines()[-1])
+        return {
+            **{name: summary[name] for name in ("in", "out", "dropped")},
+            "workers": arguments.workers,
+            "seconds": round(time.monotonic() - started, 1),
+            "output_mib": round((Path(folder) / "out.jsonl").stat().st_size / _MIB),
+            "peak_memory_mib": round(peak / _MIB),
+        }
+
+
+def _over_and_over(source: Path) -> Iterator[dict[str, Any]]:
+    while True:
+        for row in RowSource(source).rows():
+            yield row.fields()
+
+
+def _memory(process: psutil.Popen) -> int:
+    """Return the bytes that a process and its children have, what they share counted once."""
+    total = 0
+    with suppress(psutil.NoSuchProcess):
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                total += one.memory_full_info().pss
+    return total
+
+
+def _compose_naively(
+    question: Question, pool: ParagraphPool, counter: TokenCounter, targets: Targets, patience: int
+) -> list[int]:
+    """Fill the targets one after the other, tokenizing the whole prompt for every candidate; return the lengths."""
+    drawn = pool.draw(question, Random(f"0:{question.id}"))
+    paragraphs = list(question.supporting)
+    lengths: list[int] = []
+    passed: list[Paragraph] = []
+    for _, target in targets.named():
+        again, passed, misfits = iter(passed), [], 0
+        tokens = counter.prompt(render_prompt(question.question, paragraphs), "benchmark")
+        for candidate in chain(again, drawn):
+            longer = counter.prompt(render_prompt(question.question, [*paragraphs, candidate]), "benchmark")
+            if longer <= target.high:
+                paragraphs.append(candidate)
+                tokens = longer
+                continue
+            passed.append(candidate)
+            misfits += 1
+            if misfits >= patience:
+                break
+        passed += again
+        lengths.append(tokens)
+    return lengths
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True, metavar="PATH", help="questions, as build_contexts takes")
+    parser.add_argument("--pool", type=Path, required=True, metavar="FILE", help="rows of title, paragraph_text")
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="FOLDER", help="with a chat template")
+    parser.add_argument("--short-tokens", default="1100", metavar="N", help="default 1100")
+    parser.add_argument("--long-tokens", default="7500", metavar="N[,N]", help="default 7500")
+    parser.add_argument("--naive-questions", type=int, default=10, metavar="N", help="default 10")
+    build = "also run tools/build_contexts.py on N questions, and on a quarter of them (the goal: 20000 in 10 minutes)"
+    parser.add_argument("--build", type=int, metavar="N", help=build)
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes of that run (default 2)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main)

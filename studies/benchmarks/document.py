@@ -1,0 +1,207 @@
+"""``docs/performance.md``: every number in it comes out of the results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from studies.benchmarks.agreement import TOLERANCE, check_agreement
+from studies.benchmarks.charts import HEADS, ONE_RANK, SYSTEMS, Chart, by_length, head_peaks
+from studies.benchmarks.collected import BUDGET_GIB, Collected
+from studies.benchmarks.goals import GOALS, Goal
+from studies.benchmarks.results import Run, Spread, peak_gib, step_seconds
+
+_ASSETS = Path(__file__).resolve().parents[1] / "assets"
+_NOT_MEASURED = "not measured"
+
+Rows = list[list[str]]
+Form = Callable[[float], str]
+
+
+def render(
+    results: Collected,
+    suite: Mapping[str, Mapping[str, str]],
+    reasons: Mapping[str, Any],
+    charts: Sequence[Chart],
+    folder: str,
+) -> str:
+    """The document as Markdown.
+
+    Args:
+        results: of a folder.
+        suite: see :func:`studies.benchmarks.suite.read_suite`.
+        reasons: why a goal is missed, by its name.
+        charts: plots that lie in the folder.
+        folder: of results and plots, as seen from the document.
+    """
+    page = Environment(loader=FileSystemLoader(_ASSETS), undefined=StrictUndefined, trim_blocks=True)
+    worst = check_agreement(results.select(ONE_RANK))
+    return page.get_template("performance.md.jinja").render(
+        folder=folder,
+        facts=_facts([run for name in (*suite["cpu"], *suite["gpu"]) for run in results.runs.get(name, [])]),
+        goals=[_goal(goal, results) for goal in GOALS],
+        missed=_missed(results, reasons),
+        commands=_commands(results, suite),
+        by_length=["long prompt", *(look[0] for look in SYSTEMS.values())],
+        seconds=_by_length(results, step_seconds, seconds),
+        peaks=_by_length(results, peak_gib, gib),
+        budget=f"{BUDGET_GIB:g}",
+        longest=_longest(results),
+        scaling=_scaling(results),
+        by_head=["prompt", *(look[0] for look in HEADS.values())],
+        heads=_heads(results),
+        charts=charts,
+        gpu=_gpu(results, suite["gpu"]),
+        tolerance=f"{TOLERANCE:g}",
+        agreement="" if math.isnan(worst) else f"{worst:.1e}",
+    )
+
+
+def seconds(value: float) -> str:
+    """A time, in seconds."""
+    return f"{value:.1f}" if value >= 20 else f"{value:.2f}"
+
+
+def gib(value: float) -> str:
+    """A memory, in GiB."""
+    return f"{value:.2f}"
+
+
+def with_spread(spread: Spread | None, form: Form) -> str:
+    """A median with its extremes in brackets, where they differ; empty where nothing was measured."""
+    if spread is None:
+        return ""
+    middle, low, high = (form(value) for value in (spread.median, spread.low, spread.high))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def _facts(runs: Sequence[Run]) -> Rows:
+    """What was measured, on what."""
+    own = [run for run in runs if "trl" not in run["versions"]]
+    facts = {
+        "machine": (_machine(run["machine"]) for run in runs),
+        "model": (_shape(run["spec"]["shape"]) for run in runs if "shape" in run["spec"]),
+        "this project": (_versions(run) for run in own),
+        "TRL": (_versions(run) for run in runs if run not in own),
+        "measured at commit": (run["revision"] for run in runs if run["revision"]),
+    }
+    rows = [[name, "; ".join(_distinct(values))] for name, values in facts.items()]
+    return [row for row in rows if row[1]]
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return sorted(set(values))
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    gpu = f", {machine['gpu']}" if "gpu" in machine else ""
+    return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB{gpu}"
+
+
+def _versions(run: Run) -> str:
+    return ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+
+
+def _shape(shape: Mapping[str, Any]) -> str:
+    tied = "one tensor for input and output embedding" if shape["tied"] else "input and output embeddings of their own"
+    return (
+        f"Qwen2, random weights: hidden {shape['hidden']}, {shape['layers']} layers, {shape['heads']} heads and "
+        f"{shape['kv_heads']} KV heads, feed-forward {shape['ffn']}, vocabulary {shape['vocabulary']:,}, {tied}"
+    )
+
+
+def _goal(goal: Goal, results: Collected) -> list[str]:
+    unit = " %" if goal.percent else ""
+    limit = f"at {'least' if goal.at_least else 'most'} {goal.limit:.2f}{unit}" if goal.limit else "recorded"
+    value, sources = goal.measure(results), ", ".join(f"`{name}`" for name in goal.sources)
+    if value is None:
+        return [goal.title, limit, _NOT_MEASURED, "", sources]
+    digits = 1 if value.median >= 20 else 2 if value.median >= 0.2 else 3
+    shown = with_spread(value, lambda v: f"{v:.{digits}f}{unit}")
+    return [goal.title, limit, shown, "met" if goal.met(value) else "**missed**", sources]
+
+
+def _missed(results: Collected, reasons: Mapping[str, Any]) -> list[tuple[str, str]]:
+    measured = [(goal, goal.measure(results)) for goal in GOALS]
+    return [
+        (goal.title, reasons.get(goal.name, "no reason known yet"))
+        for goal, value in measured
+        if value is not None and not goal.met(value)
+    ]
+
+
+def _commands(results: Collected, suite: Mapping[str, Mapping[str, str]]) -> Rows:
+    """The suite's commands, and those of results that other tools left."""
+    rows = []
+    others = dict.fromkeys(results.runs.keys() - suite["cpu"].keys() - suite["gpu"].keys(), "")
+    for name, arguments in {**suite["cpu"], **dict(sorted(others.items()))}.items():
+        rounds = 1 + max((run["round"] for run in results.runs.get(name, [])), default=-1)
+        commands = results.commands([name]) or [_command(arguments)]
+        rows.append([f"`{name}`", "<br>".join(f"`{c}`" for c in commands), str(rounds or _NOT_MEASURED)])
+    return rows
+
+
+def _command(arguments: str) -> str:
+    return f"python tools/benchmark.py {' '.join(arguments.split())}"
+
+
+def _by_length(results: Collected, value: Callable[[Run], float], form: Form) -> Rows:
+    columns = [by_length(results, value, system) for system in SYSTEMS]
+    lengths = sorted({long for points in columns for long in points})
+    return [[f"{long:,}", *(with_spread(points.get(long), form) for points in columns)] for long in lengths]
+
+
+def _longest(results: Collected) -> Rows:
+    rows = []
+    for source, what in (
+        ("memory", "one rank"),
+        ("memory_recompute", "one rank, full recompute"),
+        ("memory_cp4", "CP 4, each rank within the budget"),
+    ):
+        for system in _distinct(run["spec"]["system"] for run in results.runs.get(source, [])):
+            found = results.bracket(source, system=system)
+            if found:
+                rows.append([SYSTEMS[system][0], what, *(f"{long:,}" if long else "not tried" for long in found)])
+    return rows
+
+
+def _scaling(results: Collected) -> Rows:
+    rows = []
+    for source, note in (("scaling_time", ""), ("scaling_memory", ""), ("longest_step", ", full recompute")):
+        layouts = {tuple(run["spec"][key] for key in ("long", "tensor", "context")) for run in results.select(source)}
+        for long, tensor, context in sorted(layouts):
+            common = {"long": long, "tensor": tensor, "context": context}
+            cells = _cells(results, source, common)
+            rows.append([f"{long:,}{note}", str(tensor), str(context), *cells])
+    return rows
+
+
+def _cells(results: Collected, source: str, common: Mapping[str, Any]) -> list[str]:
+    """Time and peak of a specification, as cells."""
+    pairs = ((step_seconds, seconds), (peak_gib, gib))
+    return [with_spread(results.spread(source, value, **common), form) for value, form in pairs]
+
+
+def _heads(results: Collected) -> Rows:
+    columns = [head_peaks(results, head) for head in HEADS]
+    lengths = sorted({run["spec"]["long"] for run in results.runs.get("head", [])})
+    return [
+        [f"{n:,}", *(with_spread(points.get(n), lambda v: f"{v:.3f}") or "does not fit" for points in columns)]
+        for n in lengths
+    ]
+
+
+def _gpu(results: Collected, suite: Mapping[str, str]) -> Rows:
+    rows = []
+    for name, arguments in suite.items():
+        command = f"`{_command(arguments)}`"
+        found = sorted({(run["spec"]["system"], run["spec"]["long"]) for run in results.select(name)})
+        rows += [
+            [command, system, f"{long:,}", *_cells(results, name, {"system": system, "long": long})]
+            for system, long in found
+        ] or [[command, "", "", "", ""]]
+    return rows

@@ -1,0 +1,307 @@
+"""The figures to reach, and how each is read out of the results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from studies.benchmarks.collected import Collected
+from studies.benchmarks.results import Run, Spread, peak_gib, ratio, step_seconds
+from studies.benchmarks.spec import StepSpec
+
+K = 1024
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One row of the table of goals.
+
+    Attributes:
+        name: key of the reason for a miss.
+        title: what is measured.
+        limit: bound of the median; None where it is enough to have measured.
+        measure: the value with its spread; None where it has not been measured.
+        sources: names of the results that it comes from.
+        at_least: whether the bound is a lower one.
+        percent: whether value and bound are percentages.
+    """
+
+    name: str
+    title: str
+    limit: float | None
+    measure: Callable[[Collected], Spread | None]
+    sources: tuple[str, ...]
+    at_least: bool = False
+    percent: bool = False
+
+    def met(self, value: Spread) -> bool:
+        """Whether the median keeps the bound."""
+        if self.limit is None:
+            return True
+        return value.median >= self.limit if self.at_least else value.median <= self.limit
+
+
+def _steps(above: str, below: str, long: int, source: str) -> Callable[[Collected], Spread | None]:
+    def measure(results: Collected) -> Spread | None:
+        first, second = (results.select(source, system=system, long=long) for system in (above, below))
+        return ratio(first, second, step_seconds)
+
+    return measure
+
+
+def _speed_up(long: int) -> Callable[[Collected], Spread | None]:
+    """Measured speed-up of SoLo-DPO over Long-DPO, over the one that operations alone would give."""
+
+    def measure(results: Collected) -> Spread | None:
+        solo, vanilla = (results.select("speed", system=system, long=long) for system in ("solo_dpo", "long_po"))
+        measured = ratio(vanilla, solo, step_seconds)
+        if measured is None:
+            return None
+        return measured.over(modelled_flops(vanilla[0]) / modelled_flops(solo[0]))
+
+    return measure
+
+
+def modelled_flops(run: Run) -> float:
+    """Operations of a step by the cost model (``solopo_nemo.planning``)."""
+    from solopo_nemo.config.schema import load_config
+    from solopo_nemo.planning import Lengths, ModelShape, Workload, model_flops
+
+    spec = StepSpec.from_json(run["spec"])
+    objective = load_config(spec.system, list(spec.overrides)).build_objective()
+    workload = Workload.of(objective, Lengths(spec.long, spec.short, spec.response))
+    return model_flops(ModelShape.from_hf(spec.shape.hf_config()), workload.policy).total
+
+
+def slope(results: Collected, system: str, source: str, low: int, high: int) -> dict[int, float]:
+    """GiB that a thousand (1,024) more long tokens cost between two lengths, by round."""
+    at: list[dict[int, float]] = []
+    for long in (low, high):
+        runs = results.select(source, system=system, long=long)
+        at.append({run["round"]: peak_gib(run) for run in runs})
+    shared = sorted(at[0].keys() & at[1].keys())
+    return {number: (at[1][number] - at[0][number]) / (high - low) * K for number in shared}
+
+
+def _slopes(results: Collected) -> Spread | None:
+    own, peer = (slope(results, system, "speed", 8 * K, 32 * K) for system in ("solo_dpo", "trl_best"))
+    shared = sorted(own.keys() & peer.keys())
+    return Spread.of(own[n] / peer[n] for n in shared) if shared else None
+
+
+def _longest(above: tuple[str, str, int], below: tuple[str, str, int]) -> Callable[[Collected], Spread | None]:
+    """Ratio of the longest prompts of two (source, system, context size), its spread that of the two brackets.
+
+    A lower bound where nothing longer was tried above.
+    """
+
+    def measure(results: Collected) -> Spread | None:
+        this, other = (results.bracket(source, system=system, context=cp) for source, system, cp in (above, below))
+        if this is None or other is None:
+            return None
+        (fits, exceeds), (other_fits, other_exceeds) = this, other
+        if other_exceeds is None:
+            return None
+        return Spread(fits / other_fits, fits / other_exceeds, (exceeds or fits) / other_fits, 1)
+
+    return measure
+
+
+def _head(results: Collected) -> Spread | None:
+    """Growth of the head's memory from the shortest to the longest prompt, percent."""
+    runs = results.select("head", head="response_only")
+    peaks = [Spread.of(peak_gib(r) for r in runs if r["spec"]["long"] == n).median for n in _lengths(runs)]
+    return Spread.of([100 * (max(peaks) / min(peaks) - 1)]) if len(peaks) > 1 else None
+
+
+def _lengths(runs: list[Run]) -> list[int]:
+    return sorted({run["spec"]["long"] for run in runs})
+
+
+def _ranks(value: Callable[[Run], float], source: str, long: int, context: int) -> Callable[[Collected], Spread | None]:
+    def measure(results: Collected) -> Spread | None:
+        common: dict[str, Any] = {"system": "solo_dpo", "long": long, "tensor": 1}
+        several, one = (results.select(source, context=size, **common) for size in (context, 1))
+        return ratio(several, one, value)
+
+    return measure
+
+
+def _exponent(results: Collected) -> Spread | None:
+    """p of ``peak = a + b * length^p`` through 16K, 32K, 64K and 128K, whatever the fixed part a."""
+    by_length = [
+        {run["round"]: peak_gib(run) for run in results.select("growth", system="solo_dpo", long=long * K)}
+        for long in (16, 32, 64, 128)
+    ]
+    shared = set.intersection(*(set(peaks) for peaks in by_length))
+    values = []
+    for number in sorted(shared):
+        p16, p32, p64, p128 = (peaks[number] for peaks in by_length)
+        values.append(math.log2((p128 - p32) / (p64 - p16)))
+    return Spread.of(values) if values else None
+
+
+def _planner(results: Collected) -> Spread | None:
+    """Largest difference of a planned peak from the measured one, percent, over every run that has both."""
+    runs = [run for run in results.select("planner") if "predicted_bytes" in run]
+    errors = [100 * abs(run["predicted_bytes"] / max(run["peak_bytes"]) - 1) for run in runs]
+    return Spread.of([max(errors)]) if errors else None
+
+
+def _packed(results: Collected) -> Spread | None:
+    """A step of the packed triplet over its parts run as steps of their own; each part has an optimizer's update."""
+    packed, short, long = (
+        results.spread(source, step_seconds, system=system, long=8 * K)
+        for source, system in (("speed", "solo_dpo"), ("short_part", "solo_dpo"), ("long_part", "sft"))
+    )
+    return packed.over(short.median + long.median) if packed and short and long else None
+
+
+def _whole_step(results: Collected) -> Spread | None:
+    return results.spread("longest_step", lambda run: run["seconds"][-1], system="solo_dpo", long=256 * K)
+
+
+GOALS = (
+    Goal(
+        "solo_best_8k",
+        "step time of SoLo-DPO over TRL at its best, long = 8K",
+        0.55,
+        _steps("solo_dpo", "trl_best", 8 * K, "speed"),
+        ("speed",),
+    ),
+    Goal(
+        "solo_best_32k",
+        "step time of SoLo-DPO over TRL at its best, long = 32K",
+        0.52,
+        _steps("solo_dpo", "trl_best", 32 * K, "speed"),
+        ("speed",),
+    ),
+    Goal(
+        "solo_as_is_4k",
+        "step time of SoLo-DPO over TRL as it is, long = 4K",
+        0.10,
+        _steps("solo_dpo", "trl_as_is", 4 * K, "as_is"),
+        ("as_is",),
+    ),
+    Goal(
+        "vanilla_best_8k",
+        "our own vanilla Long-DPO over TRL at its best, 8K",
+        1.00,
+        _steps("long_po", "trl_best", 8 * K, "speed"),
+        ("speed",),
+    ),
+    Goal(
+        "vanilla_best_32k",
+        "our own vanilla Long-DPO over TRL at its best, 32K",
+        1.00,
+        _steps("long_po", "trl_best", 32 * K, "speed"),
+        ("speed",),
+    ),
+    Goal(
+        "speed_up_8k",
+        "SoLo-DPO over our own vanilla Long-DPO at 8K: measured speed-up over the cost model's",
+        0.95,
+        _speed_up(8 * K),
+        ("speed",),
+        at_least=True,
+    ),
+    Goal(
+        "speed_up_32k",
+        "SoLo-DPO over our own vanilla Long-DPO at 32K: measured speed-up over the cost model's",
+        0.95,
+        _speed_up(32 * K),
+        ("speed",),
+        at_least=True,
+    ),
+    Goal(
+        "slope",
+        "memory a long token costs (slope of the peak from 8K to 32K), over TRL at its best",
+        0.50,
+        _slopes,
+        ("speed",),
+    ),
+    Goal(
+        "longest",
+        "longest trainable long prompt within 1.5 GiB above the loaded model, one rank, over TRL at its best",
+        2.2,
+        _longest(("memory", "solo_dpo", 1), ("memory", "trl_best", 1)),
+        ("memory",),
+        at_least=True,
+    ),
+    Goal(
+        "longest_recompute",
+        "the same with full recompute on both sides",
+        2.0,
+        _longest(("memory_recompute", "solo_dpo", 1), ("memory_recompute", "trl_best", 1)),
+        ("memory_recompute",),
+        at_least=True,
+    ),
+    Goal(
+        "longest_cp4",
+        "the longest with CP 4 (1.5 GiB a rank; nothing longer tried) over one rank",
+        3.6,
+        _longest(("memory_cp4", "solo_dpo", 4), ("memory", "solo_dpo", 1)),
+        ("memory_cp4", "memory"),
+        at_least=True,
+    ),
+    Goal(
+        "head",
+        "growth of the response-only head's memory from 4K to 64K prompts",
+        2.0,
+        _head,
+        ("head",),
+        percent=True,
+    ),
+    Goal(
+        "cp2_memory",
+        "per-rank peak above the loaded model at 64K: CP 2 over CP 1",
+        0.55,
+        _ranks(peak_gib, "scaling_memory", 64 * K, 2),
+        ("scaling_memory",),
+    ),
+    Goal(
+        "cp4_memory",
+        "per-rank peak above the loaded model at 64K: CP 4 over CP 1",
+        0.30,
+        _ranks(peak_gib, "scaling_memory", 64 * K, 4),
+        ("scaling_memory",),
+    ),
+    Goal(
+        "exponent",
+        "memory growth with length (16K to 128K): exponent of the part that grows",
+        1.05,
+        _exponent,
+        ("growth",),
+    ),
+    Goal(
+        "longest_step",
+        "seconds of one whole training step at 256K tokens, CP 2, full recompute",
+        None,
+        _whole_step,
+        ("longest_step",),
+    ),
+    Goal(
+        "packed",
+        "step time of the packed triplet over the sum of its parts (short pair, long pass) as steps of their own, 8K",
+        None,
+        _packed,
+        ("speed", "short_part", "long_part"),
+    ),
+    Goal(
+        "planner",
+        "planner's predicted peak against measured: largest difference of all configurations",
+        10.0,
+        _planner,
+        ("planner",),
+        percent=True,
+    ),
+    Goal(
+        "cp2_time",
+        "step time at 2 ranks (CP 2, one thread each) over 1 rank (one thread), at 32K",
+        0.60,
+        _ranks(step_seconds, "scaling_time", 32 * K, 2),
+        ("scaling_time",),
+    ),
+)

@@ -1,0 +1,225 @@
+"""Training steps of TRL's DPOTrainer, timed, with their peak memory. Runs in the peer's own environment.
+
+Called by ``tools/benchmark.py`` as ``python trl_dpo.py REQUEST.json RESULT.json`` in a fresh process. It imports
+nothing of ``solopo_nemo``; the request says everything (``_Request``). What the peak is measured above is defined here
+as in ``studies/benchmarks/memory.py``: the resident set (on a GPU: allocated memory) just before the first step,
+free heap returned to the system, less the bytes of a reference copy (gradients and optimizer state do not exist yet).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
+
+import torch
+import transformers
+import trl
+from datasets import Dataset
+from transformers import AutoTokenizer, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+from trl.trainer import utils as trl_utils
+
+CUDA = torch.cuda.is_available()
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One measurement.
+
+    Attributes:
+        model: Hugging Face folder with weights and tokenizer.
+        data: JSON file with the token ids ``prompt_long``, ``chosen``, ``rejected``.
+        setting: ``as_is``, or ``best``: reference scored before training, and the head on the response rows alone.
+        steps: optimizer steps, all on the same sample.
+        recompute: ``none`` or ``full`` (gradient checkpointing).
+        lr, beta1, beta2, eps, weight_decay, clip_grad: of AdamW, constant schedule.
+        beta: of DPO.
+        output_dir: scratch folder.
+    """
+
+    model: str
+    data: str
+    setting: str
+    steps: int
+    recompute: str
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip_grad: float
+    beta: float
+    output_dir: str
+
+
+def _resident(field: str) -> int:
+    """``VmRSS`` or ``VmHWM`` of this process, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def _start_peak() -> int:
+    """Memory in use now, in bytes; the high-water mark is counted from here on."""
+    gc.collect()
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS")
+
+
+def _finish_queued() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+class _Meter(TrainerCallback):
+    """Takes the time of each step and the peak over all of them."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.baseline = self.peak = 0
+        self.trainer: Any = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.baseline:
+            reference = self.trainer.ref_model
+            models = [self.trainer.model] + ([reference] if reference is not None else [])
+            for model in models:  # weights read from a file are resident only once they are touched
+                for parameter in model.parameters():
+                    parameter.detach().sum()
+            copy = sum(p.nbytes for p in reference.parameters()) if reference is not None else 0
+            self.baseline = _start_peak() - copy
+        _finish_queued()
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        _finish_queued()
+        self.seconds.append(time.perf_counter() - self._started)
+        self.peak = (torch.cuda.max_memory_allocated() if CUDA else _resident("VmHWM")) - self.baseline
+
+
+class _Trainer(DPOTrainer):
+    """TRL's trainer on token ids that are given, its losses and scores noted."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.losses: list[float] = []
+        self.logps: list[dict[str, float]] = []
+        self.digest: dict[str, str] = {}
+        super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def compute_loss(self, model: Any, inputs: Any, **kwargs: Any) -> Any:
+        if not self.digest:
+            self.digest = _digest(inputs)
+        loss = super().compute_loss(model, inputs, **kwargs)
+        self.losses.append(float(loss.detach()))
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        super().log(logs, *args, **kwargs)
+        if "logps/chosen" in logs:
+            self.logps.append({key: logs[key] for key in ("logps/chosen", "logps/rejected")})
+
+
+def _digest(inputs: Any) -> dict[str, str]:
+    """Hashes of the token ids in a collated batch, by field of the data file."""
+    (chosen, rejected), (chosen_mask, rejected_mask) = inputs["input_ids"], inputs["completion_mask"].bool()
+    parts = {"prompt_long": chosen[~chosen_mask], "chosen": chosen[chosen_mask], "rejected": rejected[rejected_mask]}
+    assert torch.equal(parts["prompt_long"], rejected[~rejected_mask])
+    assert bool(inputs["attention_mask"].all())
+    return {name: hashlib.sha256(ids.numpy().tobytes()).hexdigest() for name, ids in parts.items()}
+
+
+def _score_response_rows_only() -> list[int]:
+    """Make TRL's head select the valid rows first, as on CUDA; returns the list of row counts that it then scores."""
+    rows: list[int] = []
+    if not CUDA:
+        trl_utils._use_triton = lambda device: True  # the kernel itself asks its own module, and stays with torch
+    function = trl_utils._ChunkedLogProbFunction
+
+    class Noting(function):  # type: ignore[misc, valid-type]
+        @staticmethod
+        def forward(ctx: Any, hidden: torch.Tensor, *args: Any) -> Any:
+            rows.append(hidden.shape[0])
+            return function.forward(ctx, hidden, *args)
+
+    trl_utils._ChunkedLogProbFunction = Noting
+    return rows
+
+
+def _measure(request: _Request) -> dict[str, Any]:
+    rows = _score_response_rows_only() if request.setting == "best" else []
+    ids = json.loads(Path(request.data).read_text())
+    sample = {"prompt_ids": ids["prompt_long"], "chosen_ids": ids["chosen"], "rejected_ids": ids["rejected"]}
+    meter = _Meter()
+    trainer = _Trainer(
+        model=request.model,
+        processing_class=AutoTokenizer.from_pretrained(request.model),
+        train_dataset=Dataset.from_list([sample]),
+        args=DPOConfig(
+            output_dir=request.output_dir,
+            model_init_kwargs={"dtype": "float32", "attn_implementation": "sdpa"},
+            max_length=None,
+            beta=request.beta,
+            precompute_ref_log_probs=request.setting == "best",
+            per_device_train_batch_size=1,
+            max_steps=request.steps,
+            learning_rate=request.lr,
+            lr_scheduler_type="constant",
+            adam_beta1=request.beta1,
+            adam_beta2=request.beta2,
+            adam_epsilon=request.eps,
+            weight_decay=request.weight_decay,
+            max_grad_norm=request.clip_grad,
+            gradient_checkpointing=request.recompute == "full",
+            bf16=CUDA,
+            use_cpu=not CUDA,
+            dataloader_pin_memory=False,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        callbacks=[meter],
+    )
+    meter.trainer = trainer
+    trainer.train()
+    response = len(ids["chosen"]) + len(ids["rejected"])
+    if request.setting == "best" and set(rows) != {response}:
+        raise RuntimeError(f"TRL's head scored {rows} rows instead of the {response} response rows")
+    return {
+        "seconds": meter.seconds,
+        "peak_bytes": [meter.peak],
+        "baseline_bytes": [meter.baseline],
+        "losses": trainer.losses,
+        "logps": trainer.logps,
+        "digest": trainer.digest,
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "trl": trl.__version__,
+            "python": sys.version.split()[0],
+        },
+        "threads": torch.get_num_threads(),
+    }
+
+
+if __name__ == "__main__":
+    result = _measure(_Request(**json.loads(Path(sys.argv[1]).read_text())))
+    Path(sys.argv[2]).write_text(json.dumps(result))

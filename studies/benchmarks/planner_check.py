@@ -1,0 +1,113 @@
+"""The planner's predicted peaks beside measured ones, on the machine at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from solopo_nemo.objectives import build_objective
+from solopo_nemo.planning.layout import Layout
+from solopo_nemo.planning.memory import Memory, memory
+from solopo_nemo.planning.run import CPU, Run
+from solopo_nemo.planning.shape import ModelShape
+from solopo_nemo.planning.workload import Lengths, Workload
+from studies.benchmarks.spec import Shape, StepSpec
+
+TOLERANCE = 0.10
+"""Largest relative error of a prediction."""
+
+
+def _spec(long: int, recipe: str = "solo_dpo", **values: Any) -> StepSpec:
+    shape = {name: values.pop(name) for name in tuple(values) if name in Shape.__dataclass_fields__}
+    return StepSpec(system=recipe, long=long, shape=Shape(**({"vocabulary": 8192} | shape)), threads=1, **values)
+
+
+WIDE: dict[str, Any] = {"hidden": 256, "heads": 8, "kv_heads": 2, "ffn": 1344}
+DEEP: dict[str, Any] = {"layers": 4}
+REAL: dict[str, Any] = {"vocabulary": 152064}
+SPECS: tuple[StepSpec, ...] = (
+    _spec(8192),
+    _spec(16384),
+    _spec(8192, recipe="long_po"),
+    _spec(8192, recompute="selective"),
+    _spec(16384, recompute="full"),
+    _spec(8192, **DEEP),
+    _spec(8192, **DEEP, recompute="full"),
+    _spec(8192, **WIDE),
+    _spec(4096, **WIDE, **DEEP),
+    _spec(8192, **WIDE, recompute="full"),
+    _spec(4096, **REAL),
+    _spec(16384, **REAL),
+    _spec(8192, **REAL, tied=True),
+    _spec(8192, vocabulary=32768, recipe="long_po", recompute="full"),
+    _spec(8192, tensor=2),
+    _spec(8192, tensor=2, sequence=True),
+    _spec(16384, tensor=2, sequence=True, recompute="full"),
+    _spec(8192, context=2, context_mode="p2p"),
+    _spec(16384, context=2, context_mode="p2p", recompute="full"),
+    _spec(8192, context=2, context_mode="a2a"),
+    _spec(8192, **REAL, context=2, context_mode="p2p"),
+    _spec(8192, **WIDE, context=2, context_mode="p2p", recompute="selective"),
+)
+"""Model size, length, tensor and context parallelism, recomputation and vocabulary, each more than once."""
+
+
+def layout_of(spec: StepSpec) -> Layout:
+    """The layout of a measurement."""
+    return Layout(spec.tensor, spec.sequence, spec.context, spec.context_mode, spec.pipeline, spec.data)
+
+
+def predict(spec: StepSpec) -> Memory:
+    """What the planner says of a measurement's specification."""
+    s = spec.shape
+    shape = ModelShape(
+        s.hidden,
+        s.ffn,
+        s.layers,
+        s.heads,
+        s.kv_heads,
+        s.hidden // s.heads,
+        s.vocabulary,
+        s.tied,
+        True,
+        False,
+        spec.long,
+    )
+    options = {} if spec.system == "solo_dpo" else {"align": "none", "prompt": "long"}
+    workload = Workload.of(build_objective("dpo", **options), Lengths(spec.long, spec.short, spec.response))
+    return memory(Run(shape, workload, layout_of(spec), CPU, "fp32", spec.recompute, global_batch=spec.data))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration: peaks above the loaded model, bytes, of the rank that needs most."""
+
+    spec: StepSpec
+    measured: float
+    predicted: Memory
+
+    @property
+    def error(self) -> float:
+        """Relative error of the prediction."""
+        return self.predicted.above_model / self.measured - 1
+
+
+def compare(spec: StepSpec, measured: dict[str, Any]) -> Row:
+    """The prediction, made now, beside what was measured (``peak_bytes`` of each rank)."""
+    return Row(spec, max(measured["peak_bytes"]), predict(spec))
+
+
+def table(rows: Iterable[Row]) -> Table:
+    """All rows as text, MiB."""
+    shown = Table("recipe", "model", "long", "layout", "recompute", "measured", "predicted", "error", "moment")
+    for row in rows:
+        spec, shape = row.spec, row.spec.shape
+        model = f"{shape.layers} x {shape.hidden}, {shape.vocabulary}"
+        peaks = (f"{row.measured / 2**20:.0f}", f"{row.predicted.above_model / 2**20:.0f}", f"{row.error:+.1%}")
+        shown.add_row(
+            spec.system, model, f"{spec.long}", str(layout_of(spec)), spec.recompute, *peaks, row.predicted.moment
+        )
+    return shown

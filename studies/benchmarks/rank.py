@@ -1,0 +1,97 @@
+"""One rank of a measurement: a recipe's own training, with a meter beside it. Run under ``torchrun``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from solopo_nemo.config.schema import load_config
+from solopo_nemo.runtime import cli, environment, logs
+from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.runtime.signals import StopRequest
+from studies.benchmarks.memory import PeakMemory
+
+
+class StepMeter(pl.Callback):
+    """Takes the seconds of each step and the peak memory over all of them, then stops the run.
+
+    A step lasts from before its micro-batches are fetched to after its metrics are written: what Lightning and NeMo add
+    is in the figure.
+
+    Args:
+        steps: to measure.
+        result: file for this rank's JSON.
+    """
+
+    def __init__(self, steps: int, result: Path) -> None:
+        self.steps, self.result = steps, result
+        self.seconds: list[float] = []
+        self._memory = PeakMemory()
+        self._started = 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Take the baseline before the first step, and start the clock."""
+        if not self.seconds:
+            self._memory.start(pl_module.parameters(), list(_training_state(trainer)))
+        torch.cuda.synchronize()
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop the clock; after the last step write the result."""
+        torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self._started)
+        if len(self.seconds) < self.steps:
+            return
+        trainer.should_stop = True
+        values = {
+            "seconds": self.seconds,
+            "peak_bytes": self._memory.peak(),
+            "baseline_bytes": self._memory.baseline,
+            "threads": torch.get_num_threads(),
+        }
+        with atomic_text(self.result) as stream:
+            stream.write(json.dumps(values))
+
+
+def _training_state(trainer: pl.Trainer) -> Iterator[torch.Tensor]:
+    """What Megatron has allocated for training before the first step: gradients, optimizer shards, a reference copy."""
+    strategy: Any = trainer.strategy
+    weights = set()
+    for module in strategy.megatron_parallel:
+        weights |= {p.untyped_storage().data_ptr() for p in module.parameters()}
+        for buffer in (*module.buffers, *module.expert_parallel_buffers):
+            buffer.grad_data.zero_()  # as every step does first; and then it is resident
+            yield buffer.grad_data
+    megatron = strategy.lightning_module.optimizers(use_pl_optimizer=False).mcore_optimizer
+    for optimizer in getattr(megatron, "chained_optimizers", [megatron]):
+        for group in optimizer.optimizer.param_groups:  # shards of fp32 weights are views of the model's own
+            yield from (p for p in group["params"] if p.untyped_storage().data_ptr() not in weights)
+        for state in optimizer.optimizer.state.values():
+            yield from (value for value in state.values() if torch.is_tensor(value))
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        module = getattr(callback, "module", None)
+        if isinstance(module, torch.nn.Module):
+            yield from module.parameters()
+
+
+def main() -> None:
+    """``python -m studies.benchmarks.rank REQUEST.json``: recipe, overrides, steps, folder of the results."""
+    request = json.loads(Path(sys.argv[1]).read_text())
+    config = load_config(request["recipe"], request["overrides"])
+    with logs.quiet_imports():
+        from solopo_nemo.training.fit import fit
+    rank = environment.rank()
+    logs.to_file(config.output / "logs", rank)
+    meter = StepMeter(request["steps"], Path(request["results"]) / f"rank-{rank}.json")
+    fit(config, StopRequest(), callbacks=[meter])
+
+
+if __name__ == "__main__":
+    cli.run(main)

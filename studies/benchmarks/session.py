@@ -1,0 +1,75 @@
+"""A benchmark under way: what is finished is taken from disk, the rest is measured one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from studies.benchmarks.results import Results, Run, Spec, peak_gib, step_seconds
+
+Measure = Callable[[Any], dict[str, Any]]
+
+
+@dataclass
+class Session:
+    """One call of a benchmark.
+
+    Attributes:
+        results: where runs are kept.
+        command: what the user typed, kept with each run.
+        measure: runs a specification once, in a fresh process.
+        again: measure what is there, too (each run once a call).
+    """
+
+    results: Results
+    command: str
+    measure: Measure
+    again: bool = False
+    _done: set[tuple[str, int]] = field(default_factory=set)
+
+    def run(self, spec: Spec, number: int = 0) -> Run:
+        """The run of a specification in a round, measured unless it is there."""
+        found = self.results.find(spec, number)
+        if found and not (self.again and (spec.key(), number) not in self._done):
+            return found
+        self._done.add((spec.key(), number))
+        return self.results.add(spec, number, self.command, self.measure(spec))
+
+    def run_rounds(self, groups: Sequence[Sequence[Spec]], rounds: int) -> None:
+        """Measure groups of specifications, each group round by round: A B A B, so that drift meets all alike."""
+        planned = [(spec, number) for group in groups for number in range(rounds) for spec in group]
+        console = Console(stderr=True)
+        with progress_bar(console) as progress:
+            task = progress.add_task("", total=len(planned))
+            for spec, number in planned:
+                progress.update(task, description=spec.label())
+                run = self.run(spec, number)
+                progress.advance(task)
+                console.print(
+                    f"{spec.label()}, round {number + 1} of {rounds}: {describe(run)}", highlight=False, soft_wrap=True
+                )
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar on a terminal; elsewhere the printed lines alone."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
+def describe(run: Run) -> str:
+    """What a run measured, in a few words."""
+    if "skipped" in run:
+        return f"skipped ({run['skipped']})"
+    return f"{step_seconds(run):.2f} s, peak {peak_gib(run):.3f} GiB above the loaded model"

@@ -1,0 +1,116 @@
+"""What one measurement is: a model's shape, lengths, a layout, and the system that trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from solopo_nemo.runtime.errors import UserError
+
+GIB = 2**30
+WINDOW = 1 << 22
+"""Longest sequence that a model's configuration allows; nothing is computed from it."""
+PEERS = ("trl_best", "trl_as_is")
+"""TRL's DPOTrainer in two settings; every other system is a recipe of this project."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Qwen2 model with random weights.
+
+    The defaults are the model of the goals: the embedded model of this repository (feed-forward width twice the hidden
+    size) with the vocabulary of Qwen2.5-7B and, like it, an output embedding of its own.
+    """
+
+    hidden: int = 128
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    ffn: int = 256
+    vocabulary: int = 152064
+    tied: bool = False
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise UserError(f"--heads {self.heads}: must be a multiple of --kv-heads ({self.kv_heads})")
+        if self.hidden % self.heads:
+            raise UserError(f"--hidden {self.hidden}: must be a multiple of --heads ({self.heads})")
+
+    def hf_config(self) -> dict[str, Any]:
+        """The fields of a Hugging Face configuration that say the same."""
+        return {
+            "model_type": "qwen2",
+            "hidden_size": self.hidden,
+            "intermediate_size": self.ffn,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "vocab_size": self.vocabulary,
+            "tie_word_embeddings": self.tied,
+            "max_position_embeddings": WINDOW,
+        }
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """Training steps of one sample, in fresh processes.
+
+    Attributes:
+        system: a recipe (``solo_dpo``, ``long_po``, ...) or one of :data:`PEERS`.
+        long, short, response: tokens of the long and the short prompt, and of each response with its end token.
+        recompute: ``none``, ``selective`` or ``full``.
+        tensor, sequence, context, context_mode, pipeline, data: the layout, as ``parallel.*``; the peers have none.
+        threads: OpenMP threads of each rank.
+        steps: optimizer steps; from the second on the optimizer's state is there.
+        overrides: further Hydra overrides of the recipe.
+    """
+
+    system: str
+    long: int
+    short: int = 1024
+    response: int = 128
+    shape: Shape = field(default_factory=Shape)
+    recompute: str = "none"
+    tensor: int = 1
+    sequence: bool = False
+    context: int = 1
+    context_mode: str = "p2p"
+    pipeline: int = 1
+    data: int = 1
+    threads: int = 2
+    steps: int = 3
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train together."""
+        return self.tensor * self.context * self.pipeline * self.data
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` takes."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> StepSpec:
+        """The specification that :meth:`as_json` wrote."""
+        shape, overrides = Shape(**values["shape"]), tuple(values["overrides"])
+        return cls(**(values | {"shape": shape, "overrides": overrides}))
+
+    def key(self) -> str:
+        """A short name that is the same for the same measurement."""
+        return digest(self.as_json())
+
+    def label(self) -> str:
+        """The same in a few words, for messages."""
+        sizes = {name: getattr(self, name) for name in ("tensor", "context", "pipeline", "data")}
+        layout = [f"{name} {size}" for name, size in sizes.items() if size > 1]
+        recompute = [] if self.recompute == "none" else [f"{self.recompute} recompute"]
+        return ", ".join([f"{self.system} at {self.long:,} tokens", *layout, *recompute])
+
+
+def digest(value: Any) -> str:
+    """Short hash of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,183 @@
+"""Training steps measured in fresh processes: ours through a recipe's own training, the peer's through its trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from solopo_nemo.runtime.errors import UserError
+from studies.benchmarks.material import Material, ids_digest, make_checkpoint, make_material
+from studies.benchmarks.peer import SCRIPT
+from studies.benchmarks.process import run_process
+from studies.benchmarks.spec import PEERS, StepSpec
+
+BETA = 0.1
+OPTIMIZER = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.0, "clip_grad": 1.0}
+"""AdamW with a constant rate, the same on every side."""
+LIBRARIES = ("torch", "megatron-core", "nemo-toolkit", "lightning", "transformers")
+
+
+def measure_step(spec: StepSpec, work: Path, peer_python: Path | None = None) -> dict[str, Any]:
+    """Run a specification once.
+
+    Args:
+        spec: what to run.
+        work: folder for models, samples and scratch files; keep it between measurements: converting a model takes long.
+        peer_python: interpreter of the peer's environment, for the systems in :data:`PEERS`.
+
+    Returns:
+        JSON data. ``seconds``: of each step, the slowest rank's; ``peak_bytes``: by rank, above the loaded model (see
+        :mod:`studies.benchmarks.memory`); ``baseline_bytes``; ``losses`` and ``logps`` by step; ``tokens`` read
+        in a step; ``threads`` a rank; ``digest``: hashes of the token ids that were trained on; ``versions``,
+        ``machine``.
+
+    Raises:
+        MeasurementError: a process failed.
+    """
+    material = make_material(spec, work)
+    run = work / "runs" / f"{spec.key()}-{os.getpid()}"
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True)
+    measured = _peer(spec, material, run, peer_python) if spec.system in PEERS else _own(spec, material, run)
+    shutil.rmtree(run)
+    return {"spec": spec.as_json(), **measured, "machine": machine()}
+
+
+def check(spec: StepSpec) -> None:
+    """Check everything that can be checked before a model is made.
+
+    Raises:
+        UserError: an unknown system, a length, a layout or an override that cannot be.
+    """
+    from solopo_nemo.config.schema import load_config
+    from solopo_nemo.config.world import check_model, check_world
+    from solopo_nemo.runtime.paths import CONF
+
+    recipes = sorted(p.stem for p in CONF.glob("*.yaml") if p.stem != "base")
+    if spec.system not in (*recipes, *PEERS):
+        raise UserError(f"--systems {spec.system}: must be one of {', '.join((*recipes, *PEERS))}")
+    for name in ("long", "short", "response", "steps", "threads"):
+        if getattr(spec, name) < 1:
+            raise UserError(f"--{name} {getattr(spec, name)}: must be at least 1")
+    if spec.system in PEERS:
+        if spec.ranks > 1 or spec.overrides or spec.recompute == "selective":
+            raise UserError(f"{spec.system}: TRL runs on one rank here, without overrides and selective recompute")
+        return
+    nowhere = Path("nowhere")
+    config = load_config(spec.system, overrides_of(spec, Material(nowhere, nowhere, nowhere, nowhere), nowhere))
+    check_world(config, spec.ranks)
+    check_model(config, SimpleNamespace(**spec.shape.hf_config()))
+
+
+def machine() -> dict[str, Any]:
+    """The machine that a figure belongs to."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = {"processor": _processor(), "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1)}
+    import torch
+
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name(0)
+    return found
+
+
+def versions() -> dict[str, str]:
+    """What this project runs on."""
+    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.is_file() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def overrides_of(spec: StepSpec, material: Material, output: Path) -> list[str]:
+    """The recipe's command-line overrides for a specification."""
+    return [
+        f"output_dir={output}",
+        "model=custom",
+        f"model.init={material.checkpoint}",
+        f"model.recompute={spec.recompute}",
+        f"data.train={material.triplets}",
+        f"parallel.tensor={spec.tensor}",
+        f"parallel.sequence={str(spec.sequence).lower()}",
+        f"parallel.context={spec.context}",
+        f"parallel.context_mode={spec.context_mode}",
+        f"parallel.pipeline={spec.pipeline}",
+        f"parallel.data={spec.data}",
+        f"trainer.global_batch={spec.data}",
+        "trainer.micro_batch=1",
+        f"trainer.max_steps={spec.steps + 1}",  # the meter stops before the last step, which would save a checkpoint
+        f"trainer.checkpoint_every={spec.steps + 1}",
+        "trainer.resume=never",
+        *(f"optim.{key}={value!r}" for key, value in OPTIMIZER.items()),
+        f"optim.min_lr={OPTIMIZER['lr']!r}",
+        "optim.warmup_ratio=0",
+        "logger.tensorboard=false",
+        "evaluation.name=none",
+        *spec.overrides,
+    ]
+
+
+def _own(spec: StepSpec, material: Material, run: Path) -> dict[str, Any]:
+    from solopo_nemo.config.schema import load_config
+    from solopo_nemo.config.world import check_world
+    from solopo_nemo.data.prepared import load_prepared
+    from solopo_nemo.training.paths import Paths
+    from solopo_nemo.training.prepare import prepare
+    from solopo_nemo.training.report.rows import read_metrics
+
+    make_checkpoint(material)
+    overrides = overrides_of(spec, material, run / "out")
+    config = load_config(spec.system, overrides)
+    check_world(config, spec.ranks)
+    config.output.mkdir(parents=True)
+    prepare(config)
+    paths = Paths(config.output)
+    request = {"recipe": spec.system, "overrides": overrides, "steps": spec.steps, "results": str(run)}
+    (run / "request.json").write_text(json.dumps(request))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={spec.ranks}"]
+    command = [*torchrun, "-m", "studies.benchmarks.rank", str(run / "request.json")]
+    run_process(command, spec.threads, run / "output.log", spec.label())
+    ranks = [json.loads((run / f"rank-{i}.json").read_text()) for i in range(spec.ranks)]
+    rows = read_metrics(paths.metrics)
+    sample = load_prepared(paths.tokenized).dataset[0]
+    return {
+        "seconds": [max(values) for values in zip(*(r["seconds"] for r in ranks), strict=True)],
+        "peak_bytes": [r["peak_bytes"] for r in ranks],
+        "baseline_bytes": [r["baseline_bytes"] for r in ranks],
+        "losses": [row["loss"] for row in rows],
+        "logps": [{key: row[key] for key in sorted(row) if key.startswith("logps/")} for row in rows],
+        "tokens": rows[0]["tokens"],
+        "threads": ranks[0]["threads"],
+        "digest": {name: ids_digest(ids) for name, ids in sample.items() if name != "id"},
+        "versions": versions(),
+    }
+
+
+def _peer(spec: StepSpec, material: Material, run: Path, python: Path | None) -> dict[str, Any]:
+    if python is None:
+        raise ValueError(f"{spec.system} needs the interpreter of the peer's environment")
+    request = {
+        "model": str(material.hf),
+        "data": str(material.ids),
+        "setting": spec.system.removeprefix("trl_"),
+        "steps": spec.steps,
+        "recompute": spec.recompute,
+        "beta": BETA,
+        "output_dir": str(run / "out"),
+        **OPTIMIZER,
+    }
+    (run / "request.json").write_text(json.dumps(request))
+    command = [str(python), str(SCRIPT), str(run / "request.json"), str(run / "result.json")]
+    run_process(command, spec.threads, run / "output.log", spec.label())
+    return json.loads((run / "result.json").read_text())

@@ -1,0 +1,156 @@
+"""The experiments in miniature as one command: a plan, a check, or all of it and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from solopo_nemo.runtime.output import atomic_text, check_writable
+from solopo_nemo.runtime.progress import with_progress
+from studies.reproduction.claims import all_claims
+from studies.reproduction.collected import STUDIES, Collected
+from studies.reproduction.runs import Result
+from studies.reproduction.schedule import Work, read_timings, run_all
+from studies.reproduction.study import Cell, Size, all_cells, choose
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted, and where.
+
+    Attributes:
+        size: how much of everything.
+        only: see :func:`studies.reproduction.study.choose`.
+        out: folder of the starting model, the pairs and the runs.
+        results: folder of the results as JSON, and of the plots.
+        document: page.
+    """
+
+    size: Size
+    only: str | None
+    out: Path
+    results: Path
+    document: Path
+
+
+def reproduce(wanted: Wanted, workers: int, mode: str) -> dict[str, Any]:
+    """Do it.
+
+    Args:
+        wanted: what.
+        workers: trainings side by side.
+        mode: ``plan``: say what would run; ``dry-run``: check it; ``run``: run what is missing, then write the page.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UserError, RunFault: bad input, or a run that failed.
+    """
+    cells = choose(all_cells(wanted.size), wanted.only)
+    work = Work(wanted.out, cells)
+    if mode == "plan":
+        return _plan(work, workers)
+    for key, folder in (("--out", wanted.out), ("--results", wanted.results), ("--document", wanted.document.parent)):
+        check_writable(folder, key)
+    if mode == "dry-run":
+        _check(work)
+        return _plan(work, workers)
+    run_all(work, workers)
+    found = gather(wanted, all_cells(wanted.size))
+    found.write(wanted.results)
+    write_page(wanted.results, wanted.document)
+    return {
+        "document": str(wanted.document),
+        "runs": sum(len(results) for study in found.runs.values() for results in study.values()),
+        "claims": {claim.text: claim.verdict for claim in all_claims(found)},
+    }
+
+
+def write_page(results: Path, document: Path) -> None:
+    """Write the page and its plots from a folder of results.
+
+    Raises:
+        UserError: there are no results in it.
+    """
+    from studies.benchmarks.suite import read_yaml
+    from studies.reproduction.charts import draw_all
+    from studies.reproduction.page import REASONS, render
+
+    found = Collected.read(results)
+    reasons = read_yaml(results / REASONS) if (results / REASONS).is_file() else {}
+    charts = draw_all(found, results)
+    with atomic_text(document) as stream:
+        stream.write(render(found, charts, results.name, reasons))
+
+
+def gather(wanted: Wanted, cells: Sequence[Cell]) -> Collected:
+    """All results that there are in the work folder."""
+    import os
+
+    from studies.benchmarks.results import revision
+    from studies.benchmarks.step import machine, versions
+
+    runs: dict[str, dict[str, list[Result]]] = {study: {} for study in STUDIES}
+    for cell in cells:
+        path = cell.result(wanted.out)
+        if path.is_file():
+            runs[cell.study].setdefault(cell.name, []).append(Result.read(path))
+    about = {
+        "machine": machine(),
+        "versions": versions(),
+        "revision": revision(),
+        "size": asdict(wanted.size),
+        "seconds": read_timings(wanted.out),
+        "cores": os.cpu_count(),
+    }
+    return Collected({study: found for study, found in runs.items() if found}, about)
+
+
+def _check(work: Work) -> None:
+    """Read earlier results, and compose the configuration of every method once."""
+    from solopo_nemo.config.schema import load_config
+
+    for cell in work.cells:
+        if cell.result(work.folder).is_file():
+            Result.read(cell.result(work.folder))
+    ground = work.ground()
+    firsts = {(cell.study, cell.name): cell for cell in reversed(work.cells)}
+    for cell in with_progress(list(firsts.values()), "checking configurations"):
+        if cell.run and cell.pairs:
+            output = cell.result(work.folder).parent / "run"
+            arguments = cell.run.arguments(ground.start.nemo, ground.pairs(cell.pairs), output)
+            load_config(cell.run.method.recipe, arguments)
+
+
+def _plan(work: Work, workers: int) -> dict[str, Any]:
+    """Print and return what would run."""
+    missing, ground = work.missing(), work.ground()
+    console = Console()
+    table = Table("study", "method or setting", "seeds", "finished", "minutes of a core")
+    for study in STUDIES:
+        for name in dict.fromkeys(cell.name for cell in work.cells if cell.study == study):
+            cells = [cell for cell in work.cells if (cell.study, cell.name) == (study, name)]
+            left = [cell for cell in cells if cell in missing]
+            minutes = sum(cell.seconds for cell in left) / 60
+            table.add_row(study, name, str(len(cells)), str(len(cells) - len(left)), f"{minutes:.1f}")
+    console.print(table)
+    minutes = work.seconds() / 60
+    console.print(
+        f"{'the starting model, ' if ground.start_missing() else ''}{len(ground.missing())} files of pairs and "
+        f"{len(missing)} runs: "
+        f"about {minutes:.0f} minutes of a core, {minutes / workers:.0f} on {workers} idle ones",
+        highlight=False,
+    )
+    return {
+        "start": ground.start_missing(),
+        "pairs": [plan.name for plan in ground.missing()],
+        "runs": [cell.key for cell in missing],
+        "core_minutes": round(minutes, 1),
+        "minutes": round(minutes / workers, 1),
+    }

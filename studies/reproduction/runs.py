@@ -1,0 +1,253 @@
+"""One method trained by its recipe and scored, in a process of its own; what is finished is read back from its file."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from solopo_nemo.runtime.errors import RunFault, UserError
+from solopo_nemo.runtime.isolated import Progress, run_apart
+from solopo_nemo.runtime.output import atomic_text
+from studies.reproduction.methods import LEARNING_RATE, METHODS, SHARED, Method
+from studies.reproduction.scoring import Score, score_model
+from studies.reproduction.start import Start
+from studies.reproduction.world import LONG, RESPONSE_TOKENS, prompt_tokens
+
+LENGTHS = (1, 2, 4, 8, 16)
+QUESTIONS = 512
+STEPS = 150
+BASE = "base"
+"""Name of the starting model among the methods."""
+CURVES = ("loss", "rewards/margin", "logps/chosen", "logps/rejected", "align/gap", "grad_norm")
+"""Metrics that a result keeps, where the run has them."""
+CURVE_EVERY = 5
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained.
+
+    Attributes:
+        method: what it is.
+        seed: of the pairs (contexts and samples), of the order of the samples and of the questions it is scored with.
+        overrides: of the recipe, after the method's own.
+        long: length of the long prompts, as a multiple of the short ones.
+        steps: of the optimizer.
+        lengths: context lengths to score.
+        questions: a length.
+    """
+
+    method: Method
+    seed: int
+    overrides: tuple[str, ...] = ()
+    long: int = LONG
+    steps: int = STEPS
+    lengths: tuple[int, ...] = LENGTHS
+    questions: int = QUESTIONS
+
+    def arguments(self, start: Path, pairs: Path, output: Path) -> list[str]:
+        """The recipe's command line.
+
+        Args:
+            start: `model.init`, a NeMo checkpoint or a Hugging Face folder.
+            pairs: `data.train`.
+            output: `output_dir`.
+        """
+        return [
+            *SHARED,
+            f"model.init={start}",
+            f"data.train={pairs}",
+            f"output_dir={output}",
+            f"optim.lr={LEARNING_RATE:g}",
+            f"trainer.max_steps={self.steps}",
+            f"trainer.seed={1000 + self.seed}",
+            *self.method.overrides,
+            *self.overrides,
+        ]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out.
+
+    Attributes:
+        method: its name.
+        seed: see :class:`Run`.
+        recipe: that trained it; empty for the starting model.
+        arguments: of the recipe, without paths.
+        scores: by length.
+        steps: trained.
+        seconds: of all steps but the first, which warms up, scaled to all.
+        tokens: run by the policy, over all steps.
+        tokens_long: of these, those of long prompts.
+        peak_gib: most memory of the process, above what it had before the run.
+        flops: of a sample, forward and backward, by the cost model of ``solopo_nemo.planning``.
+        wall: seconds of all of it: preparation, training, export and scoring.
+        curves: every fifth step's metrics, by name; ``step`` too.
+    """
+
+    method: str
+    seed: int
+    recipe: str
+    arguments: list[str]
+    scores: list[Score]
+    steps: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    tokens_long: int = 0
+    peak_gib: float = 0.0
+    flops: float = 0.0
+    wall: float = 0.0
+    curves: dict[str, list[float]] = field(default_factory=dict)
+
+    def accuracy(self, length: int) -> float:
+        """Share of right answers at a length."""
+        return float(self.score(length).outcomes().mean())
+
+    def score(self, length: int) -> Score:
+        """The score at a length."""
+        return next(score for score in self.scores if score.length == length)
+
+    def save(self, path: Path) -> None:
+        """Write the result; a reader sees all of it or none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_text(path) as stream:
+            stream.write(json.dumps(asdict(self)) + "\n")
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Result:
+        """A result out of plain values."""
+        return cls(**{**values, "scores": [Score(**score) for score in values["scores"]]})
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """What :meth:`save` wrote.
+
+        Raises:
+            UserError: the file is something else.
+        """
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a result of tools/reproduce.py ({error}): move it away") from None
+
+
+def run_method(run: Run, start: Start, pairs: Path, folder: Path, keep: bool = False) -> Result:
+    """Train by the recipe, as its command line does, and score the exported policy.
+
+    The rank is a process of its own, as are the conversions; :func:`studies.reproduction.pool.prepare_worker` makes
+    them start fast.
+
+    Args:
+        run: what to train.
+        start: the starting model.
+        pairs: triplets, sampled on the side that the method names.
+        folder: of the run; `result.json` in it is read back instead where there is one.
+        keep: leave checkpoints and policy in the folder, too.
+
+    Raises:
+        RunFault: the recipe did not finish.
+    """
+    found = folder / "result.json"
+    if found.is_file():
+        return Result.read(found)
+    from solopo_nemo.training.launch import run_recipe
+    from solopo_nemo.training.report.rows import read_metrics
+
+    began = time.monotonic()
+    output = folder / "run"
+    shutil.rmtree(output, ignore_errors=True)
+    arguments = run.arguments(start.nemo, pairs, output)
+    started_with = 0.0
+
+    def one_rank(count: int, _: Path) -> int:
+        nonlocal started_with
+        code, started_with = run_apart(_rank, run.method.recipe, arguments)
+        return code
+
+    if code := run_recipe(run.method.recipe, arguments, start=one_rank):
+        raise RunFault(f"{run.method.name}, seed {run.seed}: the recipe ended with code {code} ({output / 'logs'})")
+    rows = read_metrics(output / "metrics.jsonl")
+    scores = score_model(output / "hf", run.lengths, run.questions, run.seed)
+    later = rows[1:] or rows
+    result = Result(
+        method=run.method.name,
+        seed=run.seed,
+        recipe=run.method.recipe,
+        arguments=[word for word in arguments if not word.startswith(("model.init=", "data.train=", "output_dir="))],
+        scores=scores,
+        steps=len(rows),
+        seconds=sum(row["seconds"] for row in later) / len(later) * len(rows),
+        tokens=sum(row["tokens"] for row in rows),
+        tokens_long=sum(row["tokens_long"] for row in rows),
+        peak_gib=rows[-1]["peak_memory_gib"] - started_with,
+        flops=_flops(run, arguments, start),
+        wall=time.monotonic() - began,
+        curves=_curves(rows),
+    )
+    result.save(found)
+    if not keep:
+        shutil.rmtree(output, ignore_errors=True)
+    return result
+
+
+def score_start(start: Start, seed: int, questions: int, folder: Path) -> Result:
+    """Score the starting model on the questions of a seed; read back where that has been done."""
+    found = folder / "result.json"
+    if not found.is_file():
+        began = time.monotonic()
+        scores = score_model(start.hf, LENGTHS, questions, seed)
+        Result(BASE, seed, "", [], scores, wall=time.monotonic() - began).save(found)
+    return Result.read(found)
+
+
+def _flops(run: Run, arguments: Sequence[str], start: Start) -> float:
+    from solopo_nemo.config.schema import load_config
+    from solopo_nemo.planning import Lengths, Workload, load_shape, model_flops
+
+    objective = load_config(run.method.recipe, arguments).build_objective()
+    lengths = Lengths(long=prompt_tokens(run.long), short=prompt_tokens(1), response=RESPONSE_TOKENS)
+    return model_flops(load_shape(str(start.hf)), Workload.of(objective, lengths).policy).total
+
+
+def _rank(_: Progress, recipe: str, arguments: Sequence[str]) -> tuple[int, float]:
+    """The only rank of a run that has been prepared: its exit code, and the GiB that the process had before."""
+    import torch
+
+    from solopo_nemo.runtime import environment
+    from solopo_nemo.training.launch import run_recipe
+
+    torch.set_num_threads(1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment.start_here(f"rank-{os.getpid()}")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return run_recipe(recipe, arguments), before
+
+
+def _curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    kept = [row for row in rows if row["step"] % CURVE_EVERY == 0 or row["step"] == 1]
+    curves: dict[str, list[float]] = {"step": [row["step"] for row in kept]}
+    return curves | {name: [float(f"{row[name]:.4g}") for row in kept] for name in CURVES if name in rows[0]}
+
+
+def named(name: str) -> Method:
+    """A method by its name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in METHODS:
+        raise UserError(f"{name}: no such method; there are {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,174 @@
+"""The starting model: a small Qwen2 pre-trained on short contexts of the world, with its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
+from solopo_nemo.embedded.tiny import learn_batch, make_tiny_qwen2
+from solopo_nemo.nemo_model.convert import import_hf
+from studies.reproduction.world import ANSWER, END, IDS, PAD, SPECIALS, START, UNKNOWN, VOCABULARY, dialogues
+
+CHAT_TEMPLATE = (
+    f"{{% for message in messages %}}{{% if loop.first %}}{{{{ '{START}' }}}}{{% endif %}}"
+    f"{{% if message['role'] == 'assistant' %}}{{{{ '{ANSWER}' + message['content'] + '{END}' }}}}"
+    f"{{% else %}}{{{{ message['content'] }}}}{{% endif %}}{{% endfor %}}"
+    f"{{% if add_generation_prompt %}}{{{{ '{ANSWER}' }}}}{{% endif %}}"
+)
+MATCH = 1.5  # a match then weighs several times a chance one
+SHORTEST = 4  # sentences with which the pre-training begins
+PREVIOUS_TOKEN_BIAS = 5.0  # a head's weight is then mostly on one token
+
+Tell = Callable[[int, str], None]
+"""Called with the finished steps and the state in words."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How the starting model is made.
+
+    Attributes:
+        layers: of the model.
+        width: of its hidden states; four heads.
+        steps: optimizer steps.
+        learning_rate: highest, AdamW's.
+        sentences: longest context, reached step by step.
+        seed: of weights and data.
+    """
+
+    layers: int = 2
+    width: int = 64
+    steps: int = 1000
+    learning_rate: float = 3e-3
+    sentences: int = 16
+    seed: int = 0
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words, in the order of the world's vocabulary."""
+    tokenizer = Tokenizer(models.WordLevel(IDS, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # words with spaces between
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        additional_special_tokens=[word for word in SPECIALS if word not in (END, PAD, UNKNOWN)],
+        clean_up_tokenization_spaces=False,
+        model_max_length=4096,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def make_model(settings: Pretraining) -> Qwen2ForCausalLM:
+    """The model before any training."""
+    model = make_tiny_qwen2(
+        len(VOCABULARY),
+        settings.layers,
+        settings.width,
+        key_value_heads=4,
+        window=4096,
+        end=IDS[END],
+        pad=IDS[PAD],
+        seed=settings.seed,
+    )
+    _start_with_a_previous_token_head(model)
+    _start_with_an_induction_head(model)
+    return model
+
+
+@torch.no_grad()
+def _start_with_a_previous_token_head(model: Qwen2ForCausalLM) -> None:
+    """Let the first head begin by attending one token back, through Qwen2's query and key biases.
+
+    Facts are learned to be read without this too, only some hundred steps later. All of it is trained on.
+    """
+    attention = model.model.layers[0].self_attn
+    size = attention.head_dim
+    angles = model.config.rope_theta ** -(torch.arange(0, size, 2).float() / size)
+    attention.q_proj.weight[:size] *= 0.1
+    attention.k_proj.weight[:size] *= 0.1
+    attention.q_proj.bias[:size] = PREVIOUS_TOKEN_BIAS * torch.cat([angles.cos(), -angles.sin()])
+    attention.k_proj.bias[:size] = PREVIOUS_TOKEN_BIAS * torch.cat([torch.ones_like(angles), torch.zeros_like(angles)])
+
+
+@torch.no_grad()
+def _start_with_an_induction_head(model: Qwen2ForCausalLM) -> None:
+    """Let the last layer's first head begin by looking for what came after a token like the last one."""
+    first, last = model.model.layers[0].self_attn, model.model.layers[-1].self_attn
+    size = first.head_dim
+    last.q_proj.weight[:size] = MATCH * first.v_proj.weight[:size]
+    last.k_proj.weight[:size] = MATCH * first.o_proj.weight[:, :size].T
+
+
+def pretrain(model: Qwen2ForCausalLM, settings: Pretraining, tell: Tell | None = None) -> None:
+    """Train on the answers of short contexts, which grow as the model learns.
+
+    Args:
+        model: trained in place, on one thread.
+        settings: steps and learning rate.
+        tell: see :data:`Tell`.
+    """
+    generator = torch.Generator().manual_seed(settings.seed + 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    longest, right = SHORTEST, 0.0
+    for step in range(settings.steps):
+        share = step / settings.steps
+        scale = min(1.0, (step + 1) / 100) * (1.0 if share < 0.6 else max(0.05, 1 - (share - 0.6) / 0.4 * 0.95))
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * scale
+        easier = torch.rand(1, generator=generator).item() < 0.5
+        sentences = int(torch.randint(SHORTEST, longest + 1, (1,), generator=generator)) if easier else longest
+        facts = SHORTEST if sentences == SHORTEST else None  # nothing but facts where reading them begins
+        ids, labels = dialogues(max(16, 512 // max(8, sentences)), sentences, generator, facts)
+        loss, hits = learn_batch(model, optimizer, ids, labels)
+        first_values = hits.view(-1, 4)[:, 1]
+        right = 0.9 * right + 0.1 * first_values.float().mean().item()
+        if right > 0.9 and longest < settings.sentences:
+            longest, right = min(settings.sentences, longest + max(1, longest // 4)), 0.6
+        if tell:
+            tell(step + 1, f"{longest} sentences, loss {loss:.3f}, right {right:.2f}")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the starting model lies, in the two forms that are used."""
+
+    folder: Path
+
+    @property
+    def hf(self) -> Path:
+        """Hugging Face folder: pairs are sampled from it."""
+        return self.folder / "hf"
+
+    @property
+    def nemo(self) -> Path:
+        """NeMo checkpoint: recipes begin with it, without converting it each time."""
+        return self.folder / "nemo"
+
+
+def make_start(folder: Path, settings: Pretraining | None = None, tell: Tell | None = None) -> Start:
+    """Make the tokenizer, pre-train the model, and write both; nothing is done where that has been done.
+
+    Args:
+        folder: to write to.
+        settings: the usual ones, where not given.
+        tell: see :data:`Tell`.
+    """
+    settings, start = settings or Pretraining(), Start(folder)
+    if not (start.hf / "tokenizer.json").is_file():
+        torch.set_num_threads(1)  # so that the result does not depend on the number of cores
+        model = make_model(settings)
+        pretrain(model, settings, tell)
+        model.save_pretrained(start.hf)
+        make_tokenizer().save_pretrained(start.hf)
+    import_hf(start.hf, start.nemo)
+    return start

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import RowWriter, musique_rows
+from transformers import PreTrainedTokenizerFast
+
+from solopo_nemo.runtime.cli import run
+from solopo_nemo.runtime.errors import UserError
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "build_contexts.py"
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    return int(exit_.value.code or 0)
+
+
+def test_a_user_error_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def bad() -> None:
+        raise UserError("rows.jsonl:3: field chosen:\n  is empty")
+
+    with pytest.raises(SystemExit) as exit_:
+        run(bad)
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: rows.jsonl:3: field chosen: is empty\n"
+
+
+def test_other_errors_are_not_swallowed_and_codes_are_kept() -> None:
+    def crash() -> None:
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        run(crash)
+    for code, wanted in ((None, 0), (0, 0), (75, 75)):
+        with pytest.raises(SystemExit) as exit_:
+            run(lambda code=code: code)
+        assert exit_.value.code == wanted
+
+
+def test_build_contexts_command(
+    write_rows: RowWriter,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    out = tmp_path / "new folder" / "out.jsonl"
+    files = ["--source", write_rows(musique_rows(12)), "--tokenizer", tmp_path / "tokenizer", "--out", out]
+    options = ["--short-tokens", 900, "--long-tokens", 2500, "--pairs", "gold", "--limit", 5, "--seed", 3, "--json"]
+    assert call(monkeypatch, *files, *options) == 0
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out.splitlines()[-1])
+    assert summary["in"] == summary["out"] == 5 == len(out.read_text().splitlines())
+    assert "rejected" in captured.err
+    missing = ["--tokenizer", tmp_path / "nowhere"]
+    assert call(monkeypatch, *files, *options, *missing) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "--help") == 0
+    shown = capsys.readouterr().out
+    options = [
+        "source",
+        "tokenizer",
+        "short-tokens",
+        "long-tokens",
+        "out",
+        "pool",
+        "pairs",
+        "seed",
+        "limit",
+        "skip-bad",
+        "format",
+        "workers",
+        "report",
+    ]
+    assert all(f"--{name}" in shown for name in [*options, "allow-answer-leak", "json"])

@@ -1,0 +1,119 @@
+"""What the inspection of a file finds."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import RowWriter, triplet_row
+from transformers import PreTrainedTokenizerFast
+
+from solopo_nemo.builders.pairs.inspect import inspect_file
+from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.runtime.errors import UserError
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "inspect_triplets.py"
+
+
+def good(number: int, **changes: Any) -> dict[str, Any]:
+    return triplet_row(number, **({"answers": ["1960"]} | changes))
+
+
+def test_every_problem_is_listed_with_its_line(write_rows: RowWriter) -> None:
+    path = write_rows(
+        [
+            good(0),
+            good(1, chosen=" ", prompt_long=[]),
+            good(0),
+            good(3, answers="1960"),
+            good(4, rejected=None),
+            good(5),
+        ]
+    )
+    with path.open("a") as stream:
+        stream.write("{broken\n")
+    found = inspect_file(path)
+    beginnings = [
+        "2: field chosen: is empty",
+        "2: field prompt_long: is empty",
+        "3: field id: 't0' was used",
+        "4: field answers: is a string",
+        "5: field rejected: missing",
+        "7: broken JSON",
+    ]
+    for problem, beginning in zip(found.problems, beginnings, strict=True):
+        assert problem.startswith(f"{path}:{beginning}")
+    summary = found.summary()
+    assert (summary["in"], summary["good"], summary["bad"], summary["problems"]) == (7, 2, 5, 6)
+
+
+def test_statistics_are_of_the_good_rows(write_rows: RowWriter) -> None:
+    same = {"rejected": "The answer is: 1960"}
+    rows = [good(0), good(1, **same), good(2, rejected="It was 1960, or\nnever"), good(3, chosen="1960")]
+    found = inspect_file(write_rows(rows))
+    assert found.kind == "triplets" and not found.problems
+    assert found.shares == {
+        "chosen without closing line": 0.25,
+        "chosen right by sub-EM": 1.0,
+        "short prompt is the long one": 0.0,
+        "chosen equals rejected": 0.25,
+        "chosen longer than rejected": 0.0,
+        "rejected without closing line": 0.25,
+        "rejected right by sub-EM": 0.25,
+        "rejected mentions the answer": 0.5,
+    }
+    assert found.lengths["chosen"].statistics()["max"] == len("The answer is: 1960")
+    assert 0 < found.summary()["rho"] < 1
+
+
+def test_lengths_in_tokens(write_rows: RowWriter, tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = TripletEncoder(tokenizer)
+    row = good(0)
+    found = inspect_file(write_rows([row]), encoder)
+    prompt = encoder.encode_prompts([row["prompt_short"]], [""])[0]
+    assert found.unit == "tokens"
+    assert found.lengths["prompt_short"].total == len(prompt)
+    assert found.lengths["chosen"].total == encoder.count_text(row["chosen"])
+
+
+def test_one_prompt_files_are_known(write_rows: RowWriter) -> None:
+    rows = [{"prompt": "ask", "chosen": "a", "rejected": "b"}] * 2
+    found = inspect_file(write_rows(rows))
+    assert (found.kind, found.problems, set(found.lengths)) == ("preferences", [], {"prompt", "chosen", "rejected"})
+    found = inspect_file(write_rows([{"prompt": "ask", "chosen": "a"}]))
+    assert (found.kind, found.problems, set(found.lengths)) == ("fine-tuning", [], {"prompt", "chosen"})
+    assert inspect_file(write_rows([*rows, {"prompt": "ask", "chosen": "a"}])).problems
+
+
+def test_shown_samples_are_drawn_by_seed_in_file_order(write_rows: RowWriter) -> None:
+    path = write_rows(good(n) for n in range(50))
+    draws = [[sample.id for sample in inspect_file(path, samples=4, seed=seed).samples] for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    for draw in draws:
+        numbers = [int(id_[1:]) for id_ in draw]
+        assert len(set(numbers)) == 4 and numbers == sorted(numbers)
+
+
+def test_an_empty_file_is_an_error(write_rows: RowWriter) -> None:
+    with pytest.raises(UserError, match="no samples"):
+        inspect_file(write_rows([]))
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_command(
+    write_rows: RowWriter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bad: bool
+) -> None:
+    path = write_rows([good(0), good(1, **({"chosen": None} if bad else {}))])
+    monkeypatch.setattr(sys, "argv", [str(TOOL), str(path), "--json", "--show", "1"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    assert exit_.value.code == (2 if bad else 0)
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert json.loads(lines[-1])["bad"] == bad
+    assert [line.startswith(f"{path}:2: field chosen: missing") for line in lines[:-1]] == [True] * bad
+    assert "t0" in captured.err and "short question 0" in captured.err

@@ -1,0 +1,184 @@
+"""How the server backend behaves towards servers that are away, busy, wrong or odd; the network is replaced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from email.utils import formatdate
+from typing import Any
+
+import httpx
+import pytest
+
+from solopo_nemo.builders.pairs import server
+from solopo_nemo.builders.pairs.backend import Refused, Request, Sampling
+from solopo_nemo.builders.pairs.server import KEY_VARIABLE, ServerBackend
+from solopo_nemo.runtime.errors import UserError
+
+SAMPLING = Sampling(backend="openai", model="m", samples=5, temperature=0.7, top_p=0.9, max_new_tokens=33, seed=1)
+ASK = Request("q0", "short", [{"role": "user", "content": "ask"}])
+URL = "http://127.0.0.1:1/v1"
+KEY = "sk-not-a-real-key"
+Reply = httpx.Response | Exception
+Make = Callable[..., tuple[ServerBackend, list[httpx.Request]]]
+
+
+def models(*names: str) -> httpx.Response:
+    return httpx.Response(200, json={"data": [{"id": name} for name in names]})
+
+
+def choices(count: int, finish: str = "stop", text: str | None = " yes ") -> httpx.Response:
+    message = {"message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    # escaped, which takes half surrogate pairs too
+    return httpx.Response(200, content=json.dumps({"choices": [message] * count}))
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Makes a backend whose server gives these replies in turn; waits are kept short."""
+    monkeypatch.setattr(server, "_backoff", lambda tries: 0.0)
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+
+    def start(replies: Sequence[Reply] = (), first: Reply | None = None, **options: Any) -> Any:
+        asked: list[httpx.Request] = []
+        queue = [first or models("m"), *replies]
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            asked.append(request)
+            reply = queue.pop(0)
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+
+        return ServerBackend(SAMPLING, URL + "/", transport=httpx.MockTransport(answer), **options), asked
+
+    return start
+
+
+def test_one_request_gives_all_samples(make: Make) -> None:
+    backend, asked = make([choices(5)])
+    samples = backend.sample(ASK, 0)
+    assert [(sample.text, sample.cut) for sample in samples] == [("yes", False)] * 5
+    body = json.loads(asked[1].content)
+    assert asked[1].url == URL + "/chat/completions"
+    assert "authorization" not in asked[1].headers
+    assert body["seed"] == SAMPLING.seed_of(ASK, 0)
+    assert {name: value for name, value in body.items() if name != "seed"} == {
+        "model": "m", "n": 5, "temperature": 0.7, "top_p": 0.9, "max_tokens": 33, "messages": ASK.prompt,
+    }  # fmt: skip
+
+
+def test_a_server_that_gives_fewer_is_asked_for_the_rest_with_another_seed(make: Make) -> None:
+    backend, asked = make([choices(1), choices(3), choices(9)])
+    assert [len(backend.sample(ASK, have)) for have in (0, 1, 4)] == [1, 3, 1]
+    bodies = [json.loads(request.content) for request in asked[1:]]
+    assert [body["n"] for body in bodies] == [5, 4, 1]
+    assert len({body["seed"] for body in bodies}) == 3
+
+
+def test_plain_strings_are_completed(make: Make) -> None:
+    backend, asked = make([httpx.Response(200, json={"choices": [{"text": "b", "finish_reason": "length"}] * 5})])
+    samples = backend.sample(Request("q0", "short", "a"), 0)
+    assert samples[0].text == "b" and samples[0].cut
+    assert asked[1].url == URL + "/completions" and json.loads(asked[1].content)["prompt"] == "a"
+
+
+def test_odd_texts_can_be_written(make: Make) -> None:
+    backend, _ = make([choices(5, text=None), choices(5, text="a\ud800b")])
+    assert [sample.text for _ in range(2) for sample in backend.sample(ASK, 0)] == [""] * 5 + ["a?b"] * 5
+
+
+@pytest.mark.parametrize("code", [408, 429, 500, 502, 503])
+def test_a_busy_or_broken_server_is_asked_again(make: Make, code: int) -> None:
+    backend, asked = make([httpx.Response(code), httpx.ConnectError("no"), httpx.ReadTimeout("late"), choices(5)])
+    assert len(backend.sample(ASK, 0)) == 5
+    assert len({request.content for request in asked[1:]}) == 1, "the same request each time"
+
+
+def test_retry_after_is_respected(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_700_000_000
+    monkeypatch.setattr(server.time, "time", lambda: now)
+    headers = ["7", formatdate(now + 3600, usegmt=True), "soon", "-3"]
+    replies = [httpx.Response(429, headers={"Retry-After": value}) for value in headers]
+    backend, _ = make([*replies, choices(5)], patience=1e6)
+    waits: list[float] = []
+    monkeypatch.setattr(backend._stop, "wait", lambda seconds: waits.append(seconds))
+    backend.sample(ASK, 0)
+    assert waits == [7, 3600, 0, 0]
+
+
+def test_waits_grow_and_differ() -> None:
+    waits = [[server._backoff(tries) for _ in range(50)] for tries in (0, 3, 6, 500)]
+    assert all(len(set(some)) > 1 for some in waits)
+    for some, longest in zip(waits, (0.5, 4, 30, 30), strict=True):
+        assert longest / 2 <= min(some) and max(some) <= longest
+
+
+def test_patience_ends_with_one_error_that_says_how_to_go_on(make: Make) -> None:
+    backend, _ = make([httpx.Response(503, json={"error": {"message": "loading"}})], patience=-1)
+    with pytest.raises(UserError, match=r"503 \(loading\), 1 tries: start the same command again"):
+        backend.sample(ASK, 0)
+
+
+def test_a_closed_backend_stops_waiting(make: Make) -> None:
+    backend, _ = make([httpx.Response(429, headers={"Retry-After": "100"})])
+    backend._stop.set()
+    with pytest.raises(UserError, match="stopped"):
+        backend.sample(ASK, 0)
+
+
+@pytest.mark.parametrize("code", [400, 413, 422])
+def test_a_prompt_can_be_refused(make: Make, code: int) -> None:
+    reply = httpx.Response(code, json={"error": {"message": "maximum context length is 8 tokens"}})
+    backend, _ = make([reply, choices(5)])
+    with pytest.raises(Refused, match="maximum context length"):
+        backend.sample(ASK, 0)
+    assert len(backend.sample(ASK, 0)) == 5
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (httpx.Response(404, json={"error": {"message": "no model m"}}), r"--model m: .*no model m"),
+        (httpx.Response(301, headers={"Location": "/"}), "answers 301"),
+        (httpx.Response(200, text="<html>"), "another format"),
+        (httpx.Response(200, json={"choices": [{"message": "text"}]}), "another format"),
+        (httpx.Response(200, json=[]), "another format"),
+    ],
+)
+def test_what_the_user_has_to_mend(make: Make, reply: httpx.Response, message: str) -> None:
+    backend, _ = make([reply])
+    with pytest.raises(UserError, match=message):
+        backend.sample(ASK, 0)
+
+
+def test_an_unknown_model_is_named_with_those_there_are(make: Make) -> None:
+    with pytest.raises(UserError, match=r"--model m: .* only a, b"):
+        make(first=models("a", "b"))
+
+
+@pytest.mark.parametrize("first", [httpx.Response(404), httpx.Response(200, text="?"), models()])
+def test_a_server_need_not_list_its_models(make: Make, first: httpx.Response) -> None:
+    backend, _ = make([choices(5)], first=first)
+    assert backend.sample(ASK, 0)
+
+
+def test_nobody_there_is_one_line_at_once() -> None:
+    with pytest.raises(UserError, match=r"--base-url http://127\.0\.0\.1:1/v1: the server cannot be reached"):
+        ServerBackend(SAMPLING, URL)
+    with pytest.raises(UserError, match="--base-url nowhere"):
+        ServerBackend(SAMPLING, "nowhere")
+
+
+def test_the_key_is_sent_and_never_shown(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    told = httpx.Response(401, json={"error": {"message": f"bad key {KEY}"}})
+    with pytest.raises(UserError, match=KEY_VARIABLE) as refused:
+        make(first=told)
+    echo = httpx.Response(500, text=f"trace: Authorization Bearer {KEY}")
+    backend, asked = make([echo], patience=-1)
+    assert asked[0].headers["authorization"] == f"Bearer {KEY}"
+    with pytest.raises(UserError) as broken:
+        backend.sample(ASK, 0)
+    for error in (refused, broken):
+        assert KEY not in str(error.value)

@@ -1,0 +1,206 @@
+"""One process against an independent implementation: the same weights in a Hugging Face model, full logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import engine
+import pytest
+import torch
+import torch.nn.functional as F
+from layouts import SINGLE, Layout
+from spawn import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+BETA, ALPHA, GAMMA, LAMBDA = 0.1, 2.0, 1.0, 0.1
+
+
+def hf_model(state: dict[str, torch.Tensor]) -> Any:
+    """A transformers Qwen2 with Megatron's weights, mapped by hand."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=engine.VOCAB, hidden_size=engine.HIDDEN, intermediate_size=engine.FFN,
+            num_hidden_layers=engine.LAYERS, num_attention_heads=engine.HEADS, num_key_value_heads=engine.KV_HEADS,
+            rope_theta=10000.0, rms_norm_eps=1e-6, tie_word_embeddings=False, max_position_embeddings=256,
+        )
+    ).float()  # fmt: skip
+    dim, group = engine.HIDDEN // engine.HEADS, engine.HEADS // engine.KV_HEADS
+    out = {
+        "model.embed_tokens.weight": state["embedding.word_embeddings.weight"],
+        "model.norm.weight": state["decoder.final_layernorm.weight"],
+        "lm_head.weight": state["output_layer.weight"],
+    }
+    for i in range(engine.LAYERS):
+        m, h = f"decoder.layers.{i}.", f"model.layers.{i}."
+        out[h + "input_layernorm.weight"] = state[m + "self_attention.linear_qkv.layer_norm_weight"]
+        out[h + "post_attention_layernorm.weight"] = state[m + "mlp.linear_fc1.layer_norm_weight"]
+        out[h + "self_attn.o_proj.weight"] = state[m + "self_attention.linear_proj.weight"]
+        out[h + "mlp.down_proj.weight"] = state[m + "mlp.linear_fc2.weight"]
+        gate_up = state[m + "mlp.linear_fc1.weight"]
+        out[h + "mlp.gate_proj.weight"], out[h + "mlp.up_proj.weight"] = gate_up.chunk(2)
+        for kind in ("weight", "bias"):
+            qkv = state[m + f"self_attention.linear_qkv.{kind}"]
+            groups = qkv.view(engine.KV_HEADS, group + 2, dim, *qkv.shape[1:])
+            parts = {"q": groups[:, :group], "k": groups[:, group], "v": groups[:, group + 1]}
+            for name, part in parts.items():
+                out[h + f"self_attn.{name}_proj.{kind}"] = part.reshape(-1, *qkv.shape[1:])
+    model.load_state_dict(out)
+    return model
+
+
+def full_logits_logps(model: Any, names: tuple[str, ...]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Each sequence alone, every logit, one log-softmax: (summed log-probability, tokens) by sequence name."""
+    out = {}
+    for name in names:
+        prompt, response = name.split("_")
+        sums = []
+        for sample in engine.make_samples():
+            ids = torch.tensor(sample[f"prompt_{prompt}"] + sample[response])
+            logp = F.log_softmax(model(ids[None]).logits[0].double(), -1)
+            n = len(sample[response])
+            sums.append(logp[-n - 1 : -1].gather(1, ids[-n:, None]).sum())
+        out[name] = (torch.stack(sums), torch.tensor([len(s[response]) for s in engine.make_samples()]))
+    return out
+
+
+def written_out(
+    kind: str, p: dict[str, tuple[torch.Tensor, torch.Tensor]], ref: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Table of section 2 of the specification, by hand."""
+    (sw, nw), (sl, nl), (lw, _) = p["short_chosen"], p["short_rejected"], p["long_chosen"]
+    if kind == "dpo":
+        margin = BETA * (sw - ref["short_chosen"]) - BETA * (sl - ref["short_rejected"])
+        return (-F.logsigmoid(margin) + ALPHA * (BETA * sw - BETA * lw).abs()).mean()
+    if kind == "ipo":
+        z = BETA * (sw - ref["short_chosen"] - sl + ref["short_rejected"])
+        return ((z - 1) ** 2 + ALPHA * (BETA * sw - BETA * lw) ** 2).mean()
+    if kind == "slic":
+        return ((1 - BETA * (sw - sl)).clamp(min=0) + ALPHA * (BETA * (sw - lw)).abs()).mean()
+    if kind == "simpo":
+        margin = BETA * (sw / nw - sl / nl) - GAMMA
+        return (-F.logsigmoid(margin) + ALPHA * (BETA * (sw - lw) / nw).abs()).mean()
+    odds = lambda a: a - torch.log(1 - a.exp())  # noqa: E731
+    gap = (odds(sw / nw) - odds(lw / nw)).abs()
+    return (-sw / nw - LAMBDA * F.logsigmoid(odds(sw / nw) - odds(sl / nl)) + ALPHA * gap).mean()
+
+
+OPTIONS = {
+    "dpo": dict(beta=BETA),
+    "ipo": dict(beta=BETA),
+    "slic": dict(beta=BETA),
+    "simpo": dict(beta=BETA, gamma=GAMMA),
+    "orpo": dict(lambda_=LAMBDA),
+}
+
+
+def compute() -> dict[str, Any]:
+    from solopo_nemo.objectives import build_objective
+
+    engine.enter(SINGLE)
+    model = engine.build(SINGLE)
+    state = {k: v.detach().clone() for k, v in model.module.module.state_dict().items() if torch.is_tensor(v)}
+    results: dict[str, Any] = {"state": state}
+    for kind, options in OPTIONS.items():
+        metrics = engine.step(model, SINGLE, build_objective(kind, alpha=ALPHA, **options))
+        results[kind] = (metrics, engine.gradients(model)["embedding.word_embeddings.weight"])
+    vanilla = engine.step(model, SINGLE, build_objective("dpo", align="none"))
+    results["vanilla"] = (vanilla, engine.gradients(model))
+    results["alpha0"] = (engine.step(model, SINGLE, build_objective("dpo", alpha=0.0)), engine.gradients(model))
+    results["separate"] = _separately(model)
+    results["equal"] = _equal_prompts(model)
+    results["own_class"] = _own_class()
+    return results
+
+
+def _own_class() -> list[str]:
+    """A user's class over a stock NeMo config, as the README has it: what its parts are."""
+    from nemo.collections import llm
+
+    from solopo_nemo import SoLoPOMixin
+    from solopo_nemo.objectives import build_objective
+
+    class SoLoQwen2(SoLoPOMixin, llm.Qwen2Model): ...
+
+    sizes = dict(num_layers=1, hidden_size=64, ffn_hidden_size=64, num_attention_heads=4, num_query_groups=2)
+    model = SoLoQwen2(llm.Qwen2Config(vocab_size=256, **sizes), objective=build_objective("dpo", alpha=3.0))
+    model.configure_model()
+    attention = model.module.decoder.layers[0].self_attention.core_attention
+    return [type(x).__name__ for x in (model.module.output_layer, attention, model.training_loss_reduction)]
+
+
+def _separately(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of all sequences, packed two triplets at a time and one sequence at a time."""
+    from solopo_nemo.core.scoring import score_batches
+    from solopo_nemo.data.packing import Layout as Packing
+    from solopo_nemo.data.packing import pack
+
+    names, samples = ("short_chosen", "short_rejected", "long_chosen"), engine.make_samples()
+    together = score_batches(
+        model.module, [pack(samples[i : i + 2], names, Packing()) for i in range(0, len(samples), 2)]
+    )
+    alone = score_batches(model.module, [pack([s], [n], Packing()) for s in samples for n in names])
+    return torch.cat(together), torch.cat(alone)
+
+
+def _equal_prompts(model: Any) -> dict[str, float]:
+    from solopo_nemo.objectives import build_objective
+
+    original = engine.make_samples
+    engine.make_samples = lambda: [s | {"prompt_long": s["prompt_short"]} for s in original()]
+    try:
+        return engine.step(model, SINGLE, build_objective("dpo"))
+    finally:
+        engine.make_samples = original
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_ranks(1, compute, (), tmp_path_factory.mktemp("single") / "out.pt")
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_agrees_with_transformers_and_the_formulas(results: dict[str, Any], kind: str) -> None:
+    model = hf_model(results["state"])
+    scores = full_logits_logps(model, ("short_chosen", "short_rejected", "long_chosen"))
+    samples = engine.make_samples()
+    loss = written_out(kind, scores, engine.reference_scores(samples, ("short_chosen", "short_rejected")))
+    loss.backward()
+    metrics, grad = results[kind]
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert metrics["logps/chosen_long"] == pytest.approx(scores["long_chosen"][0].mean().item(), rel=1e-5)
+    want = model.model.embed_tokens.weight.grad
+    assert (grad - want).abs().max() / want.abs().max() < 1e-4
+
+
+def test_alpha_zero_is_vanilla_bit_for_bit_and_runs_no_long_sequence(results: dict[str, Any]) -> None:
+    (vanilla, vanilla_grads), (alpha0, alpha0_grads) = results["vanilla"], results["alpha0"]
+    assert alpha0 == vanilla
+    assert alpha0["tokens_long"] == 0
+    assert alpha0["tokens"] == sum(
+        2 * len(s["prompt_short"]) + len(s["chosen"]) + len(s["rejected"]) - 2 for s in engine.make_samples()
+    )
+    assert all(torch.equal(alpha0_grads[k], g) for k, g in vanilla_grads.items())
+
+
+def test_packed_equals_separate(results: dict[str, Any]) -> None:
+    together, alone = results["separate"]
+    assert torch.allclose(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_equal_prompts_have_no_gap(results: dict[str, Any]) -> None:
+    assert results["equal"]["align/gap"] == pytest.approx(0.0, abs=1e-6)
+    assert results["equal"]["loss"] == pytest.approx(results["equal"]["loss/po"], abs=1e-5)
+
+
+def test_a_users_own_class_over_a_stock_config(results: dict[str, Any]) -> None:
+    assert results["own_class"] == ["ResponseHead", "SDPACoreAttention", "ObjectiveReduction"]
+
+
+def test_layout_table_names_are_unique() -> None:
+    from layouts import LAYOUTS
+
+    assert len({layout.name for layout in LAYOUTS}) == len(LAYOUTS)
+    assert all(isinstance(layout, Layout) for layout in LAYOUTS)

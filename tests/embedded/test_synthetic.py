@@ -1,0 +1,176 @@
+"""The built-in question set: schema, determinism, nesting, and that the text alone answers the questions."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from solopo_nemo.data.answers import ANSWER_PREFIX
+from solopo_nemo.embedded import (
+    generate_dialogues,
+    generate_evaluation,
+    generate_questions,
+    generate_triplets,
+)
+from solopo_nemo.runtime.errors import UserError
+
+# Written out here on purpose: a check that reads only text does not share the generator's tables.
+NOUNS = {
+    "employer": "is employed by",
+    "birthplace": "was born in",
+    "teacher": "was taught by",
+    "home": "is based in",
+    "leader": "is led by",
+    "foundation": "was founded in",
+    "mayor": "is governed by",
+    "settlement": "was settled in",
+}
+FACT = re.compile(rf"([A-Z]\w+(?: [A-Z]\w+)?) ({'|'.join(NOUNS.values())}) (\d{{4}}|[A-Z]\w+(?: [A-Z]\w+)?)\.")
+VERBS = {
+    r"Which company employs (.+)\?": "is employed by",
+    r"In which town was (.+) born\?": "was born in",
+    r"Who taught (.+)\?": "was taught by",
+    r"In which town is (.+) based\?": "is based in",
+    r"Who leads (.+)\?": "is led by",
+    r"In which year was (.+) founded\?": "was founded in",
+    r"Who governs (.+)\?": "is governed by",
+    r"In which year was (.+) settled\?": "was settled in",
+}
+
+
+def facts_of(text: str) -> list[tuple[str, str, str]]:
+    return FACT.findall(text)
+
+
+def solve(text: str, question: str) -> tuple[list[str], list[str]]:
+    """All answers that follow from the text, and the sentences used on the way."""
+    phrase, inner = next((verb, found[1]) for form, verb in VERBS.items() if (found := re.fullmatch(form, question)))
+    *nouns, subject = inner.split(" of ")
+    relations = [NOUNS[noun.removeprefix("the ")] for noun in reversed(nouns)] + [phrase]
+    current, used = [subject], []
+    for relation in relations:
+        steps = [fact for fact in facts_of(text) if fact[0] in current and fact[1] == relation]
+        current = [fact[2] for fact in steps]
+        used += [f"{' '.join(fact)}." for fact in steps]
+    return current, used
+
+
+def split_prompt(messages: list[dict[str, str]]) -> tuple[list[str], str]:
+    (message,) = messages
+    passages, question = message["content"].split("\n\nQuestion: ")
+    return [line[2:] for line in passages.splitlines() if line.startswith("- ")], question
+
+
+@pytest.mark.parametrize("hops", [1, 2, 3])
+def test_questions_have_musiques_schema_and_follow_from_their_paragraphs(hops: int) -> None:
+    for record in generate_questions(60, seed=3, paragraphs=20, hops=hops):
+        assert list(record) == [
+            "id",
+            "question",
+            "answer",
+            "answer_aliases",
+            "answerable",
+            "question_decomposition",
+            "paragraphs",
+        ]
+        assert record["id"].startswith(f"{hops}hop__")
+        assert [paragraph["idx"] for paragraph in record["paragraphs"]] == list(range(20))
+        assert all(set(p) == {"idx", "title", "paragraph_text", "is_supporting"} for p in record["paragraphs"])
+        assert sum(paragraph["is_supporting"] for paragraph in record["paragraphs"]) == hops
+        text = "\n".join(paragraph["paragraph_text"] for paragraph in record["paragraphs"])
+        assert solve(text, record["question"])[0] == [record["answer"]]
+        for step in record["question_decomposition"]:
+            support = record["paragraphs"][step["paragraph_support_idx"]]
+            assert support["is_supporting"]
+            assert step["answer"] in support["paragraph_text"]
+        assert record["question_decomposition"][-1]["answer"] == record["answer"]
+
+
+def test_distractors_do_not_name_the_answer_or_the_entities_on_the_way() -> None:
+    for record in generate_questions(60, seed=4, paragraphs=40):
+        on_the_way = [step["answer"] for step in record["question_decomposition"]]
+        for paragraph in record["paragraphs"]:
+            if not paragraph["is_supporting"]:
+                assert not any(name in paragraph["paragraph_text"] for name in on_the_way)
+
+
+def test_every_question_has_its_own_seed() -> None:
+    few, many = (list(generate_triplets(count, 7, 8, 24)) for count in (3, 9))
+    assert few == many[:3]
+    assert few != list(generate_triplets(3, 8, 8, 24))
+    assert list(generate_questions(3, 7)) == list(generate_questions(5, 7))[:3]
+
+
+def test_short_context_is_nested_in_the_long_one() -> None:
+    for triplet in generate_triplets(60, seed=5, short_paragraphs=8, long_paragraphs=64):
+        short, question = split_prompt(triplet["prompt_short"])
+        long, same_question = split_prompt(triplet["prompt_long"])
+        assert question == same_question
+        assert (len(short), len(long)) == (8, 64)
+        rest = iter(long)
+        assert all(paragraph in rest for paragraph in short), "order differs"
+        assert solve("\n".join(short), question)[0] == solve("\n".join(long), question)[0] == triplet["answers"]
+
+
+def test_responses_restate_facts_and_the_rejected_one_is_wrong_but_plausible() -> None:
+    for triplet in generate_triplets(60, seed=6, short_paragraphs=8, long_paragraphs=24):
+        short, question = split_prompt(triplet["prompt_short"])
+        text = "\n".join(short)
+        answers, used = solve(text, question)
+        assert triplet["chosen"] == f"Facts: {' '.join(used)} {ANSWER_PREFIX} {answers[0]}."
+        wrong = triplet["rejected"].rpartition(ANSWER_PREFIX)[2].strip(" .")
+        assert wrong != answers[0]
+        right_phrase = facts_of(used[-1])[0][1]
+        assert wrong in [fact[2] for fact in facts_of(text) if fact[1] == right_phrase], "not a distractor of its kind"
+        assert facts_of(triplet["rejected"])[0][0] == facts_of(triplet["chosen"])[0][0]
+
+
+def test_training_and_evaluation_share_no_fact() -> None:
+    def stated(prompts: list[list[dict[str, str]]]) -> set[tuple[str, str, str]]:
+        return {fact for messages in prompts for fact in facts_of("\n".join(split_prompt(messages)[0]))}
+
+    train = stated([triplet["prompt_long"] for triplet in generate_triplets(150, 0, 8, 64)])
+    evaluation = stated([record["prompt"] for record in generate_evaluation(150, 0, 64)])
+    assert len(train) > 5000
+    assert len(evaluation) > 5000
+    assert not train & evaluation
+
+
+def test_evaluation_questions_follow_from_their_passages_at_every_length() -> None:
+    for paragraphs in (8, 16, 32, 64, 128):
+        for record in generate_evaluation(8, 1, paragraphs):
+            passages, question = split_prompt(record["prompt"])
+            assert len(passages) == paragraphs
+            assert solve("\n".join(passages), question)[0] == record["answers"]
+
+
+def test_dialogues_answer_every_turn_rightly() -> None:
+    for messages in generate_dialogues(20, seed=0, paragraphs=8, questions=5):
+        passages, first = split_prompt(messages[:1])
+        questions = [first] + [m["content"].removeprefix("Question: ") for m in messages[2::2]]
+        assert 4 <= len(questions) <= 5, "every chain, and the first one at times twice"
+        for question, answer in zip(questions, messages[1::2], strict=True):
+            (expected,), used = solve("\n".join(passages), question)
+            assert answer["content"] == f"Facts: {' '.join(used)} {ANSWER_PREFIX} {expected}."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"paragraphs": 3}, "ask for 4 or more"),
+        ({"hops": 4}, "choose 1 to 3"),
+        ({"paragraphs": 4000}, "ask for fewer paragraphs"),
+    ],
+)
+def test_impossible_sizes_are_one_clear_line(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        list(generate_questions(1, 0, **arguments))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("short", "long"), [(3, 64), (16, 8)])
+def test_triplet_contexts_must_nest(short: int, long: int) -> None:
+    with pytest.raises(UserError, match="the short context needs 4 or more and no more than the long one"):
+        list(generate_triplets(1, 0, short, long))

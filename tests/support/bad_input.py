@@ -1,0 +1,181 @@
+"""Bad input of every kind: the broken files, and all cases put together."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bad_commands import LAUNCHED, RECIPES, TOOLS
+
+PROMPT = [{"role": "user", "content": "Who wrote it?"}]
+ROW: dict[str, Any] = {"id": "a", "prompt_short": PROMPT, "prompt_long": PROMPT, "chosen": "Ann.", "rejected": "Bob."}
+QUESTION = {
+    "id": "q",
+    "question": "Who?",
+    "answers": ["Ann"],
+    "supporting": [{"title": "t", "text": "Ann did."}],
+    "distractors": [{"title": "u", "text": "Bob sat."}],
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command line and what has to be in its complaint."""
+
+    name: str
+    command: str
+    arguments: tuple[str, ...]
+    culprits: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def without(key: str) -> dict[str, Any]:
+    return {k: v for k, v in ROW.items() if k != key}
+
+
+DATA: dict[str, tuple[list[Any], tuple[str, ...]]] = {
+    "broken line 4711": ([ROW | {"id": str(i)} for i in range(4710)] + ['{"id": '], (":4711",)),
+    "an array": (["[1, 2]"], (":1", "list")),
+    "a number": ([ROW, "7"], (":2", "int")),
+    "a bare NaN": (["NaN"], (":1", "float")),
+    "no id": ([without("id")], (":1", "id")),
+    "id of another type": ([ROW | {"id": [1]}], (":1", "id")),
+    "same id twice": ([ROW, ROW], (":2", "id")),
+    "missing chosen": ([without("chosen")], (":1", "chosen")),
+    "missing rejected": ([without("rejected")], (":1", "rejected")),
+    "null chosen": ([ROW | {"chosen": None}], (":1", "chosen")),
+    "wrong type": ([ROW | {"chosen": 7}], (":1", "chosen")),
+    "empty response": ([ROW | {"rejected": ""}], (":1", "rejected")),
+    "blank response": ([ROW | {"rejected": " \n"}], (":1", "rejected")),
+    "half a surrogate": ([json.dumps(ROW)[:-1] + ', "rejected": "\\ud800"}'], (":1", "rejected")),
+    "response of another role": ([ROW | {"chosen": PROMPT}], (":1", "chosen", "assistant")),
+    "no long prompt": ([without("prompt_long")], (":1", "prompt_long")),
+    "empty prompt": ([ROW | {"prompt_long": []}], (":1", "prompt_long")),
+    "prompt without a question": ([ROW | {"prompt_long": [{"role": "system", "content": "x"}]}], (":1", "'user'")),
+    "message without content": ([ROW | {"prompt_long": [{"role": "user"}]}], (":1", "prompt_long")),
+    "unknown role": ([ROW | {"prompt_short": [{"role": "human", "content": "x"}]}], (":1", "human")),
+    "messages and a string": ([ROW | {"prompt_long": "Who wrote it?"}], (":1", "prompt_long")),
+    "vanilla row": ([{"prompt": "p", "chosen": "a", "rejected": "b"}], (":1", "long_po")),
+    "empty file": ([], ("empty_file.jsonl",)),
+    "too long": ([ROW | {"prompt_short": "a", "prompt_long": "word " * 20000}], (":1", "data.max_tokens")),
+}
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return path
+
+
+def file_of(case: str) -> str:
+    return case.replace(" ", "_") + ".jsonl"
+
+
+class Bomb:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.mark,))
+
+
+def make_material(bad: Path, model: Path) -> None:
+    """Fill the folder of broken things."""
+    import datasets
+
+    for case, (rows, _) in DATA.items():
+        write(bad / file_of(case), rows)
+    write(bad / "ok.jsonl", [ROW])
+    write(bad / "plain.jsonl", [ROW | {"prompt_short": "Who?", "prompt_long": "Who wrote it?"}])
+    write(bad / "contexts.jsonl", [ROW | {"answers": ["Ann"]}])
+    write(bad / "questions.jsonl", [QUESTION | {"id": str(i)} for i in range(4)])
+    (bad / "empty").mkdir()
+    (bad / "no_data").mkdir()
+    (bad / "no_data" / "notes.txt").write_text("x")
+    (bad / "text.txt").write_text("x")
+    (bad / "latin.jsonl").write_bytes(b'{"id": "Andr\xe9"}\n')
+    (bad / "cut.jsonl.gz").write_bytes(gzip.compress(json.dumps(ROW).encode() * 50)[:-20])
+    (bad / "not.jsonl.gz").write_bytes(b"plain")
+    (bad / "not.parquet").write_bytes(b"plain")
+    splits = datasets.DatasetDict({name: datasets.Dataset.from_list([{"id": "a"}]) for name in ("train", "test")})
+    splits.save_to_disk(bad / "splits")
+    _make_models(bad, model)
+    _make_checkpoints(bad, model)
+
+
+def _make_models(bad: Path, model: Path) -> None:
+    def copy(name: str) -> Path:
+        shutil.copytree(model, bad / name)
+        return bad / name
+
+    def settings(folder: Path, file: str, **changes: Any) -> None:
+        old = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({k: v for k, v in (old | changes).items() if v is not None}))
+
+    template = copy("no_template")
+    (template / "chat_template.jinja").unlink()
+    settings(template, "tokenizer_config.json", chat_template=None)
+    (copy("broken_config") / "config.json").write_text('{"model_type": ')
+    settings(copy("other_family"), "config.json", model_type="gpt2")
+    settings(copy("unknown_family"), "config.json", model_type="no_such_family")
+    (copy("no_weights") / "model.safetensors").unlink()
+    weights = copy("cut_weights") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    tokenizer = copy("no_tokenizer")
+    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (tokenizer / file).unlink()
+    (copy("broken_tokenizer") / "tokenizer.json").write_text("{")
+    settings(copy("no_eos"), "tokenizer_config.json", eos_token=None)
+    for file in ("special_tokens_map.json",):
+        (bad / "no_eos" / file).write_text("{}")
+
+
+def _make_checkpoints(bad: Path, model: Path) -> None:
+    from solopo_nemo.training.checkpoints.files import record_file, write_manifest
+
+    def checkpoint(name: str, hf: bool = True, manifest: bool = True) -> Path:
+        folder = bad / name
+        for file in ("weights/metadata.json", "weights/__0_0.distcp", "context/io.json"):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text("{}")
+        with (folder / "weights" / ".metadata").open("wb") as stream:
+            pickle.dump(Bomb(bad / "exploded"), stream)
+        if hf:
+            shutil.copytree(model, folder / "hf", ignore=shutil.ignore_patterns("*.safetensors"))
+        if manifest:
+            files = [p for p in folder.rglob("*") if p.is_file()]
+            write_manifest(folder, {str(p.relative_to(folder)): record_file(p) for p in files})
+        return folder
+
+    checkpoint("without_hf", hf=False)
+    checkpoint("foreign/step_000004", manifest=False)
+    (checkpoint("cut/step_000004") / "weights" / "__0_0.distcp").write_text("")
+    (checkpoint("lost/step_000004") / "context" / "io.json").unlink()
+    changed = checkpoint("changed/step_000004") / "weights" / "__0_0.distcp"
+    changed.write_text("[]")
+    checkpoint("named_oddly")
+
+
+def _rows(table: str) -> Iterator[list[str]]:
+    for line in table.strip().splitlines():
+        yield [cell.strip() for cell in line.split("|")]
+
+
+def cases() -> list[Case]:
+    """All cases."""
+    found = [Case(name, "solo_dpo", tuple(words.split()), (culprit,), {}) for name, words, culprit in _rows(RECIPES)]
+    for name, (_, culprits) in DATA.items():
+        words = (f"data.train={{bad}}/{file_of(name)}", "data.max_tokens=2000")
+        found.append(Case(f"data: {name}", "solo_dpo", words, culprits, {}))
+    for name, command, words, culprit in _rows(TOOLS):
+        found.append(Case(name, command, tuple(words.split()), (culprit,), {}))
+    for name, (overrides, environment, culprit) in LAUNCHED.items():
+        found.append(Case(name, "solo_dpo", tuple(overrides), (culprit,), environment))
+    return found

@@ -1,0 +1,226 @@
+"""Tiny Hugging Face models of every family, with random norms and biases, and what is asked of them in child processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SIZES = dict(
+    vocab_size=2048, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=512,
+)  # fmt: skip
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and changes to its configuration that a comparison of logits must see."""
+
+    family: str
+    settings: dict[str, Any]
+    dtype: torch.dtype = torch.float32
+    shard: str = "5GB"
+    wrong: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "qwen2_tied": Case("qwen2", dict(tie_word_embeddings=True, rms_norm_eps=1e-5), wrong=dict(rms_norm_eps=1e-3)),
+    "qwen2_yarn": Case(
+        "qwen2", dict(tie_word_embeddings=False, rope_scaling=YARN, rope_theta=1e6), torch.bfloat16, "200KB",
+        wrong=dict(rope_scaling=YARN | {"attention_factor": 1.0}),
+    ),
+    "qwen2_some_layers_slide": Case(
+        "qwen2", dict(use_sliding_window=True, sliding_window=40, max_window_layers=1, num_key_value_heads=4),
+        wrong=dict(sliding_window=None),
+    ),
+    "qwen3": Case(
+        "qwen3", dict(tie_word_embeddings=True, head_dim=32, rope_theta=1e6), torch.bfloat16,
+        wrong=dict(rope_theta=1e5),
+    ),
+    "llama3": Case(
+        "llama",
+        dict(hidden_size=96, num_attention_heads=8, rope_theta=5e5, rope_scaling=LLAMA3),
+        shard="300KB", wrong=dict(rope_scaling=LLAMA3 | {"low_freq_factor": 2.0}),
+    ),
+    "llama_linear_tied_fp16": Case(
+        "llama", dict(tie_word_embeddings=True, rope_scaling={"rope_type": "linear", "factor": 2.0}), torch.float16,
+        wrong=dict(rope_scaling=None),
+    ),
+    "mistral": Case(
+        "mistral", dict(sliding_window=32, head_dim=24, rms_norm_eps=1e-5), torch.bfloat16,
+        wrong=dict(sliding_window=33),  # what NeMo's own importer makes of 32
+    ),
+}  # fmt: skip
+
+
+def make(case: Case, folder: Path) -> None:
+    """Write the model with the embedded model's tokenizer and a generation config of its own."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    from solopo_nemo.runtime.paths import EMBEDDED_MODEL
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(case.family, **(SIZES | case.settings))
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=case.dtype)
+    for name, parameter in model.named_parameters():
+        # random norms and biases: with ones and zeros, one that was never loaded would go unseen
+        torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.1)
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.6, top_k=20)
+    model.save_pretrained(folder, max_shard_size=case.shard)
+    AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(folder)
+
+
+def convert_all(progress: Any, root: Path) -> dict[str, dict[str, Any]]:
+    """Each model of ``root`` there and back, one Megatron process for all.
+
+    Returns, by case: the logits' differences of import and export, that under the wrong configuration, the largest
+    relative difference of a gradient, and what NeMo's own context holds.
+    """
+    from nemo.lightning import io
+
+    from solopo_nemo.nemo_model import convert
+
+    found: dict[str, dict[str, Any]] = {}
+    for name, case in CASES.items():
+        source, checkpoint, back = root / name, root / f"{name}.nemo", root / f"{name}.back"
+        imported = convert._import(progress, source, checkpoint, case.dtype, None, False)
+        stored = io.load_context(checkpoint, subpath="model")
+        found[name] = {
+            "import": imported,
+            "export": convert._export(progress, checkpoint, back, case.shard, False)[0],
+            "wrong": _with_wrong_settings(progress, root, name, case),
+            "gradient": _gradient_difference(root, name),
+            "stored": (stored.config.rope_scaling, stored.tokenizer.text_to_ids("Hello")),
+        }
+    return found
+
+
+def _with_wrong_settings(progress: Any, root: Path, name: str, case: Case) -> dict[str, float]:
+    from solopo_nemo.data.tokenize import load_tokenizer
+    from solopo_nemo.families import hf
+    from solopo_nemo.nemo_model import verify
+    from solopo_nemo.nemo_model.models import load_module, one_rank
+
+    config = hf.read_config(root / name)
+    sequences = verify.probes(load_tokenizer(root / name), config.vocab_size)
+    want = verify.transformers_logits(root / name, config, case.dtype, sequences, progress, False)
+    for key, value in case.wrong.items():
+        setattr(config, key, value)
+    with one_rank():
+        got = verify.megatron_logits(load_module(root / f"{name}.nemo", config, case.dtype), sequences, progress)
+    return {kind: verify.largest_difference(got[kind], want[kind]) for kind in want}
+
+
+def _gradient_difference(root: Path, name: str) -> float:
+    """Of the gradients of the embedding and of every norm, one long sequence, fp32."""
+    from transformers import AutoModelForCausalLM
+
+    from solopo_nemo.families import hf
+    from solopo_nemo.families.weights import expected_tensors, hf_tensors
+    from solopo_nemo.nemo_model import verify
+    from solopo_nemo.nemo_model.models import load_module, one_rank
+
+    config, ids = hf.read_config(root / name), torch.arange(300) * 7 % SIZES["vocab_size"]
+    model: Any = AutoModelForCausalLM.from_pretrained(root / name, dtype=torch.float32)
+    model(ids[None]).logits.logsumexp(-1).mean().backward()
+    want = {key: p.grad for key, p in model.named_parameters()}
+    with one_rank():
+        module = load_module(root / f"{name}.nemo", config, torch.float32)
+        logits = verify.packed_logits(module, [ids.tolist()])[0]
+        logits.logsumexp(-1).mean().backward()
+        with torch.no_grad():
+            for p in module.parameters():
+                p.copy_(p.grad)
+        got = hf_tensors(module, expected_tensors(config, torch.float32))
+        return max(float((g - want[key]).norm() / want[key].norm()) for key, g in got)
+
+
+IDS = [torch.arange(n) * 7 % SIZES["vocab_size"] for n in (90, 300, 41)]
+"""Three sequences to pack."""
+
+
+def logits_in_layouts(root: Path, runs: list[tuple[str, Any]]) -> list[torch.Tensor]:
+    """Logits ``[tokens, vocabulary]`` of ``IDS``, packed, by model name and layout; on rank 0 of all."""
+    import engine
+
+    out = []
+    for name, layout in runs:
+        engine.enter(layout)
+        out.append(_layout_logits(root / f"{name}.nemo", layout))
+    return out
+
+
+@torch.no_grad()
+def _layout_logits(checkpoint: Path, layout: Any) -> torch.Tensor:
+    import torch.distributed as dist
+    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core.packed_seq_params import PackedSeqParams
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    from solopo_nemo.core.scoring import load_weights
+    from solopo_nemo.data.packing import Layout as Packing
+    from solopo_nemo.data.packing import pack
+    from solopo_nemo.families import hf
+    from solopo_nemo.nemo_model.models import nemo_model
+
+    model = nemo_model(hf.read_config(checkpoint / "hf"), torch.float32)
+    settings = dict(
+        tensor_model_parallel_size=layout.tp, pipeline_model_parallel_size=layout.pp, context_parallel_size=layout.cp,
+        sequence_parallel=layout.sp, cp_comm_type=layout.cp_mode, pipeline_dtype=torch.float32,
+    )  # fmt: skip
+    for key, value in settings.items():
+        setattr(model.config, key, value)
+    model.configure_model()
+    load_weights(model.module, checkpoint)
+    samples = [{"prompt_short": ids[:1].tolist(), "chosen": [*ids[1:].tolist(), 0]} for ids in IDS]
+    packing = Packing(layout.cp, parallel_state.get_context_parallel_rank(), layout.tp if layout.sp else 1)
+    batch = pack(samples, ["short_chosen"], packing)
+    packed = PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=batch["cu_seqlens"], cu_seqlens_kv=batch["cu_seqlens"],
+        max_seqlen_q=int(batch["max_seqlen"]), max_seqlen_kv=int(batch["max_seqlen"]),
+    )  # fmt: skip
+
+    kept: list[torch.Tensor] = []
+
+    def forward_step(_: Any, module: Any) -> Any:
+        def keep(logits: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+            kept.append(tensor_parallel.gather_from_tensor_model_parallel_region(logits)[0].clone())
+            return logits.sum(), {}
+
+        return module(batch["tokens"], batch["position_ids"], None, packed_seq_params=packed), keep
+
+    get_forward_backward_func()(
+        forward_step_func=forward_step, data_iterator=iter(()), model=[model.module.eval()], num_microbatches=1,
+        seq_length=1, micro_batch_size=1, forward_only=True,
+    )  # fmt: skip
+    # where each local row stands in the sequences laid end to end
+    lengths, starts = [len(ids) for ids in IDS], [0]
+    for n in lengths:
+        starts.append(starts[-1] + n)
+    local = (batch["cu_seqlens"].diff() // layout.cp).tolist()
+    parts = torch.arange(len(IDS)).repeat_interleave(torch.tensor(local))
+    position = batch["position_ids"][0]
+    real = position < torch.tensor(lengths)[parts]
+    own = ((torch.tensor(starts)[parts] + position)[real], kept[0][real]) if kept else None
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, own)
+    whole = torch.full((starts[-1], SIZES["vocab_size"]), torch.nan)
+    for rows, logits in filter(None, gathered):
+        whole[rows] = logits
+    return whole
+
+
+def transformers_logits(folder: Path) -> torch.Tensor:
+    """The same from transformers, each sequence alone."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return torch.cat([model(ids[None]).logits[0] for ids in IDS])
