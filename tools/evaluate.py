@@ -23,7 +23,7 @@ from solopo_nemo.evaluation.report import write_report
 from solopo_nemo.evaluation.run import evaluate
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites import SUITES, find_suites
-from solopo_nemo.evaluation.tables import as_json, measured_suites, terminal_table, unlike_names
+from solopo_nemo.evaluation.tables import as_json, measured_suites, suite_table, unlike_names
 from solopo_nemo.families.hf import is_checkpoint
 from solopo_nemo.runtime.cli import ArgumentParser, run
 from solopo_nemo.runtime.errors import UserError
@@ -50,7 +50,7 @@ def main() -> int:
     page = write_report(models, out / "report")
     console, names = Console(stderr=True), unlike_names(models)
     for suite, views in measured_suites(models):
-        console.print(terminal_table(suite, views, names))
+        console.print(suite_table(suite, views, names).terminal())
     console.print(f"report: {page}", highlight=False)
     if arguments.json:
         print(json.dumps(as_json(models)))

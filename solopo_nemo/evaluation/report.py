@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from solopo_nemo.evaluation.charts import draw_suite
 from solopo_nemo.evaluation.measured import Measured
-from solopo_nemo.evaluation.tables import cells, measured_suites, questions, unlike_names
-from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.evaluation.tables import measured_suites, suite_table, unlike_names
+from solopo_nemo.pages.render import write_page
+from solopo_nemo.pages.tables import Table
 from solopo_nemo.runtime.paths import ASSETS
 
 
@@ -27,22 +26,19 @@ def write_report(models: Sequence[Measured], folder: Path) -> Path:
     names = unlike_names(models)
     for old in folder.glob("*.png"):
         old.unlink()
-    suites = []
-    for suite, views in measured_suites(models):
-        rows = [{"title": view.view.title, "questions": questions(view), "cells": cells(view)} for view in views]
-        drawn = draw_suite(suite, models, names, folder)
-        suites.append({"title": suite.title, "note": suite.note, "rows": rows, "figures": drawn})
-    page = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    html = page.get_template("evaluation.html.jinja").render(
-        models=[
-            {"name": name, "folder": str(model.folder), "window": _window(model)}
-            for name, model in zip(names, models, strict=True)
-        ],
-        suites=suites,
-    )
-    with atomic_text(folder / "index.html") as stream:
-        stream.write(html)
-    return folder / "index.html"
+    suites = [
+        {
+            "title": suite.title,
+            "note": suite.note,
+            "table": suite_table(suite, views, names),
+            "figures": draw_suite(suite, models, names, folder),
+        }
+        for suite, views in measured_suites(models)
+    ]
+    rows = [(name, _window(model), str(model.folder)) for name, model in zip(names, models, strict=True)]
+    models_table = Table(("model", "window", "scores in"), rows)
+    template = ASSETS / "evaluation.html.jinja"
+    return write_page(folder / "index.html", template, names=names, table=models_table, suites=suites)
 
 
 def _window(model: Measured) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.table import Table
-
 from solopo_nemo.evaluation.measured import Figure, Measured, figures
 from solopo_nemo.evaluation.scores import Mean
 from solopo_nemo.evaluation.suites import SUITES
 from solopo_nemo.evaluation.suites.suite import Suite
+from solopo_nemo.pages.tables import Table
 
 
 def measured_suites(models: Sequence[Measured]) -> list[tuple[Suite, list[Figure]]]:
@@ -31,33 +30,11 @@ def unlike_names(models: Sequence[Measured]) -> list[str]:
     ]
 
 
-def cells(figure: Figure) -> list[str]:
-    """A view in words: one value a model, then one gain for each but the first."""
-    values = [
-        "-" if mean is None else f"{_interval(mean)}{'' if over is None else f' ±{100 * over:.1f}'}"
-        for mean, over in zip(figure.means, figure.over_seeds, strict=True)
-    ]
-    return values + ["-" if gain is None else _gain(gain) for gain in figure.gains[1:]]
-
-
-def questions(figure: Figure) -> str:
-    """How many questions a view is over: a number, or the least and the most of several models."""
-    counts = [mean.count for mean in figure.means if mean is not None]
-    if not counts:
-        return "-"
-    return f"{counts[0]:,}" if len(set(counts)) == 1 else f"{min(counts):,} to {max(counts):,}"
-
-
-def terminal_table(suite: Suite, views: Sequence[Figure], names: Sequence[str]) -> Table:
-    """A suite's table for the terminal."""
-    gains = [f"{name} less {names[0]}" for name in names[1:]]
-    table = Table(title=f"{suite.title} (0-100, 95 % interval)")
-    table.add_column("")
-    for heading in ("questions", *names, *gains):
-        table.add_column(heading, justify="right")
-    for view in views:
-        table.add_row(view.view.title, questions(view), *cells(view))
-    return table
+def suite_table(suite: Suite, views: Sequence[Figure], names: Sequence[str]) -> Table:
+    """A row for each view: the questions, a score for each model, and a gain for each model but the first."""
+    head = ("", "questions", *names, *(f"{name} less {names[0]}" for name in names[1:]))
+    rows = [(view.view.title, _questions(view), *_cells(view)) for view in views]
+    return Table(head, rows, title=f"{suite.title} (0-100, 95 % interval)", wide=(1,))
 
 
 def as_json(models: Sequence[Measured]) -> dict[str, Any]:
@@ -88,6 +65,22 @@ def as_json(models: Sequence[Measured]) -> dict[str, Any]:
             for suite, views in measured_suites(models)
         },
     }
+
+
+def _cells(figure: Figure) -> list[str]:
+    values = [
+        "-" if mean is None else f"{_interval(mean)}{'' if over is None else f' ±{100 * over:.1f}'}"
+        for mean, over in zip(figure.means, figure.over_seeds, strict=True)
+    ]
+    return values + ["-" if gain is None else _gain(gain) for gain in figure.gains[1:]]
+
+
+def _questions(figure: Figure) -> str:
+    """How many questions a view is over: a number, or the least and the most of several models."""
+    counts = [mean.count for mean in figure.means if mean is not None]
+    if not counts:
+        return "-"
+    return f"{counts[0]:,}" if len(set(counts)) == 1 else f"{min(counts):,} to {max(counts):,}"
 
 
 def _interval(mean: Mean) -> str:

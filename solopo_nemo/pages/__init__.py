@@ -1,1 +1,1 @@
-"""Pages and figures: one theme for every chart, one place for every template."""
+"""Pages and figures: one theme, one helper for figures, one for tables, one renderer of templates."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
+from solopo_nemo.pages.tables import Table
 from solopo_nemo.planning.overview import Overview
 from solopo_nemo.planning.parameters import StageParameters
 from solopo_nemo.planning.search import Plan
@@ -27,7 +27,7 @@ def print_overview(found: Overview, recipe: str, model: str, console: Console) -
         f" assumed: {machine.tflops:g} TFLOPS at {machine.mfu:.0%}, {machine.node_gbs:g} GB/s in a node, "
         f"{machine.network_gbs:g} GB/s between nodes"
     )
-    console.print(_parts(found.plan))
+    console.print(_parts(found.plan).terminal())
     if found.plan.fits:
         console.print(f"[bold green]fits[/bold green], {_times(found.plan, found.samples)}")
     else:
@@ -36,7 +36,7 @@ def print_overview(found: Overview, recipe: str, model: str, console: Console) -
         f"longest long prompt at this layout: {found.longest:,} tokens" if found.longest else "no length fits"
     )
     if found.best:
-        console.print(_best(found))
+        console.print(_best(found).terminal())
     else:
         console.print("no layout of these GPUs fits at this length")
     if found.furthest:
@@ -49,36 +49,32 @@ def print_overview(found: Overview, recipe: str, model: str, console: Console) -
 
 def _parts(plan: Plan) -> Table:
     memory = plan.memory
+    shown = {name: size for name, size in memory.parts.items() if size >= SMALL * memory.peak}
+    rows = [(name, f"{size / GIB:.2f}", memory.formulas[name]) for name, size in shown.items()]
+    rest = sum(memory.parts.values()) - sum(shown.values())
     title = f"Peak: {memory.gib:.1f} GiB a GPU, on stage {memory.stage} during {memory.moment}"
-    table = Table("part", "GiB", "bytes are", title=title, title_justify="left")
-    table.columns[1].justify = "right"
-    rest = 0.0
-    for name, size in memory.parts.items():
-        if size < SMALL * memory.peak:
-            rest += size
-        else:
-            table.add_row(name, f"{size / GIB:.2f}", memory.formulas[name])
-    table.add_row("everything else", f"{rest / GIB:.2f}", "")
-    return table
+    return Table(("part", "GiB", "bytes are"), [*rows, ("everything else", f"{rest / GIB:.2f}", "")], "lrl", title)
 
 
 def _best(found: Overview) -> Table:
-    title = f"Fastest layouts that fit at {found.lengths.long:,} tokens"
-    table = Table("layout", "recompute", "GiB", "s a step", "MFU", "h an epoch", title=title, title_justify="left")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for plan in found.best:
-        time = plan.time
-        cells = (
+    rows = [
+        (
+            str(plan.run.layout),
+            plan.run.recompute,
             f"{plan.memory.gib:.1f}",
-            f"{time.total:.1f}",
-            f"{time.utilisation:.0%}",
+            f"{plan.time.total:.1f}",
+            f"{plan.time.utilisation:.0%}",
             f"{plan.hours(found.samples):.1f}",
         )
-        table.add_row(str(plan.run.layout), plan.run.recompute, *cells)
-    table.caption = f"overrides of the first: {' '.join(_overrides(found.best[0]))}"
-    table.caption_justify = "left"
-    return table
+        for plan in found.best
+    ]
+    return Table(
+        ("layout", "recompute", "GiB", "s a step", "MFU", "h an epoch"),
+        rows,
+        "llr",
+        title=f"Fastest layouts that fit at {found.lengths.long:,} tokens",
+        note=f"overrides of the first: {' '.join(_overrides(found.best[0]))}",
+    )
 
 
 def _overrides(plan: Plan) -> list[str]:

@@ -18,13 +18,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from solopo_nemo.planning.charts import draw_longest
 from solopo_nemo.runtime.cli import run
 from solopo_nemo.runtime.output import atomic_text
 from studies.benchmarks import planner_check as check
-from studies.benchmarks import planning_tables as tables
-from studies.benchmarks import suite
-from studies.benchmarks.planning_page import DOCUMENT, RESULTS, write_document
+from studies.benchmarks import planning, suite
 from studies.benchmarks.results import Results
 from studies.benchmarks.step import measure_step
 
@@ -44,14 +41,13 @@ def main() -> int:
 
 
 def _table() -> int:
-    places = list(tables.all_cells())
-    data = tables.as_json(tables.make_cell(*place) for place in track(places, "planning"))
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    with atomic_text(RESULTS / "layouts.json") as stream:
+    places = list(planning.all_cells())
+    data = planning.about() | {"cells": [planning.make_cell(*place) for place in track(places, "planning")]}
+    with atomic_text(planning.RESULTS / "layouts.json") as stream:
         stream.write(json.dumps(data, indent=1) + "\n")
-    draw_longest(data, RESULTS)
-    write_document(data)
-    print(DOCUMENT)
+    planning.draw_longest(data, planning.RESULTS)
+    planning.write_document(data, planning.DOCUMENT)
+    print(planning.DOCUMENT)
     return 0
 
 
@@ -64,7 +60,7 @@ def _check(work: Path, out: Path) -> int:
         run["predicted_bytes"] = check.predict(spec).above_model
         results.save()
     rows = [check.compare(spec, run) for spec in check.SPECS if (run := results.find(spec, 0))]
-    Console().print(check.table(rows))
+    Console().print(check.table(rows).terminal())
     return int(any(abs(row.error) > check.TOLERANCE for row in rows))
 
 

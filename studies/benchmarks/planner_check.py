@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
 from solopo_nemo.objectives import build_objective
+from solopo_nemo.pages.tables import Table
 from solopo_nemo.planning.layout import Layout
 from solopo_nemo.planning.memory import Memory, memory
 from solopo_nemo.planning.run import CPU, Run
@@ -102,12 +101,19 @@ def compare(spec: StepSpec, measured: dict[str, Any]) -> Row:
 
 def table(rows: Iterable[Row]) -> Table:
     """All rows as text, MiB."""
-    shown = Table("recipe", "model", "long", "layout", "recompute", "measured", "predicted", "error", "moment")
-    for row in rows:
-        spec, shape = row.spec, row.spec.shape
-        model = f"{shape.layers} x {shape.hidden}, {shape.vocabulary}"
-        peaks = (f"{row.measured / 2**20:.0f}", f"{row.predicted.above_model / 2**20:.0f}", f"{row.error:+.1%}")
-        shown.add_row(
-            spec.system, model, f"{spec.long}", str(layout_of(spec)), spec.recompute, *peaks, row.predicted.moment
+    head = ("recipe", "model", "long", "layout", "recompute", "moment", "measured", "predicted", "error")
+    cells = [
+        (
+            row.spec.system,
+            f"{row.spec.shape.layers} x {row.spec.shape.hidden}, {row.spec.shape.vocabulary}",
+            f"{row.spec.long}",
+            str(layout_of(row.spec)),
+            row.spec.recompute,
+            row.predicted.moment,
+            f"{row.measured / 2**20:.0f}",
+            f"{row.predicted.above_model / 2**20:.0f}",
+            f"{row.error:+.1%}",
         )
-    return shown
+        for row in rows
+    ]
+    return Table(head, cells, "llllllr")

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from solopo_nemo.config.schema import RunConfig, load_config
+from solopo_nemo.pages.theme import THEMES
 from solopo_nemo.training.report.page import write_report
-from solopo_nemo.training.report.plots import PLOTS, THEMES
+from solopo_nemo.training.report.plots import PLOTS
 from solopo_nemo.training.report.rows import read_metrics
 
 HOSTILE = "<script>alert('\"&')</script>"

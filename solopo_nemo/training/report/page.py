@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.evaluation.accuracy import AccuracyRow
-from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.pages.render import write_page
+from solopo_nemo.pages.tables import Table
 from solopo_nemo.runtime.paths import ASSETS
 from solopo_nemo.training.checkpoints.selection import Selection
 from solopo_nemo.training.paths import Paths
-from solopo_nemo.training.report.plots import PLOTS, draw, draw_accuracy, finite, smoothing_window
+from solopo_nemo.training.report.plots import draw_accuracy, draw_metrics, finite, smoothing_window
 from solopo_nemo.training.report.rows import read_metrics
 
 _LAST = 10
@@ -33,22 +34,11 @@ def write_report(config: RunConfig) -> None:
     paths = Paths(config.output)
     rows = [_with_speed(row) for row in read_metrics(paths.metrics)]
     measured = _read_accuracy(paths.accuracy)
-    figures = []
-    if draw_accuracy(measured, paths.report):
-        figures.append(
-            {
-                "name": "accuracy",
-                "title": "Answer accuracy by context length",
-                "note": "Share of questions answered exactly, with the 95 % Wilson interval.",
-            }
-        )
-    for plot in PLOTS:
-        if draw(plot, rows, paths.report):
-            figures.append({"name": plot.name, "title": plot.title, "note": plot.note})
-    _remove_stale(paths.report, {figure["name"] for figure in figures})
-
-    page = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    html = page.get_template("report.html.jinja").render(
+    figures = draw_accuracy(measured, paths.report) + draw_metrics(rows, paths.report)
+    _remove_stale(paths.report, {figure.name for figure in figures})
+    write_page(
+        paths.report / "index.html",
+        ASSETS / "report.html.jinja",
         config=config,
         facts=_facts(config, rows),
         settings={
@@ -57,7 +47,6 @@ def write_report(config: RunConfig) -> None:
             if key != "name"
         },
         metrics=_metrics_table(rows),
-        last=_LAST if len(rows) > _LAST else 0,
         accuracy=_accuracy_table(measured),
         selection=_selection_table(config),
         suite=config.trainer.select_best,
@@ -66,8 +55,6 @@ def write_report(config: RunConfig) -> None:
         broken=_broken(rows),
         yaml=OmegaConf.to_yaml(OmegaConf.structured(config)),
     )
-    with atomic_text(paths.report / "index.html") as stream:
-        stream.write(html)
 
 
 def _with_speed(row: dict[str, Any]) -> dict[str, Any]:
@@ -134,18 +121,14 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
 
 
-def _metrics_table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
+def _metrics_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Each metric at the first step, at the last one, and its mean over the last few."""
-    keys = dict.fromkeys(key for row in rows for key in row if key not in _NOT_METRICS)
-    return [
-        (
-            key,
-            _number(rows[0].get(key)),
-            _number(rows[-1].get(key)),
-            _number(_mean([row.get(key) for row in rows[-_LAST:]])),
-        )
-        for key in keys
-    ]
+    head = ["metric", "first step", "last step"] + [f"mean of the last {_LAST}"] * (len(rows) > _LAST)
+    table = []
+    for key in dict.fromkeys(key for row in rows for key in row if key not in _NOT_METRICS):
+        values = (rows[0].get(key), rows[-1].get(key), _mean([row.get(key) for row in rows[-_LAST:]]))
+        table.append([Markup("<code>{}</code>").format(key), *map(_number, values)][: len(head)])
+    return Table(head, table)
 
 
 def _mean(values: Sequence[Any]) -> float | None:
@@ -159,39 +142,32 @@ def _number(value: Any) -> str:
     return f"{value:,.0f}" if isinstance(value, int) or 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
-def _accuracy_table(measured: Mapping[str, Sequence[AccuracyRow]]) -> list[dict[str, str]]:
+def _accuracy_table(measured: Mapping[str, Sequence[AccuracyRow]]) -> Table:
     before, after = ({row.length: row for row in measured.get(moment, ())} for moment in ("before", "after"))
-    table = []
+    rows = []
     for length in sorted(before.keys() | after.keys()):
         old, new = before.get(length), after.get(length)
         some = new or old
         assert some is not None
-        table.append(
-            {
-                "context": f"{length}x",
-                "tokens": f"{some.tokens:,.0f}",
-                "questions": f"{some.total:,}",
-                "before": _share(old),
-                "after": _share(new),
-                "change": f"{100 * (new.accuracy - old.accuracy):+.1f}" if new and old else "-",
-            }
-        )
-    return table
+        change = f"{100 * (new.accuracy - old.accuracy):+.1f}" if new and old else "-"
+        rows.append((f"{length}x", f"{some.tokens:,.0f}", f"{some.total:,}", _share(old), _share(new), change))
+    return Table(("context", "tokens", "questions", "before", "after", "change"), rows, wide=(1, 2))
 
 
-def _selection_table(config: RunConfig) -> list[dict[str, str]]:
+def _selection_table(config: RunConfig) -> Table | None:
     """The checkpoints that were scored, where the best one was chosen."""
     selection = Selection.read(Paths(config.output))
     if selection is None or selection.suite != config.trainer.select_best:
-        return []
-    return [
-        {
-            "step": f"{scored.step:,}",
-            "score": f"{100 * scored.value:.1f} ({100 * scored.low:.0f}-{100 * scored.high:.0f})",
-            "chosen": "hf/" if scored.step == selection.best else "",
-        }
+        return None
+    rows = [
+        (
+            f"{scored.step:,}",
+            f"{100 * scored.value:.1f} ({100 * scored.low:.0f}-{100 * scored.high:.0f})",
+            "hf/" if scored.step == selection.best else "",
+        )
         for scored in selection.scores
     ]
+    return Table(("step", "score", "exported"), rows)
 
 
 def _share(row: AccuracyRow | None) -> str:

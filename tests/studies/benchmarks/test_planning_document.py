@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from studies.benchmarks import planning_tables as tables
-from studies.benchmarks.planning_page import DOCUMENT, read_data, text
+from studies.benchmarks import planning
+from studies.benchmarks.planning import DOCUMENT, read_data, write_document
 
 AGAIN = "run python studies/benchmarks/planner.py table"
 
 
-def test_the_committed_text_is_made_of_the_committed_json() -> None:
-    assert DOCUMENT.read_text(encoding="utf-8") == text(read_data()), AGAIN
+def test_the_committed_text_is_made_of_the_committed_json(tmp_path: Path) -> None:
+    write_document(read_data(), tmp_path / "planning.md")
+    assert DOCUMENT.read_text(encoding="utf-8") == (tmp_path / "planning.md").read_text(encoding="utf-8"), AGAIN
 
 
 def test_every_cell_is_there_once() -> None:
     places = [(cell["model"], cell["recipe"], cell["gpus"]) for cell in read_data()["cells"]]
-    assert places == list(tables.all_cells())
+    assert places == list(planning.all_cells())
 
 
 @pytest.mark.parametrize("place", [("Qwen2.5-7B", "SoLo-DPO", 8), ("Qwen2.5-72B", "Long-DPO", 64)])
 def test_the_committed_json_is_what_the_planner_says(place: tuple[str, str, int]) -> None:
     committed = {(c["model"], c["recipe"], c["gpus"]): c for c in read_data()["cells"]}
-    assert tables.make_cell(*place) == committed[place], AGAIN
+    assert planning.make_cell(*place) == committed[place], AGAIN
 
 
 def test_solopo_never_goes_less_far_than_vanilla() -> None:
     far = {(c["model"], c["recipe"], c["gpus"]): (c["longest"] or {"long": 0})["long"] for c in read_data()["cells"]}
-    for model in tables.MODELS:
-        for gpus in tables.GPUS:
+    for model in planning.MODELS:
+        for gpus in planning.GPUS:
             assert far[model, "SoLo-DPO", gpus] >= far[model, "Long-DPO", gpus]
