@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+from solopo_nemo.config.usage import Key, about, keys
+from solopo_nemo.runtime.paths import CONF
+
 PAGE, PLACE = "configuration.md", "<!-- the keys -->"
 GROUPS = ("model", "objective", "data", "parallel", "optim", "trainer", "logger", "evaluation", "preset")
 # their files differ in values alone: one table of keys, of this file, and one of files
 COMPARED = {"model": "tiny_qwen2", "evaluation": "auto"}
-
-# a key, its value and its comment; a # in a value would need quotes, and there are none
-LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?P<value>[^#]*)(?:#\s*(?P<comment>.*))?$")
-
-
-@dataclass(frozen=True)
-class Key:
-    """One key of a YAML file: its path, its value as written, its comment."""
-
-    path: str
-    value: str
-    comment: str
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -40,36 +30,8 @@ def reference() -> str:
     return "\n\n".join(sections)
 
 
-def keys(path: Path) -> Iterator[Key]:
-    """The keys of a file that have a value, with the comment on their line."""
-    above: list[tuple[int, str]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        found = LINE.match(line)
-        if not found:
-            continue
-        indent, value = len(found["indent"]), found["value"].strip()
-        above = [(depth, name) for depth, name in above if depth < indent]
-        if above and above[0][1] in ("defaults", "hydra"):
-            continue
-        if value or found["comment"]:
-            name = ".".join([*(name for _, name in above), found["key"]])
-            yield Key(name, value, (found["comment"] or "").strip())
-        above.append((indent, found["key"]))
-
-
-def about(path: Path) -> str:
-    """The comment at the head of a file, without Hydra's directive."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        if "@package" not in line:
-            lines.append(line.removeprefix("#").strip())
-    return _text(" ".join(lines))
-
-
 def _recipes() -> str:
-    rows = [(f"`recipes/{path.stem}.py`", about(path)) for path in _files("") if path.stem != "base"]
+    rows = [(f"`recipes/{path.stem}.py`", _text(about(path))) for path in _files("") if path.stem != "base"]
     return "## Recipes\n\n" + _table(("recipe", "what it is"), rows)
 
 

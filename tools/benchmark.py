@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from solopo_nemo.data.lengths import token_count
 from solopo_nemo.runtime.cli import ArgumentParser, run
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import check_writable
+from solopo_nemo.runtime.units import token_count
 from studies.benchmarks import commands, suite
 from studies.benchmarks.head import HEADS, HeadSpec
 from studies.benchmarks.spec import PEERS, Shape, StepSpec
@@ -206,7 +206,7 @@ def _add_model(command: argparse.ArgumentParser, systems: str, threads: int, ste
     known = f"recipes, {', '.join(PEERS)} (default {systems})"
     what.add_argument("--systems", type=_list_of(str), default=systems.split(","), metavar="NAME,NAME", help=known)
     what.add_argument("--recompute", choices=("none", "selective", "full"), default="none", help="default none")
-    override = "override of our recipe, such as model.row_chunk=64 (repeatable)"
+    override = "override of our recipe, such as model.logits_chunk_size=64 (repeatable)"
     what.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help=override)
     _add_numbers(what, short=1024, response=128, steps=steps, threads=threads)
     shape = Shape()

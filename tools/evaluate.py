@@ -16,7 +16,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from solopo_nemo.data.lengths import token_count
 from solopo_nemo.evaluation.measured import Measured
 from solopo_nemo.evaluation.models import ModelSettings
 from solopo_nemo.evaluation.report import write_report
@@ -27,6 +26,7 @@ from solopo_nemo.evaluation.tables import as_json, measured_suites, suite_table,
 from solopo_nemo.families.hf import is_checkpoint
 from solopo_nemo.runtime.cli import ArgumentParser, run
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.units import token_count
 from solopo_nemo.training.checkpoints.files import check_origin
 
 

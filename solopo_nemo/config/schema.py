@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -25,52 +24,53 @@ from yaml import YAMLError
 from solopo_nemo.embedded.world import MAX_PARAGRAPHS
 from solopo_nemo.runtime import environment
 from solopo_nemo.runtime.errors import UserError, require
+from solopo_nemo.runtime.options import check_options, choice, number
 from solopo_nemo.runtime.paths import CONF
 
 logger = logging.getLogger("solopo_nemo")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ModelConfig:
     """Where the weights come from and how the model is computed."""
 
     init: str
     rope_scaling: dict[str, Any] | None
     trust_checkpoint: bool
-    recompute: str
-    row_chunk: int
+    recompute: str = choice(allowed=("none", "selective", "full"))
+    logits_chunk_size: int = number(minimum=1)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BuiltinDataConfig:
     """Size of the built-in question set."""
 
-    samples: int
-    short_paragraphs: int
-    long_paragraphs: int
-    seed: int
+    samples: int = number(minimum=1)
+    short_paragraphs: int = number(minimum=2)
+    long_paragraphs: int = number(minimum=2)
+    seed: int = number(minimum=0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DataConfig:
     """Training samples."""
 
     train: str
-    max_tokens: int | None
-    too_long: str
+    max_tokens: int | None = number(minimum=2, optional=True)
+    too_long: str = choice(allowed=("error", "drop"))
     builtin: BuiltinDataConfig
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ParallelConfig:
     """Megatron parallel sizes."""
 
-    tensor: int
+    tensor: int = number(minimum=1)
     sequence: bool
-    context: int
-    context_mode: str
-    pipeline: int
-    data: int | None
+    context: int = number(minimum=1)
+    cp_comm_type: str = choice(allowed=environment.CP_COMM_TYPES)
+    pipeline: int = number(minimum=1)
+    data: int | None = number(minimum=1, optional=True)
 
     @property
     def model_ranks(self) -> int:
@@ -78,39 +78,39 @@ class ParallelConfig:
         return self.tensor * self.context * self.pipeline
 
 
-@dataclass
+@dataclass(kw_only=True)
 class OptimConfig:
     """AdamW and its schedule."""
 
-    lr: float
-    min_lr: float
-    warmup_ratio: float
-    weight_decay: float
-    beta1: float
-    beta2: float
-    eps: float
-    clip_grad: float
+    lr: float = number(above=0)
+    min_lr: float = number(minimum=0)
+    warmup_ratio: float = number(minimum=0, below=1)
+    weight_decay: float = number(minimum=0)
+    beta1: float = number(minimum=0, below=1)
+    beta2: float = number(minimum=0, below=1)
+    eps: float = number(above=0)
+    clip_grad: float = number(minimum=0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainerConfig:
     """Length of the run, batches, precision, checkpoints."""
 
-    max_steps: int | None
-    epochs: int
-    global_batch: int
-    micro_batch: int
-    seed: int
-    precision: str | None
-    checkpoint_every: int
-    keep_checkpoints: int
+    max_steps: int | None = number(minimum=1, optional=True)
+    epochs: int = number(minimum=1)
+    global_batch: int = number(minimum=1)
+    micro_batch: int = number(minimum=1)
+    seed: int = number(minimum=1)
+    precision: str | None = choice(allowed=("fp32", "bf16"), optional=True)
+    checkpoint_every: int = number(minimum=1)
+    keep_checkpoints: int = number(minimum=1)
     select_best: str | None
     resume: str
-    nonfinite: str
-    timeout_minutes: float
+    nonfinite: str = choice(allowed=("stop", "skip"))
+    timeout_minutes: float = number(above=0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LoggerConfig:
     """Lightning loggers beside metrics.jsonl."""
 
@@ -118,15 +118,15 @@ class LoggerConfig:
     wandb: str | None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvaluationConfig:
     """Built-in before/after evaluation."""
 
-    name: str
+    name: str = choice(allowed=("auto", "builtin", "none"))
     lengths: list[int]
-    questions: int
+    questions: int = number(minimum=1)
     data: str
-    limit: int | None
+    limit: int | None = number(minimum=1, optional=True)
     seed: int
 
 
@@ -187,6 +187,20 @@ class RunConfig:
         return objective
 
 
+_FORMER_KEYS = {"parallel.context_mode": "parallel.cp_comm_type", "model.row_chunk": "model.logits_chunk_size"}
+"""Keys that were renamed, and their names now: the former name still works."""
+
+
+def _renamed(override: str) -> str:
+    """A command-line override under its key's present name; says so once for each former key."""
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+~")
+    if name not in _FORMER_KEYS:
+        return override
+    logger.warning("%s is deprecated: it is called %s now", name, _FORMER_KEYS[name])
+    return f"{key.removesuffix(name)}{_FORMER_KEYS[name]}{equals}{value}"
+
+
 def _one_line(error: Exception) -> str:
     key = getattr(error, "full_key", None)
     message = " ".join(str(error).split("\n    full_key")[0].split())
@@ -213,7 +227,7 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = _compose(recipe, overrides)
+            composed = _compose(recipe, [_renamed(override) for override in overrides])
         with open_dict(composed):
             chosen = composed.pop("hydra").runtime.choices
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), composed)
@@ -234,72 +248,36 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
     return config
 
 
-def _choice(key: str, value: str | None, allowed: Sequence[str | None]) -> None:
-    names = ", ".join("null" if a is None else a for a in allowed)
-    require(value in allowed, f"{key}={value}: must be one of {names}")
-
-
 def _check(config: RunConfig) -> None:
     """Everything that needs neither the model nor the data."""
     require(bool(config.output_dir.strip()), "output_dir: is empty; name a folder")
-    trainer, parallel = config.trainer, config.parallel
-    for key, value in (
-        ("parallel.tensor", parallel.tensor),
-        ("parallel.context", parallel.context),
-        ("parallel.pipeline", parallel.pipeline),
-        ("parallel.data", 1 if parallel.data is None else parallel.data),
-        ("trainer.global_batch", trainer.global_batch),
-        ("trainer.micro_batch", trainer.micro_batch),
-        ("trainer.epochs", trainer.epochs),
-        ("trainer.checkpoint_every", trainer.checkpoint_every),
-        ("trainer.keep_checkpoints", trainer.keep_checkpoints),
-        ("trainer.max_steps", 1 if trainer.max_steps is None else trainer.max_steps),
-        ("trainer.seed", trainer.seed),
-        ("model.row_chunk", config.model.row_chunk),
-        ("data.max_tokens", 2 if config.data.max_tokens is None else config.data.max_tokens - 1),
-        ("data.builtin.samples", config.data.builtin.samples),
-        ("evaluation.questions", config.evaluation.questions),
-        ("evaluation.limit", 1 if config.evaluation.limit is None else config.evaluation.limit),
-        ("evaluation.lengths", min(config.evaluation.lengths, default=0)),
-    ):
-        require(value >= 1, f"{key}: must be at least {2 if key == 'data.max_tokens' else 1}")
-    _choice("model.recompute", config.model.recompute, ("none", "selective", "full"))
-    _choice("data.too_long", config.data.too_long, ("error", "drop"))
+    parallel, optim, builtin = config.parallel, config.optim, config.data.builtin
     require(
-        parallel.context_mode not in ("all_gather", "a2a+p2p"),
-        f"parallel.context_mode={parallel.context_mode}: Transformer Engine refuses it for packed (THD) sequences, as "
+        parallel.cp_comm_type not in ("all_gather", "a2a+p2p"),
+        f"parallel.cp_comm_type={parallel.cp_comm_type}: Transformer Engine refuses it for packed (THD) sequences, as "
         "triplets run; p2p has no limit but the length, a2a sends less where the heads divide",
     )
-    _choice("parallel.context_mode", parallel.context_mode, environment.CONTEXT_MODES)
-    _choice("trainer.nonfinite", trainer.nonfinite, ("stop", "skip"))
-    require(trainer.timeout_minutes > 0, f"trainer.timeout_minutes={trainer.timeout_minutes}: must be greater than 0")
-    _choice("trainer.precision", trainer.precision, ("fp32", "bf16", None))
-    _choice("objective.reference", config.reference, ("cached", "online"))
-    _choice("evaluation.name", config.evaluation.name, ("auto", "builtin", "none"))
-    if trainer.select_best is not None:
-        from solopo_nemo.evaluation.suites import find_suites
-
-        suites = find_suites(trainer.select_best, "trainer.select_best=")
-        require(len(suites) == 1, f"trainer.select_best={trainer.select_best}: name one suite")
-    optim = config.optim
-    require(0 < optim.lr < math.inf, f"optim.lr={optim.lr}: must be a number greater than 0")
-    require(0 <= optim.min_lr <= optim.lr, f"optim.min_lr={optim.min_lr}: must lie between 0 and optim.lr={optim.lr}")
-    require(0 <= optim.warmup_ratio < 1, f"optim.warmup_ratio={optim.warmup_ratio}: must be in [0, 1)")
-    for key in ("beta1", "beta2"):
-        require(0 <= getattr(optim, key) < 1, f"optim.{key}={getattr(optim, key)}: must be in [0, 1)")
-    for key in ("weight_decay", "clip_grad"):
-        require(getattr(optim, key) >= 0, f"optim.{key}={getattr(optim, key)}: must not be negative")
-    require(optim.eps > 0, f"optim.eps={optim.eps}: must be greater than 0")
+    check_options(config, "")
+    require(
+        config.reference in ("cached", "online"),
+        f"objective.reference must be one of cached, online; got {config.reference!r}",
+    )
+    require(optim.min_lr <= optim.lr, f"optim.min_lr={optim.min_lr}: must be at most optim.lr={optim.lr}")
     require(
         not parallel.sequence or parallel.tensor > 1,
         "parallel.sequence=true needs parallel.tensor of 2 or more: sequence parallelism splits over the tensor ranks",
     )
-    short, long = config.data.builtin.short_paragraphs, config.data.builtin.long_paragraphs
-    require(2 <= short <= long, f"data.builtin: short_paragraphs={short} must lie between 2 and long_paragraphs={long}")
-    paragraphs = max(config.evaluation.lengths) * short
+    require(
+        builtin.short_paragraphs <= builtin.long_paragraphs,
+        f"data.builtin: short_paragraphs={builtin.short_paragraphs} must not be more than "
+        f"long_paragraphs={builtin.long_paragraphs}",
+    )
+    lengths = config.evaluation.lengths
+    require(min(lengths, default=0) >= 1, f"evaluation.lengths={lengths}: give at least one, each at least 1")
+    paragraphs = max(lengths) * builtin.short_paragraphs
     require(
         config.evaluation.name == "none" or paragraphs <= MAX_PARAGRAPHS,
-        f"evaluation.lengths: {max(config.evaluation.lengths)} x {short} paragraphs is more than the {MAX_PARAGRAPHS} "
+        f"evaluation.lengths: {max(lengths)} x {builtin.short_paragraphs} paragraphs is more than the {MAX_PARAGRAPHS} "
         "that the built-in questions have names for",
     )
     config.build_objective()
@@ -320,7 +298,13 @@ def read_config(path: Path) -> RunConfig:
         UserError: it is damaged, or of another version.
     """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path))
+        saved: Any = OmegaConf.load(path)
+        for former, name in _FORMER_KEYS.items():
+            if (value := OmegaConf.select(saved, former)) is not None:
+                group, key = former.split(".")
+                saved[group].pop(key)
+                OmegaConf.update(saved, name, value)
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), saved)
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{path}: {_one_line(error)}; choose another output_dir") from None

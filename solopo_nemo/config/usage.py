@@ -1,7 +1,13 @@
-"""What ``python recipes/<recipe>.py --help`` prints: the keys, their defaults and comments, out of the YAML."""
+"""The keys of the configuration out of ``conf/*.yaml``: for ``--help`` and for the reference page of the documentation.
+
+Each YAML file states its defaults and, in the comment of a line, what the key means.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -9,25 +15,72 @@ from hydra.core.global_hydra import GlobalHydra
 
 from solopo_nemo.runtime.paths import CONF
 
+# a key, its value and its comment; a # in a value would need quotes, and there are none
+LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?P<value>[^#]*)(?:#\s*(?P<comment>.*))?$")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a YAML file: its path, its value as written, its comment."""
+
+    path: str
+    value: str
+    comment: str
+
+
+def keys(path: Path) -> Iterator[Key]:
+    """The keys of a file that have a value, with the comment on their line."""
+    above: list[tuple[int, str]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        found = LINE.match(line)
+        if not found:
+            continue
+        indent, value = len(found["indent"]), found["value"].strip()
+        above = [(depth, name) for depth, name in above if depth < indent]
+        if above and above[0][1] in ("defaults", "hydra"):
+            continue
+        if value or found["comment"]:
+            name = ".".join([*(name for _, name in above), found["key"]])
+            yield Key(name, value, (found["comment"] or "").strip())
+        above.append((indent, found["key"]))
+
+
+def about(path: Path) -> str:
+    """The comment at the head of a file, without Hydra's directive."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if "@package" not in line:
+            lines.append(line.removeprefix("#").strip())
+    return " ".join(lines)
+
 
 def describe(recipe: str) -> str:
-    """Help text of a recipe: its keys with their defaults and comments, group by group."""
+    """Help text of a recipe: its keys with their defaults and meanings, group by group."""
+    plain = [key for key in keys(CONF / "base.yaml") if key.path != "recipe" and "." not in key.path]
+    plain.append(Key("plugins", "[]", "modules that register objectives; given as +plugins=[my_package.my_po]"))
     lines = [
         f"usage: python recipes/{recipe}.py [key=value ...] [group=option ...]",
         "",
-        _comment(CONF / f"{recipe}.yaml"),
+        about(CONF / f"{recipe}.yaml"),
         "With no argument it runs the embedded default on this machine.",
         "",
-        f"Keys of conf/{recipe}.yaml over conf/base.yaml:",
-        *_body(CONF / "base.yaml", skip_until="output_dir:"),
+        *(_line(key) for key in plain),
     ]
     choices = _choices(recipe)
+    everywhere = list(keys(CONF / "base.yaml"))
     for group in ("model", "objective", "data", "parallel", "optim", "trainer", "logger", "evaluation"):
         options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
         lines += ["", f"{group}={'|'.join(options)}"]
-        body = _body(CONF / group / f"{choices[group]}.yaml", prefix=f"{group}.")
-        lines += [f"  {line}" if line else "" for line in body]
+        own = [Key(f"{group}.{k.path}", k.value, k.comment) for k in keys(CONF / group / f"{choices[group]}.yaml")]
+        lines += [_line(key) for key in (*own, *(k for k in everywhere if k.path.startswith(f"{group}.")))]
     return "\n".join(lines)
+
+
+def _line(key: Key) -> str:
+    setting = f"  {key.path}={key.value}"
+    return f"{setting:<42} {key.comment}".rstrip()
 
 
 def _choices(recipe: str) -> dict[str, str]:
@@ -36,17 +89,3 @@ def _choices(recipe: str) -> dict[str, str]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose(recipe, return_hydra_config=True)
     return dict(composed.hydra.runtime.choices)
-
-
-def _comment(path: Path) -> str:
-    first = path.read_text().split("\n", 1)[0]
-    return first.removeprefix("# ") if first.startswith("#") else ""
-
-
-def _body(path: Path, prefix: str = "", skip_until: str = "") -> list[str]:
-    lines = path.read_text().rstrip().split("\n")
-    if skip_until:
-        lines = lines[next(i for i, line in enumerate(lines) if line.startswith(skip_until)) :]
-    lines = [line for line in lines if not line.startswith("hydra:") and "output_subdir" not in line]
-    lines = [line for line in lines if line.strip() != "run: {dir: .}"]
-    return [prefix + line if line and line[0] not in " #" else line for line in lines]

@@ -57,10 +57,10 @@ def check_model(config: RunConfig, hf_config: Any) -> None:
     )
     require(layers % p.pipeline == 0, f"parallel.pipeline={p.pipeline} does not divide the model's {layers} layers")
     require(
-        p.context == 1 or p.context_mode == "a2a" or attention_window(hf_config) is None,
-        f"parallel.context_mode={p.context_mode}: the model's sliding-window attention needs a2a",
+        p.context == 1 or p.cp_comm_type == "a2a" or attention_window(hf_config) is None,
+        f"parallel.cp_comm_type={p.cp_comm_type}: the model's sliding-window attention needs a2a",
     )
-    if p.context_mode == "a2a" and p.context > 1:
+    if p.cp_comm_type == "a2a" and p.context > 1:
         import torch
 
         # Transformer Engine splits the key/value heads too; our own attention repeats them where there are too few
@@ -69,7 +69,7 @@ def check_model(config: RunConfig, hf_config: Any) -> None:
             require(
                 count // p.tensor % p.context == 0,
                 f"parallel.context={p.context} does not divide the {count // p.tensor} {kind} heads of a tensor rank: "
-                "parallel.context_mode=p2p has no such limit",
+                "parallel.cp_comm_type=p2p has no such limit",
             )
 
 

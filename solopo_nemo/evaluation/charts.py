@@ -10,13 +10,13 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from solopo_nemo.data.lengths import short_count
 from solopo_nemo.evaluation.measured import Measured
 from solopo_nemo.evaluation.scores import level
 from solopo_nemo.evaluation.suites.suite import Suite
 from solopo_nemo.pages import figures
 from solopo_nemo.pages.figures import Chart, Look
 from solopo_nemo.pages.theme import Theme
+from solopo_nemo.runtime.units import short_count
 
 _COLOURS = ("blue", "orange", "green", "purple", "grey")
 _MARKERS = "os^Dv"

@@ -41,11 +41,11 @@ from solopo_nemo.objectives.base import Objective, UnalignedObjective
 from solopo_nemo.objectives.distances import DISTANCES, Distance
 from solopo_nemo.objectives.longpo import LongPO
 from solopo_nemo.objectives.numerics import log1mexp, log_odds
-from solopo_nemo.objectives.options import choice, flag, number, option_fields
 from solopo_nemo.objectives.preference import DPO, IPO, ORPO, SimPO, SLiC
 from solopo_nemo.objectives.registry import available_objectives, build_objective, objective_class, register
 from solopo_nemo.objectives.scores import SEQUENCES, ObjectiveOutput, SequenceScores
 from solopo_nemo.objectives.supervised import SFT
+from solopo_nemo.runtime.options import choice, flag, number, option_fields
 
 __all__ = [
     "DISTANCES",

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from solopo_nemo.objectives.distances import DISTANCES
-from solopo_nemo.objectives.options import check_options, choice, fixed, flag, number
 from solopo_nemo.objectives.scores import (
     ANSWERS,
     PROMPTS,
@@ -21,6 +20,7 @@ from solopo_nemo.objectives.scores import (
     gather_reference,
 )
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.options import check_options, choice, fixed, flag, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Objective(ABC):
     prompt: str = choice("short", PROMPTS, "prompt of the preference term; long is the vanilla Long-PO")
 
     def __post_init__(self) -> None:
-        check_options(self)
+        check_options(self, "objective.")
         if self.prompt == "long" and self.aligned_answers:
             raise UserError(
                 f"objective.align must be none (or objective.alpha 0) with objective.prompt=long; got {self.align!r}"

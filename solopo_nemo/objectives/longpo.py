@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from solopo_nemo.objectives.base import UnalignedObjective
-from solopo_nemo.objectives.options import fixed, number
 from solopo_nemo.objectives.registry import register
 from solopo_nemo.objectives.scores import SequenceScores
+from solopo_nemo.runtime.options import fixed, number
 
 
 @register("longpo")

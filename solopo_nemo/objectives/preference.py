@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from solopo_nemo.objectives.base import Objective
 from solopo_nemo.objectives.numerics import log_odds
-from solopo_nemo.objectives.options import number
 from solopo_nemo.objectives.registry import register
 from solopo_nemo.objectives.scores import SequenceScores
+from solopo_nemo.runtime.options import number
 
 
 @register("dpo")
@@ -28,7 +28,6 @@ class DPO(Objective):
     bound_constant = math.log(2.0)
 
     beta: float = number(0.1, "scale of the reward, per nat", above=0.0)
-    alpha: float = number(3.0, "weight of the short-to-long alignment; 0 switches it off", minimum=0.0)
 
     def reward(self, scores: SequenceScores, reference: Tensor) -> Tensor:
         return self.beta * (scores.logp - reference)

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from typing_extensions import dataclass_transform
 
 from solopo_nemo.objectives.base import Objective, UnalignedObjective
-from solopo_nemo.objectives.options import choice, flag, number, option_fields
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.options import choice, flag, number, option_fields
 
 _REGISTRY: dict[str, type[Objective]] = {}
 

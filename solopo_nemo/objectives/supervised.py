@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from solopo_nemo.objectives.base import UnalignedObjective
-from solopo_nemo.objectives.options import fixed
 from solopo_nemo.objectives.registry import register
 from solopo_nemo.objectives.scores import SequenceScores
+from solopo_nemo.runtime.options import fixed
 
 
 @register("sft")

@@ -90,7 +90,7 @@ def _changes(config: RunConfig, now: Run, gpus_per_node: int) -> Iterator[tuple[
         smaller = dataclasses.replace(config, trainer=trainer)
         data = world // (tensor * context * pipeline)
         # the ring is bounded by no number of heads
-        modes = {layout.context_mode, "p2p"} if context > 1 else {layout.context_mode}
+        modes = {layout.cp_comm_type, "p2p"} if context > 1 else {layout.cp_comm_type}
         for sequence, mode in product({layout.sequence, tensor > 1}, sorted(modes)):
             other = Layout(tensor, sequence, context, mode, pipeline, data)
             if not is_valid(smaller, now.shape, other, now.device):
@@ -109,7 +109,7 @@ def _difference(config: RunConfig, run: Run) -> list[str]:
         ("model.recompute", config.model.recompute, run.recompute),
         *(
             (f"parallel.{key}", getattr(config.parallel, key), getattr(changed, key))
-            for key in ("sequence", "context", "context_mode", "tensor", "pipeline")
+            for key in ("sequence", "context", "cp_comm_type", "tensor", "pipeline")
         ),
     ]
     if config.parallel.data not in (None, run.layout.data):

@@ -32,7 +32,7 @@ def communication(run: Run) -> Communication:
     """What the busiest rank sends in one optimizer step."""
     layout = run.layout
     share = Share.of(run.workload.policy, run.micro_batch, layout)
-    z = Sizes.of(run.shape, layout, share, run.row_chunk, run.itemsize)
+    z = Sizes.of(run.shape, layout, share, run.logits_chunk_size, run.itemsize)
     layers = run.shape.num_hidden_layers // layout.pipeline
     again = run.recompute == "full"
     parameters = StageParameters.of(run.shape, layout.tensor, layout.pipeline, 0).total

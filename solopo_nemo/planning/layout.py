@@ -19,13 +19,13 @@ class Layout:
     Attributes:
         tensor, context, pipeline, data: sizes; their product is the world.
         sequence: sequence parallelism.
-        context_mode: communication of context parallelism, as ``parallel.context_mode``.
+        cp_comm_type: communication of context parallelism, as ``parallel.cp_comm_type``.
     """
 
     tensor: int = 1
     sequence: bool = False
     context: int = 1
-    context_mode: str = "a2a"
+    cp_comm_type: str = "a2a"
     pipeline: int = 1
     data: int = 1
 
@@ -36,7 +36,7 @@ class Layout:
             tensor=parallel.tensor,
             sequence=parallel.sequence,
             context=parallel.context,
-            context_mode=parallel.context_mode,
+            cp_comm_type=parallel.cp_comm_type,
             pipeline=parallel.pipeline,
             data=max(world // parallel.model_ranks, 1),
         )
@@ -60,12 +60,12 @@ class Layout:
             "pipeline": self.pipeline,
         }
         if self.context > 1:
-            values["context_mode"] = self.context_mode
+            values["cp_comm_type"] = self.cp_comm_type
         return [f"parallel.{key}={value}" for key, value in values.items()]
 
     def __str__(self) -> str:
         sequence = "+SP" if self.sequence else ""
-        mode = f" {self.context_mode}" if self.context > 1 else ""
+        mode = f" {self.cp_comm_type}" if self.context > 1 else ""
         return f"TP{self.tensor}{sequence} CP{self.context}{mode} PP{self.pipeline} DP{self.data}"
 
 

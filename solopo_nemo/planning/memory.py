@@ -80,7 +80,7 @@ def memory(run: Run) -> Memory:
 def _stage(run: Run, stage: int) -> Memory:
     layers: Layers = gpu_layers if run.device == GPU else cpu_layers
     pipeline, share = run.layout.pipeline, Share.of(run.workload.policy, run.micro_batch, run.layout)
-    z = Sizes.of(run.shape, run.layout, share, run.row_chunk, run.itemsize)
+    z = Sizes.of(run.shape, run.layout, share, run.logits_chunk_size, run.itemsize)
     count = run.shape.num_hidden_layers // pipeline
     in_flight = min(pipeline - stage, run.micro_batches)  # one forward, one backward at a time
     selective, full = run.recompute == "selective", run.recompute == "full"

@@ -28,7 +28,7 @@ class Run:
         device: ``gpu`` (Transformer Engine) or ``cpu`` (this project's layers).
         precision: ``bf16`` or ``fp32``.
         recompute: ``none``, ``selective`` or ``full``.
-        row_chunk: rows that the head scores at a time.
+        logits_chunk_size: response positions that the head scores at a time.
         micro_batch, global_batch: samples a forward pass and rank, and an optimizer step.
         online_reference: whether the frozen reference policy stands beside the policy.
         optimizer: ``sharded`` (over data- and context-parallel ranks, as the recipes do it), ``replicated``, or
@@ -41,7 +41,7 @@ class Run:
     device: str = GPU
     precision: str = "bf16"
     recompute: str = "none"
-    row_chunk: int = 512
+    logits_chunk_size: int = 512
     micro_batch: int = 1
     global_batch: int = 64
     online_reference: bool = False
@@ -75,7 +75,7 @@ class Run:
             device=device,
             precision=config.trainer.precision or ("bf16" if device == GPU else "fp32"),
             recompute=config.model.recompute,
-            row_chunk=config.model.row_chunk,
+            logits_chunk_size=config.model.logits_chunk_size,
             micro_batch=config.trainer.micro_batch,
             global_batch=config.trainer.global_batch,
             online_reference=config.reference == "online" and bool(objective.reference_sequences),

@@ -73,7 +73,7 @@ def with_layout(config: RunConfig, layout: Layout, **model: Any) -> RunConfig:
         tensor=layout.tensor,
         sequence=layout.sequence,
         context=layout.context,
-        context_mode=layout.context_mode,
+        cp_comm_type=layout.cp_comm_type,
         pipeline=layout.pipeline,
         data=None,
     )
@@ -89,7 +89,7 @@ def valid_layouts(config: RunConfig, shape: ModelShape, world: int, gpus_per_nod
         for pipeline in _divisors(world // tensor, shape.num_hidden_layers):
             for context in _divisors(world // (tensor * pipeline), world):
                 data = world // (tensor * pipeline * context)
-                for mode in MODES if context > 1 else (config.parallel.context_mode,):
+                for mode in MODES if context > 1 else (config.parallel.cp_comm_type,):
                     layout = Layout(tensor, tensor > 1, context, mode, pipeline, data)
                     if is_valid(config, shape, layout, GPU):
                         yield layout
@@ -106,7 +106,7 @@ def is_valid(config: RunConfig, shape: ModelShape, layout: Layout, device: str) 
         check_model(changed, shape)
     except UserError:
         return False
-    exchanged = layout.context if device == GPU and layout.context_mode == "a2a" else 1
+    exchanged = layout.context if device == GPU and layout.cp_comm_type == "a2a" else 1
     return shape.num_key_value_heads // layout.tensor % exchanged == 0
 
 

@@ -51,7 +51,7 @@ class Sizes:
     mode: str
 
     @classmethod
-    def of(cls, shape: ModelShape, layout: Layout, share: Share, row_chunk: int, itemsize: int) -> Sizes:
+    def of(cls, shape: ModelShape, layout: Layout, share: Share, logits_chunk_size: int, itemsize: int) -> Sizes:
         """Of one rank of a layout."""
         t = layout.tensor
         return cls(
@@ -65,12 +65,12 @@ class Sizes:
             n=shape.num_attention_heads // t,
             v=shape.vocab_size // t,
             R=share.rows,
-            C=min(row_chunk, share.rows),
+            C=min(logits_chunk_size, share.rows),
             S=share.longest,
             t=t,
             c=layout.context,
             e=itemsize,
-            mode=layout.context_mode,
+            mode=layout.cp_comm_type,
         )
 
     def tensor(self, name: str, formula: str) -> Tensor:

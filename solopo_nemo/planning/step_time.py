@@ -83,7 +83,7 @@ def step_time(run: Run, machine: Machine) -> StepTime:
     sent = communication(run)
 
     context = sent.context / machine.bandwidth(layout.tensor * layout.context)
-    if layout.context_mode == "p2p":
+    if layout.cp_comm_type == "p2p":
         context = max(0.0, context - of_sample.attention * of_rank / rate)
     data = sent.data / machine.bandwidth(layout.tensor * layout.context * layout.data)
     last_backward = compute / batches * 2 / 3

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from solopo_nemo.data.lengths import token_count
 from solopo_nemo.runtime.errors import RunFault, UserError
 from solopo_nemo.runtime.signals import ignore_signals
+from solopo_nemo.runtime.units import token_count
 
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2

@@ -14,7 +14,7 @@ _RANK_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI", "OMPI_", "SOLOPO_")
 _START = "SOLOPO_START"
 
 
-CONTEXT_MODES = ("p2p", "a2a")
+CP_COMM_TYPES = ("p2p", "a2a")
 """Context-parallel communication that runs on packed sequences, here and in Transformer Engine."""
 
 

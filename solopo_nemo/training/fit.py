@@ -58,8 +58,8 @@ def build_model(config: RunConfig, checkpoint: Path, objective: Any) -> Any:
     # hf/config.json, and not NeMo's context, says what the model is: other rope scaling is written there
     dtype = torch.bfloat16 if precision_of(config) == "bf16" else torch.float32
     hf_config = read_config(checkpoint / "hf")
-    model = nemo_model(hf_config, dtype, objective=objective, row_chunk=config.model.row_chunk)
-    settings: dict[str, Any] = {"cp_comm_type": config.parallel.context_mode, "pipeline_dtype": dtype}
+    model = nemo_model(hf_config, dtype, objective=objective, row_chunk=config.model.logits_chunk_size)
+    settings: dict[str, Any] = {"cp_comm_type": config.parallel.cp_comm_type, "pipeline_dtype": dtype}
     if config.model.recompute == "full":
         settings |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     elif config.model.recompute == "selective":

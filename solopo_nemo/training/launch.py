@@ -22,7 +22,7 @@ from solopo_nemo.runtime.output import atomic_text, check_writable
 from solopo_nemo.runtime.signals import SIGNALS, Stopped, StopRequest, spare_helpers, stopping_at_once
 from solopo_nemo.training.checkpoints.files import saved_checkpoints, step_of
 from solopo_nemo.training.checkpoints.resume import changes, settle_earlier_run
-from solopo_nemo.training.checkpoints.selection import Selection
+from solopo_nemo.training.checkpoints.selection import Selection, check_suite
 from solopo_nemo.training.paths import Paths
 
 logger = logging.getLogger("solopo_nemo")
@@ -60,6 +60,7 @@ def run_recipe(
         return 0
     logs.show_own_messages(environment.rank())
     config = load_config(recipe, arguments)
+    check_suite(config)
     try:
         if environment.started_as_rank():
             return _run_rank(config, only_reference)

@@ -11,6 +11,7 @@ from solopo_nemo.config.schema import load_config
 from solopo_nemo.config.world import check_world
 from solopo_nemo.runtime import cli
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.training.checkpoints.selection import check_suite
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     recipe, ranks, *overrides = arguments
     config = load_config(recipe, overrides)
+    check_suite(config)
     check_world(config, int(ranks))
     if config.trainer.resume != "auto":
         raise UserError(

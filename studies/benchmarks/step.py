@@ -111,7 +111,7 @@ def overrides_of(spec: StepSpec, material: Material, output: Path) -> list[str]:
         f"parallel.tensor={spec.tensor}",
         f"parallel.sequence={str(spec.sequence).lower()}",
         f"parallel.context={spec.context}",
-        f"parallel.context_mode={spec.context_mode}",
+        f"parallel.cp_comm_type={spec.context_mode}",
         f"parallel.pipeline={spec.pipeline}",
         f"parallel.data={spec.data}",
         f"trainer.global_batch={spec.data}",

@@ -83,7 +83,7 @@ SOLO_KL = {"align_on": "logp"}
 # name, options, sequences of the policy, sequences of the reference, loss of one sample
 CASES = {
     # SoLo-PO, chosen-only
-    "dpo": ("dpo", {}, CHOSEN_ONLY, SHORT_PAIR, lambda v: dpo(v, 0.1) + 3 * 0.1 * abs(logp_gap(v))),
+    "dpo": ("dpo", {}, CHOSEN_ONLY, SHORT_PAIR, lambda v: dpo(v, 0.1) + 0.1 * abs(logp_gap(v))),
     "simpo": ("simpo", {}, CHOSEN_ONLY, (), lambda v: simpo(v, 2.0, 1.0) + 2.0 * abs(avg_gap(v))),
     "orpo": ("orpo", {}, CHOSEN_ONLY, (), lambda v: nll(v) + 0.1 * odds_ratio(v) + abs(odds_gap(v))),
     "ipo": ("ipo", {}, CHOSEN_ONLY, SHORT_PAIR, lambda v: ipo(v, 0.1) + (0.1 * logp_gap(v)) ** 2),
@@ -130,7 +130,7 @@ CASES = {
         {"align": "both"},
         BOTH,
         SHORT_PAIR,
-        lambda v: dpo(v, 0.1) + 3 * 0.1 * (abs(logp_gap(v)) + abs(logp_gap(v, "rejected"))),
+        lambda v: dpo(v, 0.1) + 0.1 * (abs(logp_gap(v)) + abs(logp_gap(v, "rejected"))),
     ),
     "orpo-both": (
         "orpo",
@@ -147,7 +147,7 @@ CASES = {
         lambda v: ipo(v, 0.1) + (0.1 * logp_gap(v)) ** 2 + (0.1 * logp_gap(v, "rejected")) ** 2,
     ),
     # SoLo-KL: the absolute value of the raw difference for every objective, IPO included
-    "dpo-kl": ("dpo", SOLO_KL, CHOSEN_ONLY, SHORT_PAIR, lambda v: dpo(v, 0.1) + 3 * abs(logp_gap(v))),
+    "dpo-kl": ("dpo", SOLO_KL, CHOSEN_ONLY, SHORT_PAIR, lambda v: dpo(v, 0.1) + abs(logp_gap(v))),
     "simpo-kl": ("simpo", SOLO_KL, CHOSEN_ONLY, (), lambda v: simpo(v, 2.0, 1.0) + abs(logp_gap(v))),
     "orpo-kl": ("orpo", SOLO_KL, CHOSEN_ONLY, (), lambda v: nll(v) + 0.1 * odds_ratio(v) + abs(logp_gap(v))),
     "ipo-kl": ("ipo", SOLO_KL, CHOSEN_ONLY, SHORT_PAIR, lambda v: ipo(v, 0.1) + abs(logp_gap(v))),
@@ -158,7 +158,7 @@ CASES = {
         {"distance": "squared"},
         CHOSEN_ONLY,
         SHORT_PAIR,
-        lambda v: dpo(v, 0.1) + 3 * (0.1 * logp_gap(v)) ** 2,
+        lambda v: dpo(v, 0.1) + (0.1 * logp_gap(v)) ** 2,
     ),
     "slic-huber": (
         "slic",
@@ -180,7 +180,7 @@ CASES = {
         {"alignment_reference": "full"},
         CHOSEN_ONLY,
         CHOSEN_ONLY,
-        lambda v: dpo(v, 0.1) + 3 * 0.1 * abs(reward_gap(v)),
+        lambda v: dpo(v, 0.1) + 0.1 * abs(reward_gap(v)),
     ),
     "ipo-full": (
         "ipo",

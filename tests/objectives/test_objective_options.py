@@ -27,7 +27,7 @@ from solopo_nemo.objectives import (
 from solopo_nemo.runtime.errors import UserError
 
 DEFAULTS = {
-    "dpo": {"beta": 0.1, "alpha": 3.0},
+    "dpo": {"beta": 0.1, "alpha": 1.0},
     "simpo": {"beta": 2.0, "gamma": 1.0, "alpha": 1.0},
     "orpo": {"lambda_": 0.1, "alpha": 1.0, "nll_weight": 1.0},
     "ipo": {"beta": 0.1, "alpha": 1.0},
@@ -188,4 +188,6 @@ def test_needs_nothing_but_torch():
             for module in modules:
                 assert module.split(".")[0] in allowed, f"{file.name} imports {module}"
                 if module.startswith("solopo_nemo"):
-                    assert module.startswith(("solopo_nemo.objectives", "solopo_nemo.runtime.errors")), file.name
+                    assert module.startswith(
+                        ("solopo_nemo.objectives", "solopo_nemo.runtime.errors", "solopo_nemo.runtime.options")
+                    ), file.name

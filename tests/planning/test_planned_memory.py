@@ -146,7 +146,7 @@ def test_nothing_is_sent_where_nothing_is_split(run: Run) -> None:
 
 def test_traffic_of_a_layer_by_hand() -> None:
     run = Run(
-        QWEN, Workload.of(VANILLA, Lengths(65409, 1024)), Layout(tensor=4, sequence=True, context=2, context_mode="p2p")
+        QWEN, Workload.of(VANILLA, Lengths(65409, 1024)), Layout(tensor=4, sequence=True, context=2, cp_comm_type="p2p")
     )
     tokens, micro_batches = 2 * 65536 // 2, 64
     sent = communication(run)

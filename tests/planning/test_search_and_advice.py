@@ -107,8 +107,8 @@ def test_a_pipeline_waits_and_slow_links_cost() -> None:
         3 / 16 * step_time(Run.of(with_layout(config, four), shape, lengths, 4), Machine(gpus=4)).compute
     )
     assert time(Layout(tensor=4, sequence=True), node_gbs=30) > time(Layout(tensor=4, sequence=True), node_gbs=300)
-    a2a = Layout(context=4, context_mode="a2a")
-    assert time(a2a) > time(dataclasses.replace(a2a, context_mode="p2p"))
+    a2a = Layout(context=4, cp_comm_type="a2a")
+    assert time(a2a) > time(dataclasses.replace(a2a, cp_comm_type="p2p"))
 
 
 ADVICE = re.compile(

@@ -25,7 +25,7 @@ wrong boolean                | parallel.sequence=perhaps               | paralle
 wrong logger                 | logger.tensorboard=loud                 | logger.tensorboard
 a broken interpolation       | data.train=${nowhere}                   | nowhere
 bad recompute                | model.recompute=some                    | model.recompute
-bad row chunk                | model.row_chunk=0                       | model.row_chunk
+bad row chunk                | model.logits_chunk_size=0                       | model.logits_chunk_size
 bad precision                | trainer.precision=fp8                   | trainer.precision
 bad evaluation               | evaluation.name=mmlu                    | evaluation.name
 no questions of the suite    | evaluation.limit=0                      | evaluation.limit
@@ -82,9 +82,9 @@ data zero                    | parallel.data=0                         | paralle
 heads not divisible          | parallel.tensor=3                       | parallel.tensor
 too many tensor ranks        | parallel.tensor=64                      | parallel.tensor
 layers not divisible         | parallel.pipeline=3                     | parallel.pipeline
-Ulysses heads                | parallel.context=3 parallel.context_mode=a2a trainer.global_batch=16 | parallel.context_mode=p2p
+Ulysses heads                | parallel.context=3 parallel.cp_comm_type=a2a trainer.global_batch=16 | parallel.cp_comm_type=p2p
 sequence parallel alone      | parallel.sequence=true                  | parallel.sequence
-context mode, not packed     | parallel.context=2 parallel.context_mode=all_gather | packed
+context mode, not packed     | parallel.context=2 parallel.cp_comm_type=all_gather | packed
 rope scaling unknown         | model.rope_scaling={type:ntk,factor:2}  | model.rope_scaling
 rope scaling, no mapping     | model.rope_scaling=4                    | model.rope_scaling
 rope scaling, no factor      | model.rope_scaling={type:yarn}          | factor

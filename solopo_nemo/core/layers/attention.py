@@ -20,7 +20,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.autograd.function import once_differentiable
 
-from solopo_nemo.runtime.environment import CONTEXT_MODES
+from solopo_nemo.runtime.environment import CP_COMM_TYPES
 
 
 class _AllToAll(torch.autograd.Function):
@@ -253,8 +253,8 @@ class SDPACoreAttention(MegatronModule):
         self.cp_group: dist.ProcessGroup = groups.cp
         self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
         self.mode = cp_comm_type or "p2p"
-        if self.mode not in CONTEXT_MODES:
-            modes = ", ".join(CONTEXT_MODES)
+        if self.mode not in CP_COMM_TYPES:
+            modes = ", ".join(CP_COMM_TYPES)
             raise ValueError(f"cp_comm_type {self.mode!r}: without Transformer Engine one of {modes}")
         if config.attention_dropout if attention_dropout is None else attention_dropout:
             raise ValueError("attention_dropout must be 0 without Transformer Engine")

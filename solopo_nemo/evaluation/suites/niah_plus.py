@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from solopo_nemo.builders.contexts.prompt import passage_body, render_document, render_prompt
-from solopo_nemo.data.lengths import short_count
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites.built_contexts import Asked, asked_questions
 from solopo_nemo.evaluation.suites.suite import Suite, View
 from solopo_nemo.evaluation.task import Cell, Label, Question, score_row
+from solopo_nemo.runtime.units import short_count
 
 QUESTIONS = 20
 MAX_NEW_TOKENS = 512

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.runtime.errors import require
 from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.training.checkpoints.files import remove_checkpoints, saved_checkpoints, step_of
 from solopo_nemo.training.paths import Paths
@@ -65,6 +66,19 @@ class Selection:
         with atomic_text(paths.selection / RECORD) as stream:
             json.dump({"suite": self.suite, "scores": [vars(scored) for scored in self.scores]}, stream, indent=1)
             stream.write("\n")
+
+
+def check_suite(config: RunConfig) -> None:
+    """Check the name of the suite that selects the checkpoint.
+
+    Raises:
+        UserError: there is no such suite, or more than one is named.
+    """
+    if config.trainer.select_best is not None:
+        from solopo_nemo.evaluation.suites import find_suites
+
+        suites = find_suites(config.trainer.select_best, "trainer.select_best=")
+        require(len(suites) == 1, f"trainer.select_best={config.trainer.select_best}: name one suite")
 
 
 def check_selection(config: RunConfig, model: Path) -> None:

@@ -47,7 +47,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[StepSpec]:
         ("step --long eight", "argument --long: invalid"),
         ("step --repeats 0", "--repeats 0: must be at least 1"),
         ("step --context 3 --context-mode a2a", "parallel.context=3 does not divide"),
-        ("step --context-mode ring", "parallel.context_mode=ring"),
+        ("step --context-mode ring", "parallel.cp_comm_type"),
         ("step --override model.nothing=1", "model.nothing"),
         ("step --systems trl_best --context 2 --recompute selective", "TRL runs on one rank here"),
         ("memory --budget 0", "--budget 0"),
@@ -76,15 +76,17 @@ def test_a_bad_argument_ends_the_process_with_code_2_and_one_line(tmp_path: Path
 
 def test_peers_run_beside_any_layout_and_the_result_names_the_command(measured: list[StepSpec]) -> None:
     out = Path("deep/peer.json")
-    words = f"peer --long 4K --systems long_po,trl_best --override model.row_chunk=64 --out {out} --work w --again"
+    words = (
+        f"peer --long 4K --systems long_po,trl_best --override model.logits_chunk_size=64 --out {out} --work w --again"
+    )
     assert TOOL.main(words.split()) == 0
     assert [(s.system, s.long, s.overrides) for s in measured] == [
-        ("long_po", 4096, ("model.row_chunk=64",)),
+        ("long_po", 4096, ("model.logits_chunk_size=64",)),
         ("trl_best", 4096, ()),
     ]
     (command,) = {run["command"] for run in json.loads(out.read_text())["runs"]}
     assert command == (
-        "python tools/benchmark.py peer --long 4K --systems long_po,trl_best --override model.row_chunk=64"
+        "python tools/benchmark.py peer --long 4K --systems long_po,trl_best --override model.logits_chunk_size=64"
     )
 
 

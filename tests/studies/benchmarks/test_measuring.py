@@ -21,7 +21,7 @@ SMALL = StepSpec("solo_dpo", 24, short=8, response=4, shape=Shape(hidden=16, ffn
 
 
 def test_a_specification_survives_json_and_its_key_follows_every_field() -> None:
-    spec = StepSpec("long_po", 4096, shape=Shape(layers=3), overrides=("model.row_chunk=64",))
+    spec = StepSpec("long_po", 4096, shape=Shape(layers=3), overrides=("model.logits_chunk_size=64",))
     assert StepSpec.from_json(spec.as_json()) == spec
     keys = {spec.key()} | {
         StepSpec.from_json(spec.as_json() | change).key() for change in ({"long": 1}, {"threads": 1})

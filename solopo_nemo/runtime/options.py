@@ -1,0 +1,107 @@
+"""Declares an option as a dataclass field, with its allowed values, and checks a whole dataclass of them.
+
+Objectives and the configuration of a run use it alike. Example::
+
+    @dataclass
+    class Parallel:
+        tensor: int = number(minimum=1)
+        mode: str = choice(allowed=("p2p", "a2a"))
+
+    check_options(Parallel(tensor=0, mode="p2p"), "parallel.")   # parallel.tensor must be a finite number of at least 1
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import MISSING, Field, field, fields, is_dataclass
+from typing import Any
+
+from solopo_nemo.runtime.errors import UserError
+
+Check = Callable[[Any], str | None]
+"""Takes a value; returns what is allowed when the value is not, and None when it is."""
+
+
+def _option(default: Any, check: Check, help: str, optional: bool = False) -> Any:
+    def checked(value: object) -> str | None:
+        if optional and value is None:
+            return None
+        allowed = check(value)
+        return f"{allowed}, or null" if allowed and optional else allowed
+
+    return field(default=default, metadata={"check": checked, "help": help})
+
+
+def number(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    optional: bool = False,
+) -> Any:
+    """A finite number of at least ``minimum``, greater than ``above``, less than ``below``; ``optional``: or None."""
+
+    def check(value: object) -> str | None:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if (
+            is_number
+            and (minimum is None or value >= minimum)  # type: ignore[operator]
+            and (above is None or value > above)  # type: ignore[operator]
+            and (below is None or value < below)  # type: ignore[operator]
+        ):
+            return None
+        limits = (("of at least", minimum), ("above", above), ("below", below))
+        return " ".join(["a finite number", *(f"{word} {limit:g}" for word, limit in limits if limit is not None)])
+
+    return _option(default, check, help, optional)
+
+
+def choice(default: Any = MISSING, allowed: Collection[str] = (), help: str = "", *, optional: bool = False) -> Any:
+    """One of ``allowed``, which is read at each check, so that a registry may grow; ``optional``: or None."""
+
+    def check(value: object) -> str | None:
+        return None if isinstance(value, str) and value in allowed else f"one of {', '.join(allowed)}"
+
+    return _option(default, check, help, optional)
+
+
+def flag(default: bool, help: str) -> Any:
+    """True or false."""
+
+    def check(value: object) -> str | None:
+        return None if isinstance(value, bool) else "true or false"
+
+    return _option(default, check, help)
+
+
+def fixed(default: object) -> Any:
+    """A field that a subclass pins: no longer an option, neither by name nor in the constructor."""
+    return field(default=default, init=False)
+
+
+def option_fields(cls: type) -> dict[str, Field[Any]]:
+    """The options of a dataclass by name; ``default`` and ``metadata["help"]`` describe each."""
+    return {option.name: option for option in fields(cls) if option.init}
+
+
+def check_options(instance: Any, prefix: str) -> None:
+    """Checks every option of a dataclass instance, and of the dataclasses in its fields.
+
+    Args:
+        instance: of a dataclass; a field without a declared check is left to its own class.
+        prefix: how a message names the options, such as ``objective.``.
+
+    Raises:
+        UserError: an option has a value that is not allowed.
+    """
+    for name, option in option_fields(type(instance)).items():
+        value = getattr(instance, name)
+        if is_dataclass(value):
+            check_options(value, f"{prefix}{name}.")
+        check: Check | None = option.metadata.get("check")
+        allowed = check(value) if check else None
+        if allowed:
+            raise UserError(f"{prefix}{name} must be {allowed}; got {value!r}")
