@@ -10,7 +10,6 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from solopo_nemo.embedded import generate_dialogues
-from solopo_nemo.embedded.tiny import IGNORE, learn_batch, make_tiny_qwen2
+from studies.tiny import IGNORE, Curriculum, Schedule, attend_back, make_tiny_qwen2, pretrain
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -32,7 +31,7 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}+"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PREVIOUS_TOKEN_BIAS = 5.0  # a first head's weight is then mostly on one token
+SHORTEST = 4  # paragraphs with which the pre-training begins
 MATCH = 3.0  # a full match then weighs about e^4 times a chance one
 
 
@@ -42,28 +41,6 @@ class Dialogue:
 
     ids: list[int]
     labels: list[int]
-
-
-@dataclass
-class Curriculum:
-    """How long the contexts are: two paragraphs more each time that nearly every token is right.
-
-    Attributes:
-        largest: paragraphs at the end.
-        paragraphs: paragraphs now.
-        accuracy: running share of right tokens.
-    """
-
-    largest: int
-    paragraphs: int = 4
-    accuracy: float = 0.0
-
-    def update(self, right: float) -> None:
-        """Take note of a batch's share of right tokens."""
-        self.accuracy = 0.9 * self.accuracy + 0.1 * right
-        if self.accuracy > 0.98 and self.paragraphs < self.largest:
-            self.paragraphs += 2
-            self.accuracy = 0.9
 
 
 def make_tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerFast:
@@ -110,32 +87,10 @@ def make_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int, seed
         pad=tokenizer.pad_token_id,
         seed=seed,
     )
-    start_as_previous_token_heads(model)
+    attend_back(model, (1, 2, 3, 4))  # a fact's object stands one to four tokens behind the words that identify it
     start_as_induction_heads(model)
     start_as_copying_heads(model)
     return model
-
-
-@torch.no_grad()
-def start_as_previous_token_heads(model: Qwen2ForCausalLM) -> None:
-    """Let head h of the first layer begin by attending h + 1 tokens back, through Qwen2's query and key biases.
-
-    A fact's object stands one to four tokens behind the words that identify it. Reading facts is learned without this
-    too, only several hundred steps later. All of it is trained on.
-    """
-    config = model.config
-    attention = model.model.layers[0].self_attn
-    size = attention.head_dim
-    angles = config.rope_theta ** -(torch.arange(0, size, 2).float() / size)
-    attention.q_proj.weight.mul_(0.1)
-    attention.k_proj.weight.mul_(0.1)
-    for head in range(config.num_attention_heads):
-        turn = (head + 1) * angles
-        attention.q_proj.bias[head * size : (head + 1) * size] = PREVIOUS_TOKEN_BIAS * torch.cat(
-            [turn.cos(), -turn.sin()]
-        )
-    ones = torch.cat([torch.ones_like(angles), torch.zeros_like(angles)])
-    attention.k_proj.bias.copy_(PREVIOUS_TOKEN_BIAS * ones.repeat(config.num_key_value_heads))
 
 
 @torch.no_grad()
@@ -191,49 +146,32 @@ def encode(tokenizer: PreTrainedTokenizerFast, dialogues: list[list[dict[str, st
     return encoded
 
 
-def batches(
-    tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, curriculum: Curriculum
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of about `tokens` tokens: half at the curriculum's present length, half at or below it."""
-    generator = torch.Generator().manual_seed(seed)
-    for number in itertools.count():
-        largest = curriculum.paragraphs
-        easier = torch.rand(1, generator=generator).item() < 0.5
-        paragraphs = int(torch.randint(4, largest + 1, (1,), generator=generator)) if easier else largest
-        count = max(4, tokens // (70 * max(1, paragraphs // 2)))
-        dialogues = encode(
-            tokenizer, list(generate_dialogues(count, seed * 1_000_003 + number, paragraphs, 2, questions=paragraphs))
-        )
-        length = max(len(dialogue.ids) for dialogue in dialogues)
-        ids = [d.ids + [tokenizer.pad_token_id] * (length - len(d.ids)) for d in dialogues]
-        labels = [d.labels + [IGNORE] * (length - len(d.labels)) for d in dialogues]
-        yield torch.tensor(ids), torch.tensor(labels)
-
-
-def pretrain(
-    model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    steps: int,
-    learning_rate: float,
-    tokens: int,
-    seed: int,
-    curriculum: Curriculum,
+def pretrain_on_answers(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, schedule: Schedule, paragraphs: int, tokens: int
 ) -> None:
-    """Train on the responses of short contexts; the contexts grow as the model learns."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    data = batches(tokenizer, seed, tokens, curriculum)
+    """Train on the responses of short contexts, in batches of about `tokens` tokens."""
+
+    def draw(length: int, step: int, _: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        count = max(4, tokens // (70 * max(1, length // 2)))
+        seed = schedule.seed * 1_000_003 + step
+        dialogues = encode(tokenizer, list(generate_dialogues(count, seed, length, 2, questions=length)))
+        longest = max(len(dialogue.ids) for dialogue in dialogues)
+        ids = [d.ids + [tokenizer.pad_token_id] * (longest - len(d.ids)) for d in dialogues]
+        labels = [d.labels + [IGNORE] * (longest - len(d.labels)) for d in dialogues]
+        return torch.tensor(ids), torch.tensor(labels)
+
+    curriculum = Curriculum(
+        SHORTEST, paragraphs, enough=0.98, afterwards=0.9, growth=lambda length: 2, counted=slice(None)
+    )
     with Progress() as progress:
-        task = progress.add_task("pre-training", total=steps)
-        for step in range(steps):
-            share = step / steps
-            scale = min(1.0, (step + 1) / 50) * (1.0 if share < 0.6 else max(0.05, 1 - (share - 0.6) / 0.4))
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * scale
-            ids, labels = next(data)
-            loss, hits = learn_batch(model, optimizer, ids, labels)
-            curriculum.update(hits.float().mean().item())
-            state = f"{curriculum.paragraphs} paragraphs, loss {loss:.3f}, right {curriculum.accuracy:.3f}"
-            progress.update(task, advance=1, description=state)
+        task = progress.add_task("pre-training", total=schedule.steps)
+        pretrain(
+            model,
+            schedule,
+            curriculum,
+            draw,
+            lambda step, state: progress.update(task, completed=step, description=state),
+        )
 
 
 def main() -> None:
@@ -260,15 +198,8 @@ def main() -> None:
     began = time.monotonic()
     tokenizer = make_tokenizer(arguments.vocabulary, arguments.seed)
     model = make_model(tokenizer, arguments.layers, arguments.width, arguments.seed)
-    pretrain(
-        model,
-        tokenizer,
-        arguments.steps,
-        arguments.learning_rate,
-        arguments.tokens,
-        arguments.seed + 1,
-        Curriculum(arguments.paragraphs),
-    )
+    schedule = Schedule(arguments.steps, arguments.learning_rate, warm_up=50, decay=1.0, seed=arguments.seed + 1)
+    pretrain_on_answers(model, tokenizer, schedule, arguments.paragraphs, arguments.tokens)
     model.save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
     summary = {

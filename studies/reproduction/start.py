@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +9,20 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from solopo_nemo.embedded.tiny import learn_batch, make_tiny_qwen2
 from solopo_nemo.nemo_model.convert import import_hf
-from studies.reproduction.world import ANSWER, END, IDS, PAD, SPECIALS, START, UNKNOWN, VOCABULARY, dialogues
+from studies.reproduction.world import (
+    ANSWER,
+    END,
+    IDS,
+    PAD,
+    RESPONSE_TOKENS,
+    SPECIALS,
+    START,
+    UNKNOWN,
+    VOCABULARY,
+    dialogues,
+)
+from studies.tiny import Curriculum, Schedule, Tell, attend_back, make_tiny_qwen2, pretrain
 
 CHAT_TEMPLATE = (
     f"{{% for message in messages %}}{{% if loop.first %}}{{{{ '{START}' }}}}{{% endif %}}"
@@ -22,10 +32,6 @@ CHAT_TEMPLATE = (
 )
 MATCH = 1.5  # a match then weighs several times a chance one
 SHORTEST = 4  # sentences with which the pre-training begins
-PREVIOUS_TOKEN_BIAS = 5.0  # a head's weight is then mostly on one token
-
-Tell = Callable[[int, str], None]
-"""Called with the finished steps and the state in words."""
 
 
 @dataclass(frozen=True)
@@ -80,24 +86,9 @@ def make_model(settings: Pretraining) -> Qwen2ForCausalLM:
         pad=IDS[PAD],
         seed=settings.seed,
     )
-    _start_with_a_previous_token_head(model)
+    attend_back(model, (1,))
     _start_with_an_induction_head(model)
     return model
-
-
-@torch.no_grad()
-def _start_with_a_previous_token_head(model: Qwen2ForCausalLM) -> None:
-    """Let the first head begin by attending one token back, through Qwen2's query and key biases.
-
-    Facts are learned to be read without this too, only some hundred steps later. All of it is trained on.
-    """
-    attention = model.model.layers[0].self_attn
-    size = attention.head_dim
-    angles = model.config.rope_theta ** -(torch.arange(0, size, 2).float() / size)
-    attention.q_proj.weight[:size] *= 0.1
-    attention.k_proj.weight[:size] *= 0.1
-    attention.q_proj.bias[:size] = PREVIOUS_TOKEN_BIAS * torch.cat([angles.cos(), -angles.sin()])
-    attention.k_proj.bias[:size] = PREVIOUS_TOKEN_BIAS * torch.cat([torch.ones_like(angles), torch.zeros_like(angles)])
 
 
 @torch.no_grad()
@@ -109,33 +100,20 @@ def _start_with_an_induction_head(model: Qwen2ForCausalLM) -> None:
     last.k_proj.weight[:size] = MATCH * first.o_proj.weight[:, :size].T
 
 
-def pretrain(model: Qwen2ForCausalLM, settings: Pretraining, tell: Tell | None = None) -> None:
-    """Train on the answers of short contexts, which grow as the model learns.
+def pretrain_start(model: Qwen2ForCausalLM, settings: Pretraining, tell: Tell | None = None) -> None:
+    """Pre-train the starting model in place, on one thread."""
 
-    Args:
-        model: trained in place, on one thread.
-        settings: steps and learning rate.
-        tell: see :data:`Tell`.
-    """
-    generator = torch.Generator().manual_seed(settings.seed + 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    longest, right = SHORTEST, 0.0
-    for step in range(settings.steps):
-        share = step / settings.steps
-        scale = min(1.0, (step + 1) / 100) * (1.0 if share < 0.6 else max(0.05, 1 - (share - 0.6) / 0.4 * 0.95))
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * scale
-        easier = torch.rand(1, generator=generator).item() < 0.5
-        sentences = int(torch.randint(SHORTEST, longest + 1, (1,), generator=generator)) if easier else longest
+    def draw(sentences: int, step: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         facts = SHORTEST if sentences == SHORTEST else None  # nothing but facts where reading them begins
-        ids, labels = dialogues(max(16, 512 // max(8, sentences)), sentences, generator, facts)
-        loss, hits = learn_batch(model, optimizer, ids, labels)
-        first_values = hits.view(-1, 4)[:, 1]
-        right = 0.9 * right + 0.1 * first_values.float().mean().item()
-        if right > 0.9 and longest < settings.sentences:
-            longest, right = min(settings.sentences, longest + max(1, longest // 4)), 0.6
-        if tell:
-            tell(step + 1, f"{longest} sentences, loss {loss:.3f}, right {right:.2f}")
+        return dialogues(max(16, 512 // max(8, sentences)), sentences, generator, facts)
+
+    schedule = Schedule(settings.steps, settings.learning_rate, warm_up=100, decay=0.95, seed=settings.seed + 1)
+    # of each answer's four tokens the first value is the one that has to be read
+    counted = slice(1, None, RESPONSE_TOKENS)
+    curriculum = Curriculum(
+        SHORTEST, settings.sentences, 0.9, afterwards=0.6, growth=lambda n: max(1, n // 4), counted=counted
+    )
+    pretrain(model, schedule, curriculum, draw, tell)
 
 
 @dataclass(frozen=True)
@@ -167,7 +145,7 @@ def make_start(folder: Path, settings: Pretraining | None = None, tell: Tell | N
     if not (start.hf / "tokenizer.json").is_file():
         torch.set_num_threads(1)  # so that the result does not depend on the number of cores
         model = make_model(settings)
-        pretrain(model, settings, tell)
+        pretrain_start(model, settings, tell)
         model.save_pretrained(start.hf)
         make_tokenizer().save_pretrained(start.hf)
     import_hf(start.hf, start.nemo)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from solopo_nemo.embedded.tiny import IGNORE
+from studies.tiny import IGNORE
 
 PAD, UNKNOWN, START, ASK, ANSWER, END, STOP = "<pad>", "<unk>", "<start>", "?", "<answer>", "<end>", "."
 SPECIALS = (PAD, UNKNOWN, START, ANSWER, END)
