@@ -30,9 +30,10 @@ def find_source(folder: Path, suite: str, name: str, hub: str, subset: str | Non
             return RowSource(path)
     try:
         return RowSource(hub, subset, split)
-    except UserError:
+    except UserError as error:
         rows = f"{hub} ({subset})" if subset else hub
         raise UserError(
             f"{suite}: no {name}: put it at {folder / suite / name}.jsonl (or .json, .parquet, .gz), with rows as the "
-            f"Hugging Face hub has them in {rows}; the hub itself cannot be reached from here"
+            f"Hugging Face hub has them in {rows}; loading them from there failed: "
+            f"{' '.join(str(error.__cause__ or error).split())}"
         ) from None

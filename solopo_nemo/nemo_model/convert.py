@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from solopo_nemo.data.tokenize import load_tokenizer
 from solopo_nemo.families import hf
 from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.runtime.isolated import run_apart
+from solopo_nemo.runtime.isolated import run_isolated
 
 if TYPE_CHECKING:
     from solopo_nemo.families.weights import WeightFiles
@@ -65,9 +65,14 @@ def import_hf(
     weights = check_weights(source, config, trust_remote_code)
     load_tokenizer(source, trust_remote_code)
     with _staged(destination, weights.bytes) as temporary:
-        logits = run_apart(_import, source, temporary, weights.dtype, rope_scaling, trust_remote_code)
+        logits = run_isolated(
+            f"the import of {source}", _import, source, temporary, weights.dtype, rope_scaling, trust_remote_code
+        )
         if logits is None:  # Transformer Engine was there; the comparison runs without
-            logits = run_apart(_compare_import, source, temporary, weights.dtype, trust_remote_code, cuda=False)
+            what = f"the comparison of {source} with its import"
+            logits = run_isolated(
+                what, _compare_import, source, temporary, weights.dtype, trust_remote_code, cuda=False
+            )
         done = _summary(began, "import", source, destination, config, logits)
         done |= {"dtype": str(weights.dtype).removeprefix("torch."), "parameters": weights.parameters, "origin": origin}
         _record(done, temporary)
@@ -125,7 +130,9 @@ def export_hf(
     load_tokenizer(checkpoint / "hf", trust_remote_code)
     size = sum(path.stat().st_size for path in (checkpoint / "weights").iterdir() if path.suffix == ".distcp")
     with _staged(destination, size // 3) as temporary:  # a checkpoint may hold two fp32 moments beside the weights
-        logits, found = run_apart(_export, checkpoint, temporary, max_shard_size, trust_remote_code, cuda=False)
+        logits, found = run_isolated(
+            f"the export of {checkpoint}", _export, checkpoint, temporary, max_shard_size, trust_remote_code, cuda=False
+        )
         done = _summary(began, "export", checkpoint, destination, config, logits) | found | {"origin": origin}
         _record(done, temporary)
     return done

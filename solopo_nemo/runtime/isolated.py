@@ -1,68 +1,105 @@
-"""A piece of work in a fresh process: outside of this job's ranks, without the libraries' chatter, with a bar."""
+"""Work in other processes, which end with the process that started them, however that ends.
+
+Example::
+
+    weights = run_isolated("the import of /models/qwen", import_weights, Path("/models/qwen"))
+    for shard, rows in run_tasks(count_rows, shards, workers=4):
+        print(shard, rows)
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
+import psutil
 
 from solopo_nemo.runtime import environment
 from solopo_nemo.runtime.errors import RunFault, UserError
 from solopo_nemo.runtime.signals import held_back
 
+R = TypeVar("R")
 T = TypeVar("T")
 Progress = Callable[[str, int], Callable[[], None]]
-"""Starts a stage (name, number of parts) and gives what is to be called after each part."""
+"""Starts a stage (name, number of steps) and returns the function to call after each step."""
+
+_KILLED = "its process was killed, perhaps because memory ran out"
+_WAKE_EVERY = 0.5  # seconds, while waiting: a signal that another thread takes wakes nobody
+_LOOK_EVERY = 0.2  # seconds between two looks for the parent
+_PRINTED_BYTES = 8000  # of a failed process's output
+_preloaded = False
 
 
-def unseen(stage: str, parts: int) -> Callable[[], None]:
+def unseen(stage: str, steps: int) -> Callable[[], None]:
     """The :data:`Progress` that shows nothing."""
     return lambda: None
 
 
-_ready = False
+def preload(modules: Sequence[str]) -> None:
+    """Fork the processes of :func:`run_isolated` from one that has imported ``modules``; each starts seconds faster.
 
-
-def keep_ready(modules: Sequence[str]) -> None:
-    """Let the processes of :func:`run_apart` be forked from one that has imported ``modules``: seconds less for each.
-
-    For many pieces of work in a row, on machines without GPU (libraries may touch one as they are imported, and CUDA
-    does not survive a fork). To be called once, before the first piece.
+    Call it once, before the first piece of work, and only on machines without GPU: libraries may touch one when they
+    are imported, and CUDA does not survive a fork.
     """
-    global _ready
-    _ready = True
+    global _preloaded
+    _preloaded = True
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
 
 
-@contextmanager
-def begun_apart(function: Callable[..., T], *arguments: Any, cuda: bool = True) -> Iterator[Future[T]]:
-    """Call ``function(progress, *arguments)`` in a fresh process, which is killed where the block is left by an error.
+def run_isolated(what: str, function: Callable[..., R], *arguments: Any, cuda: bool = True) -> R:
+    """Call ``function(progress, *arguments)`` in a fresh process that is no rank of this job, and return its result.
+
+    What the process prints is dropped, and printed only if the function crashes. Bars that it draws with ``progress``
+    appear on this process's terminal.
 
     Args:
+        what: the work in words, for the message if it is killed, such as "the import of /models/qwen".
         function: of a module's top level.
         *arguments: picklable.
-        cuda: whether it may see a GPU.
+        cuda: whether the process may see a GPU.
 
-    Yields:
-        What :func:`result_of` takes once it is done.
+    Raises:
+        Exception: what the function raised.
+        RunFault: the process was killed.
     """
-    context = multiprocessing.get_context("forkserver" if _ready else "spawn")
+    with begin_isolated(what, function, *arguments, cuda=cuda) as future:
+        while not future.done():
+            wait([future], timeout=_WAKE_EVERY)
+        return future.result()
+
+
+@contextmanager
+def begin_isolated(what: str, function: Callable[..., R], *arguments: Any, cuda: bool = True) -> Iterator[Future[R]]:
+    """Start :func:`run_isolated`, and yield its future; an error that leaves the block kills the process."""
+    context = multiprocessing.get_context("forkserver" if _preloaded else "spawn")
     others = set(multiprocessing.active_children())
+    named: Future[R] = Future()
+
+    def hand_over(done: Future[R]) -> None:
+        error = done.exception()
+        if isinstance(error, BrokenProcessPool):
+            error = RunFault(f"{what}: {_KILLED}")
+        if error is None:
+            named.set_result(done.result())
+        else:
+            named.set_exception(error)
+
     with ProcessPoolExecutor(1, context, initializer=_leave_job, initargs=(cuda,)) as pool:
         try:
             with held_back():
-                future = pool.submit(_quietly, function, *arguments)
-            yield future
+                pool.submit(_quietly, function, *arguments).add_done_callback(hand_over)
+            yield named
         except BaseException:
             # leaving the pool waits for the process: when this one was told to stop, the work is not wanted any more
             for process in set(multiprocessing.active_children()) - others:
@@ -70,36 +107,89 @@ def begun_apart(function: Callable[..., T], *arguments: Any, cuda: bool = True) 
             raise
 
 
-def run_apart(function: Callable[..., T], *arguments: Any, cuda: bool = True) -> T:
-    """The result of :func:`begun_apart`, waited for.
+def run_tasks(
+    work: Callable[[T], R],
+    tasks: Iterable[T],
+    workers: int,
+    *,
+    start: Callable[[], None] | None = None,
+    name: Callable[[T], str] = str,
+) -> Iterator[tuple[T, R]]:
+    """Run tasks in worker processes (joblib's loky pool), and yield each with its result when it is done.
+
+    A worker is given its next task when it has finished the one before: only those at work are in memory.
+
+    Args:
+        work: runs one task; sent to each worker once.
+        tasks: picklable, taken one at a time.
+        workers: number of processes; with 1 and no ``start`` the tasks run in this one.
+        start: called once in each worker process, before its first task.
+        name: of a task, for the message when a worker is killed.
 
     Raises:
-        Exception: what the function raised.
-        RunFault: its process was killed.
+        Exception: what a task raised; the other workers are then killed, as are their own children.
+        RunFault: a worker was killed.
     """
-    with begun_apart(function, *arguments, cuda=cuda) as future:
-        while not future.done():
-            wait([future], timeout=0.5)  # a signal that another thread takes wakes nobody
-        return result_of(future)
+    if workers == 1 and start is None:
+        for task in tasks:
+            yield task, work(task)
+        return
+    from joblib.externals.loky import ProcessPoolExecutor as Pool
 
-
-def result_of(future: Future[T]) -> T:
-    """What came of a call in another process.
-
-    Raises:
-        Exception: what the function raised.
-        RunFault: its process was killed.
-    """
+    # loky starts fresh processes: a fork would copy the locks of tokenizer and progress bar threads as they are
+    pool = Pool(workers, initializer=_begin_worker, initargs=(work, start))
+    queue, running = iter(tasks), dict[Future[R], T]()
     try:
-        return future.result()
+        while True:
+            for task in islice(queue, workers - len(running)):
+                running[pool.submit(_run_task, task)] = task
+            if not running:
+                return
+            for future in wait(running, timeout=_WAKE_EVERY, return_when=FIRST_COMPLETED).done:
+                result = future.result()
+                yield running.pop(future), result
     except BrokenProcessPool:
-        raise RunFault(
-            "a process that was started for a piece of work was killed; memory may have run out: "
-            "solopo_nemo/nemo_model/convert.py says what a conversion takes"
-        ) from None
+        raise RunFault(f"{' or '.join(map(name, running.values()))}: {_KILLED}: use fewer workers") from None
+    finally:
+        pool.shutdown(kill_workers=True)
+
+
+_work: Callable[[Any], Any]
+_start: Callable[[], None] | None
+
+
+def _begin_worker(work: Callable[[Any], Any], start: Callable[[], None] | None) -> None:
+    global _work, _start
+    _follow_parent()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _work, _start = work, start
+
+
+def _run_task(task: Any) -> Any:
+    global _start
+    start, _start = _start, None
+    if start is not None:  # here, where an error reaches the parent
+        start()
+    return _work(task)
+
+
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the process that started this one, and end when that is gone, even by kill -9."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent, above = multiprocessing.parent_process(), os.getppid()  # a forkserver may stand between the two
+    assert parent is not None and parent.pid is not None
+    pid = parent.pid
+
+    def watch() -> None:
+        while os.getppid() == above and psutil.pid_exists(pid):
+            time.sleep(_LOOK_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _leave_job(cuda: bool) -> None:
+    _follow_parent()
     kept = environment.without_ranks()
     os.environ.clear()
     os.environ.update(kept)
@@ -107,52 +197,33 @@ def _leave_job(cuda: bool) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def _quietly(function: Callable[..., T], *arguments: Any) -> T:
-    with tempfile.TemporaryFile() as chatter, _bars(chatter.fileno()) as progress:
-        try:
-            return function(progress, *arguments)
-        except UserError:
-            raise
-        except BaseException:
-            chatter.seek(max(0, chatter.seek(0, os.SEEK_END) - 8000))
-            os.write(progress.terminal, chatter.read())
-            raise
+def _quietly(function: Callable[..., R], *arguments: Any) -> R:
+    """Call the function with file descriptors 1 and 2 in a file and bars on the terminal that 2 was."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
 
-
-class _Shown:
-    """Bars on the terminal that this process had before its output went to a file."""
-
-    def __init__(self, bars: Bars, terminal: int) -> None:
-        self.terminal, self._bars = terminal, bars
-
-    def __call__(self, stage: str, parts: int) -> Callable[[], None]:
-        task = self._bars.add_task(stage, total=parts)
-        return lambda: self._bars.advance(task)
-
-
-@contextmanager
-def _bars(file: int) -> Iterator[_Shown]:
-    """Send file descriptors 1 and 2 to ``file`` and draw on what 2 was, where that is a terminal."""
     sys.stdout.flush()
     sys.stderr.flush()
-    saved = [os.dup(1), os.dup(2)]
-    for standard in (1, 2):
-        os.dup2(file, standard)
-    try:
-        with os.fdopen(os.dup(saved[1]), "w") as terminal:
-            console = Console(file=terminal)
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            with Bars(
-                *columns,
-                console=console,
-                disable=not console.is_terminal,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            ) as bars:
-                yield _Shown(bars, saved[1])
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for standard, original in zip((1, 2), saved, strict=True):
-            os.dup2(original, standard)
-            os.close(original)
+    with os.fdopen(os.dup(2), "w") as terminal, tempfile.TemporaryFile() as printed:
+        for standard in (1, 2):
+            os.dup2(printed.fileno(), standard)
+        console = Console(file=terminal)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        hidden = not console.is_terminal
+        with Bars(*columns, console=console, disable=hidden, redirect_stdout=False, redirect_stderr=False) as bars:
+
+            def progress(stage: str, steps: int) -> Callable[[], None]:
+                task = bars.add_task(stage, total=steps)
+                return lambda: bars.advance(task)
+
+            try:
+                return function(progress, *arguments)
+            except UserError:
+                raise
+            except BaseException:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                printed.seek(max(0, printed.seek(0, os.SEEK_END) - _PRINTED_BYTES))
+                os.write(terminal.fileno(), printed.read())
+                raise

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from solopo_nemo.runtime.errors import RunFault, UserError
-from solopo_nemo.runtime.isolated import keep_ready
+from solopo_nemo.runtime.isolated import preload
 from solopo_nemo.runtime.signals import stopping_at_once
 
 PRELOADED = (
@@ -156,7 +156,7 @@ def prepare_worker(logs: Path) -> None:
         for standard in (1, 2):
             os.dup2(log.fileno(), standard)
     torch.set_num_threads(1)
-    keep_ready(PRELOADED)
+    preload(PRELOADED)
 
 
 def _timed(call: Callable[..., Any], arguments: tuple[Any, ...]) -> Done:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from solopo_nemo.runtime.errors import RunFault, UserError
-from solopo_nemo.runtime.isolated import Progress, run_apart
+from solopo_nemo.runtime.isolated import Progress, run_isolated
 from solopo_nemo.runtime.output import atomic_text
 from studies.reproduction.methods import LEARNING_RATE, METHODS, SHARED, Method
 from studies.reproduction.scoring import Score, score_model
@@ -170,7 +170,7 @@ def run_method(run: Run, start: Start, pairs: Path, folder: Path, keep: bool = F
 
     def one_rank(count: int, _: Path) -> int:
         nonlocal started_with
-        code, started_with = run_apart(_rank, run.method.recipe, arguments)
+        code, started_with = run_isolated(f"{run.method.name}, seed {run.seed}", _rank, run.method.recipe, arguments)
         return code
 
     if code := run_recipe(run.method.recipe, arguments, start=one_rank):

@@ -5,21 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import samples
+from processes import wait_until
 from samples import RowWriter, musique_rows
 from test_contexts import LONG, SHORT, build, check_row, lines, other_paragraphs, passages
 from transformers import PreTrainedTokenizerFast
 
 from solopo_nemo.builders.contexts.shards import ShardFolder
-from solopo_nemo.builders.contexts.workers import run_tasks
-from solopo_nemo.runtime.errors import RunFault, UserError
+from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import beside
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -143,67 +139,6 @@ def test_the_report(write_rows: RowWriter, tokenizer: PreTrainedTokenizerFast, t
             place = titles.index(paragraph["title"])
             shares.append(sum(blocks[:place]) / (sum(blocks) - blocks[place]))
     assert evidence["mean"] == pytest.approx(sum(shares) / len(shares), abs=1e-3)
-
-
-def fail_at_three(task: int) -> None:
-    if task == 3:
-        raise UserError("three")
-
-
-def die_at_three(task: int) -> None:
-    if task == 3:
-        os._exit(9)
-
-
-def write_pid(folder: Path) -> None:
-    (folder / f"{os.getpid()}.pid").touch()
-    threading.Event().wait()  # until it is killed
-
-
-def endless() -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number += 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("work", "error"), [(fail_at_three, UserError), (die_at_three, RunFault)])
-def test_an_error_in_a_worker_ends_the_run(work: Callable[[int], None], error: type[Exception]) -> None:
-    with pytest.raises(error):
-        for _ in run_tasks(work, endless(), 2):
-            pass
-
-
-@pytest.mark.slow
-def test_workers_end_with_the_run_that_is_killed(tmp_path: Path) -> None:
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(samples.__file__).parent)!r})\n"
-        "from pathlib import Path; from test_shards import write_pid\n"
-        "from solopo_nemo.builders.contexts.workers import run_tasks\n"
-        f"if __name__ == '__main__': list(run_tasks(write_pid, [Path({str(tmp_path)!r})] * 2, 2))"
-    )
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    with subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": str(REPOSITORY)}) as process:
-        wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
-        process.kill()
-    pids = [int(file.stem) for file in tmp_path.glob("*.pid")]
-    wait_until(lambda: not any(is_alive(pid) for pid in pids), 20)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from solopo_nemo.evaluation.models import ModelSettings
 from solopo_nemo.evaluation.report import write_report
 from solopo_nemo.evaluation.run import evaluate
 from solopo_nemo.evaluation.settings import SuiteSettings
+from solopo_nemo.evaluation.sources import find_source
 from solopo_nemo.evaluation.suites import find_suites
 from solopo_nemo.evaluation.tables import as_json
 from solopo_nemo.runtime.errors import UserError
@@ -231,6 +232,15 @@ def test_missing_data_say_which_file_goes_where(tmp_path: Path, monkeypatch: pyt
         ):
             with pytest.raises(UserError, match=re.escape(f"put it at {tmp_path / file}")):
                 run(server, tmp_path, tmp_path / "out", suite)
+
+
+def test_what_hinders_a_download_is_said_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown_split(*_: Any, **__: Any) -> None:
+        raise ValueError("Unknown split 'test'.\nShould be one of ['train']")
+
+    monkeypatch.setattr("datasets.load_dataset", unknown_split)
+    with pytest.raises(UserError, match=r"put it at .*failed: Unknown split 'test'\. Should be one of \['train'\]$"):
+        find_source(tmp_path, "suite", "name", "owner/data", None, "test")
 
 
 def test_a_length_beyond_the_window_says_how_to_extend_it(data: tuple[Path, dict[str, str]], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from spawn import run_ranks
 
 from solopo_nemo.families import hf
 from solopo_nemo.nemo_model.verify import TOLERANCE
-from solopo_nemo.runtime.isolated import run_apart
+from solopo_nemo.runtime.isolated import run_isolated
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(models: Path) -> dict[str, dict[str, Any]]:
-    return run_apart(hf_models.convert_all, models)
+    return run_isolated("the conversions", hf_models.convert_all, models)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -126,7 +126,7 @@ def test_nothing_is_left_of_a_conversion_that_changes_the_logits(
     def differ(*_: Any, **__: Any) -> None:
         raise RuntimeError("the logits differ")
 
-    monkeypatch.setattr(convert, "run_apart", differ)
+    monkeypatch.setattr(convert, "run_isolated", differ)
     with pytest.raises(RuntimeError, match="differ"):
         convert.import_hf(models / "qwen3", tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -41,7 +41,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     def begun(*_: object, **__: object) -> None:
         raise AssertionError("work had begun")
 
-    monkeypatch.setattr(convert, "run_apart", begun)
+    monkeypatch.setattr(convert, "run_isolated", begun)
 
     def run(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])

@@ -108,11 +108,11 @@ def test_a_signal_to_all_processes_spares_what_a_rank_has_started() -> None:
     assert done.returncode == signal.SIGTERM
 
 
-APART = """
+ISOLATED = """
 import signal, sys, time
 from pathlib import Path
 from solopo_nemo.runtime import cli
-from solopo_nemo.runtime.isolated import run_apart
+from solopo_nemo.runtime.isolated import run_isolated
 from solopo_nemo.runtime.signals import SIGNALS, StopRequest, stopping_at_once
 
 def work(progress):
@@ -123,7 +123,7 @@ def main():
     for number in SIGNALS:
         signal.signal(number, StopRequest().note)  # as a rank does
     with stopping_at_once():
-        run_apart(work)
+        run_isolated("the work", work)
 
 if __name__ == "__main__":
     cli.run(main)
@@ -132,7 +132,7 @@ if __name__ == "__main__":
 
 def test_two_signals_end_a_piece_of_work_in_a_process_of_its_own(tmp_path: Path) -> None:
     program, begun = tmp_path / "program.py", tmp_path / "begun"
-    program.write_text(APART)
+    program.write_text(ISOLATED)
     process = start([sys.executable, str(program), str(begun)])
     until(begun.exists, process)
     process.send_signal(signal.SIGUSR1)
@@ -158,7 +158,7 @@ executors._ExecutorManagerThread = Early
 
 def test_a_signal_while_the_process_is_started_ends_the_work_as_any_other(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
-    program.write_text(APART.replace("def main():", EARLY + "def main():"))
+    program.write_text(ISOLATED.replace("def main():", EARLY + "def main():"))
     done = subprocess.run(
         [sys.executable, str(program), str(tmp_path / "begun")], env=ENVIRONMENT, check=False, timeout=60,
         capture_output=True, text=True,

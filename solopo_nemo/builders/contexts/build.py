@@ -19,9 +19,9 @@ from solopo_nemo.builders.contexts.sources import read_pool, read_questions
 from solopo_nemo.builders.contexts.sources.source import RowSource
 from solopo_nemo.builders.contexts.statistics import BuildStatistics, new_facts, note_contexts, note_dropped
 from solopo_nemo.builders.contexts.targets import Targets
-from solopo_nemo.builders.contexts.workers import run_tasks
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.isolated import run_tasks
 from solopo_nemo.runtime.output import beside
 from solopo_nemo.runtime.progress import with_progress
 
@@ -53,7 +53,9 @@ def build_contexts(settings: BuildSettings, encoder: TripletEncoder) -> dict[str
     with folder.opened(settings.plan(source, pool_sources, encoder.tokenizer)):
         missing = [number for number in range(shards) if not folder.is_finished(number)]
         work = _ShardWriter(composer, settings, folder)
-        done = run_tasks(work, _tasks(settings, source, set(missing)), min(settings.workers, max(1, len(missing))))
+        tasks = _tasks(settings, source, set(missing))
+        workers = min(settings.workers, max(1, len(missing)))
+        done = run_tasks(work, tasks, workers, name=lambda shard: f"composing shard {shard[0]}")
         for _ in with_progress(done, "composing", len(missing)):
             pass
         for facts in folder.facts(shards):

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.runtime.errors import RunFault, UserError
-from solopo_nemo.runtime.isolated import begun_apart, result_of
+from solopo_nemo.runtime.isolated import begin_isolated
 from solopo_nemo.runtime.signals import StopRequest
 from solopo_nemo.training.checkpoints.files import step_of
 from solopo_nemo.training.checkpoints.saving import finish_pending
@@ -68,7 +68,7 @@ class Validation(pl.Callback):
     def _score(self, trainer: pl.Trainer, checkpoint: Path) -> None:
         if dist.get_rank() == 0:
             logger.info("scoring step %d by %s", step_of(checkpoint), self.suite)
-        begun = begun_apart(score_checkpoint, checkpoint, self.config, self.suite)
+        begun = begin_isolated(f"scoring {checkpoint}", score_checkpoint, checkpoint, self.config, self.suite)
         with begun if dist.get_rank() == 0 else nullcontext() as future:
             while self._running(future):
                 pass
@@ -97,7 +97,7 @@ def _shared_result(future: Future[ScoredCheckpoint] | None) -> ScoredCheckpoint:
     box: list[Any] = [None]
     if future is not None:
         try:
-            box = [result_of(future)]
+            box = [future.result()]
         except (UserError, RunFault) as error:
             box = [error]
     dist.broadcast_object_list(box)

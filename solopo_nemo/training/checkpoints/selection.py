@@ -132,11 +132,11 @@ def choose_checkpoint(config: RunConfig) -> Path:
     suite = config.trainer.select_best
     if suite is None:
         return saved_checkpoints(Paths(config.output).checkpoints)[-1]
-    from solopo_nemo.runtime.isolated import run_apart
+    from solopo_nemo.runtime.isolated import run_isolated
 
     for checkpoint in unscored_checkpoints(config, suite):
         logger.info("scoring step %d by %s", step_of(checkpoint), suite)
-        keep_score(config, suite, run_apart(score_checkpoint, checkpoint, config, suite))
+        keep_score(config, suite, run_isolated(f"scoring {checkpoint}", score_checkpoint, checkpoint, config, suite))
     return best_checkpoint(config, suite)
 
 
