@@ -23,54 +23,58 @@ def forward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
         checkpoint_attention: whether core attention keeps its inputs and output alone (``model.recompute=selective``).
     """
     attention = _attention(z)
-    gathered = {"gathered": "T * h * e"} if z.s > 1 else {}
+    gathered = {"gathered": z.T * z.h * z.e} if z.s > 1 else {}
     return [
         Step(
             "norm and qkv projection",
-            z.tensors(qkv_norm="T * h / s * e", qkv_rstd="T / s * 4", mixed_qkv="T * (a + 2 * k) * e"),
+            z.tensors(qkv_norm=z.T * z.h / z.s * z.e, qkv_rstd=z.T / z.s * 4, mixed_qkv=z.T * (z.a + 2 * z.k) * z.e),
             z.tensors(**gathered),
         ),
         # cosine and sine of queries and of keys; the fused kernel, which NeMo sets for Llama alone, keeps none of them
         Step(
             "rotary embedding",
-            z.tensors(q="T * a * e", k="T * k * e", v="T * k * e", rotary_angles="4 * T * d * e"),
+            z.tensors(q=z.T * z.a * z.e, k=z.T * z.k * z.e, v=z.T * z.k * z.e, rotary_angles=4 * z.T * z.d * z.e),
             drops=("mixed qkv",),
         ),
         checkpointed(attention, "attention out") if checkpoint_attention else attention,
-        Step("output projection", z.tensors(projected="T * h / s * e"), z.tensors(**gathered)),
-        Step("attention residual", z.tensors(hidden="T * h / s * e"), drops=("projected",)),
+        Step("output projection", z.tensors(projected=z.T * z.h / z.s * z.e), z.tensors(**gathered)),
+        Step("attention residual", z.tensors(hidden=z.T * z.h / z.s * z.e), drops=("projected",)),
         Step(
             "norm and fc1",
-            z.tensors(fc1_norm="T * h / s * e", fc1_rstd="T / s * 4", fc1_out="T * 2 * f * e"),
+            z.tensors(fc1_norm=z.T * z.h / z.s * z.e, fc1_rstd=z.T / z.s * 4, fc1_out=z.T * 2 * z.f * z.e),
             z.tensors(**gathered),
         ),
-        Step("swiglu", z.tensors(fc2_input="T * f * e")),
-        Step("fc2", z.tensors(fc2_out="T * h / s * e"), z.tensors(**gathered)),
-        Step("mlp residual", z.tensors(layer_output="T * h / s * e"), drops=("fc2 out",)),
+        Step("swiglu", z.tensors(fc2_input=z.T * z.f * z.e)),
+        Step("fc2", z.tensors(fc2_out=z.T * z.h / z.s * z.e), z.tensors(**gathered)),
+        Step("mlp residual", z.tensors(layer_output=z.T * z.h / z.s * z.e), drops=("fc2 out",)),
     ]
 
 
 def backward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
     """From ``gradient`` of the layer's output to that of its input; drops what :func:`forward` saved."""
-    gathered = {"gathered": "T * h * e"} if z.s > 1 else {}
-    norm = gathered | {"norm_gradient": "T * h * e", "input_gradient": "T * h / s * e", "sum": "T * h / s * e"}
+    gathered = {"gathered": z.T * z.h * z.e} if z.s > 1 else {}
+    norm = gathered | {
+        "norm_gradient": z.T * z.h * z.e,
+        "input_gradient": z.T * z.h / z.s * z.e,
+        "sum": z.T * z.h / z.s * z.e,
+    }
     return [
-        Step("fc2 backward", z.tensors(fc2_input_gradient="T * f * e"), z.tensors(**gathered), ("fc2 input",)),
+        Step("fc2 backward", z.tensors(fc2_input_gradient=z.T * z.f * z.e), z.tensors(**gathered), ("fc2 input",)),
         Step(
             "swiglu backward",
-            z.tensors(fc1_gradient="T * 2 * f * e"),
+            z.tensors(fc1_gradient=z.T * 2 * z.f * z.e),
             drops=("fc2 input gradient", "fc1 out"),
         ),
         Step(
             "norm and fc1 backward", works=z.tensors(**norm), drops=("fc1 gradient", "fc1 norm", "fc1 rstd", "hidden")
         ),
-        Step("output projection backward", z.tensors(attention_gradient="T * a * e"), z.tensors(**gathered)),
+        Step("output projection backward", z.tensors(attention_gradient=z.T * z.a * z.e), z.tensors(**gathered)),
         *([again(_attention(z), "attention out")] if checkpoint_attention else []),
         _attention_backward(z),
         Step(
             "rotary embedding backward",
-            z.tensors(mixed_gradient="T * (a + 2 * k) * e"),
-            z.tensors(rotated_gradient="T * (a + k) * e"),
+            z.tensors(mixed_gradient=z.T * (z.a + 2 * z.k) * z.e),
+            z.tensors(rotated_gradient=z.T * (z.a + z.k) * z.e),
             ("qkv gradient", "rotary angles"),
         ),
         Step(
@@ -82,58 +86,60 @@ def backward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
 
 
 def _attention(z: Sizes) -> Step:
-    saved = z.tensors(attention_out="T * a * e", attention_lse="T * n * 4")
+    saved = z.tensors(attention_out=z.T * z.a * z.e, attention_lse=z.T * z.n * 4)
     if z.c == 1:
         return Step("core attention", saved)
     if z.mode == "p2p":  # the K/V of every ring step and its partial output stay until the outputs are merged
         ring = {
-            "ring_kv": "(c - 1) * T * 2 * k * e",
-            "partial_outputs": "c * T * a * e",
-            "partial_lse": "c * T * n * 4",
+            "ring_kv": (z.c - 1) * z.T * 2 * z.k * z.e,
+            "partial_outputs": z.c * z.T * z.a * z.e,
+            "partial_lse": z.c * z.T * z.n * 4,
         }
-        kv = z.tensors(last_kv="T * 2 * k * e")
+        kv = z.tensors(last_kv=z.T * 2 * z.k * z.e)
         return Step("core attention (p2p)", (*saved, *kv), z.tensors(**ring), ("k", "v"))
     # a2a: saved with all positions and heads / c; the output once more for the projection
-    exchanged = z.tensors(exchanged_qkv="T * (a + 2 * k) * e", exchanged_out="T * a * e")
-    buffers = z.tensors(send_buffers="T * (a + 2 * k) * e")
+    exchanged = z.tensors(exchanged_qkv=z.T * (z.a + 2 * z.k) * z.e, exchanged_out=z.T * z.a * z.e)
+    buffers = z.tensors(send_buffers=z.T * (z.a + 2 * z.k) * z.e)
     return Step("core attention (a2a)", (*saved, *exchanged), buffers, ("q", "k", "v"))
 
 
 def _attention_backward(z: Sizes) -> Step:
     """Drops what :func:`_attention` made, and its inputs where they were saved."""
-    kernel = {"dq_accumulator": "T * a * 4", "softmax_sum": "T * n * 4"}
-    gradients = z.tensors(qkv_gradient="T * (a + 2 * k) * e")
+    kernel = {"dq_accumulator": z.T * z.a * 4, "softmax_sum": z.T * z.n * 4}
+    gradients = z.tensors(qkv_gradient=z.T * (z.a + 2 * z.k) * z.e)
     done: tuple[str, ...] = ("attention out", "attention lse", "attention gradient")
     if z.c == 1:
         return Step("core attention backward", gradients, z.tensors(**kernel), (*done, "q", "k", "v"))
     if z.mode == "p2p":
-        ring = kernel | {"ring_buffers": "2 * 2 * T * 2 * k * e", "step_gradients": "T * (a + 2 * k) * e"}
+        ring = kernel | {"ring_buffers": 2 * 2 * z.T * 2 * z.k * z.e, "step_gradients": z.T * (z.a + 2 * z.k) * z.e}
         return Step("core attention backward (p2p)", gradients, z.tensors(**ring), (*done, "q", "last kv"))
-    exchange = kernel | {"exchanged_gradient": "T * a * e", "exchanged_qkv_gradient": "T * (a + 2 * k) * e"}
+    exchange = kernel | {"exchanged_gradient": z.T * z.a * z.e, "exchanged_qkv_gradient": z.T * (z.a + 2 * z.k) * z.e}
     done += ("exchanged qkv", "exchanged out")
     return Step("core attention backward (a2a)", gradients, z.tensors(**exchange), done)
 
 
 def inputs(z: Sizes) -> tuple[Tensor, ...]:
     """Token ids and positions; the rotary table, fp32 and of full length on every rank."""
-    return z.tensors(token_ids="T * 2 * 8", rotary_table="S * d * 4")
+    return z.tensors(token_ids=z.T * 2 * 8, rotary_table=z.S * z.d * 4)
 
 
 def head(z: Sizes) -> list[Step]:
     """Final norm and response head, forward and backward."""
     return [
-        Step("final norm", z.tensors(final_norm="T * h / s * e", final_rstd="T / s * 4")),
+        Step("final norm", z.tensors(final_norm=z.T * z.h / z.s * z.e, final_rstd=z.T / z.s * 4)),
         *head_steps.forward(z),
         Step("final norm released", drops=("final norm",)),
         *head_steps.backward(z),
-        Step("final norm backward", z.tensors(gradient="T * h / s * e"), z.tensors(selected="T * h / s * e")),
+        Step(
+            "final norm backward", z.tensors(gradient=z.T * z.h / z.s * z.e), z.tensors(selected=z.T * z.h / z.s * z.e)
+        ),
         Step("final norm done", drops=("layer output", "final rstd")),
     ]
 
 
 def embedding_backward(z: Sizes) -> list[Step]:
     """The embedding's gradient is dense."""
-    return [Step("embedding backward", works=z.tensors(embedding_gradient="v * h * e", gathered="T * h * e"))]
+    return [Step("embedding backward", works=z.tensors(embedding_gradient=z.v * z.h * z.e, gathered=z.T * z.h * z.e))]
 
 
 def optimizer(run: Run, stage: int) -> list[Step]:

@@ -11,13 +11,13 @@ VOCABULARY_TILE = 4096
 
 def forward(z: Sizes) -> list[Step]:
     """Rows selected, then scored in tiles; no tensor of sequence length times vocabulary, none of rows times it."""
-    return [Step("head", z.tensors(head_rows="R * h * e", head_normalizers="R * 4"), _tile(z))]
+    return [Step("head", z.tensors(head_rows=z.R * z.h * z.e, head_normalizers=z.R * 4), _tile(z))]
 
 
 def backward(z: Sizes) -> list[Step]:
     """The logits once more, in tiles; the weight's gradient is added to Megatron's buffer, where it is fp32."""
     return [
-        Step("head backward", z.tensors(row_gradients="R * h * 4"), _tile(z)),
+        Step("head backward", z.tensors(row_gradients=z.R * z.h * 4), _tile(z)),
         Step("rows scored", drops=("row gradients", "head rows", "head normalizers")),
     ]
 

@@ -86,7 +86,7 @@ def _stage(run: Run, stage: int) -> Memory:
     selective, full = run.recompute == "selective", run.recompute == "full"
 
     forward = layers.forward(z, selective)
-    entry = z.tensor("layer input", "T * h / s * e")
+    (entry,) = z.tensors(layer_input=z.T * z.h / z.s * z.e)
     saved = [t for t in kept([Step("input", (entry,)), *forward]) if t.name != "layer output"]
     one_layer = entry.bytes if full else sum(tensor.bytes for tensor in saved)
     others = "P_layers - 1 layers, saved" if not full else "P_layers - 1 layer inputs"
@@ -102,7 +102,9 @@ def _stage(run: Run, stage: int) -> Memory:
     if stage == pipeline - 1:
         timeline.run(layers.head(z))
     else:
-        timeline.run([Step("gradient of the next stage", z.tensors(gradient="T * h / s * e"), drops=("layer output",))])
+        timeline.run(
+            [Step("gradient of the next stage", z.tensors(gradient=z.T * z.h / z.s * z.e), drops=("layer output",))]
+        )
     if full:
         timeline.run(layers.forward(z, False))
     timeline.run(layers.backward(z, selective))

@@ -3,12 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from types import CodeType
+from typing import Any
 
 from solopo_nemo.planning.layout import Layout, Share
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.timeline import Tensor
+
+
+class Size(float):
+    """A number that knows the formula it comes from: ``Size(6, "T") * 2`` is 12, ``T * 2``.
+
+    Attributes:
+        formula: in the symbols of :class:`Sizes`.
+    """
+
+    formula: str
+
+    def __new__(cls, value: float, formula: str) -> Size:
+        """A number with its formula."""
+        size = super().__new__(cls, value)
+        size.formula = formula
+        return size
+
+    def _joined(self, sign: str, other: Any, value: float) -> Size:
+        terms = [
+            _text(term) if sign == "+" or " + " not in _text(term) else f"({_text(term)})" for term in (self, other)
+        ]
+        return Size(value, f" {sign} ".join(terms))
+
+    def __add__(self, other: float) -> Size:
+        return self._joined("+", other, float(self) + float(other))
+
+    def __mul__(self, other: float) -> Size:
+        return self._joined("*", other, float(self) * float(other))
+
+    def __rmul__(self, other: float) -> Size:
+        return Size(other, _text(other))._joined("*", self, float(other) * float(self))
+
+    def __sub__(self, other: float) -> Size:
+        return Size(float(self) - float(other), f"({self.formula} - {_text(other)})")
+
+    def __truediv__(self, other: float) -> Size:
+        return self._joined("/", other, float(self) / float(other))
+
+
+def _text(number: float) -> str:
+    return number.formula if isinstance(number, Size) else f"{number:g}"
 
 
 @dataclass(frozen=True)
@@ -33,58 +73,46 @@ class Sizes:
         mode: context-parallel communication.
     """
 
-    T: int
-    s: int
-    h: int
-    f: int
-    a: int
-    k: int
-    d: int
-    n: int
-    v: int
-    R: int
-    C: int
-    S: int
-    t: int
-    c: int
-    e: int
+    T: Size
+    s: Size
+    h: Size
+    f: Size
+    a: Size
+    k: Size
+    d: Size
+    n: Size
+    v: Size
+    R: Size
+    C: Size
+    S: Size
+    t: Size
+    c: Size
+    e: Size
     mode: str
 
     @classmethod
     def of(cls, shape: ModelShape, layout: Layout, share: Share, logits_chunk_size: int, itemsize: int) -> Sizes:
         """Of one rank of a layout."""
         t = layout.tensor
-        return cls(
-            T=share.tokens,
-            s=t if layout.sequence else 1,
-            h=shape.hidden_size,
-            f=shape.intermediate_size // t,
-            a=shape.query_size // t,
-            k=shape.kv_size // t,
-            d=shape.head_dim,
-            n=shape.num_attention_heads // t,
-            v=shape.vocab_size // t,
-            R=share.rows,
-            C=min(logits_chunk_size, share.rows),
-            S=share.longest,
-            t=t,
-            c=layout.context,
-            e=itemsize,
-            mode=layout.cp_comm_type,
-        )
+        numbers = {
+            "T": share.tokens,
+            "s": t if layout.sequence else 1,
+            "h": shape.hidden_size,
+            "f": shape.intermediate_size // t,
+            "a": shape.query_size // t,
+            "k": shape.kv_size // t,
+            "d": shape.head_dim,
+            "n": shape.num_attention_heads // t,
+            "v": shape.vocab_size // t,
+            "R": share.rows,
+            "C": min(logits_chunk_size, share.rows),
+            "S": share.longest,
+            "t": t,
+            "c": layout.context,
+            "e": itemsize,
+        }
+        return cls(**{name: Size(value, name) for name, value in numbers.items()}, mode=layout.cp_comm_type)
 
-    def tensor(self, name: str, formula: str) -> Tensor:
-        """A tensor whose bytes are a formula in these symbols, e.g. ``T * h / s * e``."""
-        return Tensor(name, float(eval(_compiled(formula), _FUNCTIONS, vars(self))), formula)
-
-    def tensors(self, **formulas: str) -> tuple[Tensor, ...]:
-        """Several tensors, by name (underscores read as spaces)."""
-        return tuple(self.tensor(name.replace("_", " "), formula) for name, formula in formulas.items())
-
-
-_FUNCTIONS = {"__builtins__": {"min": min, "max": max}}
-
-
-@cache
-def _compiled(formula: str) -> CodeType:
-    return compile(formula, formula, "eval")
+    def tensors(self, **sizes: Size) -> tuple[Tensor, ...]:
+        """Tensors of so many bytes, by name (underscores read as spaces)."""
+        return tuple(Tensor(name.replace("_", " "), float(size), size.formula) for name, size in sizes.items())
