@@ -19,9 +19,10 @@ from solopo_nemo.runtime.cli import ArgumentParser, run
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import check_writable
 from solopo_nemo.runtime.units import token_count
-from studies.benchmarks import commands, suite
+from studies.benchmarks import commands, document, suite
 from studies.benchmarks.head import HEADS, HeadSpec
 from studies.benchmarks.spec import PEERS, Shape, StepSpec
+from studies.paths import ROOT
 
 _LAYOUT = ("tensor", "sequence", "context", "context_mode", "pipeline", "data")
 _PLACES = ("--out", "--work", "--peer-venv", "--again", "--json")
@@ -95,7 +96,7 @@ def _all(arguments: argparse.Namespace, command: str) -> Any:
 
 
 def _document(arguments: argparse.Namespace, command: str) -> Any:
-    return {"document": str(suite.write(arguments.results, arguments.document))}
+    return {"document": str(document.write(arguments.results, arguments.document))}
 
 
 def _places(arguments: argparse.Namespace) -> commands.Places:
@@ -165,16 +166,16 @@ def _parser() -> ArgumentParser:
     head.set_defaults(function=_head)
 
     everything = subcommands.add_parser("all", help="every measurement of a suite, then the document")
-    default = suite.SUITE.relative_to(suite.ROOT)
+    default = suite.SUITE.relative_to(ROOT)
     everything.add_argument("--suite", type=Path, default=suite.SUITE, metavar="YAML", help=f"default {default}")
     everything.add_argument("--only", type=_list_of(str), metavar="NAME,NAME", help="these of its entries alone")
     _add_places(everything, out=False)
     everything.set_defaults(function=_all)
 
-    document = subcommands.add_parser("document", help="docs/performance.md from the results that are there")
-    document.add_argument("--json", action="store_true", help="print the summary as the last line of stdout, as JSON")
-    document.set_defaults(function=_document)
-    for command in (everything, document):
+    page = subcommands.add_parser("document", help="docs/performance.md from the results that are there")
+    page.add_argument("--json", action="store_true", help="print the summary as the last line of stdout, as JSON")
+    page.set_defaults(function=_document)
+    for command in (everything, page):
         command.add_argument("--results", type=Path, default=suite.RESULTS, metavar="FOLDER", help="the JSON files")
         command.add_argument("--document", type=Path, default=suite.DOCUMENT, metavar="FILE", help="what is written")
     return parser

@@ -33,15 +33,13 @@ def main(argv: Sequence[str]) -> int:
         check_writable(folder, key)
     if not results.resolve().is_relative_to(document.parent.resolve()):
         raise UserError(f"--results {results}: the page shows its plots, and must lie beside or above that folder")
-    from studies.collapse.page import write_page
-    from studies.collapse.study import Study, run_study
+    from studies.collapse.page import Study, write_page
+    from studies.collapse.runs import run_study
 
     kept = results / "collapse.json"
-    if arguments.page:
-        study = Study.read(kept)
-    else:
-        study = run_study(arguments.out, arguments.seeds, arguments.workers, rates, 60 * arguments.minutes)
-        study.save(kept)
+    if not arguments.page:
+        run_study(kept, arguments.out, arguments.seeds, arguments.workers, rates, 60 * arguments.minutes)
+    study = Study.read(kept)
     write_page(study, document, results)
     print(f"page: {document}")
     summary = {"document": str(document), "runs": len(study.outcomes), "planned": study.planned}
@@ -49,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _plan(arguments: argparse.Namespace, rates: Sequence[float]) -> dict[str, object]:
-    from studies.collapse.study import missing_cells
+    from studies.collapse.runs import missing_cells
 
     planned = list(cells(arguments.seeds, tuple(rates)))
     missing = missing_cells(planned, arguments.out)

@@ -43,7 +43,9 @@ def _mini(arguments: argparse.Namespace, size: Size) -> dict[str, Any]:
     results = arguments.results or arguments.out / "results"
     document = arguments.document or results.with_name("reproduction.md")
     if arguments.page:
-        mini.write_page(results, document)
+        from studies.reproduction.page import write_page
+
+        write_page(results, document)
         return {"document": str(document)}
     return mini.reproduce(
         mini.Wanted(size, arguments.only, arguments.out, results, document),

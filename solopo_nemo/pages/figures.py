@@ -93,10 +93,11 @@ def points(axis: Axes, theme: Theme, look: Look, found: Mapping[Any, Span | None
     if not known:
         return
     middle, low, high = np.array(list(known.values()), dtype=float).T
+    bars = np.clip([middle - low, high - middle], 0, None)
     axis.errorbar(
         list(known),
         middle,
-        yerr=np.clip([middle - low, high - middle], 0, None) if look.marker else None,
+        yerr=bars if bars.any() else None,
         label=look.label,
         color=getattr(theme, look.colour),
         marker=look.marker or None,

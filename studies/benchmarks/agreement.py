@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 
 from solopo_nemo.runtime.errors import RunFault
-from studies.benchmarks.results import Run
 from studies.benchmarks.spec import PEERS
+from studies.results import Run
 
 CONTROL = "long_po"
 """The recipe that has the peer's objective: DPO on the long prompt."""

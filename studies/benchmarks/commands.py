@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from solopo_nemo.pages.tables import Table
 from studies.benchmarks.agreement import check_agreement
 from studies.benchmarks.head import HeadSpec, measure_head
 from studies.benchmarks.longest import find_longest
 from studies.benchmarks.peer import make_peer
-from studies.benchmarks.results import Results, Run, Spec, Spread, peak_gib, step_seconds
+from studies.benchmarks.results import Spread, peak_gib, step_seconds
 from studies.benchmarks.session import Session
-from studies.benchmarks.spec import PEERS, StepSpec
+from studies.benchmarks.spec import PEERS, Spec, StepSpec
 from studies.benchmarks.step import check, measure_step
+from studies.results import Results
 
 _LOG_WIDTH = 120
 
@@ -42,7 +43,7 @@ class Places:
 
     def session(self, benchmark: str, command: str, measure: Callable[[Any], dict[str, Any]]) -> Session:
         """A session whose runs go into the file."""
-        return Session(Results.open(self.out, benchmark), command, measure, self.again)
+        return Session(Results.open(self.out, benchmark=benchmark), command, measure, self.again)
 
     def steps(self, benchmark: str, command: str, specs: Iterable[StepSpec]) -> Session:
         """A session of training steps, once everything that can be checked is checked.
@@ -73,7 +74,7 @@ def measure_steps(
     worst = check_agreement(session.results.runs)
     if not math.isnan(worst):
         _say(f"loss and log-probabilities of TRL and of long_po differ by at most {worst:.1e} at the first step")
-    return _summary(session.results, specs, repeats)
+    return _summary(session, specs, repeats)
 
 
 def search_longest(
@@ -109,28 +110,26 @@ def measure_heads(specs: Sequence[HeadSpec], repeats: int, places: Places, comma
     """The heads alone."""
     session = places.session("head", command, lambda spec: measure_head(spec, places.work))
     session.run_rounds([[spec] for spec in specs], repeats)
-    return _summary(session.results, specs, repeats)
+    return _summary(session, specs, repeats)
 
 
-def _summary(results: Results, specs: Sequence[Spec], repeats: int) -> list[dict[str, Any]]:
+def _summary(session: Session, specs: Sequence[Spec], repeats: int) -> list[dict[str, Any]]:
     """Medians and extremes over the rounds, as a table and as JSON data."""
-    table = Table("", "rounds", "seconds a step", "min", "max", "peak (GiB)", "min", "max")
-    rows = []
+    rows, summary = [], []
     for spec in dict.fromkeys(specs):
-        runs: list[Run] = [run for n in range(repeats) if (run := results.find(spec, n)) and "skipped" not in run]
+        runs = [run for n in range(repeats) if (run := session.find(spec, n)) and "skipped" not in run]
         if not runs:
             continue
         seconds, peak = Spread.of(map(step_seconds, runs)), Spread.of(map(peak_gib, runs))
         numbers = [f"{value:.3f}" for spread in (seconds, peak) for value in (spread.median, spread.low, spread.high)]
-        table.add_row(spec.label(), str(len(runs)), *numbers)
-        rows.append(
-            {"what": spec.label(), "seconds": dataclasses.asdict(seconds), "peak_gib": dataclasses.asdict(peak)}
-        )
+        rows.append((spec.label(), str(len(runs)), *numbers))
+        spreads = {"seconds": dataclasses.asdict(seconds), "peak_gib": dataclasses.asdict(peak)}
+        summary.append({"what": spec.label(), **spreads})
     console = Console(stderr=True)
     if not console.is_terminal:
         console.width = _LOG_WIDTH
-    console.print(table)
-    return rows
+    console.print(Table(("", "rounds", "seconds a step", "min", "max", "peak (GiB)", "min", "max"), rows).terminal())
+    return summary
 
 
 def _say(message: str) -> None:

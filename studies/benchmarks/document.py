@@ -7,54 +7,53 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from solopo_nemo.pages.render import write_page
+from solopo_nemo.pages.tables import Table
 from studies.benchmarks.agreement import TOLERANCE, check_agreement
-from studies.benchmarks.charts import HEADS, ONE_RANK, SYSTEMS, Chart, by_length, head_peaks
-from studies.benchmarks.collected import BUDGET_GIB, Collected
+from studies.benchmarks.charts import HEADS, ONE_RANK, SYSTEMS, by_length, draw_all, head_peaks
 from studies.benchmarks.goals import GOALS, Goal
-from studies.benchmarks.results import Run, Spread, peak_gib, step_seconds
+from studies.benchmarks.results import BUDGET_GIB, Collected, Spread, peak_gib, step_seconds
+from studies.benchmarks.suite import SUITE, read_suite
+from studies.paths import ASSETS
+from studies.results import Run, read_yaml
 
-_ASSETS = Path(__file__).resolve().parents[1] / "assets"
+REASONS = "reasons.yaml"
+"""Beside the results: why a goal is missed, by its name."""
 _NOT_MEASURED = "not measured"
 
-Rows = list[list[str]]
 Form = Callable[[float], str]
 
 
-def render(
-    results: Collected,
-    suite: Mapping[str, Mapping[str, str]],
-    reasons: Mapping[str, Any],
-    charts: Sequence[Chart],
-    folder: str,
-) -> str:
-    """The document as Markdown.
+def write(folder: Path, document: Path) -> Path:
+    """Write the document and its plots from a folder of results.
 
     Args:
-        results: of a folder.
-        suite: see :func:`studies.benchmarks.suite.read_suite`.
-        reasons: why a goal is missed, by its name.
-        charts: plots that lie in the folder.
-        folder: of results and plots, as seen from the document.
+        folder: JSON files, and :data:`REASONS`; the plots go there too.
+        document: Markdown file.
+
+    Returns:
+        The document's path.
+
+    Raises:
+        UserError: a file that is no result.
     """
-    page = Environment(loader=FileSystemLoader(_ASSETS), undefined=StrictUndefined, trim_blocks=True)
+    results, suite = Collected.read(folder), read_suite(SUITE)
     worst = check_agreement(results.select(ONE_RANK))
-    return page.get_template("performance.md.jinja").render(
-        folder=folder,
+    return write_page(
+        document,
+        ASSETS / "performance.md.jinja",
+        folder=folder.name,
         facts=_facts([run for name in (*suite["cpu"], *suite["gpu"]) for run in results.runs.get(name, [])]),
-        goals=[_goal(goal, results) for goal in GOALS],
-        missed=_missed(results, reasons),
+        goals=Table(("figure", "goal", "measured", "", "from"), [_goal(goal, results) for goal in GOALS], "l"),
+        missed=_missed(results, read_yaml(folder / REASONS, missing={})),
         commands=_commands(results, suite),
-        by_length=["long prompt", *(look[0] for look in SYSTEMS.values())],
         seconds=_by_length(results, step_seconds, seconds),
         peaks=_by_length(results, peak_gib, gib),
         budget=f"{BUDGET_GIB:g}",
         longest=_longest(results),
         scaling=_scaling(results),
-        by_head=["prompt", *(look[0] for look in HEADS.values())],
         heads=_heads(results),
-        charts=charts,
+        charts=draw_all(results, folder),
         gpu=_gpu(results, suite["gpu"]),
         tolerance=f"{TOLERANCE:g}",
         agreement="" if math.isnan(worst) else f"{worst:.1e}",
@@ -79,7 +78,7 @@ def with_spread(spread: Spread | None, form: Form) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def _facts(runs: Sequence[Run]) -> Rows:
+def _facts(runs: Sequence[Run]) -> Table:
     """What was measured, on what."""
     own = [run for run in runs if "trl" not in run["versions"]]
     facts = {
@@ -89,8 +88,8 @@ def _facts(runs: Sequence[Run]) -> Rows:
         "TRL": (_versions(run) for run in runs if run not in own),
         "measured at commit": (run["revision"] for run in runs if run["revision"]),
     }
-    rows = [[name, "; ".join(_distinct(values))] for name, values in facts.items()]
-    return [row for row in rows if row[1]]
+    rows = [(name, "; ".join(_distinct(values))) for name, values in facts.items()]
+    return Table(("", ""), [row for row in rows if row[1]], "l")
 
 
 def _distinct(values: Iterable[str]) -> list[str]:
@@ -134,28 +133,29 @@ def _missed(results: Collected, reasons: Mapping[str, Any]) -> list[tuple[str, s
     ]
 
 
-def _commands(results: Collected, suite: Mapping[str, Mapping[str, str]]) -> Rows:
+def _commands(results: Collected, suite: Mapping[str, Mapping[str, str]]) -> Table:
     """The suite's commands, and those of results that other tools left."""
     rows = []
     others = dict.fromkeys(results.runs.keys() - suite["cpu"].keys() - suite["gpu"].keys(), "")
     for name, arguments in {**suite["cpu"], **dict(sorted(others.items()))}.items():
         rounds = 1 + max((run["round"] for run in results.runs.get(name, [])), default=-1)
-        commands = results.commands([name]) or [_command(arguments)]
-        rows.append([f"`{name}`", "<br>".join(f"`{c}`" for c in commands), str(rounds or _NOT_MEASURED)])
-    return rows
+        commands = results.commands(name) or [_command(arguments)]
+        rows.append((f"`{name}`", "<br>".join(f"`{c}`" for c in commands), str(rounds or _NOT_MEASURED)))
+    return Table(("name", "command", "rounds"), rows, "llr")
 
 
 def _command(arguments: str) -> str:
     return f"python tools/benchmark.py {' '.join(arguments.split())}"
 
 
-def _by_length(results: Collected, value: Callable[[Run], float], form: Form) -> Rows:
+def _by_length(results: Collected, value: Callable[[Run], float], form: Form) -> Table:
     columns = [by_length(results, value, system) for system in SYSTEMS]
     lengths = sorted({long for points in columns for long in points})
-    return [[f"{long:,}", *(with_spread(points.get(long), form) for points in columns)] for long in lengths]
+    rows = [[f"{long:,}", *(with_spread(points.get(long), form) for points in columns)] for long in lengths]
+    return Table(("long prompt", *(look.label for look in SYSTEMS.values())), rows, "r")
 
 
-def _longest(results: Collected) -> Rows:
+def _longest(results: Collected) -> Table:
     rows = []
     for source, what in (
         ("memory", "one rank"),
@@ -165,19 +165,18 @@ def _longest(results: Collected) -> Rows:
         for system in _distinct(run["spec"]["system"] for run in results.runs.get(source, [])):
             found = results.bracket(source, system=system)
             if found:
-                rows.append([SYSTEMS[system][0], what, *(f"{long:,}" if long else "not tried" for long in found)])
-    return rows
+                rows.append([SYSTEMS[system].label, what, *(f"{long:,}" if long else "not tried" for long in found)])
+    return Table(("system", "layout", "longest that fits", "shortest measured that does not"), rows, "llr")
 
 
-def _scaling(results: Collected) -> Rows:
+def _scaling(results: Collected) -> Table:
     rows = []
     for source, note in (("scaling_time", ""), ("scaling_memory", ""), ("longest_step", ", full recompute")):
         layouts = {tuple(run["spec"][key] for key in ("long", "tensor", "context")) for run in results.select(source)}
         for long, tensor, context in sorted(layouts):
             common = {"long": long, "tensor": tensor, "context": context}
-            cells = _cells(results, source, common)
-            rows.append([f"{long:,}{note}", str(tensor), str(context), *cells])
-    return rows
+            rows.append([f"{long:,}{note}", str(tensor), str(context), *_cells(results, source, common)])
+    return Table(("long prompt", "TP", "CP", "seconds a step", "peak of a rank (GiB)"), rows, "r")
 
 
 def _cells(results: Collected, source: str, common: Mapping[str, Any]) -> list[str]:
@@ -186,16 +185,17 @@ def _cells(results: Collected, source: str, common: Mapping[str, Any]) -> list[s
     return [with_spread(results.spread(source, value, **common), form) for value, form in pairs]
 
 
-def _heads(results: Collected) -> Rows:
+def _heads(results: Collected) -> Table:
     columns = [head_peaks(results, head) for head in HEADS]
     lengths = sorted({run["spec"]["long"] for run in results.runs.get("head", [])})
-    return [
+    rows = [
         [f"{n:,}", *(with_spread(points.get(n), lambda v: f"{v:.3f}") or "does not fit" for points in columns)]
         for n in lengths
     ]
+    return Table(("prompt", *(look.label for look in HEADS.values())), rows, "r")
 
 
-def _gpu(results: Collected, suite: Mapping[str, str]) -> Rows:
+def _gpu(results: Collected, suite: Mapping[str, str]) -> Table:
     rows = []
     for name, arguments in suite.items():
         command = f"`{_command(arguments)}`"
@@ -204,4 +204,4 @@ def _gpu(results: Collected, suite: Mapping[str, str]) -> Rows:
             [command, system, f"{long:,}", *_cells(results, name, {"system": system, "long": long})]
             for system, long in found
         ] or [[command, "", "", "", ""]]
-    return rows
+    return Table(("command", "system", "long prompt", "seconds a step", "peak of a rank (GiB)"), rows, "llr")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from studies.benchmarks.collected import Collected
-from studies.benchmarks.results import Run, Spread, peak_gib, ratio, step_seconds
+from studies.benchmarks.results import Collected, Spread, peak_gib, ratio, step_seconds
 from studies.benchmarks.spec import StepSpec
+from studies.results import Run
 
 K = 1024
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -17,8 +16,8 @@ import psutil
 from solopo_nemo.runtime import cli
 from solopo_nemo.runtime.output import atomic_text
 from studies.benchmarks.process import run_process
-from studies.benchmarks.spec import GIB, digest
-from studies.benchmarks.step import machine, versions
+from studies.benchmarks.spec import GIB, Spec
+from studies.results import machine, versions
 
 HEADS = ("full", "chunked", "response_only")
 """``full``: the stock output layer and vocabulary-parallel cross-entropy; ``chunked``: this project's head on every
@@ -26,7 +25,7 @@ position; ``response_only``: on the response rows, as in training."""
 
 
 @dataclass(frozen=True)
-class HeadSpec:
+class HeadSpec(Spec):
     """One forward and backward pass of a head.
 
     Attributes:
@@ -44,14 +43,6 @@ class HeadSpec:
     vocabulary: int = 152064
     row_chunk: int = 512
     threads: int = 2
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return dataclasses.asdict(self)
-
-    def key(self) -> str:
-        """A short name that is the same for the same measurement."""
-        return digest(self.as_json())
 
     def label(self) -> str:
         """The same in a few words, for messages."""

@@ -12,18 +12,17 @@ is not measured again; the predictions are.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
 from solopo_nemo.runtime.cli import run
-from solopo_nemo.runtime.output import atomic_text
 from studies.benchmarks import planner_check as check
 from studies.benchmarks import planning, suite
-from studies.benchmarks.results import Results
+from studies.benchmarks.session import Session
 from studies.benchmarks.step import measure_step
+from studies.results import Results
 
 
 def main() -> int:
@@ -41,25 +40,24 @@ def main() -> int:
 
 
 def _table() -> int:
-    places = list(planning.all_cells())
-    data = planning.about() | {"cells": [planning.make_cell(*place) for place in track(places, "planning")]}
-    with atomic_text(planning.RESULTS / "layouts.json") as stream:
-        stream.write(json.dumps(data, indent=1) + "\n")
-    planning.draw_longest(data, planning.RESULTS)
-    planning.write_document(data, planning.DOCUMENT)
+    cells = [planning.make_cell(*place) for place in track(list(planning.all_cells()), "planning")]
+    results = Results(planning.RESULTS / "layouts.json", planning.about(), cells)
+    results.save()
+    planning.draw_longest(results, planning.RESULTS)
+    planning.write_document(results, planning.DOCUMENT)
     print(planning.DOCUMENT)
     return 0
 
 
 def _check(work: Path, out: Path) -> int:
-    results, command = Results.open(out, "planner"), "python studies/benchmarks/planner.py check"
+    results, command = Results.open(out, benchmark="planner"), "python studies/benchmarks/planner.py check"
+    session = Session(results, command, lambda spec: measure_step(spec, work.resolve()))
+    rows = []
     for spec in track(check.SPECS, "measuring"):
-        run = results.find(spec, 0)
-        if run is None:
-            run = results.add(spec, 0, command, measure_step(spec, work.resolve()))
-        run["predicted_bytes"] = check.predict(spec).above_model
+        run = session.run(spec)
+        rows.append(check.compare(spec, run))
+        run["predicted_bytes"] = rows[-1].predicted.above_model
         results.save()
-    rows = [check.compare(spec, run) for spec in check.SPECS if (run := results.find(spec, 0))]
     Console().print(check.table(rows).terminal())
     return int(any(abs(row.error) > check.TOLERANCE for row in rows))
 

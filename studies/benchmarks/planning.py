@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from solopo_nemo.planning.shape import load_shape
 from solopo_nemo.planning.step_time import Machine
 from solopo_nemo.planning.workload import Lengths
 from studies.paths import ASSETS, DOCS
+from studies.results import Results
 
 DOCUMENT = DOCS / "planning.md"
 RESULTS = DOCS / "planning"
@@ -75,9 +75,9 @@ def about() -> dict[str, Any]:
     return {"machine": machine, "short": SHORT, "response": RESPONSE, "samples": SAMPLES}
 
 
-def write_document(data: dict[str, Any], document: Path) -> None:
-    """Write the page from what :func:`about` and the cells give."""
-    cells = {(cell["model"], cell["recipe"], cell["gpus"]): cell for cell in data["cells"]}
+def write_document(results: Results, document: Path) -> None:
+    """Write the page from the file of all cells."""
+    cells = {(cell["model"], cell["recipe"], cell["gpus"]): cell for cell in results.runs}
 
     def both(model: str, show: Callable[[Cell], str]) -> list[str]:
         return [" / ".join(show(cells[model, recipe, gpus]) for recipe in RECIPES) for gpus in GPUS]
@@ -93,19 +93,18 @@ def write_document(data: dict[str, Any], document: Path) -> None:
         ]
         models.append((model, table("long prompt", hours), table("long prompt", layouts)))
     longest = table("model", [(model, *both(model, _far)) for model in MODELS])
-    values = {name: data[name] for name in about()}
     template = ASSETS / "planning.md.jinja"
-    write_page(document, template, folder=RESULTS.name, chart=CHART, longest=longest, models=models, **values)
+    write_page(document, template, folder=RESULTS.name, chart=CHART, longest=longest, models=models, **results.about)
 
 
-def draw_longest(data: dict[str, Any], folder: Path) -> None:
+def draw_longest(results: Results, folder: Path) -> None:
     """Longest long prompt by number of GPUs, one panel a model: ``longest.png`` and ``longest-dark.png``."""
 
     def make(theme: Theme) -> Figure:
         figure, axes = figures.panels(2, 2, height=5.2, width=1.4, titles=list(MODELS), sharex=True)
         for axis, model in zip(axes, MODELS, strict=True):
             for recipe, colour, marker in (("SoLo-DPO", theme.blue, "o"), ("Long-DPO", theme.orange, "s")):
-                cells = [c for c in data["cells"] if (c["model"], c["recipe"]) == (model, recipe) and c["longest"]]
+                cells = [c for c in results.runs if (c["model"], c["recipe"]) == (model, recipe) and c["longest"]]
                 gpus, long = [cell["gpus"] for cell in cells], [cell["longest"]["long"] for cell in cells]
                 axis.plot(gpus, long, marker=marker, color=colour, label=recipe)
             figures.powers_of_two(axis, {gpus: str(gpus) for gpus in GPUS})
@@ -117,12 +116,6 @@ def draw_longest(data: dict[str, Any], folder: Path) -> None:
         return figure
 
     figures.draw(folder, CHART.name, make)
-
-
-def read_data(results: Path = RESULTS) -> dict[str, Any]:
-    """The data that the committed document is made of."""
-    data: dict[str, Any] = json.loads((results / "layouts.json").read_text(encoding="utf-8"))
-    return data
 
 
 def _k(tokens: int) -> str:

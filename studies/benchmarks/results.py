@@ -1,112 +1,18 @@
-"""Results on disk: one JSON file a benchmark, a run a line; what is there is not measured again."""
+"""What the results of benchmarks say: seconds and peak memory of a run, and their spread over rounds."""
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.runtime.output import atomic_text
 from studies.benchmarks.spec import GIB
+from studies.results import Results, Run
 
-Run = dict[str, Any]
-"""One run of a specification: ``key``, ``spec``, ``round``, ``command``, ``revision`` and what was measured."""
-
-
-class Spec(Protocol):
-    """What can be measured."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data."""
-
-    def key(self) -> str:
-        """A short name that is the same for the same measurement."""
-
-    def label(self) -> str:
-        """The same in a few words, for messages."""
-
-
-@dataclass
-class Results:
-    """The runs of one benchmark.
-
-    Attributes:
-        path: the file.
-        benchmark: subcommand of ``tools/benchmark.py``.
-        runs: what has been measured.
-    """
-
-    path: Path
-    benchmark: str
-    runs: list[Run] = field(default_factory=list)
-
-    @classmethod
-    def open(cls, path: Path, benchmark: str) -> Results:
-        """What a file holds; nothing where there is none.
-
-        Raises:
-            UserError: the file is something else.
-        """
-        if not path.is_file():
-            return cls(path, benchmark)
-        found = cls.read(path)
-        if found.benchmark != benchmark:
-            raise UserError(f"{path}: holds results of {found.benchmark!r}, not {benchmark!r}: give another --out")
-        return found
-
-    @classmethod
-    def read(cls, path: Path) -> Results:
-        """What a file holds.
-
-        Raises:
-            UserError: it is no file of results.
-        """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(path, values["benchmark"], values["runs"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: not a result of tools/benchmark.py ({type(error).__name__}: {error}): move it away"
-            ) from None
-
-    def find(self, spec: Spec, number: int) -> Run | None:
-        """The run of a specification in a round, if it has been measured."""
-        key = spec.key()
-        return next((run for run in self.runs if run["key"] == key and run["round"] == number), None)
-
-    def add(self, spec: Spec, number: int, command: str, measured: dict[str, Any]) -> Run:
-        """Keep a run, on disk too; it replaces the one of the same specification and round."""
-        run = {"key": spec.key(), "round": number, "command": command, "revision": revision(), **measured}
-        self.runs = [r for r in self.runs if (r["key"], r["round"]) != (run["key"], number)]
-        self.runs.append(run)
-        self.save()
-        return run
-
-    def save(self) -> None:
-        """Write the file, one run a line."""
-        lines = ",\n".join(json.dumps(run) for run in self.runs)
-        with atomic_text(self.path) as stream:
-            stream.write(f'{{"benchmark": {json.dumps(self.benchmark)}, "runs": [\n{lines}\n]}}\n')
-
-
-def revision() -> str | None:
-    """The commit that is measured, with a plus sign where files differ from it; None outside a git checkout."""
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "solopo_nemo", "conf", "recipes")
-        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+BUDGET_GIB = 1.5
+"""Of the longest trainable prompt, a rank, above the loaded model."""
 
 
 @dataclass(frozen=True)
@@ -144,3 +50,51 @@ def ratio(above: Iterable[Run], below: Iterable[Run], value: Callable[[Run], flo
     first, second = ({run["round"]: value(run) for run in runs} for runs in (above, below))
     shared = sorted(first.keys() & second.keys())
     return Spread.of(first[number] / second[number] for number in shared) if shared else None
+
+
+@dataclass(frozen=True)
+class Collected:
+    """All results of a folder: runs by the name of their file."""
+
+    runs: dict[str, list[Run]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Collected:
+        """Every result of a folder.
+
+        Raises:
+            UserError: a JSON file that is none.
+        """
+        return cls({path.stem: Results.read(path).runs for path in sorted(folder.glob("*.json"))})
+
+    def select(self, names: str | Sequence[str], **spec: Any) -> list[Run]:
+        """The runs of some files whose specification has the given values, without the skipped ones."""
+        return [
+            run
+            for name in ([names] if isinstance(names, str) else names)
+            for run in self.runs.get(name, [])
+            if "skipped" not in run and all(run["spec"].get(key) == value for key, value in spec.items())
+        ]
+
+    def spread(self, names: str | Sequence[str], value: Callable[[Run], float], **spec: Any) -> Spread | None:
+        """Median and extremes of a value; None where nothing was measured."""
+        runs = self.select(names, **spec)
+        return Spread.of(map(value, runs)) if runs else None
+
+    def spreads(
+        self, names: str | Sequence[str], value: Callable[[Run], float], by: str, **spec: Any
+    ) -> dict[Any, Spread]:
+        """Median and extremes of a value, by a field of the specification."""
+        fields = sorted({run["spec"][by] for run in self.select(names, **spec)})
+        return {field: Spread.of(map(value, self.select(names, **{by: field}, **spec))) for field in fields}
+
+    def bracket(self, name: str, **spec: Any) -> tuple[int, int | None] | None:
+        """The longest prompt measured within the budget, and the shortest beyond it if one was tried; None without."""
+        peaks = {run["spec"]["long"]: peak_gib(run) for run in self.select(name, **spec)}
+        fits = max((long for long, peak in peaks.items() if peak <= BUDGET_GIB), default=0)
+        exceeds = min((long for long, peak in peaks.items() if peak > BUDGET_GIB and long > fits), default=None)
+        return (fits, exceeds) if fits else None
+
+    def commands(self, name: str) -> list[str]:
+        """The commands that the runs of a file came from."""
+        return list(dict.fromkeys(run["command"] for run in self.runs.get(name, [])))

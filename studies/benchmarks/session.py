@@ -9,7 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from studies.benchmarks.results import Results, Run, Spec, peak_gib, step_seconds
+from studies.benchmarks.results import peak_gib, step_seconds
+from studies.benchmarks.spec import Spec
+from studies.results import Results, Run, revision
 
 Measure = Callable[[Any], dict[str, Any]]
 
@@ -31,13 +33,22 @@ class Session:
     again: bool = False
     _done: set[tuple[str, int]] = field(default_factory=set)
 
+    def find(self, spec: Spec, number: int = 0) -> Run | None:
+        """The run of a specification in a round, if it has been measured."""
+        runs = self.results.runs
+        return next((run for run in runs if (run["key"], run["round"]) == (spec.key(), number)), None)
+
     def run(self, spec: Spec, number: int = 0) -> Run:
-        """The run of a specification in a round, measured unless it is there."""
-        found = self.results.find(spec, number)
-        if found and not (self.again and (spec.key(), number) not in self._done):
+        """The run of a specification in a round, measured and saved unless it is there."""
+        found, place = self.find(spec, number), (spec.key(), number)
+        if found and not (self.again and place not in self._done):
             return found
-        self._done.add((spec.key(), number))
-        return self.results.add(spec, number, self.command, self.measure(spec))
+        self._done.add(place)
+        measured = self.measure(spec)
+        run = {"key": place[0], "round": number, "command": self.command, "revision": revision(), **measured}
+        self.results.runs = [*(other for other in self.results.runs if other is not found), run]
+        self.results.save()
+        return run
 
     def run_rounds(self, groups: Sequence[Sequence[Spec]], rounds: int) -> None:
         """Measure groups of specifications, each group round by round: A B A B, so that drift meets all alike."""

@@ -55,7 +55,25 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class StepSpec:
+class Spec:
+    """What can be measured."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
+
+    def key(self) -> str:
+        """A short name that is the same for the same measurement."""
+        return digest(self.as_json())
+
+    def label(self) -> str:
+        """The same in a few words, for messages."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class StepSpec(Spec):
     """Training steps of one sample, in fresh processes.
 
     Attributes:
@@ -89,19 +107,11 @@ class StepSpec:
         """Processes that train together."""
         return self.tensor * self.context * self.pipeline * self.data
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain data that :meth:`from_json` takes."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> StepSpec:
         """The specification that :meth:`as_json` wrote."""
         shape, overrides = Shape(**values["shape"]), tuple(values["overrides"])
         return cls(**(values | {"shape": shape, "overrides": overrides}))
-
-    def key(self) -> str:
-        """A short name that is the same for the same measurement."""
-        return digest(self.as_json())
 
     def label(self) -> str:
         """The same in a few words, for messages."""

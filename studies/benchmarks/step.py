@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +15,11 @@ from studies.benchmarks.material import Material, ids_digest, make_checkpoint, m
 from studies.benchmarks.peer import SCRIPT
 from studies.benchmarks.process import run_process
 from studies.benchmarks.spec import PEERS, StepSpec
+from studies.results import machine, versions
 
 BETA = 0.1
 OPTIMIZER = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.0, "clip_grad": 1.0}
 """AdamW with a constant rate, the same on every side."""
-LIBRARIES = ("torch", "megatron-core", "nemo-toolkit", "lightning", "transformers")
 
 
 def measure_step(spec: StepSpec, work: Path, peer_python: Path | None = None) -> dict[str, Any]:
@@ -74,30 +72,6 @@ def check(spec: StepSpec) -> None:
     config = load_config(spec.system, overrides_of(spec, Material(nowhere, nowhere, nowhere, nowhere), nowhere))
     check_world(config, spec.ranks)
     check_model(config, SimpleNamespace(**spec.shape.hf_config()))
-
-
-def machine() -> dict[str, Any]:
-    """The machine that a figure belongs to."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    found = {"processor": _processor(), "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1)}
-    import torch
-
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name(0)
-    return found
-
-
-def versions() -> dict[str, str]:
-    """What this project runs on."""
-    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.is_file() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def overrides_of(spec: StepSpec, material: Material, output: Path) -> list[str]:

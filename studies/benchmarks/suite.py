@@ -5,21 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
 from rich.console import Console
 
 from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.runtime.output import atomic_text
-from studies.benchmarks.collected import Collected
+from studies.paths import DOCS
+from studies.results import read_yaml
 
-ROOT = Path(__file__).resolve().parents[2]
 SUITE = Path(__file__).with_name("performance.yaml")
-RESULTS = ROOT / "docs" / "performance"
-DOCUMENT = ROOT / "docs" / "performance.md"
-REASONS = "reasons.yaml"
-"""Beside the results: why a goal is missed, by its name."""
+RESULTS = DOCS / "performance"
+DOCUMENT = DOCS / "performance.md"
 
 
 def read_suite(path: Path) -> dict[str, dict[str, str]]:
@@ -33,21 +28,6 @@ def read_suite(path: Path) -> dict[str, dict[str, str]]:
     if not set(values) <= devices or not all(isinstance(entries, dict) for entries in values.values()):
         raise UserError(f"{path}: must map cpu and gpu to entries, each a name and the arguments of tools/benchmark.py")
     return {device: dict(values.get(device) or {}) for device in devices}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping in a YAML file.
-
-    Raises:
-        UserError: no such file, or it is something else.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must be a mapping")
-    return values
 
 
 def run_suite(
@@ -77,27 +57,3 @@ def run_suite(
             failed.append(name)
     if failed:
         raise UserError(f"{path}: failed: {', '.join(failed)} (messages above); the same command goes on from here")
-
-
-def write(results: Path, document: Path) -> Path:
-    """Write the document and its plots from a folder of results.
-
-    Args:
-        results: JSON files, and :data:`REASONS`; the plots go there too.
-        document: Markdown file.
-
-    Returns:
-        The document's path.
-
-    Raises:
-        UserError: a file that is no result.
-    """
-    from studies.benchmarks.charts import draw_all
-    from studies.benchmarks.document import render
-
-    collected = Collected.read(results)
-    reasons = read_yaml(results / REASONS) if (results / REASONS).is_file() else {}
-    charts = draw_all(collected, results)
-    with atomic_text(document) as stream:
-        stream.write(render(collected, read_suite(SUITE), reasons, charts, results.name))
-    return document

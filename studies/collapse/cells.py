@@ -1,10 +1,11 @@
-"""The map's cells: objective, form, alpha, gap, learning rate and seed of one short run each."""
+"""The map's cells (objective, form, alpha, gap, learning rate and seed of one short run each), and their outcomes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from studies.reproduction.methods import Method
 from studies.reproduction.pairs import PairPlan
@@ -110,3 +111,56 @@ def cells(seeds: int, rates: tuple[float, ...] = RATES) -> Iterator[Cell]:
             yield control(Cell(objective, FREE, VANILLA, gap, rate, seed))
             for form, alpha in product(FORMS, tried):
                 yield Cell(objective, form, alpha, gap, rate, seed)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a cell.
+
+    Attributes:
+        cell: which.
+        alpha: that it was trained with.
+        questions: a length.
+        short, long: right answers on contexts of the short and of the long length.
+        curves: every step's metrics, as far as the objective has them.
+    """
+
+    cell: Cell
+    alpha: float
+    questions: int
+    short: int
+    long: int
+    curves: dict[str, list[float]]
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Outcome:
+        """An outcome out of plain values."""
+        return cls(**{**values, "cell": Cell(**values["cell"])})
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """The curves as rows of ``metrics.jsonl``."""
+        steps = len(self.curves["logps/chosen"])
+        return [{"step": i + 1} | {name: curve[i] for name, curve in self.curves.items()} for i in range(steps)]
+
+
+def pooled(outcomes: Sequence[Outcome]) -> tuple[int, int, int]:
+    """Right answers on short and on long contexts, and questions, over the seeds of one cell."""
+    return sum(o.short for o in outcomes), sum(o.long for o in outcomes), sum(o.questions for o in outcomes)
+
+
+Key = tuple[str, str, float | str, int, float]
+"""A cell without its seed."""
+
+
+def key(cell: Cell) -> Key:
+    """What the runs of one cell share."""
+    return cell.objective, cell.form, cell.alpha, cell.gap, cell.rate
+
+
+def by_cell(outcomes: Iterable[Outcome]) -> dict[Key, list[Outcome]]:
+    """The seeds of each cell together."""
+    found: dict[Key, list[Outcome]] = {}
+    for outcome in outcomes:
+        found.setdefault(key(outcome.cell), []).append(outcome)
+    return found

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.pages.render import write_page as write
+from solopo_nemo.pages.tables import Table
 from studies.collapse.cells import (
     ALPHAS,
     AUTO,
@@ -21,24 +20,26 @@ from studies.collapse.cells import (
     QUESTIONS,
     STEPS,
     VANILLA,
-)
-from studies.collapse.choice import Choice, choices
-from studies.collapse.figures import draw_all
-from studies.collapse.outcome import pooled
+    Outcome,
+    by_cell,
+    pooled,
+)  # fmt: skip
 from studies.collapse.rule import (
     FALLEN,
     HARDLY,
     SMALL_GAP,
     Agreement,
+    Choice,
     agreement,
     alarm,
-    by_cell,
+    choices,
     collapsed,
     controls,
-)
-from studies.collapse.study import Study
+)  # fmt: skip
+from studies.collapse.start import Replay, StartFacts
+from studies.paths import ASSETS
+from studies.results import Results
 
-_ASSETS = Path(__file__).resolve().parents[1] / "assets"
 LEAST = (5.0, 3.0, 2.0, 1.0)
 """Least falls in nats that the collapse warning is tried with."""
 TINY = 1e-6
@@ -46,20 +47,63 @@ NEEDED = 4
 """Settings in which ``auto`` has to reach the swept optimum."""
 
 
-def write_page(study: Study, page: Path, figures: Path) -> None:
+@dataclass(frozen=True)
+class Study:
+    """Everything that the page is made of.
+
+    Attributes:
+        seeds: of the map.
+        planned: cells of the whole map.
+        base: right answers and questions of the starting model by context length, over the seeds.
+        facts: of the starting model, by gap.
+        replays: gradients taken apart.
+        outcomes: of the map, as far as it has been run.
+    """
+
+    seeds: int
+    planned: int
+    base: dict[int, tuple[int, int]]
+    facts: dict[int, StartFacts]
+    replays: list[Replay]
+    outcomes: list[Outcome]
+
+    @classmethod
+    def read(cls, path: Path) -> Study:
+        """What ``tools/collapse.py`` left.
+
+        Raises:
+            UserError: there is no such file, or it is something else.
+        """
+        return Results.read(path).parse(cls._of)
+
+    @classmethod
+    def _of(cls, results: Results) -> Study:
+        about = results.about
+        return cls(
+            seeds=about["seeds"],
+            planned=about["planned"],
+            base={int(length): (right, asked) for length, (right, asked) in about["base"].items()},
+            facts={row["gap"]: StartFacts(**row) for row in about["facts"]},
+            replays=[Replay.from_json(row) for row in about["replays"]],
+            outcomes=[Outcome.from_json(row) for row in results.runs],
+        )
+
+
+def write_page(study: Study, page: Path, folder: Path) -> None:
     """Write the page and its figures.
 
     Args:
         study: what it is made of.
         page: the Markdown file.
-        figures: folder of the figures, below the page's own.
+        folder: of the figures, below the page's own.
     """
-    drawn = draw_all(study, figures)
-    environment = Environment(
-        loader=FileSystemLoader(_ASSETS), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    made = choices(study.outcomes)
-    text = environment.get_template("collapse.md.jinja").render(
+    from studies.collapse.figures import draw_all
+
+    made, agreements = choices(study.outcomes), _agreements(study)
+    write(
+        page,
+        ASSETS / "collapse.md.jinja",
+        folder=str(folder.resolve().relative_to(page.parent.resolve())),
         study=study,
         seeds=max((len(found) for found in by_cell(study.outcomes).values()), default=0),
         objectives=OBJECTIVES,
@@ -70,21 +114,83 @@ def write_page(study: Study, page: Path, figures: Path) -> None:
         questions=QUESTIONS,
         rates=sorted({outcome.cell.rate for outcome in study.outcomes}),
         fallen=round(100 * FALLEN),
-        small_gap=SMALL_GAP,
-        hardly=HARDLY,
+        small_gap=_number(SMALL_GAP),
+        hardly=_number(100 * HARDLY),
         base={length: 100 * right / asked for length, (right, asked) in study.base.items()},
-        agreements=_agreements(study),
+        facts=_facts(study),
+        replays=_replays(study),
         lost=_lost(study),
-        alarms=[alarm(study.outcomes, least) for least in LEAST],
-        choices=made,
-        reached={form: sum(c.reached for c in made if c.form == form) for form in FORMS},
-        tried={form: sum(c.form == form for c in made) for form in FORMS},
+        agreements=_agreement_table(agreements),
+        failed={FORMS[f].title: c.safe_collapsed for f, c in agreements["all together"].items() if c.safe_collapsed},
+        alarms=_alarms(study),
+        choices=_choices(made),
+        reached={
+            FORMS[form].title: (sum(c.reached for c in made if c.form == form), count)
+            for form in FORMS
+            if (count := sum(c.form == form for c in made))
+        },
         verdict=_verdict(made),
-        figures={name: f"{figures.resolve().relative_to(page.parent.resolve())}/{name}" for name in drawn},
-        number=_number,
+        charts={chart.name: chart for chart in draw_all(study, folder)},
     )
-    with atomic_text(page) as stream:
-        stream.write(text.rstrip() + "\n")
+
+
+def _facts(study: Study) -> Table:
+    head = ("long context", "log-probability short / long (nats)", "gap a token (nats; ORPO's in log-odds)")
+    rows = [
+        (
+            f"{facts.gap}x",
+            f"{_number(facts.logp_short)} / {_number(facts.logp_long)}",
+            f"{_number(facts.gaps['dpo'])}; {_number(facts.gaps['orpo'])}",
+            f"{_number(100 * facts.ahead)} %",
+            _number(facts.carried),
+            *(f"{_number(facts.critical[name])} / {_number(facts.lasting[name])}" for name in OBJECTIVES),
+        )
+        for facts in study.facts.values()
+    ]
+    return Table((*head, "of it, long side ahead", "`k`", *OBJECTIVES.values()), rows, "l")
+
+
+def _replays(study: Study) -> Table:
+    parts = {"rest": "rest of the loss", "carried": "alignment, long side", "own": "alignment, short side"}
+    rows = []
+    for taken in study.replays:
+        first, last = taken.velocities[0], taken.velocities[-1]
+        rows.append(
+            (
+                OBJECTIVES[taken.objective],
+                FORMS[taken.form].title,
+                f"{taken.gap}x",
+                *(", ".join(_number(getattr(half, part)) for half in taken.halves) for part in parts),
+                f"{taken.down} of {len(taken.velocities)} steps",
+                f"{_number(first.short)} to {_number(last.short)}",
+            )
+        )
+    more = ("alignment pulls down in", "short log-probability (nats)")
+    return Table(("objective", "form", "long", *parts.values(), *more), rows, "l")
+
+
+def _lost(study: Study) -> Table:
+    """By form, gap and learning rate, how many cells lost the short contexts, and what the long ones became."""
+    beside = controls(study.outcomes)
+    rates = sorted({outcome.cell.rate for outcome in study.outcomes})
+    found: dict[tuple[str, int, float], list[tuple[bool, float]]] = {where: [] for where in product(FORMS, GAPS, rates)}
+    for (_, form, alpha, gap, rate), outcomes in by_cell(study.outcomes).items():
+        if alpha not in (AUTO, VANILLA):
+            _, long, asked = pooled(outcomes)
+            found[form, gap, rate].append((collapsed(outcomes, beside), long / asked))
+    rows = [
+        (
+            FORMS[form].title,
+            f"{gap}x",
+            f"{rate:g}",
+            str(len(cells)),
+            str(sum(lost for lost, _ in cells)),
+            f"{100 * max(long for _, long in cells):.1f}",
+        )
+        for (form, gap, rate), cells in found.items()
+        if cells
+    ]
+    return Table(("form", "long", "learning rate", "cells", "collapsed", "best long accuracy, %"), rows, "l")
 
 
 def _agreements(study: Study) -> dict[str, dict[str, Agreement]]:
@@ -94,28 +200,44 @@ def _agreements(study: Study) -> dict[str, dict[str, Agreement]]:
     return {name: {form: agreement(outcomes, study.facts, form) for form in FORMS} for name, outcomes in sets.items()}
 
 
-def _lost(study: Study) -> list[dict[str, Any]]:
-    """By form, gap and learning rate, how many cells lost the short contexts, and what the long ones became."""
-    beside = controls(study.outcomes)
-    rates = sorted({outcome.cell.rate for outcome in study.outcomes})
-    rows: dict[tuple[str, int, float], list[tuple[bool, float]]] = {where: [] for where in product(FORMS, GAPS, rates)}
-    for (_, form, alpha, gap, rate), found in by_cell(study.outcomes).items():
-        if alpha in (AUTO, VANILLA):
-            continue
-        _, long, asked = pooled(found)
-        rows[form, gap, rate].append((collapsed(found, beside), long / asked))
-    return [
-        {
-            "form": FORMS[form].title,
-            "gap": gap,
-            "rate": rate,
-            "cells": len(cells),
-            "lost": sum(lost for lost, _ in cells),
-            "best": 100 * max(long for _, long in cells),
-        }
-        for (form, gap, rate), cells in rows.items()
-        if cells
+def _agreement_table(agreements: dict[str, dict[str, Agreement]]) -> Table:
+    kinds = ("called safe, kept", "called safe, collapsed", "called unsafe, kept", "called unsafe, collapsed")
+    rows = [
+        (name, FORMS[form].title, *map(str, (c.safe_kept, c.safe_collapsed, c.unsafe_kept, c.unsafe_collapsed)))
+        for name, by_form in agreements.items()
+        for form, c in by_form.items()
     ]
+    return Table(("seeds", "form", *kinds), rows, "l")
+
+
+def _alarms(study: Study) -> Table:
+    found = [alarm(study.outcomes, least) for least in LEAST]
+    rows = [
+        (f"{a.least:g}", *map(str, (a.collapsed_warned, a.collapsed_silent, a.kept_warned, a.kept_silent)))
+        for a in found
+    ]
+    kinds = ("collapsed, warned", "collapsed, silent", "kept, warned", "kept, silent")
+    return Table(("least fall (nats)", *kinds), rows, "l")
+
+
+def _choices(made: list[Choice]) -> Table:
+    rows = []
+    for c in made:
+        value, low, high = (f"{100 * v:+.1f}" for v in (c.difference.value, c.difference.low, c.difference.high))
+        rows.append(
+            (
+                OBJECTIVES[c.objective],
+                FORMS[c.form].title,
+                f"{c.gap}x",
+                f"{c.rate:g}",
+                f"{c.best:g}: {100 * c.scores[c.best]:.1f}",
+                f"{', '.join(f'{alpha:g}' for alpha in c.chosen)}: {100 * c.scores[AUTO]:.1f}",
+                f"{value} ({low} to {high})",
+                "reached" if c.reached else "not reached",
+            )
+        )
+    head = ("objective", "form", "long", "learning rate", "best alpha, %", "auto's alpha, %", "difference (95 %)", "")
+    return Table(head, rows, "l")
 
 
 def _verdict(made: list[Choice]) -> str:

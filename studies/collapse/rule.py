@@ -1,4 +1,4 @@
-"""The rule that says in advance which form is safe, what counts as a collapse, and how often the two agree."""
+"""The rule that says in advance which form is safe, what counts as a collapse, how often they agree; alpha=auto."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from solopo_nemo.training.callbacks.collapse_watch import CollapseWatch
-from studies.collapse.cells import HIGHER, SHORT, VANILLA, Cell, control
-from studies.collapse.measured import StartFacts
-from studies.collapse.outcome import Outcome, pooled
+from studies.collapse.cells import AUTO, HIGHER, SHORT, VANILLA, Cell, Outcome, by_cell, control, pooled
+from studies.collapse.start import StartFacts
 
 SMALL_GAP = math.log(2.0)
 """Nats a response token. The pull ends when the gap is closed, so the short side falls by the gap at most; a token that
@@ -19,22 +18,6 @@ HARDLY = 0.05
 FALLEN = 0.10
 """Share of the questions on short contexts by which a collapsed policy is behind the vanilla one, at least."""
 Z = 1.96
-
-Key = tuple[str, str, float | str, int, float]
-"""A cell without its seed."""
-
-
-def key(cell: Cell) -> Key:
-    """What the runs of one cell share."""
-    return cell.objective, cell.form, cell.alpha, cell.gap, cell.rate
-
-
-def by_cell(outcomes: Iterable[Outcome]) -> dict[Key, list[Outcome]]:
-    """The seeds of each cell together."""
-    found: dict[Key, list[Outcome]] = {}
-    for outcome in outcomes:
-        found.setdefault(key(outcome.cell), []).append(outcome)
-    return found
 
 
 def predicted_safe(objective: str, form: str, alpha: float, facts: StartFacts) -> bool:
@@ -155,3 +138,51 @@ def alarm(outcomes: Sequence[Outcome], least: float) -> Alarm:
         warned = any(watch.see(row) is not None for row in outcome.rows)
         counts[collapsed([outcome], beside), warned] += 1
     return Alarm(least, *counts.values())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting with ``objective.alpha=auto``: the best alpha of the sweep, and what was chosen without one.
+
+    Attributes:
+        objective, form, gap, rate: the setting.
+        best: the swept alpha with the highest score.
+        chosen: what auto chose, each seed.
+        scores: of each alpha: share of right answers, over short and long contexts together.
+        difference: score of auto minus score of the best.
+    """
+
+    objective: str
+    form: str
+    gap: int
+    rate: float
+    best: float
+    chosen: tuple[float, ...]
+    scores: dict[float | str, float]
+    difference: Change
+
+    @property
+    def reached(self) -> bool:
+        """Auto is not worse than the best, as far as the interval tells."""
+        return self.difference.high >= 0
+
+
+def choices(outcomes: Iterable[Outcome]) -> list[Choice]:
+    """All settings that have a sweep and a run with auto."""
+    settings: dict[tuple[str, str, int, float], dict[float | str, list[Outcome]]] = {}
+    for (objective, form, alpha, gap, rate), found in by_cell(o for o in outcomes if o.cell.alpha != VANILLA).items():
+        settings.setdefault((objective, form, gap, rate), {})[alpha] = found
+    made = []
+    for (objective, form, gap, rate), alphas in settings.items():
+        swept = [alpha for alpha in alphas if not isinstance(alpha, str)]
+        if AUTO not in alphas or not swept:
+            continue
+        sums = {alpha: pooled(found) for alpha, found in alphas.items()}
+        counts = {alpha: (short + long, 2 * asked) for alpha, (short, long, asked) in sums.items()}  # both lengths
+        scores = {alpha: right / asked for alpha, (right, asked) in counts.items()}
+        best = max(swept, key=lambda alpha: scores[alpha])
+        chosen = tuple(outcome.alpha for outcome in alphas[AUTO])
+        made.append(
+            Choice(objective, form, gap, rate, best, chosen, scores, change(counts[AUTO], counts[best])),
+        )
+    return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.runtime.output import atomic_text
 from studies.reproduction.runs import Result
 from studies.reproduction.statistics import Interval, over_seeds, over_seeds_and_questions
+from studies.results import Results
 
 STUDIES = ("main", "alpha", "rate", "time")
-ABOUT = "about.json"
+MINIATURE = "miniature.json"
+"""The file of all results."""
 
 
 @dataclass(frozen=True)
@@ -38,31 +37,25 @@ class Collected:
         Raises:
             UserError: there is none, or it is something else.
         """
-        try:
-            runs = {
-                study: {
-                    name: [Result.from_json(run) for run in found]
-                    for name, found in json.loads((folder / f"{study}.json").read_text()).items()
-                }
-                for study in STUDIES
-                if (folder / f"{study}.json").is_file()
-            }
-            return cls(runs, json.loads((folder / ABOUT).read_text()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{folder}: no results of tools/reproduce.py ({type(error).__name__}: {error})") from None
+        return Results.read(folder / MINIATURE).parse(cls._of)
+
+    @classmethod
+    def _of(cls, results: Results) -> Collected:
+        runs: dict[str, dict[str, list[Result]]] = {}
+        for run in results.runs:
+            values = {key: value for key, value in run.items() if key not in ("study", "name")}
+            runs.setdefault(run["study"], {}).setdefault(run["name"], []).append(Result.from_json(values))
+        return cls(runs, results.about)
 
     def write(self, folder: Path) -> None:
-        """Write the results, one run a line."""
-        for study, cells in self.runs.items():
-            blocks = []
-            for name, found in cells.items():
-                lines = ",\n".join(json.dumps(asdict(result)) for result in found)
-                blocks.append(f"{json.dumps(name)}: [\n{lines}\n]")
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic_text(folder / f"{study}.json") as stream:
-                stream.write("{\n" + ",\n".join(blocks) + "\n}\n")
-        with atomic_text(folder / ABOUT) as stream:
-            stream.write(json.dumps(self.about, indent=1) + "\n")
+        """Write all results."""
+        runs = [
+            {"study": study, "name": name, **asdict(result)}
+            for study, cells in self.runs.items()
+            for name, found in cells.items()
+            for result in found
+        ]
+        Results(folder / MINIATURE, self.about, runs).save()
 
     def results(self, study: str, name: str) -> list[Result]:
         """The runs of a cell, by seed; empty where it has not been run."""

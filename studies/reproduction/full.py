@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from solopo_nemo.pages.tables import Table
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.progress import with_progress
+from studies.paths import ROOT
 from studies.reproduction.methods import METHODS, SAFE, Method, solo
 
-ROOT = Path(__file__).resolve().parents[2]
 GPUS = 8
 SHORT_TOKENS, LONG_TOKENS, RESPONSE_TOKENS = 1100, 7500, 256
 PAIRS = 5000
@@ -190,7 +190,7 @@ def protocol(check: bool) -> dict[str, Any]:
                 console.print(f"# {step.what}", style="dim")
                 console.print(step.command, markup=False, soft_wrap=True)
     if check:
-        console.print(_predicted(predictions))
+        console.print(_predicted(predictions).terminal())
         console.print(
             f"{len(found)} commands: configurations, layouts on {GPUS} GPUs and options are good. "
             "Not checked: data, weights, GPUs."
@@ -243,8 +243,10 @@ def _options(script: str) -> frozenset[str]:
 
 
 def _predicted(predictions: dict[Step, dict[str, float] | None]) -> Table:
-    table = Table("model", "method", "GiB a GPU, predicted", "hours, predicted", title=f"on {GPUS} GPUs of 80 GiB")
-    for step, prediction in predictions.items():
-        if prediction:
-            table.add_row(step.model, step.what, f"{prediction['gib']:.1f}", f"{prediction['hours']:.1f}")
-    return table
+    rows = [
+        (step.model, step.what, f"{prediction['gib']:.1f}", f"{prediction['hours']:.1f}")
+        for step, prediction in predictions.items()
+        if prediction
+    ]
+    head = ("model", "method", "GiB a GPU, predicted", "hours, predicted")
+    return Table(head, rows, "llr", title=f"on {GPUS} GPUs of 80 GiB")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from solopo_nemo.runtime.output import atomic_text, check_writable
+from solopo_nemo.pages.tables import Table
+from solopo_nemo.runtime.output import check_writable
 from solopo_nemo.runtime.progress import with_progress
 from studies.reproduction.claims import all_claims
 from studies.reproduction.collected import STUDIES, Collected
 from studies.reproduction.runs import Result
 from studies.reproduction.schedule import Work, read_timings, run_all
 from studies.reproduction.study import Cell, Size, all_cells, choose
+from studies.results import machine, revision, versions
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def reproduce(wanted: Wanted, workers: int, mode: str) -> dict[str, Any]:
     run_all(work, workers)
     found = gather(wanted, all_cells(wanted.size))
     found.write(wanted.results)
+    from studies.reproduction.page import write_page
+
     write_page(wanted.results, wanted.document)
     return {
         "document": str(wanted.document),
@@ -72,30 +76,8 @@ def reproduce(wanted: Wanted, workers: int, mode: str) -> dict[str, Any]:
     }
 
 
-def write_page(results: Path, document: Path) -> None:
-    """Write the page and its plots from a folder of results.
-
-    Raises:
-        UserError: there are no results in it.
-    """
-    from studies.benchmarks.suite import read_yaml
-    from studies.reproduction.charts import draw_all
-    from studies.reproduction.page import REASONS, render
-
-    found = Collected.read(results)
-    reasons = read_yaml(results / REASONS) if (results / REASONS).is_file() else {}
-    charts = draw_all(found, results)
-    with atomic_text(document) as stream:
-        stream.write(render(found, charts, results.name, reasons))
-
-
 def gather(wanted: Wanted, cells: Sequence[Cell]) -> Collected:
     """All results that there are in the work folder."""
-    import os
-
-    from studies.benchmarks.results import revision
-    from studies.benchmarks.step import machine, versions
-
     runs: dict[str, dict[str, list[Result]]] = {study: {} for study in STUDIES}
     for cell in cells:
         path = cell.result(wanted.out)
@@ -131,15 +113,15 @@ def _check(work: Work) -> None:
 def _plan(work: Work, workers: int) -> dict[str, Any]:
     """Print and return what would run."""
     missing, ground = work.missing(), work.ground()
-    console = Console()
-    table = Table("study", "method or setting", "seeds", "finished", "minutes of a core")
+    console, rows = Console(), []
     for study in STUDIES:
         for name in dict.fromkeys(cell.name for cell in work.cells if cell.study == study):
             cells = [cell for cell in work.cells if (cell.study, cell.name) == (study, name)]
             left = [cell for cell in cells if cell in missing]
             minutes = sum(cell.seconds for cell in left) / 60
-            table.add_row(study, name, str(len(cells)), str(len(cells) - len(left)), f"{minutes:.1f}")
-    console.print(table)
+            rows.append((study, name, str(len(cells)), str(len(cells) - len(left)), f"{minutes:.1f}"))
+    head = ("study", "method or setting", "seeds", "finished", "minutes of a core")
+    console.print(Table(head, rows, "llr").terminal())
     minutes = work.seconds() / 60
     console.print(
         f"{'the starting model, ' if ground.start_missing() else ''}{len(ground.missing())} files of pairs and "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
@@ -15,11 +14,11 @@ from typing import Any
 
 from solopo_nemo.runtime.errors import RunFault, UserError
 from solopo_nemo.runtime.isolated import Progress, run_isolated
-from solopo_nemo.runtime.output import atomic_text
 from studies.reproduction.methods import LEARNING_RATE, METHODS, SHARED, Method
 from studies.reproduction.scoring import Score, score_model
 from studies.reproduction.start import Start
 from studies.reproduction.world import LONG, RESPONSE_TOKENS, prompt_tokens
+from studies.results import Results
 
 LENGTHS = (1, 2, 4, 8, 16)
 QUESTIONS = 512
@@ -117,10 +116,8 @@ class Result:
         return next(score for score in self.scores if score.length == length)
 
     def save(self, path: Path) -> None:
-        """Write the result; a reader sees all of it or none."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_text(path) as stream:
-            stream.write(json.dumps(asdict(self)) + "\n")
+        """Write the result as a file of its own."""
+        Results(path, {}, [asdict(self)]).save()
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Result:
@@ -134,10 +131,7 @@ class Result:
         Raises:
             UserError: the file is something else.
         """
-        try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a result of tools/reproduce.py ({error}): move it away") from None
+        return Results.read(path).parse(lambda results: cls.from_json(results.runs[0]))
 
 
 def run_method(run: Run, start: Start, pairs: Path, folder: Path, keep: bool = False) -> Result:

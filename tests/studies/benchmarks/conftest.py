@@ -13,7 +13,7 @@ from studies.benchmarks.spec import StepSpec
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    monkeypatch.setattr("studies.benchmarks.results.revision", lambda: "0123456789")
+    monkeypatch.setattr("studies.benchmarks.session.revision", lambda: "0123456789")
     return Folder(tmp_path / "results")
 
 

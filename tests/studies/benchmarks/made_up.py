@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from studies.benchmarks.head import HEADS, HeadSpec
-from studies.benchmarks.results import Results
-from studies.benchmarks.spec import GIB, StepSpec
+from studies.benchmarks.session import Session
+from studies.benchmarks.spec import GIB, Spec, StepSpec
+from studies.results import Results
 
 K = 1024
 MACHINE = {"processor": "a processor", "cores": 2, "memory_gib": 24.0}
@@ -48,16 +49,17 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def _add(self, name: str, benchmark: str, spec: Spec, number: int, measured: Measured) -> None:
+        results = Results.open(self.path / f"{name}.json", benchmark=benchmark)
+        Session(results, f"python tools/benchmark.py {name}", lambda spec: measured).run(spec, number)
+
     def steps(self, name: str, specs: list[StepSpec], rounds: int = 1, **change: Any) -> None:
-        results = Results.open(self.path / f"{name}.json", "step")
         for number in range(rounds):
             for spec in specs:
-                measured = step_run(spec, number) | change
-                results.add(spec, number, f"python tools/benchmark.py {name}", measured)
+                self._add(name, "step", spec, number, step_run(spec, number) | change)
 
     def heads(self) -> None:
-        results = Results.open(self.path / "head.json", "head")
         for long in (4 * K, 64 * K):
             for head in HEADS:
                 spec = HeadSpec(head, long)
-                results.add(spec, 0, "python tools/benchmark.py head", head_run(spec))
+                self._add("head", "head", spec, 0, head_run(spec))

@@ -125,7 +125,7 @@ def test_a_failed_measurement_is_a_message_and_code_1(
 def test_the_suite_runs_its_entries_and_writes_the_document(
     measured: list[StepSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("studies.benchmarks.charts.draw_all", lambda results, folder: [])
+    monkeypatch.setattr("studies.benchmarks.document.draw_all", lambda results, folder: [])
     path = tmp_path / "suite.yaml"
     path.write_text("cpu:\n  speed: step --long 8K\n  growth: step --systems solo_dpo --long 16K\ngpu: {}\n")
     places = f"--suite {path} --results docs/performance --document docs/performance.md"

@@ -8,11 +8,12 @@ import pytest
 from made_up import Folder, step_run
 
 from solopo_nemo.runtime.errors import UserError
-from studies.benchmarks.collected import Collected
-from studies.benchmarks.document import render
+from studies.benchmarks.document import REASONS, write
 from studies.benchmarks.goals import GOALS, modelled_flops
+from studies.benchmarks.results import Collected
 from studies.benchmarks.spec import StepSpec
-from studies.benchmarks.suite import DOCUMENT, REASONS, RESULTS, SUITE, read_suite, read_yaml, write
+from studies.benchmarks.suite import DOCUMENT, RESULTS, SUITE, read_suite
+from studies.results import read_yaml
 
 VALUES = {goal.name: goal for goal in GOALS}
 
@@ -23,20 +24,16 @@ def measured(folder: Folder, name: str) -> float:
     return value.median
 
 
-def test_the_document_is_what_the_generator_makes_of_the_results() -> None:
-    from studies.benchmarks.charts import draw_all
-
-    results = Collected.read(RESULTS)
-    drawn: list[object] = []
-    with pytest.MonkeyPatch.context() as patch:  # which plots there are, without drawing them
-        patch.setattr("studies.benchmarks.charts.save_figure", lambda figure, path: drawn.append(path))
-        charts = draw_all(results, RESULTS)
-    reasons = read_yaml(RESULTS / REASONS) if (RESULTS / REASONS).is_file() else {}
-    assert DOCUMENT.read_text() == render(results, read_suite(SUITE), reasons, charts, RESULTS.name), (
-        "run: python tools/benchmark.py document"
-    )
-    assert all(Path(str(path)).is_file() for path in drawn)
-    assert set(reasons) <= VALUES.keys()
+def test_the_document_is_what_the_generator_makes_of_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []  # which plots there are, without drawing them
+    monkeypatch.setattr("solopo_nemo.pages.figures.draw", lambda folder, name, make: drawn.append(name))
+    page = write(RESULTS, tmp_path / "performance.md")
+    assert DOCUMENT.read_text() == page.read_text(), "run: python tools/benchmark.py document"
+    assert len(drawn) == 5
+    assert all((RESULTS / f"{name}{suffix}.png").is_file() for name in drawn for suffix in ("", "-dark"))
+    assert read_yaml(RESULTS / REASONS).keys() <= VALUES.keys()
 
 
 def test_goals_are_read_out_of_the_results(complete: Folder) -> None:
@@ -76,7 +73,7 @@ def test_the_planners_error_is_the_largest_of_all_its_configurations(folder: Fol
 def test_a_missed_goal_stays_with_its_value_and_reason(
     complete: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("studies.benchmarks.charts.draw_all", lambda results, folder: [])
+    monkeypatch.setattr("studies.benchmarks.document.draw_all", lambda results, folder: [])
     (complete.path / REASONS).write_text("longest: TRL pads less than was thought\n")
     text = write(complete.path, tmp_path / "performance.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| longest trainable"))

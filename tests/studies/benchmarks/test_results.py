@@ -10,9 +10,10 @@ from made_up import Folder, step_run
 
 from solopo_nemo.runtime.errors import UserError
 from studies.benchmarks.agreement import Disagreement, check_agreement
-from studies.benchmarks.results import Results, Spread, peak_gib, ratio, step_seconds
+from studies.benchmarks.results import Spread, peak_gib, ratio, step_seconds
 from studies.benchmarks.session import Session
 from studies.benchmarks.spec import StepSpec
+from studies.results import Results
 
 SOLO, PEER = StepSpec("solo_dpo", 8192), StepSpec("trl_best", 8192)
 
@@ -22,7 +23,7 @@ def session(path: Path, asked: list[str], **options: Any) -> Session:
         asked.append(spec.system)
         return step_run(spec)
 
-    return Session(Results.open(path, "step"), "command", measure, **options)
+    return Session(Results.open(path, benchmark="step"), "command", measure, **options)
 
 
 def test_systems_alternate_and_what_is_finished_is_not_measured_again(tmp_path: Path) -> None:
@@ -43,23 +44,23 @@ def test_an_interruption_leaves_the_finished_runs(tmp_path: Path) -> None:
         return step_run(spec)
 
     with pytest.raises(KeyboardInterrupt):
-        Session(Results.open(tmp_path / "a.json", "step"), "command", stopped).run_rounds([[SOLO, PEER]], 1)
+        Session(Results.open(tmp_path / "a.json", benchmark="step"), "command", stopped).run_rounds([[SOLO, PEER]], 1)
     (run,) = Results.read(tmp_path / "a.json").runs
     assert run["spec"]["system"] == "solo_dpo"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"runs": []}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"benchmark": "step"}'])
 def test_a_file_of_something_else_is_one_clear_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"a\.json: not a result"):
-        Results.open(path, "step")
+    with pytest.raises(UserError, match=r"a\.json: no file of such results"):
+        Results.open(path, benchmark="step")
 
 
 def test_results_of_another_subcommand_are_not_mixed_in(folder: Folder) -> None:
     folder.steps("speed", [SOLO])
-    with pytest.raises(UserError, match="holds results of 'step', not 'head'"):
-        Results.open(folder.path / "speed.json", "head")
+    with pytest.raises(UserError, match="holds results of benchmark 'step', not 'head'"):
+        Results.open(folder.path / "speed.json", benchmark="head")
 
 
 def test_a_ratio_is_taken_round_by_round(folder: Folder) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import replace
@@ -27,16 +26,22 @@ from studies.collapse.cells import (
     STEPS,
     VANILLA,
     Cell,
+    Outcome,
     cells,
     control,
 )
-from studies.collapse.choice import choices
-from studies.collapse.forces import aligned_gap, critical_alpha, forces, lasting_alpha
-from studies.collapse.measured import Replay, StartFacts, Velocity
-from studies.collapse.outcome import Outcome
-from studies.collapse.page import write_page
-from studies.collapse.rule import agreement, alarm, change, collapsed, controls, predicted_safe
-from studies.collapse.study import Study
+from studies.collapse.page import Study, write_page
+from studies.collapse.rule import agreement, alarm, change, choices, collapsed, controls, predicted_safe
+from studies.collapse.start import (
+    Replay,
+    StartFacts,
+    Velocity,
+    aligned_gap,
+    critical_alpha,
+    forces,
+    lasting_alpha,
+)
+from studies.paths import DOCS
 
 N, P, GAP = 4, 0.9, 8.0
 """Tokens of an answer, probability of each on the short prompt, and nats by which the long one is worse."""
@@ -226,13 +231,19 @@ def test_a_replay_in_short(study: Study) -> None:
     assert taken.down == 4
 
 
-def test_a_study_is_what_was_saved(study: Study, tmp_path: Path) -> None:
-    study.save(tmp_path / "collapse.json")
-    assert Study.read(tmp_path / "collapse.json") == study
-    json.loads((tmp_path / "collapse.json").read_text())
-    (tmp_path / "collapse.json").write_text("{}")
-    with pytest.raises(UserError, match="not the results"):
-        Study.read(tmp_path / "collapse.json")
+def test_the_published_page_is_what_the_published_results_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []  # which figures there are, without drawing them
+    monkeypatch.setattr("solopo_nemo.pages.figures.draw", lambda folder, name, make: drawn.append(name))
+    write_page(Study.read(DOCS / "reproduction" / "collapse.json"), tmp_path / "collapse.md", tmp_path / "reproduction")
+    assert (tmp_path / "collapse.md").read_text() == (DOCS / "collapse.md").read_text()
+    assert drawn == ["collapse-why", "collapse-map", "collapse-auto"]
+
+
+def test_a_file_of_something_else_is_one_clear_error(tmp_path: Path) -> None:
+    for text in ("{}", '{"runs": []}'):
+        (tmp_path / "collapse.json").write_text(text)
+        with pytest.raises(UserError, match=r"collapse\.json: no file of such results"):
+            Study.read(tmp_path / "collapse.json")
 
 
 def test_a_map_that_has_not_been_run_is_not_made_up(study: Study, tmp_path: Path) -> None:
@@ -258,8 +269,9 @@ def test_the_page_says_what_was_measured(study: Study, tmp_path: Path) -> None:
     write_page(study, tmp_path / "collapse.md", tmp_path / "reproduction")
     page = (tmp_path / "collapse.md").read_text()
     assert "130 of 260 runs are in" in page
-    for figure in re.findall(r"\]\((reproduction/[^)#]+)", page):
-        assert (tmp_path / figure).is_file()
+    figures = re.findall(r"reproduction/[\w-]+\.png", page)
+    assert len(figures) == 6
+    assert all((tmp_path / figure).is_file() for figure in figures)
     assert len(re.findall(r"-dark\.png", page)) == 3
     assert "| both sides free | 8x | 0.001 | 15 | 15 |" in page
     assert "| all together | higher side held | 40 | 0 | 0 | 0 |" in page

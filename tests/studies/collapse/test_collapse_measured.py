@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from solopo_nemo.objectives import build_objective
-from studies.collapse import measured
+from studies.collapse import start as measured
 from studies.collapse.cells import FORMS, OBJECTIVES
-from studies.collapse.measured import NAMES, load_model, measure_start, read_samples, replay, score
+from studies.collapse.start import NAMES, load_model, measure_start, read_samples, replay, score
 from studies.reproduction.start import Pretraining, make_model, make_tokenizer
 from studies.reproduction.world import training_questions
 

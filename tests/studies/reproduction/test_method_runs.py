@@ -56,7 +56,7 @@ def test_a_result_is_what_was_saved(tmp_path: Path) -> None:
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(UserError, match=r"result.json: not a result of tools/reproduce.py"):
+    with pytest.raises(UserError, match=r"result.json: no file of such results"):
         Result.read(tmp_path / "result.json")
 
 

@@ -12,7 +12,7 @@ from test_claims import as_the_paper_says
 from solopo_nemo.runtime.errors import UserError
 from studies.reproduction.claims import all_claims
 from studies.reproduction.collected import Collected
-from studies.reproduction.mini import write_page
+from studies.reproduction.page import write_page
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
@@ -46,7 +46,7 @@ def test_a_part_of_the_results_makes_a_page_too(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no results of tools/reproduce.py"):
+    with pytest.raises(UserError, match=r"miniature.json: no file of such results"):
         write_page(tmp_path, tmp_path / "page.md")
 
 

@@ -55,7 +55,7 @@ def test_a_dry_run_runs_nothing_and_finds_a_damaged_result(tmp_path: Path) -> No
     damaged = tmp_path / "runs" / "main" / "solo-dpo-1" / "result.json"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("[]")
-    with pytest.raises(UserError, match=r"solo-dpo-1/result.json: not a result"):
+    with pytest.raises(UserError, match=r"solo-dpo-1/result.json: no file of such results"):
         reproduce(wanted(tmp_path, only), 1, "dry-run")
 
 
