@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from solopo_nemo.config.schema import RunConfig
-from solopo_nemo.families.hf import attention_window
+from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.runtime.errors import require
 
 
@@ -33,18 +31,18 @@ def check_world(config: RunConfig, world: int) -> None:
     )
 
 
-def check_model(config: RunConfig, hf_config: Any) -> None:
+def check_model(config: RunConfig, model: ModelDescription) -> None:
     """Check the layout against the model's shape.
 
     Args:
-        hf_config: the Hugging Face configuration of the model.
+        model: what the model's folder says.
 
     Raises:
         UserError: with the key to change.
     """
     p = config.parallel
-    heads, layers, vocab = hf_config.num_attention_heads, hf_config.num_hidden_layers, hf_config.vocab_size
-    kv_heads, ffn = hf_config.num_key_value_heads, hf_config.intermediate_size
+    heads, layers, vocab = model.num_attention_heads, model.num_hidden_layers, model.vocab_size
+    kv_heads, ffn = model.num_key_value_heads, model.intermediate_size
     require(heads % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's {heads} attention heads")
     require(
         kv_heads % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's {kv_heads} key/value heads"
@@ -57,7 +55,7 @@ def check_model(config: RunConfig, hf_config: Any) -> None:
     )
     require(layers % p.pipeline == 0, f"parallel.pipeline={p.pipeline} does not divide the model's {layers} layers")
     require(
-        p.context == 1 or p.cp_comm_type == "a2a" or attention_window(hf_config) is None,
+        p.context == 1 or p.cp_comm_type == "a2a" or model.attention_window is None,
         f"parallel.cp_comm_type={p.cp_comm_type}: the model's sliding-window attention needs a2a",
     )
     if p.cp_comm_type == "a2a" and p.context > 1:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from solopo_nemo.data.answers import normalize, stated_answer
 from solopo_nemo.embedded import generate_evaluation
+from solopo_nemo.families.hf import transformers_config
 from solopo_nemo.runtime.errors import UserError
 
 Messages = list[dict[str, str]]
@@ -86,7 +87,7 @@ class GreedyAnswerer:
         self._tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
         if self._tokenizer.chat_template is None:
             raise UserError(f"evaluation: the tokenizer in {model_dir} has no chat template; use one that has")
-        model: Any = AutoModelForCausalLM.from_pretrained(model_dir)
+        model: Any = AutoModelForCausalLM.from_pretrained(model_dir, config=transformers_config(Path(model_dir)))
         self._model = model.to(device).eval()
         self._max_new_tokens = max_new_tokens
 

@@ -72,12 +72,12 @@ class EvaluatedModel:
 
         Args:
             settings: which one.
-            work: folder for the export of a checkpoint.
+            work: folder for the export of a checkpoint, and for a copy with another configuration.
 
         Raises:
             UserError: no such model, or it cannot be used.
         """
-        self._settings = settings
+        self._settings, self._work = settings, work
         self.remote = settings.base_url is not None
         self._lm: Any = None
         if self.remote:
@@ -88,7 +88,7 @@ class EvaluatedModel:
             self._folder = self._find(work)
             scaling = {"rope_type": "yarn", "factor": settings.yarn} if settings.yarn else None
             self._config = hf.read_config(self._folder, rope_scaling=scaling, rope_key="--yarn")
-            self.window = hf.window(self._config)
+            self.window = self._config.window
             files = sorted(file for file in self._folder.iterdir() if file.is_file() and file.name != hf.RECORD)
             what = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
             what.append(settings.yarn)
@@ -195,11 +195,12 @@ class EvaluatedModel:
         import torch
         from lm_eval.models.huggingface import HFLM
 
-        cuda = torch.cuda.is_available()
+        cuda, folder = torch.cuda.is_available(), self._folder
+        if changes := self._config.changes():
+            folder = hf.linked_copy(folder, self._work / "model", changes)
         return HFLM(
-            pretrained=str(self._folder),
+            pretrained=str(folder),
             device="cuda" if cuda else "cpu",
             parallelize=torch.cuda.device_count() > 1,
             max_length=self.window,
-            **hf.rope_changes(self._config, self._config.rope_scaling if self._settings.yarn else None),
         )

@@ -1,1 +1,1 @@
-"""Model families: what a Hugging Face folder says about its model, and the names of its weights. No Megatron."""
+"""Model families: one record each, what a Hugging Face folder says about its model, and its weights. No Megatron."""

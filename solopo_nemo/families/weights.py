@@ -18,6 +18,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.runtime.errors import UserError
 
 MODEL = {
@@ -45,16 +46,28 @@ FUSED = {
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def expected_tensors(hf_config: Any, dtype: torch.dtype, trust_remote_code: bool = False) -> dict[str, torch.Tensor]:
+def expected_tensors(model: ModelDescription, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The tensors of a model's files, on the meta device, in the order in which transformers saves them."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(hf_config, dtype=dtype, trust_remote_code=trust_remote_code)
-    state: dict[str, torch.Tensor] = model.state_dict()
-    if hf_config.tie_word_embeddings:
-        state.pop("lm_head.weight")
-    return state
+    hidden, ffn, head = model.hidden_size, model.intermediate_size, model.head_dim
+    attention = {"q_proj": model.query_size, "k_proj": model.kv_size, "v_proj": model.kv_size}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (model.vocab_size, hidden)}
+    layer: dict[str, tuple[int, ...]] = {}
+    for name, rows in attention.items():
+        layer[f"self_attn.{name}.weight"] = (rows, hidden)
+        if model.qkv_bias:
+            layer[f"self_attn.{name}.bias"] = (rows,)
+    layer["self_attn.o_proj.weight"] = (hidden, model.query_size)
+    if model.qk_norm:
+        layer |= {"self_attn.q_norm.weight": (head,), "self_attn.k_norm.weight": (head,)}
+    layer |= {"mlp.gate_proj.weight": (ffn, hidden), "mlp.up_proj.weight": (ffn, hidden)}
+    layer |= {"mlp.down_proj.weight": (hidden, ffn)}
+    layer |= {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    for number in range(model.num_hidden_layers):
+        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
+    shapes["model.norm.weight"] = (hidden,)
+    if not model.tie_word_embeddings:
+        shapes["lm_head.weight"] = (model.vocab_size, hidden)
+    return {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
 
 
 @dataclass(frozen=True)
@@ -77,17 +90,17 @@ class WeightFiles:
         return self.parameters * self.dtype.itemsize
 
 
-def find_weights(folder: Path, expected: Mapping[str, torch.Tensor], tied: bool) -> WeightFiles:
+def find_weights(folder: Path, model: ModelDescription) -> WeightFiles:
     """Find and check the weights of a folder by the headers of its files; no tensor is read.
 
     Args:
         folder: Hugging Face folder.
-        expected: see :func:`expected_tensors`.
-        tied: the files may hold ``lm_head.weight`` although the embedding stands for it.
+        model: what the folder says about its model.
 
     Raises:
         UserError: files missing or damaged, tensors missing, left over, of a wrong shape, or of several types.
     """
+    expected = expected_tensors(model, torch.float32)
     files: dict[str, Path] = {}
     dtypes: Counter[str] = Counter()
     for path, listed in _listed(folder).items():
@@ -111,7 +124,9 @@ def find_weights(folder: Path, expected: Mapping[str, torch.Tensor], tied: bool)
     if missing:
         raise UserError(f"{folder}: the files hold no {missing[0]}{_more(missing)}; is config.json of another model?")
     # what transformers leaves aside too
-    ignored = {name for name in files if name.endswith("rotary_emb.inv_freq")} | ({"lm_head.weight"} if tied else set())
+    ignored = {name for name in files if name.endswith("rotary_emb.inv_freq")} | (
+        {"lm_head.weight"} if model.tie_word_embeddings else set()
+    )
     unknown = sorted(files.keys() - expected.keys() - ignored)
     if unknown:
         raise UserError(f"{folder}: the model of config.json has no {unknown[0]}{_more(unknown)}")

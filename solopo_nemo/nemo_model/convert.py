@@ -27,7 +27,7 @@ from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import run_isolated
 
 if TYPE_CHECKING:
-    from solopo_nemo.families.weights import WeightFiles
+    from solopo_nemo.families.description import ModelDescription
     from solopo_nemo.runtime.isolated import Progress
 
 Summary = dict[str, Any]
@@ -57,12 +57,14 @@ def import_hf(
         UserError: a folder that cannot be converted, or a destination that is in use; before any work.
         LogitsDifferError: Megatron computes something else than transformers.
     """
+    from solopo_nemo.families.weights import find_weights
+
     began = time.monotonic()
-    config = hf.read_config(source, rope_scaling=rope_scaling, trust_remote_code=trust_remote_code)
+    config = hf.read_config(source, rope_scaling=rope_scaling)
     origin = _origin("import", source, rope_scaling)
     if done := _already(destination, source, origin, overwrite):
         return done
-    weights = check_weights(source, config, trust_remote_code)
+    weights = find_weights(source, config)
     load_tokenizer(source, trust_remote_code)
     with _staged(destination, weights.bytes) as temporary:
         logits = run_isolated(
@@ -77,20 +79,6 @@ def import_hf(
         done |= {"dtype": str(weights.dtype).removeprefix("torch."), "parameters": weights.parameters, "origin": origin}
         _record(done, temporary)
     return done
-
-
-def check_weights(source: Path, config: Any, trust_remote_code: bool = False) -> WeightFiles:
-    """The weight files of a Hugging Face folder, checked against its configuration by their headers.
-
-    Raises:
-        UserError: they are missing, damaged, or of another model.
-    """
-    import torch
-
-    from solopo_nemo.families.weights import expected_tensors, find_weights
-
-    expected = expected_tensors(config, torch.float32, trust_remote_code)
-    return find_weights(source, expected, config.tie_word_embeddings)
 
 
 def export_hf(
@@ -119,7 +107,7 @@ def export_hf(
         raise UserError(f"{checkpoint}: no NeMo checkpoint, which has folders weights and context")
     if not (checkpoint / "hf").is_dir():
         raise UserError(f"{checkpoint}/hf: missing; copy the model's config.json and tokenizer there")
-    config = hf.read_config(checkpoint / "hf", trust_remote_code=trust_remote_code)
+    config = hf.read_config(checkpoint / "hf")
     try:
         split_torch_state_dict_into_shards({}, max_shard_size=max_shard_size)
     except ValueError as error:
@@ -168,7 +156,7 @@ def _compare_import(
     from solopo_nemo.nemo_model import verify
     from solopo_nemo.nemo_model.models import load_module, one_rank
 
-    config = hf.read_config(checkpoint / "hf", trust_remote_code=trust_remote_code)
+    config = hf.read_config(checkpoint / "hf")
     sequences = verify.probes(load_tokenizer(checkpoint / "hf", trust_remote_code), config.vocab_size)
     with one_rank():
         got = verify.megatron_logits(load_module(checkpoint, config, dtype), sequences, progress)
@@ -189,7 +177,7 @@ def _export(
     exporter = HFExporter(checkpoint.resolve())
     exporter.progress = progress
     exporter.max_shard_size, exporter.trust_remote_code = max_shard_size, trust_remote_code
-    config, dtype = exporter.hf_config, exporter.dtype
+    config, dtype = exporter.description, exporter.dtype
     sequences = verify.probes(load_tokenizer(checkpoint / "hf", trust_remote_code), config.vocab_size)
     with one_rank():
         module = load_module(checkpoint, config, dtype)
@@ -203,14 +191,14 @@ def _export(
 
 
 def _summary(
-    began: float, direction: str, source: Path, destination: Path, config: Any, logits: Mapping[str, float]
+    began: float, direction: str, source: Path, destination: Path, config: ModelDescription, logits: Mapping[str, float]
 ) -> Summary:
     return {
         "direction": direction,
         "source": str(source),
         "destination": str(destination),
         "family": config.model_type,
-        "window": hf.window(config),
+        "window": config.window,
         "logits_difference": logits,
         "seconds": round(time.monotonic() - began, 1),
     }

@@ -27,6 +27,7 @@ from solopo_nemo.core import device
 from solopo_nemo.core.scoring import load_weights
 from solopo_nemo.data.tokenize import load_tokenizer
 from solopo_nemo.families import hf
+from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.weights import (
     LazyState,
     WeightFiles,
@@ -76,44 +77,37 @@ class SoLoMistralModel(SoLoPOMixin, llm.MistralModel):
     """Mistral."""
 
 
-FAMILIES: dict[str, Any] = {
-    "qwen2": SoLoQwen2Model,
-    "qwen3": SoLoQwen3Model,
-    "llama": SoLoLlamaModel,
-    "mistral": SoLoMistralModel,
+MODELS: dict[str, tuple[Any, Any]] = {
+    "qwen2": (SoLoQwen2Model, SoLoQwen2Config),
+    "qwen3": (SoLoQwen3Model, SoLoQwen3Config),
+    "llama": (SoLoLlamaModel, SoLoLlamaConfig),
+    "mistral": (SoLoMistralModel, SoLoMistralConfig),
 }
-"""Model class by Hugging Face ``model_type``."""
-CONFIGS: dict[str, Any] = {
-    "qwen2": SoLoQwen2Config,
-    "qwen3": SoLoQwen3Config,
-    "llama": SoLoLlamaConfig,
-    "mistral": SoLoMistralConfig,
-}
-"""Config class by Hugging Face ``model_type``."""
+"""Model and config class by the name of the family's record."""
 
 
-def megatron_config(hf_config: Any, dtype: torch.dtype) -> Any:
-    """The NeMo config of a Hugging Face model.
+def megatron_config(model: ModelDescription, dtype: torch.dtype) -> Any:
+    """The NeMo config of a model.
 
     Args:
-        hf_config: what :func:`solopo_nemo.families.hf.read_config` gave.
+        model: its description.
         dtype: of the parameters.
     """
-    sliding = hf.attention_window(hf_config)
-    return CONFIGS[hf_config.model_type](
-        num_layers=hf_config.num_hidden_layers,
-        hidden_size=hf_config.hidden_size,
-        ffn_hidden_size=hf_config.intermediate_size,
-        num_attention_heads=hf_config.num_attention_heads,
-        num_query_groups=hf_config.num_key_value_heads,
-        kv_channels=hf.head_dim(hf_config),
-        init_method_std=hf_config.initializer_range,
-        layernorm_epsilon=hf_config.rms_norm_eps,
-        rotary_base=hf_config.rope_theta,
-        rope_scaling=hf.rope_scaling_of(hf_config),
-        seq_length=hf_config.max_position_embeddings,
-        vocab_size=hf_config.vocab_size,
-        share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
+    sliding = model.attention_window
+    return MODELS[model.model_type][1](
+        num_layers=model.num_hidden_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.intermediate_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_key_value_heads,
+        kv_channels=model.head_dim,
+        init_method_std=model.initializer_range,
+        layernorm_epsilon=model.rms_norm_eps,
+        rotary_base=model.rope_theta,
+        rope_scaling=model.rope_scaling,
+        seq_length=model.max_position_embeddings,
+        vocab_size=model.vocab_size,
+        share_embeddings_and_output_weights=model.tie_word_embeddings,
         # Megatron counts the tokens before the query's own
         window_size=(sliding[0] - 1, 0) if sliding else None,
         window_attn_skip_freq=[int(layer) for layer in sliding[1]] if sliding else None,
@@ -124,9 +118,9 @@ def megatron_config(hf_config: Any, dtype: torch.dtype) -> Any:
     )
 
 
-def nemo_model(hf_config: Any, dtype: torch.dtype, **kwargs: Any) -> Any:
-    """The NeMo model of a Hugging Face configuration, not yet built; ``kwargs`` as :class:`SoLoPOMixin` takes them."""
-    return FAMILIES[hf_config.model_type](megatron_config(hf_config, dtype), **kwargs)
+def nemo_model(model: ModelDescription, dtype: torch.dtype, **kwargs: Any) -> Any:
+    """The NeMo model of a description, not yet built; ``kwargs`` as :class:`SoLoPOMixin` takes them."""
+    return MODELS[model.model_type][0](megatron_config(model, dtype), **kwargs)
 
 
 @contextmanager
@@ -143,9 +137,9 @@ def one_rank() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def load_module(checkpoint: Path, hf_config: Any, dtype: torch.dtype) -> Any:
+def load_module(checkpoint: Path, description: ModelDescription, dtype: torch.dtype) -> Any:
     """The Megatron model of a NeMo checkpoint on one rank, its parameters as ``dtype``."""
-    model = nemo_model(hf_config, dtype)
+    model = nemo_model(description, dtype)
     model.config.perform_initialization = False
     model.configure_model()
     load_weights(model.module, checkpoint)
@@ -168,15 +162,14 @@ class HFImporter(io.ModelConnector[Any, Any]):
     progress: Progress = staticmethod(unseen)
 
     @cached_property
-    def hf_config(self) -> Any:
-        """The checked transformers configuration."""
-        return hf.read_config(Path(self), rope_scaling=self.rope_scaling, trust_remote_code=self.trust_remote_code)
+    def description(self) -> ModelDescription:
+        """What the folder says about the model."""
+        return hf.read_config(Path(self), rope_scaling=self.rope_scaling)
 
     @cached_property
     def weights(self) -> WeightFiles:
         """The checked weight files."""
-        expected = expected_tensors(self.hf_config, torch.float32, self.trust_remote_code)
-        return find_weights(Path(self), expected, self.hf_config.tie_word_embeddings)
+        return find_weights(Path(self), self.description)
 
     @cached_property
     def hf_tokenizer(self) -> Any:
@@ -194,7 +187,7 @@ class HFImporter(io.ModelConnector[Any, Any]):
         weights, tokenizer = self.weights, self.hf_tokenizer
         with tempfile.TemporaryDirectory() as assets:
             tokenizer.save_pretrained(assets)
-            target = nemo_model(self.hf_config, weights.dtype, tokenizer=AutoTokenizer(assets))
+            target = nemo_model(self.description, weights.dtype, tokenizer=AutoTokenizer(assets))
             target.config.init_model_with_meta_device = True
             trainer = self.nemo_setup(target)
             to_megatron(LazyState(weights, self.progress("reading weights", len(weights.files))), target)
@@ -202,12 +195,8 @@ class HFImporter(io.ModelConnector[Any, Any]):
             self.nemo_save(output_path, trainer)
             saved()
         teardown(trainer, target)
-        hf.copy_template(
-            Path(self),
-            Path(output_path) / "hf",
-            hf.rope_changes(self.hf_config, self.rope_scaling),
-            code=self.trust_remote_code,
-        )
+        changes = self.description.changes()
+        hf.copy_template(Path(self), Path(output_path) / "hf", changes, code=self.trust_remote_code)
         return Path(output_path)
 
 
@@ -227,9 +216,9 @@ class HFExporter(io.ModelConnector[Any, Any]):
     progress: Progress = staticmethod(unseen)
 
     @cached_property
-    def hf_config(self) -> Any:
-        """The checked transformers configuration."""
-        return hf.read_config(Path(self) / "hf", trust_remote_code=self.trust_remote_code)
+    def description(self) -> ModelDescription:
+        """What the ``hf`` folder says about the model."""
+        return hf.read_config(Path(self) / "hf")
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -239,18 +228,18 @@ class HFExporter(io.ModelConnector[Any, Any]):
     def apply(self, output_path: Path) -> Path:
         """Write the folder."""
         with one_rank():
-            self.write(load_module(Path(self), self.hf_config, self.dtype), Path(output_path))
+            self.write(load_module(Path(self), self.description, self.dtype), Path(output_path))
         return Path(output_path)
 
     def write(self, module: Any, output_path: Path) -> int:
         """Write the folder with the weights of a loaded model; how many parameters they are."""
-        hf.copy_template(Path(self) / "hf", output_path, {}, code=self.trust_remote_code)
-        expected = expected_tensors(self.hf_config, self.dtype, self.trust_remote_code)
+        hf.copy_template(Path(self) / "hf", output_path, self.description.changes(), code=self.trust_remote_code)
+        expected = expected_tensors(self.description, self.dtype)
         wrote = self.progress("writing weights", len(expected))
         write_weights(module, expected, output_path, self.max_shard_size, wrote)
         return sum(tensor.numel() for tensor in expected.values())
 
 
-for _model in FAMILIES.values():
+for _model, _ in MODELS.values():
     io.model_importer(_model, "hf")(HFImporter)
     io.model_exporter(_model, "hf")(HFExporter)

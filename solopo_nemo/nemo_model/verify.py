@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.runtime.isolated import Progress
 
 TOLERANCE = 1e-4
@@ -71,13 +72,23 @@ def _in_fp32(model: torch.nn.Module, layers: Iterable[torch.nn.Module], ran: Cal
 
 
 def transformers_logits(
-    folder: Path, hf_config: Any, dtype: torch.dtype, sequences: Sequences, progress: Progress, trust_remote_code: bool
+    folder: Path,
+    description: ModelDescription,
+    dtype: torch.dtype,
+    sequences: Sequences,
+    progress: Progress,
+    trust_remote_code: bool,
 ) -> Logits:
-    """Logits of transformers' model of a folder, each sequence run alone, fp32 ``[tokens, vocabulary]``."""
+    """Logits of transformers' model of a folder, each sequence run alone, fp32 ``[tokens, vocabulary]``.
+
+    The configuration is made of ``description``: a fault in reading the file must not be hidden by the
+    same fault in transformers.
+    """
     from transformers import AutoModelForCausalLM
 
+    config = description.transformers_config(description.source.get("auto_map") if trust_remote_code else None)
     model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, config=hf_config, dtype=dtype, local_files_only=True, trust_remote_code=trust_remote_code
+        folder, config=config, dtype=dtype, local_files_only=True, trust_remote_code=trust_remote_code
     )
     layers = model.model.layers
     ran = progress("logits of transformers", len(layers) * sum(len(s) for s in sequences.values()))

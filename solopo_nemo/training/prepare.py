@@ -17,7 +17,7 @@ from solopo_nemo.data.tokenize import load_tokenizer
 from solopo_nemo.data.triplets import Needs
 from solopo_nemo.families import hf
 from solopo_nemo.families.hf import is_checkpoint
-from solopo_nemo.nemo_model.convert import check_weights
+from solopo_nemo.families.weights import find_weights
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, write_json_line
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
@@ -111,13 +111,13 @@ def prepare(config: RunConfig) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"model.init={config.model.init}: {error}") from None
     check_model(config, hf_config)
-    check_space(config, hf_config.to_dict(), bf16=_in_bf16(config))
+    check_space(config, hf_config, bf16=_in_bf16(config))
     if template is source:
-        check_weights(source, hf_config)
+        find_weights(source, hf_config)
     tokenizer = load_tokenizer(template)
     objective = config.build_objective()
     train = _training_file(config, paths)
-    window = hf.window(hf_config)
+    window = hf_config.window
     max_tokens = config.data.max_tokens or window
     if max_tokens > window:
         raise UserError(
@@ -136,7 +136,7 @@ def prepare(config: RunConfig) -> dict[str, Any]:
     )
     if config.trainer.select_best:
         steps = total_steps(config, len(prepared.dataset))
-        check_space(config, hf_config.to_dict(), bf16=_in_bf16(config), steps=steps)
+        check_space(config, hf_config, bf16=_in_bf16(config), steps=steps)
     _import_weights(source, paths, hf_config, rope_scaling)
     check_selection(config, paths.initial / "hf")
     return prepared.summary
@@ -173,7 +173,7 @@ def _import_weights(source: Path, paths: Paths, hf_config: Any, rope_scaling: di
     shutil.rmtree(paths.initial, ignore_errors=True)
     if is_checkpoint(source):
         _link_checkpoint(source, paths.initial)
-        if changes := hf.rope_changes(hf_config, rope_scaling):
+        if changes := hf_config.changes():
             (paths.initial / "hf").unlink()
             hf.copy_template(source / "hf", paths.initial / "hf", changes)
     else:

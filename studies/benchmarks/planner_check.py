@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from solopo_nemo.objectives import build_objective
@@ -62,19 +62,7 @@ def layout_of(spec: StepSpec) -> Layout:
 def predict(spec: StepSpec) -> Memory:
     """What the planner says of a measurement's specification."""
     s = spec.shape
-    shape = ModelShape(
-        s.hidden,
-        s.ffn,
-        s.layers,
-        s.heads,
-        s.kv_heads,
-        s.hidden // s.heads,
-        s.vocabulary,
-        s.tied,
-        True,
-        False,
-        spec.long,
-    )
+    shape = replace(ModelShape.from_hf(s.hf_config()), max_position_embeddings=spec.long)
     options = {} if spec.system == "solo_dpo" else {"align": "none", "prompt": "long"}
     workload = Workload.of(build_objective("dpo", **options), Lengths(spec.long, spec.short, spec.response))
     return memory(Run(shape, workload, layout_of(spec), CPU, "fp32", spec.recompute, global_batch=spec.data))

@@ -7,9 +7,9 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.runtime.errors import UserError
 from studies.benchmarks.material import Material, ids_digest, make_checkpoint, make_material
 from studies.benchmarks.peer import SCRIPT
@@ -71,7 +71,7 @@ def check(spec: StepSpec) -> None:
     nowhere = Path("nowhere")
     config = load_config(spec.system, overrides_of(spec, Material(nowhere, nowhere, nowhere, nowhere), nowhere))
     check_world(config, spec.ranks)
-    check_model(config, SimpleNamespace(**spec.shape.hf_config()))
+    check_model(config, ModelDescription.from_hf(spec.shape.hf_config()))
 
 
 def overrides_of(spec: StepSpec, material: Material, output: Path) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from solopo_nemo.families import hf
+from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.nemo_model import convert, verify
 from solopo_nemo.runtime import cli
 from solopo_nemo.runtime.errors import UserError
@@ -197,37 +198,35 @@ def test_code_that_a_model_brings_is_not_run(model: Path, tmp_path: Path, refuse
     assert not (tmp_path / "ran").exists()
 
 
-def config_of(**changes: Any) -> Any:
-    from transformers import AutoConfig
-
-    family = changes.pop("family", "qwen2")
-    return AutoConfig.for_model(family, **(hf_models.SIZES | changes))
+def described(**changes: Any) -> ModelDescription:
+    return ModelDescription.from_hf({"model_type": "qwen2"} | hf_models.SIZES | changes)
 
 
 def test_windows() -> None:
     yarn = {"type": "yarn", "factor": 4.0}
-    assert hf.window(config_of()) == 512
-    assert hf.window(config_of(rope_scaling=dict(yarn))) == 2048
-    assert hf.window(config_of(rope_scaling=yarn | {"original_max_position_embeddings": 256})) == 1024
-    assert hf.window(config_of(rope_scaling={"rope_type": "linear", "factor": 2.0})) == 1024
-    assert hf.window(config_of(rope_scaling={"rope_type": "default"})) == 512
-    assert hf.window(config_of(family="llama", rope_scaling=dict(hf_models.LLAMA3))) == 512
+    assert described().window == 512
+    assert described(rope_scaling=yarn).window == 2048
+    assert described(rope_scaling=yarn | {"original_max_position_embeddings": 256}).window == 1024
+    assert described(rope_scaling={"rope_type": "linear", "factor": 2.0}).window == 1024
+    assert described(rope_scaling={"rope_type": "default"}).window == 512
+    assert described(model_type="llama", rope_scaling=hf_models.LLAMA3).window == 512
 
 
 def test_sliding_windows() -> None:
-    assert hf.attention_window(config_of()) is None
-    assert hf.attention_window(config_of(sliding_window=8)) is None  # Qwen2 states one that it does not use
-    some = config_of(use_sliding_window=True, sliding_window=8, max_window_layers=1)
-    assert hf.attention_window(some) == (8, [False, True])
-    assert hf.attention_window(config_of(family="mistral", sliding_window=8)) == (8, [True, True])
-    assert hf.attention_window(config_of(family="mistral", sliding_window=512)) is None
-    assert hf.attention_window(config_of(family="mistral", sliding_window=None)) is None
+    assert described().attention_window is None
+    assert described(sliding_window=8).attention_window is None  # Qwen2 states one that it does not use
+    some = described(use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    assert some.attention_window == (8, [False, True])
+    assert described(model_type="mistral", sliding_window=8).attention_window == (8, [True, True])
+    assert described(model_type="mistral", sliding_window=512).attention_window is None
+    assert described(model_type="mistral", sliding_window=None).attention_window is None
 
 
 def test_other_rope_scaling_replaces_the_models_own(whole: Path) -> None:
-    config = hf.read_config(whole, rope_scaling={"type": "yarn", "factor": 2.0})
-    assert config.rope_scaling == {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 512}
-    assert (config.max_position_embeddings, hf.window(config)) == (1024, 1024)
+    model = hf.read_config(whole, rope_scaling={"type": "yarn", "factor": 2.0})
+    assert model.rope_scaling == {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 512}
+    assert (model.max_position_embeddings, model.window) == (1024, 1024)
+    assert model.changes() == {"rope_scaling": model.rope_scaling, "max_position_embeddings": 1024}
     with pytest.raises(UserError, match=r"model\.rope_scaling.*factor=0\.5"):
         hf.read_config(whole, rope_scaling={"type": "yarn", "factor": 0.5}, rope_key="model.rope_scaling")
 

@@ -170,7 +170,7 @@ def test_a_timeline_finds_its_highest_moment() -> None:
 
 
 def test_shapes_of_other_families_have_memory_too() -> None:
-    shape = dataclasses.replace(QWEN, tie_word_embeddings=True, qk_norm=True, qkv_bias=False)
+    shape = dataclasses.replace(QWEN, model_type="qwen3", tie_word_embeddings=True)
     assert isinstance(shape, ModelShape)
     assert (
         memory(Run(shape, Workload.of(SOLO, Lengths(1024, 64)))).peak

@@ -152,12 +152,12 @@ def test_what_hardware_computes_is_never_less_than_the_models_flops(
 
 def test_configurations_that_cannot_be_planned_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text(json.dumps(tiny("qwen2") | {"model_type": "gpt2"}))
-    with pytest.raises(UserError, match="'gpt2' cannot be planned"):
+    with pytest.raises(UserError, match="'gpt2' is not supported"):
         load_shape(str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="no such folder"):
         load_shape("nowhere/at-all")
-    with pytest.raises(UserError, match="no hidden_size"):
+    with pytest.raises(UserError, match=r"no .*hidden_size"):
         ModelShape.from_hf({"model_type": "qwen2", "num_attention_heads": 4})
 
 

@@ -105,16 +105,16 @@ def convert_all(progress: Any, root: Path) -> dict[str, dict[str, Any]]:
 def _with_wrong_settings(progress: Any, root: Path, name: str, case: Case) -> dict[str, float]:
     from solopo_nemo.data.tokenize import load_tokenizer
     from solopo_nemo.families import hf
+    from solopo_nemo.families.description import ModelDescription
     from solopo_nemo.nemo_model import verify
     from solopo_nemo.nemo_model.models import load_module, one_rank
 
-    config = hf.read_config(root / name)
-    sequences = verify.probes(load_tokenizer(root / name), config.vocab_size)
-    want = verify.transformers_logits(root / name, config, case.dtype, sequences, progress, False)
-    for key, value in case.wrong.items():
-        setattr(config, key, value)
+    model = hf.read_config(root / name)
+    sequences = verify.probes(load_tokenizer(root / name), model.vocab_size)
+    want = verify.transformers_logits(root / name, model, case.dtype, sequences, progress, False)
+    wrong = ModelDescription.from_hf({**model.source, **case.wrong})
     with one_rank():
-        got = verify.megatron_logits(load_module(root / f"{name}.nemo", config, case.dtype), sequences, progress)
+        got = verify.megatron_logits(load_module(root / f"{name}.nemo", wrong, case.dtype), sequences, progress)
     return {kind: verify.largest_difference(got[kind], want[kind]) for kind in want}
 
 
@@ -140,6 +140,38 @@ def _gradient_difference(root: Path, name: str) -> float:
                 p.copy_(p.grad)
         got = hf_tensors(module, expected_tensors(config, torch.float32))
         return max(float((g - want[key]).norm() / want[key].norm()) for key, g in got)
+
+
+def versions(root: Path) -> list[str]:
+    """Write every case as transformers 4 and as transformers 5 would, under ``root``; the names."""
+    import json
+
+    from true_values import to_version_5
+
+    names = []
+    for name, case in CASES.items():
+        make(case, root / name)
+        make(case, root / f"{name}_5")
+        file = root / f"{name}_5" / "config.json"
+        file.write_text(json.dumps(to_version_5(json.loads(file.read_text()))))
+        names += [name, f"{name}_5"]
+    return names
+
+
+def megatron_logits(progress: Any, root: Path, names: list[str]) -> dict[str, list[torch.Tensor]]:
+    """Import each model, compared with transformers on the way, and the logits of ``IDS`` from its checkpoint."""
+    from solopo_nemo.families import hf
+    from solopo_nemo.nemo_model import convert, verify
+    from solopo_nemo.nemo_model.models import load_module, one_rank
+
+    found = {}
+    for name in names:
+        case = CASES[name.removesuffix("_5")]
+        convert._import(progress, root / name, root / f"{name}.nemo", case.dtype, None, False)
+        with one_rank(), torch.no_grad():
+            module = load_module(root / f"{name}.nemo", hf.read_config(root / f"{name}.nemo" / "hf"), torch.float32)
+            found[name] = verify.packed_logits(module, [ids.tolist() for ids in IDS])
+    return found
 
 
 IDS = [torch.arange(n) * 7 % SIZES["vocab_size"] for n in (90, 300, 41)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from solopo_nemo.config.schema import load_config
+from solopo_nemo.families.hf import read_config
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import check_writable
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
@@ -20,7 +20,7 @@ def check(output: Path, free: int, *overrides: str) -> None:
     config = load_config("solo_dpo", [f"output_dir={output}", *overrides])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-        check_space(config, json.loads((EMBEDDED_MODEL / "config.json").read_text()), bf16=False)
+        check_space(config, read_config(EMBEDDED_MODEL), bf16=False)
 
 
 def parameters() -> int:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from solopo_nemo.builders.pairs.backend import Refused, Request, Sample, Sampling
 from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
+from solopo_nemo.families.hf import transformers_config
 from solopo_nemo.runtime.errors import UserError
 
 
@@ -37,7 +38,10 @@ class HuggingFaceBackend:
         self._tokenizer = load_tokenizer(folder)
         self._encoder = TripletEncoder(self._tokenizer)
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", local_files_only=True)
+            config = transformers_config(folder)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder), config=config, dtype="auto", local_files_only=True
+            )
             self._model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"--model {folder}: cannot be loaded ({' '.join(str(error).split())})") from error

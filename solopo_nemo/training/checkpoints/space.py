@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
-from typing import Any
 
 from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.planning.parameters import StageParameters
-from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.training.checkpoints.files import saved_checkpoints
 from solopo_nemo.training.paths import Paths
@@ -19,7 +17,7 @@ OPTIMIZER = 12
 """Bytes a parameter in fp32: the optimizer's own copy and AdamW's two moments."""
 
 
-def check_space(config: RunConfig, hf_config: Mapping[str, Any], bf16: bool, steps: int | None = None) -> None:
+def check_space(config: RunConfig, model: ModelDescription, bf16: bool, steps: int | None = None) -> None:
     """Compare the free space with the checkpoints that will lie beside each other, one being written included.
 
     A checkpoint has the weights, and in fp32 AdamW's copy of them and its two moments. The initial weights and the
@@ -27,7 +25,7 @@ def check_space(config: RunConfig, hf_config: Mapping[str, Any], bf16: bool, ste
 
     Args:
         config: of the run.
-        hf_config: the model's configuration, as a mapping.
+        model: what its folder says.
         bf16: the weights are in bf16.
         steps: of the whole run, once they are known.
 
@@ -35,7 +33,7 @@ def check_space(config: RunConfig, hf_config: Mapping[str, Any], bf16: bool, ste
         UserError: they will not fit.
     """
     paths, trainer = Paths(config.output), config.trainer
-    parameters = StageParameters.of(ModelShape.from_hf(hf_config)).total
+    parameters = StageParameters.of(model).total
     weights = parameters * (2 if bf16 else 4)
     checkpoint = weights + parameters * OPTIMIZER
     there = len(saved_checkpoints(paths.checkpoints))

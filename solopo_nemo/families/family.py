@@ -1,0 +1,50 @@
+"""The supported model families: one record each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Family:
+    """What sets one family of decoders apart; RMSNorm, RoPE, grouped-query attention and SwiGLU are common to all.
+
+    Attributes:
+        model_type: its name in ``config.json``.
+        architecture: transformers' class that holds its weights.
+        models: for messages.
+        defaults: values of keys that ``config.json`` leaves out. transformers has the same ones from 4.40 to 5.24.
+        qkv_bias: the query, key and value projections have biases, whatever ``config.json`` says.
+        qk_norm: queries and keys are normalized by head.
+        sliding: which layers have sliding-window attention: ``"layers"`` as ``use_sliding_window``,
+            ``max_window_layers`` and ``layer_types`` say, ``"all"`` of them, or ``None``.
+    """
+
+    model_type: str
+    architecture: str
+    models: str
+    defaults: Mapping[str, Any] = field(repr=False)
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    sliding: Literal["layers", "all"] | None = None
+
+
+_SOME_LAYERS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+_QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768, **_SOME_LAYERS}
+_LLAMA = {"num_key_value_heads": None, "head_dim": None, "max_position_embeddings": 2048}
+_MISTRAL = {"num_key_value_heads": 8, "head_dim": None, "max_position_embeddings": 131072, "sliding_window": 4096}
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        Family("qwen2", "Qwen2ForCausalLM", "Qwen2 and Qwen2.5", _QWEN, qkv_bias=True, sliding="layers"),
+        Family("qwen3", "Qwen3ForCausalLM", "Qwen3", _QWEN | {"head_dim": 128}, qk_norm=True, sliding="layers"),
+        Family("llama", "LlamaForCausalLM", "Llama 2 and 3.x", _LLAMA),
+        Family("mistral", "MistralForCausalLM", "Mistral", _MISTRAL, sliding="all"),
+    )
+}
+"""The supported families by ``model_type``."""
+
+SUPPORTED = "supported are " + ", ".join(f"{family.models} ({name})" for name, family in FAMILIES.items())

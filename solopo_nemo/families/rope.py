@@ -1,0 +1,123 @@
+"""Rotary embeddings in ``config.json``, in the spelling of transformers 4 or 5: ``rope_theta`` and scaling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from solopo_nemo.runtime.errors import UserError
+
+KEYS: dict[str, tuple[set[str], set[str]]] = {
+    "linear": ({"factor"}, set()),
+    "llama3": ({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}, set()),
+    "yarn": (
+        {"factor"},
+        {"original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale"}
+        | {"mscale_all_dim", "truncate"},
+    ),
+}
+"""Keys of a scaling by type, as transformers has them: needed, optional."""
+DEFAULT_THETA = 10000.0
+RopeScaling = dict[str, Any]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON or YAML file is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_rope(config: Mapping[str, Any], window: int, where: str) -> tuple[float, RopeScaling | None]:
+    """``rope_theta`` and the scaling of a ``config.json``.
+
+    transformers 4 writes ``rope_theta`` and ``rope_scaling``; transformers 5 writes ``rope_parameters`` with both.
+
+    Args:
+        config: content of the file.
+        window: its ``max_position_embeddings``.
+        where: how messages name the file.
+
+    Raises:
+        UserError: a value that is not supported, or spellings that contradict each other.
+    """
+    stated = config.get("rope_parameters")
+    if stated is None:
+        scaling = normal_scaling(config.get("rope_scaling"), window, f"{where}: rope_scaling")
+        return _theta(config, where), scaling
+    key = f"{where}: rope_parameters"
+    if not isinstance(stated, Mapping):
+        raise UserError(f"{key}: must be a mapping such as {{rope_type: default, rope_theta: 10000.0}}, not {stated!r}")
+    parameters = dict(stated)
+    for name, value in parameters.items():
+        if isinstance(value, Mapping):
+            raise UserError(f"{key}: {name} is a mapping: one for each layer type is not supported, only one for all")
+    if (rotated := parameters.pop("partial_rotary_factor", 1.0)) != 1.0:
+        raise UserError(f"{key}: partial_rotary_factor={rotated} is not supported, only 1.0")
+    theta = _theta(parameters if "rope_theta" in parameters else config, key)
+    if "rope_theta" in config and (other := _theta(config, where)) != theta:
+        raise UserError(f"{key}: rope_theta={theta} contradicts rope_theta={other} beside it; remove the wrong one")
+    parameters.pop("rope_theta", None)
+    if not {"rope_type", "type"} & parameters.keys():
+        parameters["rope_type"] = "default"
+    scaling = normal_scaling(parameters, window, key)
+    if "rope_scaling" in config:
+        older = normal_scaling(config["rope_scaling"], window, f"{where}: rope_scaling")
+        if older != scaling:
+            raise UserError(f"{key}: {scaling} contradicts rope_scaling={older}; remove the wrong one")
+    return theta, scaling
+
+
+def _theta(values: Mapping[str, Any], where: str) -> float:
+    theta: float = values.get("rope_theta", DEFAULT_THETA)
+    if not is_number(theta) or theta <= 1:
+        raise UserError(f"{where}: rope_theta={theta!r} is not valid; it must be a number above 1")
+    return theta
+
+
+def normal_scaling(value: Any, window: int, where: str) -> RopeScaling | None:
+    """A rope scaling with its type under ``rope_type`` and nothing left to defaults of other fields.
+
+    Args:
+        value: mapping as in ``rope_scaling``.
+        window: ``max_position_embeddings`` beside it.
+        where: how messages name it.
+
+    Raises:
+        UserError: a type, a key or a value that is not supported.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where}: must be a mapping such as {{rope_type: yarn, factor: 4.0}}, not {value!r}")
+    scaling = {k: v for k, v in value.items() if v is not None and k != "type"}
+    kind = scaling.setdefault("rope_type", value.get("type"))
+    if value.get("type") not in (None, kind):
+        raise UserError(f"{where}: type={value['type']!r} contradicts rope_type={kind!r}")
+    if kind != "default" and (not isinstance(kind, str) or kind not in KEYS):
+        kinds = ", ".join(("default", *KEYS))
+        what = "names no rope_type" if kind is None else f"type {kind!r} is not supported"
+        raise UserError(f"{where}: {what}; supported are {kinds}")
+    needed, optional = KEYS.get(kind, (set(), set()))
+    missing, unknown = needed - scaling.keys(), scaling.keys() - needed - optional - {"rope_type"}
+    if missing:
+        raise UserError(f"{where}: type {kind!r} needs {', '.join(sorted(missing))}")
+    if unknown:
+        raise UserError(f"{where}: type {kind!r} has no {', '.join(sorted(unknown))}")
+    if kind == "default":
+        return None
+    for key in scaling.keys() - {"rope_type"}:
+        if not _valid(key, scaling[key]):
+            raise UserError(f"{where}: {key}={scaling[key]!r} is no valid value")
+    if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+        raise UserError(f"{where}: high_freq_factor must be greater than low_freq_factor")
+    if kind == "yarn":
+        scaling.setdefault("original_max_position_embeddings", window)
+    return scaling
+
+
+def _valid(key: str, value: Any) -> bool:
+    if key == "truncate":
+        return isinstance(value, bool)
+    if key == "original_max_position_embeddings":
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return is_number(value) and (value >= 1 if key == "factor" else value > 0)

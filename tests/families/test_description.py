@@ -1,0 +1,222 @@
+"""What a ``config.json`` says, in the spelling of either transformers, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hf_models
+import pytest
+import torch
+from hf_models import CASES, SIZES
+from true_values import to_version_5, true_values
+
+from solopo_nemo.families import hf
+from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.families.family import FAMILIES
+from solopo_nemo.families.weights import expected_tensors
+from solopo_nemo.runtime.errors import UserError
+
+SMOLLM2 = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1,
+    "dtype": "bfloat16", "eos_token_id": 2, "head_dim": 64, "hidden_act": "silu", "hidden_size": 576,
+    "initializer_range": 0.02, "intermediate_size": 1536, "max_position_embeddings": 8192, "mlp_bias": False,
+    "model_type": "llama", "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
+    "pad_token_id": 2, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "tie_word_embeddings": True,
+    "transformers_version": "5.0.0", "unk_token_id": 0, "use_cache": True, "vocab_size": 49152,
+    "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"},
+}  # fmt: skip
+"""A file that transformers 5 wrote."""
+YARN = {"rope_theta": 100000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+QWEN2 = {"model_type": "qwen2"} | SIZES
+REAL: dict[str, dict[str, Any]] = {
+    "Qwen2.5 base": QWEN2 | {
+        "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
+        "hidden_act": "silu", "initializer_range": 0.02, "max_window_layers": 24, "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.1", "use_cache": True, "use_mrope": False, "use_sliding_window": False,
+    },
+    "Qwen2.5, saved by transformers 5": QWEN2 | {
+        "layer_types": ["full_attention"] * 2, "max_window_layers": 28, "pad_token_id": None, "dtype": "bfloat16",
+        "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"}, "sliding_window": None,
+        "use_sliding_window": False, "transformers_version": "5.17.0",
+    },
+    "Qwen3": SIZES | {
+        "model_type": "qwen3", "head_dim": 128, "attention_bias": False, "rope_scaling": None, "rope_theta": 1000000,
+        "sliding_window": None, "use_sliding_window": False, "max_window_layers": 36, "eos_token_id": [151645, 151643],
+    },
+    "Llama 2": SIZES | {
+        "model_type": "llama", "_name_or_path": "meta-llama/Llama-2-7b-hf", "pretraining_tp": 1, "rope_scaling": None,
+        "rms_norm_eps": 1e-05, "pad_token_id": 0, "max_length": 4096, "torch_dtype": "float16",
+    },
+    "Llama 3.2": SIZES | {
+        "model_type": "llama", "head_dim": 16, "mlp_bias": False, "eos_token_id": [128001, 128008, 128009],
+        "rope_scaling": hf_models.LLAMA3, "rope_theta": 500000.0,
+    },
+    "Mistral v0.3": SIZES | {"model_type": "mistral", "sliding_window": None, "rope_theta": 1000000.0},
+    "Mistral Nemo": SIZES | {"model_type": "mistral", "head_dim": 128, "sliding_window": None},
+    "SmolLM2": SIZES | {
+        "model_type": "llama", "is_llama_config": True, "rope_interleaved": False, "rope_scaling": None,
+        "rope_theta": 100000, "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    },
+}  # fmt: skip
+"""Keys of public files, at small sizes."""
+
+
+def read(config: dict[str, Any]) -> ModelDescription:
+    return ModelDescription.from_hf(json.loads(json.dumps(config)), "m/config.json")
+
+
+def test_files_of_transformers_5_are_read_with_their_values() -> None:
+    plain, yarn = read(SMOLLM2), read(SMOLLM2 | {"rope_parameters": YARN, "max_position_embeddings": 32768})
+    assert (plain.rope_theta, plain.rope_scaling, plain.window) == (1e5, None, 8192)
+    assert (yarn.rope_theta, yarn.window) == (1e5, 32768)
+    assert yarn.rope_scaling == {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+    config = yarn.transformers_config()
+    assert (config.rope_theta, config.rope_scaling["factor"]) == (1e5, 4.0)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("five", [False, True])
+def test_both_spellings_have_the_true_values(name: str, five: bool) -> None:
+    config = SIZES | {"model_type": CASES[name].family} | CASES[name].settings
+    values, kv_heads = true_values(config, False)
+    model = read(to_version_5(config) if five else config)
+    assert (model.num_attention_heads, model.head_dim, model.rope_theta) == (
+        values.heads,
+        values.head_dim,
+        values.theta,
+    )
+    assert (model.num_key_value_heads, model.rms_norm_eps) == (kv_heads, values.epsilon)
+    assert model.rope_scaling == values.scaling
+    size, layers = model.attention_window or (None, [False] * len(values.sliding))
+    assert tuple(size if on else None for on in layers) == values.sliding
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_public_files_are_read(name: str) -> None:
+    model = read(REAL[name])
+    values, kv_heads = true_values(REAL[name], "rope_parameters" in REAL[name])
+    assert (model.rope_theta, model.num_key_value_heads) == (values.theta, kv_heads)
+    assert model.head_dim == values.head_dim
+
+
+@pytest.mark.parametrize("name", [n for n in REAL if "5" not in n.split("transformers")[-1][-2:]])
+def test_a_file_of_transformers_4_needs_no_change(name: str) -> None:
+    assert read(REAL[name]).changes() == {}
+
+
+def test_an_export_says_the_same_in_both_spellings() -> None:
+    """transformers 4 gets its keys beside those of transformers 5, and the copy needs no further change."""
+    source = SMOLLM2 | {"rope_parameters": YARN, "max_position_embeddings": 32768}
+    changes = read(source).changes()
+    scaling = {k: v for k, v in YARN.items() if k != "rope_theta"}
+    assert changes == {"rope_theta": 1e5, "rope_scaling": scaling, "torch_dtype": "bfloat16"}
+    both = source | changes
+    assert read(both) == read(source)
+    assert read(both).changes() == {}
+    assert true_values(both, True) == true_values(both, False)
+    other = ModelDescription.from_hf(both, rope_scaling={"type": "linear", "factor": 2.0})
+    again = both | other.changes()
+    assert read(again).rope_scaling == other.rope_scaling == {"rope_type": "linear", "factor": 2.0}
+    assert again["rope_parameters"] == {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e5}
+
+
+NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
+REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "unknown key": ({"logit_scale": 2.0}, ("logit_scale", "unknown", "m/config.json")),
+    "a key of another family": ({"sliding_window": 64}, ("sliding_window", "Llama")),
+    "theta twice": ({"rope_theta": 1e4}, ("rope_theta=100000.0", "contradicts", "10000.0")),
+    "scaling twice": (
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        ("rope_parameters", "contradicts", "linear"),
+    ),
+    "scaling switched off beside YaRN": ({"rope_parameters": YARN, "rope_scaling": None}, ("contradicts", "None")),
+    "dtype twice": ({"torch_dtype": "float16"}, ("dtype=bfloat16", "torch_dtype=float16")),
+    "two types": ({"rope_parameters": YARN | {"type": "linear"}}, ("'linear'", "'yarn'")),
+    "one mapping a layer type": ({"rope_parameters": NESTED}, ("full_attention", "layer type")),
+    "partial rotation": ({"rope_parameters": YARN | {"partial_rotary_factor": 0.5}}, ("partial_rotary_factor=0.5",)),
+    "a factor without a type": ({"rope_parameters": {"rope_theta": 1e5, "factor": 4.0}}, ("'default'", "factor")),
+    "unknown rope key": ({"rope_parameters": YARN | {"short_factor": [1.0]}}, ("short_factor",)),
+    "theta in the old mapping": (
+        {"rope_parameters": None, "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5.0}},
+        ("rope_theta", "linear"),
+    ),
+    "theta as text": ({"rope_parameters": {"rope_theta": "1e5", "rope_type": "default"}}, ("rope_theta='1e5'",)),
+    "theta null": ({"rope_parameters": {"rope_theta": None}}, ("rope_theta=None",)),
+    "theta not a number": ({"rope_parameters": {"rope_theta": float("nan")}}, ("rope_theta=nan",)),
+    "rope as a list": ({"rope_parameters": [1]}, ("rope_parameters", "mapping")),
+    "size as text": ({"hidden_size": "576"}, ("hidden_size='576'", "whole number")),
+    "size as a fraction": ({"vocab_size": 49152.5}, ("vocab_size=49152.5",)),
+    "size true": ({"num_hidden_layers": True}, ("num_hidden_layers=True",)),
+    "no layers": ({"num_hidden_layers": 0}, ("num_hidden_layers=0",)),
+    "negative heads": ({"num_attention_heads": -9}, ("num_attention_heads=-9",)),
+    "odd heads": ({"head_dim": 63}, ("head_dim=63", "odd")),
+    "epsilon zero": ({"rms_norm_eps": 0}, ("rms_norm_eps=0",)),
+    "tied as a number": ({"tie_word_embeddings": 1}, ("tie_word_embeddings=1", "true or false")),
+    "dropout": ({"attention_dropout": 0.1}, ("attention_dropout=0.1",)),
+    "another type": ({"dtype": "float8_e4m3fn"}, ("float8_e4m3fn",)),
+    "layer types of another model": ({"layer_types": ["sliding_attention"] * 30}, ("layer_types", "contradicts")),
+    "too few layer types": ({"layer_types": ["full_attention"]}, ("layer_types", "30")),
+    "end token as text": ({"eos_token_id": "</s>"}, ("eos_token_id='</s>'",)),
+    "architectures as text": ({"architectures": "LlamaForCausalLM"}, ("architectures", "list")),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(name: str) -> None:
+    changes, culprits = REFUSED[name]
+    with pytest.raises(UserError) as error:
+        read(SMOLLM2 | changes)
+    assert all(culprit in str(error.value) for culprit in culprits), error.value
+
+
+def test_sliding_layers_without_a_window_are_refused() -> None:
+    types = ["full_attention", "sliding_attention"]
+    with pytest.raises(UserError, match="layer_types has sliding_attention"):
+        read(QWEN2 | {"layer_types": types})
+    model = read(QWEN2 | {"layer_types": types, "use_sliding_window": True, "sliding_window": 8})
+    assert model.attention_window == (8, [False, True])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "culprit"),
+    [
+        ("generation_config.json", '{"eos_token_id": "</s>"}', "eos_token_id='</s>'"),
+        ("generation_config.json", "{", "not JSON"),
+        ("config.json", "[" * 100_000, "not JSON"),
+        ("config.json", '{"model_type": ["qwen2"]}', "model_type"),
+        ("config.json", "\xff", "config.json"),
+    ],
+)
+def test_damaged_files_are_one_line(file: str, content: str, culprit: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN2))
+    (tmp_path / file).write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=culprit):
+        hf.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_tensors_are_those_of_transformers(family: str, tied: bool) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = read(SIZES | {"model_type": family, "head_dim": 24, "tie_word_embeddings": tied})
+    with torch.device("meta"):
+        want = AutoModelForCausalLM.from_config(model.transformers_config()).state_dict()
+    if tied:
+        want.pop("lm_head.weight")
+    got = expected_tensors(model, torch.float32)
+    assert [(name, x.shape) for name, x in got.items()] == [(name, x.shape) for name, x in want.items()]
+
+
+def test_sampling_reads_the_rotary_embeddings_too(tmp_path: Path) -> None:
+    """Also of models that this project does not train, as far as the installed transformers can read them."""
+    (tmp_path / "config.json").write_text(json.dumps(SMOLLM2 | {"rope_parameters": YARN}))
+    config = hf.transformers_config(tmp_path)
+    assert (config.rope_theta, config.rope_scaling["rope_type"]) == (1e5, "yarn")
+    gemma = {"model_type": "gemma", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    (tmp_path / "config.json").write_text(json.dumps(gemma))
+    with pytest.raises(UserError, match="rope_parameters"):
+        hf.transformers_config(tmp_path)

@@ -1,0 +1,63 @@
+"""What transformers computes with for a ``config.json``: a table of its own, which knows nothing of the package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plain_decoder import Values
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768, "sliding_window": 4096},
+    "llama": {"max_position_embeddings": 2048},
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+}
+"""From the configuration classes of transformers 4.57.6, 5.0.0 and 5.24.0, which agree."""
+
+
+def to_version_5(config: dict[str, Any]) -> dict[str, Any]:
+    """A ``config.json`` of transformers 4 as transformers 5 writes it."""
+    config = dict(config)
+    scaling = dict(config.pop("rope_scaling", None) or {})
+    kind = scaling.pop("type", None)
+    parameters = {"rope_type": kind or "default"} | scaling | {"rope_theta": config.pop("rope_theta", 10000.0)}
+    if parameters["rope_type"] in ("yarn", "llama3"):
+        parameters.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    if "torch_dtype" in config:
+        config["dtype"] = config.pop("torch_dtype")
+    return config | {"rope_parameters": parameters, "transformers_version": "5.0.0"}
+
+
+def true_values(config: dict[str, Any], five: bool) -> tuple[Values, int]:
+    """The values of a file that the given version wrote, and the number of key and value heads.
+
+    A file in both spellings has to say the same in both.
+    """
+    family = config["model_type"]
+    full = DEFAULTS[family] | config
+    heads, window = full["num_attention_heads"], full["max_position_embeddings"]
+    if five:
+        rope = dict(full.get("rope_scaling") or full.get("rope_parameters") or {})
+        theta = rope.pop("rope_theta", full.get("rope_theta", 10000.0))
+    else:
+        rope, theta = dict(full.get("rope_scaling") or {}), full.get("rope_theta", 10000.0)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    scaling = None if kind == "default" else {k: v for k, v in rope.items() if k != "type"} | {"rope_type": kind}
+    layers = range(full["num_hidden_layers"])
+    sliding: list[int | None] = [None for _ in layers]
+    if family == "mistral":
+        sliding = [full["sliding_window"] for _ in layers]
+    elif family.startswith("qwen") and full.get("use_sliding_window", False):
+        first = full.get("max_window_layers", 28)
+        types = full.get("layer_types") or ["sliding_attention" if i >= first else "full_attention" for i in layers]
+        sliding = [full["sliding_window"] if kind == "sliding_attention" else None for kind in types]
+    values = Values(
+        heads=heads,
+        head_dim=full.get("head_dim") or full["hidden_size"] // heads,
+        theta=theta,
+        scaling=scaling,
+        window=window,
+        epsilon=full.get("rms_norm_eps", 1e-6),
+        sliding=tuple(sliding),
+    )
+    return values, full.get("num_key_value_heads") or heads
