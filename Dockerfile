@@ -24,6 +24,7 @@ COPY requirements/ requirements/
 COPY pyproject.toml README.md LICENSE ./
 COPY tools/setup.sh tools/
 COPY solopo_nemo/__init__.py solopo_nemo/
+COPY studies/pyproject.toml studies/__init__.py studies/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf tools/setup.sh
 ENV PATH=/opt/solopo_nemo/.venv/bin:$PATH
 COPY . .
@@ -45,6 +46,7 @@ COPY requirements/ requirements/
 COPY pyproject.toml README.md LICENSE ./
 COPY tools/setup.sh tools/check_versions.py tools/
 COPY solopo_nemo/__init__.py solopo_nemo/
+COPY studies/pyproject.toml studies/__init__.py studies/
 # torch, NeMo, Megatron-core, Transformer Engine, flash-attn and apex stay as the base brings them
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python tools/check_versions.py --gpu && PYTHON=python tools/setup.sh --system

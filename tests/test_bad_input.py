@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from bad_input import Case, cases, make_material
+from studies_commands import STUDIES
 
+from solopo_nemo.commands import main as command
 from solopo_nemo.runtime import cli
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
@@ -83,13 +84,9 @@ def test_bad_input(
     words = words_of(case)
     for key, value in case.environment.items():
         monkeypatch.setenv(key, value)
-    tool = ROOT / "tools" / f"{case.command}.py"
-    monkeypatch.setattr(sys, "argv", [str(tool), *words])
+    monkeypatch.setattr(sys, "argv", [f"{case.command}.py", *words])
     with pytest.raises(SystemExit) as stop:
-        if tool.exists():
-            runpy.run_path(str(tool), run_name="__main__")
-        else:
-            cli.run(lambda: run_recipe(case.command, words))
+        command(STUDIES.get(case.command, case.command))
     check(case, stop.value.code, capsys.readouterr().err)
     assert not list(tmp_path.glob("out.*")), "a result was written"
     assert not (tmp_path / "out" / "initial").exists()

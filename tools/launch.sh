@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Submits a recipe to Slurm. tools/launch.sh --help
+# `solopo launch` runs the copy of this script that is part of the installed package, and sets SOLOPO_PYTHON (its
+# interpreter) and SOLOPO_VERSION: the job then runs in the current folder, and not in a checkout.
 set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: tools/launch.sh [options] recipes/solo_dpo.py [overrides]
+usage: tools/launch.sh [options] recipes/solo_dpo.py [overrides]     in a checkout
+       solopo launch [options] solo_dpo [overrides]                  anywhere, with the package installed
 
 Submits a recipe, or another program for torchrun, to Slurm: one torchrun a node, every argument as it stands. Ahead of
 the time limit and on preemption the run saves and goes back into the queue, as it does after a crash or the failure of
@@ -31,9 +34,10 @@ environment
   --container IMAGE       run in this image, through pyxis, apptainer or docker, whichever is found
   --container-runtime R   pyxis, apptainer or docker, where the nodes have another one than this machine
   --mounts SRC:DST[:ro],...
-                          folders for the container; this checkout and the output folder are mounted anyway
+                          folders for the container; the current folder and the output folder are mounted anyway
   --container-option O    any other option of the container runtime (of srun, with pyxis); may be repeated
-  PYTHON=...              the interpreter of the nodes (.venv/bin/python if there is one; in a container python)
+  PYTHON=...              the interpreter of the nodes (.venv/bin/python if there is one, or solopo's own; in a
+                          container python)
 
   --dry-run               print the batch script, write and submit nothing
   -h, --help
@@ -45,7 +49,8 @@ fail() {
     exit 2
 }
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [[ -n ${SOLOPO_PYTHON-} ]]; then root=$PWD; else root=$(dirname "$here"); fi
 nodes=1 gpus=0 ranks="" cpus="" limit="" partition="" account="" job_name="" dependency=""
 grace=180 max_restarts=3 chain=1 image="" runtime=none dry_run=false
 program=() sbatch_options=() settings=() passed_on=() mounts=() container_options=()
@@ -111,11 +116,11 @@ read_options() {
             --container-runtime) runtime=$value ;;
             --mounts) IFS=, read -ra mounts <<<"$value" ;;
             --container-option) container_options+=("$value") ;;
-            *) fail "unknown option $option; tools/launch.sh --help lists them" ;;
+            *) fail "unknown option $option; --help lists them" ;;
         esac
         [[ -n $value ]] || fail "$option needs a value"
     done
-    fail "no program given, such as recipes/solo_dpo.py; tools/launch.sh --help"
+    fail "no program given, such as recipes/solo_dpo.py; see --help"
 }
 
 seconds_of() { # a time limit
@@ -174,7 +179,12 @@ check_options() {
         ((${#mounts[@]} + ${#container_options[@]} == 0)) || fail "--mounts and --container-option need --container IMAGE"
     fi
     [[ $PWD == "$root" ]] || fail "run this in the repository root, $root"
-    [[ -f ${program[0]} ]] || fail "${program[0]}: no such program; recipes are in recipes/"
+    # the name of a command of solopo, or a file
+    if [[ ${program[0]} =~ ^[a-z_]+$ && ! -e ${program[0]} ]]; then
+        program=(-m solopo_nemo "${program[@]}")
+    else
+        [[ -f ${program[0]} ]] || fail "${program[0]}: no such program; recipes are in recipes/"
+    fi
 }
 
 choose_runtime() {
@@ -203,23 +213,33 @@ choose_runtime() {
 
 # Sets output_dir, from the checked configuration where this machine can read it.
 check_program() {
-    local here argument recipe
-    if [[ -x $root/.venv/bin/python ]]; then here=$root/.venv/bin/python; else here=$(command -v python3) || here=""; fi
+    local own=${SOLOPO_PYTHON-} argument recipe is_recipe=false overrides
+    if [[ -z $own && -x $root/.venv/bin/python ]]; then own=$root/.venv/bin/python; fi
+    if [[ -z $own ]]; then own=$(command -v python3) || own=""; fi
     if [[ -n $image ]]; then
         python=${PYTHON:-python}
     else
-        here=$(command -v "${PYTHON:-$here}") || fail "${PYTHON:-python3}: no such Python"
-        python=$here
+        own=$(command -v "${PYTHON:-$own}") || fail "${PYTHON:-python3}: no such Python"
+        python=$own
     fi
-    recipe=$(basename "${program[0]}" .py)
+    if [[ ${program[0]} == -m ]]; then
+        recipe=${program[2]} overrides=("${program[@]:3}") is_recipe=true
+    else
+        recipe=$(basename "${program[0]}" .py) overrides=("${program[@]:1}")
+        if [[ ${program[0]} -ef recipes/$recipe.py || ${program[0]} -ef tools/cache_reference.py ]]; then is_recipe=true; fi
+    fi
+    if $is_recipe && [[ $recipe == cache_reference ]]; then # its first argument may name a recipe
+        recipe=solo_dpo
+        if [[ ${overrides[0]-=} != *=* ]]; then recipe=${overrides[0]} overrides=("${overrides[@]:1}"); fi
+    fi
     output_dir=outputs/$recipe
-    for argument in "${program[@]:1}"; do
+    for argument in "${overrides[@]}"; do
         if [[ $argument == output_dir=* ]]; then output_dir=${argument#*=}; fi
     done
-    if [[ ${program[0]} -ef recipes/$recipe.py ]]; then
-        if [[ -n $here ]] && "$here" -c 'from importlib.util import find_spec as f; exit(not (f("hydra") and f("torch")))'; then
-            output_dir=$(PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$here" -m solopo_nemo.training.preflight \
-                "$recipe" "$((nodes * ranks))" "${program[@]:1}") || exit
+    if $is_recipe; then
+        if [[ -n $own ]] && "$own" -c 'from importlib.util import find_spec as f; exit(not (f("hydra") and f("torch")))'; then
+            output_dir=$(PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$own" -m solopo_nemo.training.preflight \
+                "$recipe" "$((nodes * ranks))" "${overrides[@]}") || exit
         else
             printf 'note: %s\n' "no Python with the requirements here; the job checks the configuration" >&2
         fi
@@ -265,7 +285,7 @@ write_script() {
     done
     echo "#SBATCH --requeue --open-mode=append --signal=B:USR1@$grace"
     directive --output "${output_dir//%/%%}/logs/slurm-%j.log"
-    printf '\n# %s\n' "Written by tools/launch.sh, commit $commit"
+    printf '\n# %s\n' "Written by launch.sh, commit $commit"
     assign root "$root"
     assign output_dir "$output_dir"
     assign commit "$commit"
@@ -282,7 +302,7 @@ write_script() {
     assign_list program "${program[@]}"
     for setting in "${settings[@]}"; do printf 'export %s=%q\n' "${setting%%=*}" "${setting#*=}"; done
     echo
-    cat "$root/tools/slurm/job.sh"
+    cat "$here/slurm/job.sh"
 }
 
 # An output folder belongs to one job at a time.
@@ -326,5 +346,6 @@ read_options "$@"
 check_options
 choose_runtime
 check_program
-commit=$(git -C "$root" describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null || echo unknown)
+commit=${SOLOPO_VERSION:+none, solopo_nemo $SOLOPO_VERSION}
+[[ -n $commit ]] || commit=$(git -C "$root" describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null || echo unknown)
 if $dry_run; then write_script; else submit; fi

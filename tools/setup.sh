@@ -154,17 +154,20 @@ if $cuda; then
         fail "they need the CUDA toolkit (nvcc) and cuDNN's headers to build; or use the NeMo container and --system"
 fi
 
-# Whether the package, imported from outside the checkout, is this one.
+# Whether the packages, imported from outside the checkout, are these ones, with their commands.
 is_installed() {
-    (cd tools && "$python" -c 'import importlib.util, sys
-spec = importlib.util.find_spec("solopo_nemo")
-sys.exit(not (spec and spec.origin and spec.origin.startswith(sys.argv[1])))' "$root/")
+    (cd tools && "$python" -c 'import sys
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+specs = [find_spec(name) for name in ("solopo_nemo", "studies")]
+here = all(spec and spec.origin and spec.origin.startswith(sys.argv[1]) for spec in specs)
+sys.exit(not (here and entry_points(name="solopo") and entry_points(group="solopo.commands")))' "$root/")
 }
 if $system; then
     "$python" tools/check_versions.py
     if is_installed; then exit 0; fi
 fi
-say "this package"
+say "this package and the studies"
 "$python" -m pip install --disable-pip-version-check --no-deps -e . -e studies
 if ! $system; then
     if $dev; then state+=" dev"; fi

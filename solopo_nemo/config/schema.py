@@ -23,6 +23,7 @@ from yaml import YAMLError
 
 from solopo_nemo.embedded.world import MAX_PARAGRAPHS
 from solopo_nemo.runtime import environment
+from solopo_nemo.runtime.cli import command_name
 from solopo_nemo.runtime.errors import UserError, require
 from solopo_nemo.runtime.options import check_options, choice, number
 from solopo_nemo.runtime.paths import CONF
@@ -236,9 +237,7 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
             raise UserError(f"{', '.join(sorted(missing))}: no value given; set it on the command line as key=value")
         config: RunConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(
-            f"configuration: {_one_line(error)} (python recipes/{recipe}.py --help lists the keys)"
-        ) from None
+        raise UserError(f"configuration: {_one_line(error)} ({command_name()} --help lists the keys)") from None
     _check(config)
     if chosen["model"] == "tiny_qwen2" and config.model.init != "builtin":
         logger.warning(

@@ -13,6 +13,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from solopo_nemo.runtime.cli import command_name
 from solopo_nemo.runtime.paths import CONF
 
 # a key, its value and its comment; a # in a value would need quotes, and there are none
@@ -61,7 +62,7 @@ def describe(recipe: str) -> str:
     plain = [key for key in keys(CONF / "base.yaml") if key.path != "recipe" and "." not in key.path]
     plain.append(Key("plugins", "[]", "modules that register objectives; given as +plugins=[my_package.my_po]"))
     lines = [
-        f"usage: python recipes/{recipe}.py [key=value ...] [group=option ...]",
+        f"usage: {command_name()} [key=value ...] [group=option ...]",
         "",
         about(CONF / f"{recipe}.yaml"),
         "With no argument it runs the embedded default on this machine.",

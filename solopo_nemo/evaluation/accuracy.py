@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import Progress
 from rich.table import Table
 
@@ -95,7 +94,6 @@ class GreedyAnswerer:
         """The prompts as token ids, up to where the answer begins."""
         return self._tokenizer.apply_chat_template(prompts, add_generation_prompt=True)
 
-    @torch.no_grad()
     def __call__(self, prompts: list[Messages]) -> list[str]:
         """One answer text a prompt."""
         batch = self._tokenizer.apply_chat_template(

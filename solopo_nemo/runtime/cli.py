@@ -1,30 +1,87 @@
-"""How every command of the project ends."""
+"""The command line: how arguments are declared, and how every command ends."""
 
 from __future__ import annotations
 
 import argparse
 import atexit
+import json
 import math
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from solopo_nemo.runtime.errors import RunFault, UserError
 from solopo_nemo.runtime.signals import ignore_signals
 from solopo_nemo.runtime.units import token_count
 
+T = TypeVar("T")
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_RESUMABLE = 75
 STOPPED = "stopped: the same command goes on from here"
 
 
+def command_name() -> str:
+    """How this process was called: ``solopo plan``, or ``python tools/plan.py``."""
+    script, *words = sys.argv
+    if Path(script).name in ("solopo", "__main__.py"):
+        return " ".join(["solopo", *words[:1]])
+    return f"python {script}"
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser, whose complaint is one line like any other about bad input; use it under :func:`run`."""
+
+    def __init__(self, description: str | None = None, **settings: Any) -> None:
+        settings = {"prog": command_name(), "formatter_class": argparse.RawDescriptionHelpFormatter, **settings}
+        super().__init__(description=description, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Refuse the arguments."""
         raise UserError(f"{message} ({self.prog} --help lists the arguments)")
+
+    def options(self, title: str = "", text: str | None = None) -> Callable[..., None]:
+        """A group of options, given as the function that adds one to it.
+
+        Example:
+            >>> option = parser.options("sampling")
+            >>> option("--seed N", "seed of all draws", 0)  # an int, shown as "seed of all draws (default 0)"
+            >>> option("--skip-bad", "go on after bad rows")  # a switch
+            >>> option("--out FILE", "file to write", type=Path, required=True)
+        """
+        where = self.add_argument_group(title, text) if title else self
+
+        def option(names: str, help: str, default: Any = None, **settings: Any) -> None:
+            name, _, metavar = names.partition(" ")
+            if default is not None:
+                settings, help = {"type": type(default), **settings}, f"{help} (default {default})"
+            if metavar:
+                settings["metavar"] = metavar
+            elif "choices" not in settings:
+                settings["action"] = "store_true"
+            where.add_argument(name, default=default, help=help, **settings)
+
+        return option
+
+    def add_json(self) -> None:
+        """Add ``--json``, which :func:`show_json` follows."""
+        self.add_argument(
+            "--json", action="store_true", help="print the summary as the last line of stdout, as one line of JSON"
+        )
+
+
+def settings_of(arguments: argparse.Namespace, kind: type[T]) -> T:
+    """A dataclass out of the arguments of its fields' names; what was not given keeps the dataclass's default."""
+    given = {field.name: getattr(arguments, field.name) for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in given.items() if value is not None})
+
+
+def show_json(arguments: argparse.Namespace, summary: Any) -> None:
+    """Print a summary as one line of JSON where ``--json`` was given."""
+    if arguments.json:
+        print(json.dumps(summary))
 
 
 def positive_number(text: str) -> float:
@@ -43,6 +100,16 @@ def positive_count(text: str) -> int:
     return value
 
 
+def list_of(one: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """Argument type: values of a type with commas between."""
+
+    def parse(text: str) -> tuple[Any, ...]:
+        return tuple(one(part.strip()) for part in text.split(","))
+
+    parse.__name__ = "comma-separated list"
+    return parse
+
+
 # argparse puts the names into its messages
 positive_number.__name__, positive_count.__name__ = "positive number", "positive whole number"
 
@@ -50,12 +117,15 @@ positive_number.__name__, positive_count.__name__ = "positive number", "positive
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit with its code (None counts as 0).
 
-    A `UserError` becomes one line on stderr and exit code 2, a `RunFault` one line and exit code 1, a stop on request
-    (Ctrl-C, or :class:`~solopo_nemo.runtime.signals.Stopped`) one line and exit code 75; everything else is a crash
-    with its traceback.
+    A `UserError` becomes one line on stderr and exit code 2, as does a module that is not installed; a `RunFault` one
+    line and exit code 1; a stop on request (Ctrl-C, or :class:`~solopo_nemo.runtime.signals.Stopped`) one line and
+    exit code 75; everything else is a crash with its traceback.
     """
     try:
-        code = main()
+        try:
+            code = main()
+        except ModuleNotFoundError as error:
+            raise UserError(_not_installed(error)) from error
     except (UserError, RunFault) as error:
         # one line, whatever a library put into the message
         print("error:", " ".join(str(error).split()), file=sys.stderr)
@@ -67,3 +137,15 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         # whoever asked to stop may ask again: the exit code must still say that the run goes on
         atexit.register(ignore_signals)
     sys.exit(code or 0)
+
+
+def _not_installed(error: ModuleNotFoundError) -> str:
+    package = (error.name or "").partition(".")[0]
+    if package == "solopo_nemo":
+        raise error  # a module of our own that is not there is a defect of ours
+    if package == "studies":
+        return f"studies are not installed in {sys.executable}: run pip install -e studies in a checkout of solopo_nemo"
+    return (
+        f"{package or error} is not installed in {sys.executable}: run tools/setup.sh and use .venv/bin/python, or "
+        "pip install 'solopo-nemo[cpu]'"
+    )

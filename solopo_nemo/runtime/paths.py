@@ -7,10 +7,10 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 ASSETS = _PACKAGE / "assets"
-"""Templates of pages, shapes of public models, and the embedded model."""
+"""Templates of pages, shapes of public models, the embedded model, and the scripts for Slurm."""
 
-CONF = _PACKAGE.parent / "conf"
-"""The YAML defaults of every recipe."""
+CONF = (_PACKAGE / "conf").resolve()
+"""The YAML defaults of every recipe. In a checkout ``solopo_nemo/conf`` is a link to ``conf``."""
 
 EMBEDDED_MODEL = ASSETS / "tiny_qwen2"
 """The Hugging Face folder that ``model.init=builtin`` names."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,11 +30,6 @@ StartRanks = Callable[[int, Path], int]
 """Runs a number of ranks for the run in a folder and returns their exit code."""
 
 
-def main(recipe: str) -> None:
-    """Entry point of ``recipes/<recipe>.py``."""
-    cli.run(lambda: run_recipe(recipe, sys.argv[1:]))
-
-
 def run_recipe(
     recipe: str, arguments: Sequence[str], only_reference: bool = False, start: StartRanks | None = None
 ) -> int:
@@ -53,11 +47,6 @@ def run_recipe(
     Raises:
         UserError: bad configuration or data.
     """
-    if {"--help", "-h"} & set(arguments):
-        from solopo_nemo.config.usage import describe
-
-        print(describe(recipe))
-        return 0
     logs.show_own_messages(environment.rank())
     config = load_config(recipe, arguments)
     check_suite(config)

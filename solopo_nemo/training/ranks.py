@@ -55,7 +55,8 @@ def start_ranks(count: int, output: Path) -> int:
         monitor_interval=0.5,
     )
     files = FaultFiles(output, start)
-    return run_ranks(launch, sys.executable, sys.argv, lambda ended: job_fault(files, count, ended))
+    # as it was started: a script, solopo, or python -m
+    return run_ranks(launch, sys.executable, sys.orig_argv[1:], lambda ended: job_fault(files, count, ended))
 
 
 def run_ranks(launch: LaunchConfig, command: str, arguments: Sequence[str], report: Report | None = None) -> int:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,15 @@ import pytest
 from samples import RowWriter, musique_rows
 from transformers import PreTrainedTokenizerFast
 
+from solopo_nemo.commands import main as command
 from solopo_nemo.runtime.cli import run
 from solopo_nemo.runtime.errors import UserError
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "build_contexts.py"
-
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["build_contexts.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(TOOL), run_name="__main__")
+        command("build_contexts")
     return int(exit_.value.code or 0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import pytest
 from samples import RowWriter, triplet_row
 
 from solopo_nemo.builders.pairs.convert import convert_file
+from solopo_nemo.commands import main as command
 from solopo_nemo.data.triplets import Needs, read_triplets
 from solopo_nemo.runtime.errors import UserError
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_pairs.py"
 ASK = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "ask"}]
 VANILLA = {"prompt": ASK, "chosen": "good", "rejected": "bad"}
 RANKED = [{"rank": rank, "completion": [{"role": "assistant", "content": text}]} for rank, text in enumerate("abc")]
@@ -158,9 +157,18 @@ def test_bad_rows_stop_or_are_listed(write_rows: RowWriter, row: dict[str, Any],
 
 def test_command(write_rows: RowWriter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_rows([LONGPO])
-    arguments = [str(TOOL), str(path), str(path.with_name("out.jsonl")), "--to", "nemo_rl", "--side", "short", "--json"]
+    arguments = [
+        "convert_pairs.py",
+        str(path),
+        str(path.with_name("out.jsonl")),
+        "--to",
+        "nemo_rl",
+        "--side",
+        "short",
+        "--json",
+    ]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(TOOL), run_name="__main__")
+        command("convert_pairs")
     assert exit_.value.code == 0
     assert json.loads(capsys.readouterr().out) == {"in": 1, "converted": 1, "rejected": 0, "out": 2}

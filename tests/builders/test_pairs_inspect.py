@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +11,9 @@ from samples import RowWriter, triplet_row
 from transformers import PreTrainedTokenizerFast
 
 from solopo_nemo.builders.pairs.inspect import inspect_file
+from solopo_nemo.commands import main as command
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.runtime.errors import UserError
-
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "inspect_triplets.py"
 
 
 def good(number: int, **changes: Any) -> dict[str, Any]:
@@ -108,9 +105,9 @@ def test_command(
     write_rows: RowWriter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bad: bool
 ) -> None:
     path = write_rows([good(0), good(1, **({"chosen": None} if bad else {}))])
-    monkeypatch.setattr(sys, "argv", [str(TOOL), str(path), "--json", "--show", "1"])
+    monkeypatch.setattr(sys, "argv", ["inspect_triplets.py", str(path), "--json", "--show", "1"])
     with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(TOOL), run_name="__main__")
+        command("inspect_triplets")
     assert exit_.value.code == (2 if bad else 0)
     captured = capsys.readouterr()
     lines = captured.out.splitlines()

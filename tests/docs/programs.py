@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from inspect import signature
 from types import ModuleType
 from typing import Any, NoReturn
@@ -16,7 +17,10 @@ from unittest.mock import patch
 
 import pytest
 from shown import ROOT, Command
+from studies_commands import STUDIES
 
+from solopo_nemo.commands import plan
+from solopo_nemo.commands.dispatch import TOOLS, recipes
 from solopo_nemo.config.schema import RunConfig, load_config
 from solopo_nemo.config.usage import describe
 from solopo_nemo.config.world import check_world, local_world
@@ -44,6 +48,8 @@ def check(command: Command) -> None:
         _torchrun(arguments)
     elif program == "tools/launch.sh":
         _launch(arguments)
+    elif program in ("solopo", ".venv/bin/solopo"):
+        _solopo(arguments)
     elif program == "tools/setup.sh":
         _known(arguments, _usage(program))
     elif program == "docker":
@@ -64,21 +70,36 @@ def _python(arguments: Sequence[str]) -> None:
     folder, _, name = script.removesuffix(".py").partition("/")
     if not (ROOT / script).is_file():
         raise Wrong(f"{script}: no such program")
-    if folder == "recipes":
-        _recipe(name, rest)
-    elif name == "cache_reference":
-        _named_recipe(rest)
-    elif name == "plan":
-        parsed = _module(script)._parser().parse_intermixed_args(rest)
-        if parsed.overrides:  # without any, a page only names the tool
-            check_world(_named_recipe(parsed.overrides), parsed.gpus)
+    if folder == "recipes" or name in TOOLS:
+        _solopo([name, *rest])
+    elif folder == "tools" and name in STUDIES:
+        _parse(import_module(STUDIES[name]), rest)
     else:
         _parse(_module(script), rest)
 
 
+def _solopo(arguments: Sequence[str]) -> None:
+    """A recipe or a tool by name; each has its thin file in recipes/ or tools/ too."""
+    name, *rest = arguments
+    if name == "launch":
+        _launch(rest)
+    elif name == "cache_reference":
+        _named_recipe(rest)
+    elif name == "plan":
+        parsed = plan._parser().parse_intermixed_args(rest)
+        if parsed.overrides:  # without any, a page only names the tool
+            check_world(_named_recipe(parsed.overrides), parsed.gpus)
+    elif name in STUDIES:
+        _parse(import_module(STUDIES[name]), rest)
+    elif name in TOOLS:
+        _parse(import_module(f"solopo_nemo.commands.{name}"), rest)
+    elif name != "--help":
+        _recipe(name, rest)
+
+
 def _recipe(name: str, overrides: Sequence[str], world: int | None = None) -> RunConfig:
-    if not (ROOT / "recipes" / f"{name}.py").is_file():
-        raise Wrong(f"recipes/{name}.py: no such recipe")
+    if not (ROOT / "recipes" / f"{name}.py").is_file() or name not in recipes():
+        raise Wrong(f"{name}: no such recipe")
     if "--help" in overrides:
         describe(name)
     config = load_config(name, [word for word in overrides if word != "--help"])
@@ -98,9 +119,9 @@ def _named_recipe(words: Sequence[str], world: int | None = None) -> RunConfig:
 def _program(words: Sequence[str], world: int) -> None:
     script, *rest = words
     name = script.removesuffix(".py").split("/")[-1]
-    if script == "tools/cache_reference.py":
+    if name == "cache_reference":
         _named_recipe(rest, world)
-    elif script.startswith("recipes/"):
+    elif script.startswith("recipes/") or script in recipes():
         _recipe(name, rest, world)
     else:
         raise Wrong(f"{script}: not a program for several ranks")

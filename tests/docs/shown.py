@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SPAN = re.compile(r"(?<!`)`((?:\.venv/bin/)?python (?:tools|recipes|benchmarks)/\w+\.py[^`]*)`(?!`)")
+SPAN = re.compile(
+    r"(?<!`)`((?:\.venv/bin/)?(?:python (?:tools|recipes|benchmarks)/\w+\.py|solopo [a-z]\w+)[^`]*)`(?!`)"
+)
 ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*=")
 
 

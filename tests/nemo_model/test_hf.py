@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from solopo_nemo.commands import main as command
 from solopo_nemo.families import hf
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.nemo_model import convert, verify
 from solopo_nemo.runtime import cli
 from solopo_nemo.runtime.errors import UserError
 
-TOOL = Path(__file__).parents[2] / "tools" / "convert.py"
 Change = Callable[[Path], object]
 
 
@@ -47,7 +46,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     def run(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(TOOL), run_name="__main__")
+            command("convert")
         message = capsys.readouterr().err
         assert stop.value.code == cli.EXIT_USER_ERROR, message
         assert message.startswith("error: ")

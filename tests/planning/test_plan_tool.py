@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from solopo_nemo.commands import plan
 from solopo_nemo.runtime.errors import UserError
 
-Main = Callable[[list[str]], int]
+Main = Callable[[list[str]], None]
 
 
 @pytest.fixture(scope="module")
 def main() -> Main:
-    tool = Path(__file__).resolve().parents[2] / "tools" / "plan.py"
-    return runpy.run_path(str(tool), run_name="plan")["main"]
+    return plan.main
 
 
 def answer(main: Main, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    assert main([*arguments, "--json"]) == 0
+    main([*arguments, "--json"])
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 

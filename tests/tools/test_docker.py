@@ -98,7 +98,8 @@ def test_torch_is_the_build_for_cpus(docker: LocalDocker, image: str) -> None:
 
 
 def test_the_context_is_small(docker: LocalDocker, image: str) -> None:
-    copied = ["LICENSE", "README.md", "pyproject.toml", "conf", "recipes", "requirements", "solopo_nemo", "tools"]
+    copied = ["LICENSE", "README.md", "pyproject.toml", "conf", "recipes", "requirements", "solopo_nemo"]
+    copied += ["studies", "tools"]
     made = [".venv", "outputs", "solopo_nemo.egg-info"]
     assert inside(docker, image, "ls", "-A", HOME).split() == sorted([*copied, *made])
     assert inside(docker, image, "ls", "-A", f"{HOME}/outputs") == ""

@@ -1,4 +1,4 @@
-# The body of the batch scripts that tools/launch.sh submits; their head sets the lower-case variables.
+# The body of the batch scripts that launch.sh submits; their head sets the lower-case variables.
 # One torchrun a node. A run that stops (ahead of the time limit, by preemption) or crashes goes back into the queue and
 # on from its last checkpoint, until it has started max_restarts times in a row without progress.
 # shellcheck shell=bash disable=SC2154
@@ -23,7 +23,7 @@ progress() {
 
 give_up() {
     say "error: $((max_restarts + 1)) starts in a row without a new checkpoint, not started again: the log above says" \
-        "why they ended; tools/launch.sh with the same arguments goes on from the last checkpoint"
+        "why they ended; launch with the same arguments to go on from the last checkpoint"
     exit 1
 }
 
@@ -110,7 +110,7 @@ again() {
     else
         say "$outcome; requeued, to go on from the last checkpoint"
         scontrol requeue "$job" ||
-            say "this cluster does not requeue: tools/launch.sh with the same arguments goes on, or use --chain"
+            say "this cluster does not requeue: launch with the same arguments to go on, or use --chain"
     fi
 }
 

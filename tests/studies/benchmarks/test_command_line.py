@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +13,13 @@ from made_up import step_run
 
 from solopo_nemo.runtime import cli
 from solopo_nemo.runtime.errors import UserError
+from studies.benchmarks import cli as TOOL
 from studies.benchmarks import suite
 from studies.benchmarks.peer import make_peer
 from studies.benchmarks.process import MeasurementError
 from studies.benchmarks.spec import StepSpec
 
 ROOT = Path(__file__).parents[3]
-TOOL = SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "benchmark.py")))
 
 
 @pytest.fixture

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from solopo_nemo.runtime.errors import UserError
+from studies.reproduction import cli
 from studies.reproduction.mini import Wanted, reproduce
 from studies.reproduction.runs import Result
 from studies.reproduction.study import Size, all_cells, choose
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def tool() -> Any:
-    """The command's module."""
-    spec = importlib.util.spec_from_file_location("reproduce", ROOT / "tools" / "reproduce.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def wanted(folder: Path, only: str | None = None) -> Wanted:
@@ -78,9 +67,9 @@ def test_cells_have_keys_of_their_own() -> None:
 )
 def test_bad_arguments_are_refused_before_anything_else(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        tool().main(words)
+        cli.main(words)
 
 
 def test_a_plan_as_json_is_the_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tool().main(["seeds=1", "--only", "time", "--plan", "--json", "--out", str(tmp_path)]) == 0
+    assert cli.main(["seeds=1", "--only", "time", "--plan", "--json", "--out", str(tmp_path)]) == 0
     assert len(json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]) == 10

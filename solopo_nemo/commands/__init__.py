@@ -1,0 +1,32 @@
+"""The commands. ``solopo NAME``, ``python recipes/NAME.py`` and ``python tools/NAME.py`` all start in :func:`main`.
+
+Python 3.6 has to be able to read this file: a Python that is too old then ends with a sentence.
+"""
+
+import sys
+from importlib import import_module
+
+
+def main(command: str = "") -> None:
+    """Run a command with the arguments of this process, and exit with its code.
+
+    Args:
+        command: a recipe, a tool, or the full name of a module with a ``main(arguments)``. By default the first
+            argument names the recipe or tool.
+    """
+    if sys.version_info < (3, 10):
+        sys.stderr.write(
+            f"error: Python {sys.version_info[0]}.{sys.version_info[1]} in {sys.executable} is too old, this project "
+            "needs 3.10 to 3.12: run PYTHON=python3.11 tools/setup.sh and use .venv/bin/python\n"
+        )
+        sys.exit(2)
+    from solopo_nemo.runtime import cli
+
+    def run():  # type: ignore[no-untyped-def]
+        if "." in command:
+            return import_module(command).main(sys.argv[1:])
+        from solopo_nemo.commands.dispatch import dispatch
+
+        return dispatch([command, *sys.argv[1:]] if command else sys.argv[1:])
+
+    cli.run(run)

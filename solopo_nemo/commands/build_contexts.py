@@ -1,0 +1,88 @@
+"""Build RULER-style short and long contexts from questions: all evidence, and random unrelated paragraphs.
+
+Both prompts of a question hold every supporting paragraph; distractors are added until the prompt, template and
+question included, is within one paragraph of its token target and never above it. The short context is nested in
+the long one. The same seed gives the same bytes with any number of workers; a run that was stopped goes on where it
+was when the same command is given again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from solopo_nemo.builders.contexts.sources import FORMATS
+from solopo_nemo.runtime.cli import ArgumentParser, show_json
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    parsed = _parser().parse_args(arguments)
+    given = {name: value for name, value in vars(parsed).items() if name not in ("tokenizer", "json", "pairs")}
+    from solopo_nemo.builders.contexts.build import build_contexts
+    from solopo_nemo.builders.contexts.settings import BuildSettings
+    from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
+
+    settings = BuildSettings(**{**given, "pool": tuple(parsed.pool or ())}, gold_pairs=parsed.pairs == "gold")
+    summary = build_contexts(settings, TripletEncoder(load_tokenizer(parsed.tokenizer)))
+    _report(summary)
+    show_json(parsed, summary)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(__doc__)
+    option = parser.options("needed")
+    source = (
+        "questions as MuSiQue, HotpotQA, 2WikiMultihopQA or SQuAD have them, or rows of question, answers, "
+        "supporting[] and distractors[]: .jsonl, .json (both also .gz), .parquet, a saved dataset's folder, or what "
+        "`datasets` loads by its name, such as a dataset on the Hugging Face hub"
+    )
+    option("--source PATH|NAME", source, required=True)
+    tokenizer = "local Hugging Face folder of the model to train; it needs a chat template"
+    option("--tokenizer FOLDER", tokenizer, type=Path, required=True)
+    short = "token target of the short prompt: 1100, a range 800-1400, or a file with one length a line to draw from"
+    option("--short-tokens N", short, required=True)
+    long = (
+        "the same of the long prompt, e.g. 7500; several as 4096,8192,16384 give one output each, NAME.4096.jsonl, "
+        "all of the same questions: one that fails at one length is in none"
+    )
+    option("--long-tokens N[,N]", long, required=True)
+    out = "JSON lines to write; FILE.report.json has the figures, FILE.dropped.jsonl the questions a rule left out"
+    option("--out FILE", out, type=Path, required=True)
+
+    option = parser.options("choices")
+    option("--format", "schema of the source (default: recognised by its first row)", choices=FORMATS, dest="schema")
+    option("--subset NAME", "subset (configuration) of a dataset that has several")
+    option("--split NAME", "split of a dataset that has several")
+    pool = (
+        "draw distractors from these files or datasets and not from the other questions: rows of title and "
+        "paragraph_text, or of text, or questions as --source takes them"
+    )
+    option("--pool PATH", pool, nargs="+")
+    pairs = "gold: also write chosen (gold answer) and rejected (wrong answer of the same kind), without sampling"
+    option("--pairs", pairs, "none", choices=["none", "gold"])
+    option("--seed N", "seed of all draws", 0)
+    option("--limit N", "use the first N rows only; the others still serve as distractors", type=int)
+    option("--allow-answer-leak", "allow distractors that hold the answer or an alias")
+    skip = "go on after bad rows and write them to FILE.rejects.jsonl; without it the run stops before it writes"
+    option("--skip-bad", skip)
+    option("--workers N", "processes to compose with; the result does not depend on it", 1)
+    option("--report FOLDER", "also draw the lengths and the positions of the evidence, as PNG", type=Path)
+    parser.add_json()
+    return parser
+
+
+def _report(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(stderr=True)
+    console.print("in {in} = out {out} + rejected {rejected} + dropped {dropped}".format_map(summary))
+    for rule, count in summary["dropped_by_rule"].items():
+        console.print(f"dropped: {count} by rule {rule}")
+    table = Table("target", "short tokens", "long tokens", "rho", "evidence at")
+    for label, length in summary["lengths"].items():
+        means = (f"{summary['short_tokens']['mean']:.0f}", f"{length['tokens']['mean']:.0f}", f"{length['rho']:.3f}")
+        table.add_row(label, *means, f"{length['evidence_position']['mean']:.2f}")
+    console.print(table)

@@ -1,0 +1,97 @@
+"""Which command a name stands for, and what ``solopo --help`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.paths import CONF
+
+TOOLS = (
+    "build_contexts",
+    "sample_pairs",
+    "convert_pairs",
+    "inspect_triplets",
+    "cache_reference",
+    "convert",
+    "evaluate",
+    "plan",
+    "launch",
+)
+"""Modules of this package with a docstring and a ``main(arguments)`` that returns an exit code."""
+PLUGINS = "solopo.commands"
+"""Entry points of other packages: name, and a function like the ``main`` of a tool."""
+
+
+def recipes() -> list[str]:
+    """Names of the recipes."""
+    return sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "base")
+
+
+def split_recipe(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The recipe that the first word names (solo_dpo without one), and its overrides.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    named = bool(words) and "=" not in words[0]
+    recipe = words[0] if named else "solo_dpo"
+    if recipe not in recipes():
+        raise UserError(f"{recipe}: no such recipe, there are {', '.join(recipes())}; overrides are written key=value")
+    return recipe, list(words[named:])
+
+
+def dispatch(words: Sequence[str]) -> int | None:
+    """Run the command that the first word names with the other words, and return its exit code.
+
+    Raises:
+        UserError: there is no such command, or what the command raises.
+    """
+    name, *arguments = words or ["--help"]
+    if name in TOOLS:
+        return import_module(f"solopo_nemo.commands.{name}").main(arguments)
+    if name in recipes():
+        return _run_recipe(name, arguments)
+    from importlib.metadata import entry_points
+
+    plugins = {plugin.name: plugin for plugin in entry_points(group=PLUGINS)}
+    if name in plugins:
+        return plugins[name].load()(arguments)
+    if name in ("-h", "--help"):
+        print(_overview(sorted(plugins)))
+        return 0
+    raise UserError(f"{name}: no such command; solopo --help lists them")
+
+
+def _run_recipe(name: str, arguments: list[str]) -> int:
+    if {"--help", "-h"} & set(arguments):
+        from solopo_nemo.config.usage import describe
+
+        print(describe(name))
+        return 0
+    from solopo_nemo.training.launch import run_recipe
+
+    return run_recipe(name, arguments)
+
+
+def _overview(plugins: Sequence[str]) -> str:
+    first_lines = {name: (CONF / f"{name}.yaml").open().readline().strip("# \n") for name in recipes()}
+    tools = {name: str(import_module(f"solopo_nemo.commands.{name}").__doc__).splitlines()[0] for name in TOOLS}
+    return "\n".join(
+        [
+            "usage: solopo RECIPE [key=value ...]",
+            "       solopo TOOL [arguments]",
+            "",
+            "solopo NAME --help lists the keys of a recipe, or the arguments of a tool.",
+            "",
+            "recipes",
+            *(f"  {name:<17} {text}" for name, text in first_lines.items()),
+            "",
+            "tools",
+            *(f"  {name:<17} {text}" for name, text in tools.items()),
+            "",
+            f"of other packages: {', '.join(plugins) or 'none installed'}",
+            "  benchmark, collapse and reproduce come with the studies: pip install -e studies in a checkout",
+        ]
+    )

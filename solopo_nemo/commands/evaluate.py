@@ -1,0 +1,94 @@
+"""Evaluate a model on the paper's suites, or put evaluated models side by side.
+
+Scores, answers and a page with tables, curves and heat maps go to --out; the same command goes on where it was stopped.
+
+  solopo evaluate --model outputs/solo_dpo/hf --suite builtin
+  solopo evaluate --model Qwen2.5-7B-Instruct --suite ruler_qa,longbench_qa --data evaluation_data
+  solopo evaluate --compare outputs/evaluation/base outputs/evaluation/solo --out outputs/comparison
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from solopo_nemo.evaluation.suites import SUITES
+from solopo_nemo.runtime.cli import ArgumentParser, list_of, settings_of, show_json
+from solopo_nemo.runtime.errors import require
+from solopo_nemo.runtime.units import token_count
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    logging.basicConfig(format="%(message)s")
+    given = _parser().parse_args(arguments)
+    from rich.console import Console
+
+    from solopo_nemo.evaluation.measured import Measured
+    from solopo_nemo.evaluation.report import write_report
+    from solopo_nemo.evaluation.tables import as_json, measured_suites, suite_table, unlike_names
+
+    if given.compare:
+        alone = not given.model and not given.suite
+        require(alone, "--compare: takes folders that were evaluated; leave --model and --suite out")
+        models = [Measured.read(folder) for folder in given.compare]
+        out = given.out or Path("outputs/comparison")
+    else:
+        both = given.model and given.suite
+        require(both, "--model and --suite are needed (or --compare with evaluated folders)")
+        out = given.out or Path("outputs/evaluation") / Path(given.model).resolve().name
+        models = [_evaluate(given, out)]
+    page = write_report(models, out / "report")
+    console, names = Console(stderr=True), unlike_names(models)
+    for suite, views in measured_suites(models):
+        console.print(suite_table(suite, views, names).terminal())
+    console.print(f"report: {page}", highlight=False)
+    show_json(given, as_json(models))
+
+
+def _evaluate(given: Any, out: Path) -> Any:
+    from solopo_nemo.evaluation.models import ModelSettings
+    from solopo_nemo.evaluation.run import evaluate
+    from solopo_nemo.evaluation.settings import SuiteSettings
+    from solopo_nemo.evaluation.suites import find_suites
+    from solopo_nemo.families.hf import is_checkpoint
+    from solopo_nemo.training.checkpoints.files import check_origin
+
+    if is_checkpoint(Path(given.model)):
+        vouch = "tools/convert.py export --trust-checkpoint makes a Hugging Face folder of it"
+        check_origin(Path(given.model), "--model", False, vouch)
+
+    model, settings = settings_of(given, ModelSettings), settings_of(given, SuiteSettings)
+    return evaluate(model, find_suites(given.suite), settings, out)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(__doc__)
+    option = parser.options("what")
+    model = "Hugging Face folder, a checkpoint of a run (its weights and context folders), or a server's model name"
+    option("--model MODEL", model)
+    option("--suite NAME[,NAME]", f"of {', '.join(SUITES)}")
+    compare = "put folders that were evaluated side by side; differences are to the first"
+    option("--compare FOLDER", compare, type=Path, nargs="+")
+    option("--out FOLDER", "folder to write (default outputs/evaluation/NAME, or outputs/comparison)", type=Path)
+
+    option, numbers = parser.options("how"), list_of(int)
+    data = "folder of the data, SUITE/DATASET.jsonl; what is not there comes from the hub"
+    option("--data FOLDER", data, Path("evaluation_data"))
+    lengths = "prompt lengths of ruler_qa and niah_plus, answer included (default 4K,8K,16K,32K; to 1M and beyond)"
+    option("--lengths N,N", lengths, type=list_of(token_count))
+    option("--depths P,P", "where niah_plus puts the needle, in percent (default 0,25,50,75,100)", type=numbers)
+    option("--limit N", "questions a cell (default: the suite's own number)", type=int)
+    option("--seeds N,N", "of longbench_v2, which samples (default 0,1,2)", type=numbers)
+    option("--max-new-tokens N", "longest answer (default: the suite's own)", type=int)
+    option("--yarn F", "extend the model's window F times by YaRN", type=float)
+
+    option = parser.options("with a server; the key is taken from OPENAI_API_KEY")
+    option("--base-url URL", "OpenAI-compatible, such as http://127.0.0.1:8000/v1")
+    option("--tokenizer FOLDER", "folder of the server's tokenizer, for suites that count tokens", type=Path)
+    option("--window N", "longest sequence that the server takes, in tokens", type=int)
+    option("--concurrency N", "prompts at once", 16)
+    parser.add_json()
+    return parser

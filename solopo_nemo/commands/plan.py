@@ -1,0 +1,96 @@
+"""Predict memory and time of a recipe on GPUs: does it fit, which layout is best, how long a context fits.
+
+RECIPE is solo_dpo unless given. Nothing is measured and no GPU is needed. Models with a file in conf/model
+need neither their folder nor the network. Formulas and assumptions are in solopo_nemo/planning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from solopo_nemo.commands.dispatch import split_recipe
+from solopo_nemo.planning.run import OPTIMIZERS
+from solopo_nemo.planning.step_time import Machine
+from solopo_nemo.runtime.cli import ArgumentParser, positive_count, positive_number, show_json
+
+SAMPLES = 5000
+"""Of an epoch where the data are not at hand: the paper's number of triplets."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    given = _parser().parse_intermixed_args(arguments)
+    recipe, overrides = split_recipe(given.overrides)
+    from rich.console import Console
+
+    from solopo_nemo.config.schema import load_config
+    from solopo_nemo.config.world import check_model, check_world
+    from solopo_nemo.planning.overview import count_samples, overview
+    from solopo_nemo.planning.report import print_overview
+    from solopo_nemo.planning.shape import load_shape
+    from solopo_nemo.planning.workload import Lengths
+    from solopo_nemo.runtime.output import check_writable
+
+    if given.plot:
+        check_writable(given.plot.parent, "--plot")
+    machine = Machine(
+        gpus=given.gpus,
+        gpus_per_node=min(given.gpus_per_node, given.gpus),
+        memory_gib=given.gpu_memory,
+        tflops=given.tflops,
+        mfu=given.mfu,
+        node_gbs=given.node_bandwidth,
+        network_gbs=given.network_bandwidth,
+    )
+    config = load_config(recipe, overrides)
+    shape = load_shape(config.model.init)
+    check_world(config, machine.gpus)
+    check_model(config, shape)
+    window = config.data.max_tokens or shape.max_position_embeddings
+    long = given.length or max(window - given.response, 1)
+    lengths = Lengths(long, min(given.short, long), given.response)
+    samples = given.samples or count_samples(config) or SAMPLES
+    found = overview(config, shape, lengths, machine, samples, given.optimizer)
+    print_overview(found, recipe, config.model.init, Console(highlight=False))
+    if given.plot:
+        from solopo_nemo.planning.charts import draw_overview
+
+        draw_overview(config, found, given.plot)
+    show_json(given, {"recipe": recipe, "model": config.model.init, **found.as_json()})
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
+_share.__name__ = "share from 0 to 1"
+
+
+def _parser() -> ArgumentParser:
+    machine, count, number = Machine(), {"type": positive_count}, {"type": positive_number}
+    parser = ArgumentParser(__doc__, usage="%(prog)s [RECIPE] [KEY=VALUE ...] [options]")
+    parser.add_argument("overrides", nargs="*", metavar="[RECIPE] KEY=VALUE", help="as the recipe takes them")
+    option = parser.options()
+    option("--gpus N", "in all", machine.gpus, **count)
+    option("--gpus-per-node N", "of a node", machine.gpus_per_node, **count)
+    option("--gpu-memory GIB", "of one GPU", machine.memory_gib, **number)
+    length = "tokens of the long prompt, such as 131072 or 128K (default: as many as the model's window takes)"
+    option("--length N", length, **count)
+    option("--short N", "of the short prompt", 1024, **count)
+    option("--response N", "of a response", 128, **count)
+    samples = f"of an epoch (default: those of data.train where it is at hand, else {SAMPLES})"
+    option("--samples N", samples, **count)
+    state = "optimizer state over the data- and context-parallel ranks, on each, or in host memory"
+    option("--optimizer", state, "sharded", choices=OPTIMIZERS)
+    option = parser.options("assumptions")
+    option("--mfu SHARE", "share of the peak that a GPU reaches while it computes", machine.mfu, type=_share)
+    option("--tflops N", "peak of a GPU in bf16, by default of an H100", machine.tflops, **number)
+    option("--node-bandwidth N", "GB/s between GPUs of a node", machine.node_gbs, **number)
+    option("--network-bandwidth N", "GB/s of a GPU to other nodes", machine.network_gbs, **number)
+    parser.options("output")("--plot PNG", "draw the peak against the length of the long prompt", type=Path)
+    parser.add_json()
+    return parser

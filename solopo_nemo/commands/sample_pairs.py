@@ -1,0 +1,117 @@
+"""Sample answers to short or long prompts, score them by sub-EM, and choose one right and one wrong a question.
+
+Samples and scores are kept in FILE.samples.jsonl: started again, the same command goes on where it was ended, and
+what was sampled is never sampled again. An answer is what follows the last "The answer is:", or the last line without
+one; it is right if it holds a gold answer. Questions without right or without wrong answers are dropped. Answers that
+reach the token limit are never chosen.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from solopo_nemo.runtime.cli import EXIT_RESUMABLE, STOPPED, ArgumentParser, settings_of, show_json
+from solopo_nemo.runtime.errors import require
+
+if TYPE_CHECKING:
+    from solopo_nemo.builders.pairs.backend import Backend, Sampling
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    given = _parser().parse_args(arguments)
+    from solopo_nemo.builders.pairs.backend import Sampling
+    from solopo_nemo.builders.pairs.run import PairSettings, sample_pairs
+
+    def make_backend(sampling: Sampling) -> Backend:
+        if given.backend == "hf":
+            from solopo_nemo.builders.pairs.hf import HuggingFaceBackend
+
+            return HuggingFaceBackend(sampling, given.device)
+        from solopo_nemo.builders.pairs.server import ServerBackend
+
+        return ServerBackend(sampling, given.base_url, concurrency=given.concurrency, patience=given.patience)
+
+    sampling, settings = settings_of(given, Sampling), settings_of(given, PairSettings)
+    require(
+        given.backend == "hf" or given.base_url,
+        "--base-url: needed with --backend openai, such as http://127.0.0.1:8000/v1",
+    )
+    require(given.concurrency >= 1, f"--concurrency {given.concurrency}: must be at least 1")
+    try:
+        summary = sample_pairs(settings, sampling, make_backend)
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr, flush=True)
+        # a plain exit would wait for the threads, and they for their answers
+        os._exit(EXIT_RESUMABLE)
+    _report(summary)
+    show_json(given, summary)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(__doc__)
+    option = parser.options("needed")
+    contexts = "rows of id, prompt_short, prompt_long, answers, as build_contexts writes them"
+    option("--contexts FILE", contexts, type=Path, required=True)
+    backend = "hf: generate here with transformers; openai: ask an OpenAI-compatible server (vLLM, NIM, SGLang, ...)"
+    option("--backend", backend, choices=["hf", "openai"], required=True)
+    option("--model MODEL", "local Hugging Face folder, or the name that the server gives the model", required=True)
+    out = "triplets to write (.jsonl); FILE.dropped.jsonl lists questions that a rule left out"
+    option("--out FILE", out, type=Path, required=True)
+
+    option = parser.options("pairs")
+    on = (
+        "prompt to sample on; both prefers questions that yield pairs on both, and also writes NAME.sft_short.jsonl, "
+        "NAME.sft_long.jsonl, NAME.po_short.jsonl and NAME.po_long.jsonl"
+    )
+    option("--on", on, "short", choices=["short", "long", "both"])
+    option("--size N", "stop when there are N pairs", 5000)
+    skip = "go on after bad rows and write them to FILE.rejects.jsonl; without it the run stops before it samples"
+    option("--skip-bad", skip)
+
+    option = parser.options("sampling")
+    option("--samples N", "answers a prompt", 32)
+    option("--temperature T", "of the softmax", 0.85)
+    option("--top-p P", "nucleus sampling; 1 is none", 1.0)
+    option("--max-new-tokens N", "longest answer in tokens", 512)
+    batch = (
+        "answers to a prompt that are asked for at once, 0 for all of them: fewer where they do not fit on the "
+        "device, or where the server gives no more in a request; another batch gives other samples"
+    )
+    option("--batch N", batch, 0)
+    option("--seed N", "seed of all draws", 0)
+    parser.options("with --backend hf")("--device DEVICE", "torch device (default: the GPU where there is one)")
+    option = parser.options(
+        "with --backend openai; the key is taken from OPENAI_API_KEY",
+        "what is not given here is the server's default, such as top_k and repetition_penalty, which vLLM takes from "
+        "the model's generation_config.json unless it is started with --generation-config vllm",
+    )
+    option("--base-url URL", "such as http://127.0.0.1:8000/v1")
+    option("--concurrency N", "prompts at once", 16)
+    option("--patience S", "seconds to go on asking a server that is away or busy", 600.0)
+    parser.add_json()
+    return parser
+
+
+def _report(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("prompt", "in", "=", "out", "+", "rejected", "+", "dropped")
+    for side, counts in summary["sides"].items():
+        numbers = (str(counts[name]) for name in ("in", "out", "rejected", "dropped"))
+        table.add_row(side, *[cell for number in numbers for cell in (number, "")][:-1])
+    console = Console(stderr=True)
+    console.print(table)
+    for side, counts in summary["sides"].items():
+        for rule, count in counts["dropped_by_rule"].items():
+            console.print(f"{side}: {count} dropped by rule {rule}")
+    samples = summary["samples"]
+    console.print(
+        f"{samples['all']} samples, {samples['right']} right, {samples['cut_or_empty']} cut or empty; "
+        f"{samples['without_closing_line']} without a closing line, scored by their last line"
+    )
