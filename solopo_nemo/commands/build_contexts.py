@@ -22,7 +22,8 @@ def main(arguments: Sequence[str]) -> None:
     given = {name: value for name, value in vars(parsed).items() if name not in ("tokenizer", "json", "pairs")}
     from solopo_nemo.builders.contexts.build import build_contexts
     from solopo_nemo.builders.contexts.settings import BuildSettings
-    from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
+    from solopo_nemo.data.tokenize import TripletEncoder
+    from solopo_nemo.data.tokenizer_files import load_tokenizer
 
     settings = BuildSettings(**{**given, "pool": tuple(parsed.pool or ())}, gold_pairs=parsed.pairs == "gold")
     summary = build_contexts(settings, TripletEncoder(load_tokenizer(parsed.tokenizer)))

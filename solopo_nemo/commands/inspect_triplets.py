@@ -29,13 +29,15 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
 
     from solopo_nemo.builders.pairs.inspect import inspect_file
-    from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
+    from solopo_nemo.data.tokenize import TripletEncoder
+    from solopo_nemo.data.tokenizer_files import load_tokenizer
 
     encoder = TripletEncoder(load_tokenizer(given.tokenizer)) if given.tokenizer else None
     found = inspect_file(given.file, encoder, given.show, given.seed)
     _report(found)
-    for problem in found.problems:
-        print(problem)
+    remarks = (f"{remark} is text of a special token, trained as letters" for remark in found.remarks)
+    for line in (*found.problems, *remarks):
+        print(line)
     show_json(given, found.summary())
     return EXIT_USER_ERROR if found.problems else 0
 

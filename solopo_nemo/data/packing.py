@@ -25,8 +25,8 @@ class Layout:
         cp_size, cp_rank: context parallelism.
         multiple: every rank's share of a sequence is a multiple of this (the tensor-parallel size
             under sequence parallelism, which cuts the local tokens evenly, else 1).
-        pad_id: token id of the padding at the end of a sequence; never scored and, attention being
-            causal, never seen by a token that is.
+        pad_id: token id of the padding at the end of a sequence, any that the model has: it is never scored and,
+            attention being causal, never seen by a token that is.
     """
 
     cp_size: int = 1

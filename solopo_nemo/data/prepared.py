@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ import tokenizers
 import transformers
 from datasets.arrow_writer import ArrowWriter
 
-from solopo_nemo.data import fields, rows, tokenize, triplets
 from solopo_nemo.data.lengths import Lengths, compression_rate
 from solopo_nemo.data.rows import data_files
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.triplets import SEQUENCES, Needs, Triplet, read_triplets
+from solopo_nemo.data.vocabulary import check_tokenizer, require_token
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import write_json_line
 from solopo_nemo.runtime.progress import with_progress
@@ -30,8 +31,14 @@ if TYPE_CHECKING:
 
 TooLong = Literal["error", "drop"]
 
+FORMAT = 2
+"""Number of the encoding. Raise it with a change of the code that gives other token ids, columns or checks for the same
+file, tokenizer and settings: prepared data is then made anew. A change of names, comments or messages is none."""
 _BATCH = 32
+_NAMED = 3
 _ARROW, _SUMMARY, _DROPPED = "samples.arrow", "summary.json", "dropped.jsonl"
+
+logger = logging.getLogger("solopo_nemo")
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class PreparedDataset:
     Attributes:
         path: Its folder.
         dataset: Memory-mapped; `id` (string) and, as lists of int32, the fields that the objective needs.
-        summary: Contents of `summary.json`: counts (`in` = `kept` + `dropped`), token statistics, rho, fingerprint.
+        summary: Contents of `summary.json`: counts (`in` = `kept` + `dropped`), token statistics, rho, hashes.
     """
 
     path: Path
@@ -50,7 +57,7 @@ class PreparedDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that the token ids depend on."""
+        """Hash of the samples' ids and token ids."""
         return str(self.summary["fingerprint"])
 
 
@@ -62,6 +69,9 @@ def prepare_dataset(
     too_long: TooLong,
     out_dir: Path | str,
     tokenizer_id: str,
+    *,
+    vocab_size: int,
+    in_progress: bool = False,
 ) -> PreparedDataset:
     """Read, validate and tokenize a data set, or take the result of an earlier call with the same inputs.
 
@@ -76,17 +86,22 @@ def prepare_dataset(
         too_long: Stop at a longer sample, or drop it.
         out_dir: Where to write; made whole or not at all.
         tokenizer_id: The tokenizer's name, for the summary.
+        vocab_size: Rows of the policy's embedding, which every token id needs.
+        in_progress: A run has been trained on what is in `out_dir`: refuse to replace it by other token ids.
 
     Raises:
-        UserError: Bad data, a sample that is too long, nothing left, or `out_dir` holds something else.
+        UserError: Bad data, a sample that is too long, a token id beyond the vocabulary, nothing left, other token ids
+            than those of the run in progress, or `out_dir` holds something else.
     """
     path, out_dir = Path(path), Path(out_dir)
-    fingerprint = _fingerprint(path, tokenizer, needs, max_tokens, too_long)
-    if _is_prepared(out_dir):
-        prepared = load_prepared(out_dir)
-        if prepared.fingerprint == fingerprint:
-            return prepared
-    elif out_dir.is_dir() and any(out_dir.iterdir()):
+    check_tokenizer(tokenizer, vocab_size, f"the tokenizer of {tokenizer_id}")
+    inputs = _hash_inputs(path, tokenizer, needs, max_tokens, too_long)
+    earlier = load_prepared(out_dir) if _is_prepared(out_dir) else None
+    if earlier is not None and earlier.summary.get("inputs") == inputs:
+        largest = earlier.summary["largest_id"]
+        require_token(largest["id"], tokenizer, vocab_size, largest["where"])
+        return earlier
+    if earlier is None and out_dir.is_dir() and any(out_dir.iterdir()):
         raise UserError(f"{out_dir}: holds other files: give an empty or new folder for the tokenized data")
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     # one fixed name: what a killed run left there is removed by the next
@@ -94,9 +109,11 @@ def prepare_dataset(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        summary: dict[str, Any] = {"fingerprint": fingerprint, "source": str(path), "tokenizer": tokenizer_id}
+        summary: dict[str, Any] = {"inputs": inputs, "source": str(path), "tokenizer": tokenizer_id}
         summary |= {"sequences": list(needs.sequences), "max_tokens": max_tokens, "too_long": too_long}
-        summary |= _write(path, TripletEncoder(tokenizer), needs, max_tokens, too_long, temporary)
+        encoder = _Encoder(TripletEncoder(tokenizer), needs, vocab_size)
+        summary |= _write(path, encoder, needs, max_tokens, too_long, temporary)
+        summary["fingerprint"] = _fingerprint(temporary, earlier, in_progress, path)
         (temporary / _SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(out_dir, ignore_errors=True)
         temporary.rename(out_dir)
@@ -122,8 +139,39 @@ def _is_prepared(out_dir: Path) -> bool:
     return (out_dir / _SUMMARY).is_file() and (out_dir / _ARROW).is_file()
 
 
+class _Encoder:
+    """Encodes the samples of a file in batches, and notes what is unusual about them.
+
+    Attributes:
+        largest: The largest token id yet, and where it was.
+        special: Answers that hold the text of a special token, by their place.
+    """
+
+    def __init__(self, encoder: TripletEncoder, needs: Needs, vocab_size: int) -> None:
+        self._encoder, self._needs, self._vocab_size = encoder, needs, vocab_size
+        self.largest: dict[str, Any] = {"id": -1, "where": ""}
+        self.special: list[str] = []
+
+    def __call__(self, path: Path) -> Iterator[tuple[Triplet, dict[str, list[int]]]]:
+        samples = read_triplets(path, self._needs)
+        while batch := list(islice(samples, _BATCH)):
+            yield from zip(batch, self._encoder.encode(batch, self._needs), strict=True)
+
+    def note(self, triplet: Triplet, ids: dict[str, list[int]]) -> None:
+        """Look at a sample that is kept.
+
+        Raises:
+            UserError: One of its token ids has no embedding.
+        """
+        for column, own in ids.items():
+            if (largest := max(own, default=-1)) > self.largest["id"]:
+                self.largest = {"id": largest, "where": f"{triplet.where}: field {column}"}
+                require_token(largest, self._encoder.tokenizer, self._vocab_size, self.largest["where"])
+        self.special += self._encoder.special_text(triplet, self._needs.responses)
+
+
 def _write(
-    path: Path, encoder: TripletEncoder, needs: Needs, max_tokens: int, too_long: TooLong, folder: Path
+    path: Path, encoder: _Encoder, needs: Needs, max_tokens: int, too_long: TooLong, folder: Path
 ) -> dict[str, Any]:
     total = sum(1 for _ in with_progress(read_triplets(path, needs), "validating"))
     token_ids = datasets.Sequence(datasets.Value("int32"))
@@ -134,8 +182,9 @@ def _write(
         ArrowWriter(path=str(folder / _ARROW), features=features, writer_batch_size=_BATCH) as writer,
         (folder / _DROPPED).open("w", encoding="utf-8") as dropped,
     ):
-        for triplet, ids in with_progress(_encoded(path, encoder, needs), "tokenizing", total):
+        for triplet, ids in with_progress(encoder(path), "tokenizing", total):
             if _fits(triplet, ids, needs, max_tokens, too_long, dropped):
+                encoder.note(triplet, ids)
                 writer.write({"id": triplet.id, **ids})
                 kept += 1
                 for column in needs.columns:
@@ -143,19 +192,22 @@ def _write(
         if not kept:
             raise UserError(f"{path}: none of the {total} samples fits data.max_tokens={max_tokens}: raise it")
         writer.finalize()
+    if encoder.special:
+        logger.warning(
+            "data: %d answers hold the text of a special token, which is trained as letters: %s%s",
+            len(encoder.special),
+            "; ".join(encoder.special[:_NAMED]),
+            "; …" if len(encoder.special) > _NAMED else "",
+        )
     return {
         "in": total,
         "kept": kept,
         "dropped": total - kept,
         "tokens": {column: collected.statistics() for column, collected in lengths.items()},
         "rho": compression_rate(lengths["prompt_short"], lengths["prompt_long"]) if len(needs.prompts) == 2 else None,
+        "largest_id": encoder.largest,
+        "special_text": len(encoder.special),
     }
-
-
-def _encoded(path: Path, encoder: TripletEncoder, needs: Needs) -> Iterator[tuple[Triplet, dict[str, list[int]]]]:
-    samples = read_triplets(path, needs)
-    while batch := list(islice(samples, _BATCH)):
-        yield from zip(batch, encoder.encode(batch, needs), strict=True)
 
 
 def _fits(
@@ -175,7 +227,36 @@ def _fits(
     return False
 
 
-def _fingerprint(
+def _fingerprint(folder: Path, earlier: PreparedDataset | None, in_progress: bool, path: Path) -> str:
+    """Return the hash of what was written, or the one under which a run knows the same token ids already."""
+    content = _hash_content(datasets.Dataset.from_file(str(folder / _ARROW)))
+    if earlier is None:
+        return content
+    if _hash_content(earlier.dataset) == content:
+        return earlier.fingerprint
+    if in_progress:
+        raise UserError(
+            f"{path}: other token ids than this run was trained on ({earlier.path}): the data, the tokenizer or this "
+            "program has changed since; choose another output_dir, or trainer.resume=never to put that run aside"
+        )
+    return content
+
+
+def _hash_content(samples: datasets.Dataset) -> str:
+    digest = hashlib.sha256()
+    for name in samples.column_names:
+        lengths, values = hashlib.sha256(), hashlib.sha256()
+        for chunk in samples.data.column(name).chunks:
+            if name == "id":
+                values.update("".join(map(json.dumps, chunk.to_pylist())).encode())
+            else:
+                lengths.update(chunk.value_lengths().to_numpy().tobytes())
+                values.update(chunk.flatten().to_numpy().tobytes())
+        digest.update(f"{name} {lengths.hexdigest()} {values.hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _hash_inputs(
     path: Path, tokenizer: PreTrainedTokenizerBase, needs: Needs, max_tokens: int, too_long: TooLong
 ) -> str:
     digest = hashlib.sha256()
@@ -184,10 +265,7 @@ def _fingerprint(
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
             while block := stream.read(1 << 20):
                 digest.update(block)
-    # the code that decides the ids, by its text: no version number to forget
-    for module in (fields, rows, tokenize, triplets):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    settings = [needs.sequences, max_tokens, too_long, tokenizers.__version__, transformers.__version__]
+    settings = [FORMAT, needs.sequences, max_tokens, too_long, tokenizers.__version__, transformers.__version__]
     digest.update(json.dumps([*settings, _tokenizer_state(tokenizer)], sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jinja2
@@ -105,6 +105,14 @@ class TripletEncoder:
         """Return the number of tokens of a piece of text, without special tokens."""
         return len(self._ids([text], add_special_tokens=False)[0])
 
+    def special_text(self, triplet: Triplet, fields: Sequence[str]) -> list[str]:
+        """Return the responses that hold the text of special tokens, each with its place, field and first such text.
+
+        It is encoded letter by letter: the model learns to write it, not to emit the token.
+        """
+        found = ((field, self._special_text.search(getattr(triplet, field) or "")) for field in fields)
+        return [f"{triplet.where}: field {field}: {match.group()!r}" for field, match in found if match]
+
     def require_chat_template(self, where: str = "tokenizer") -> None:
         """Check that messages can be rendered.
 
@@ -154,6 +162,11 @@ class TripletEncoder:
         added = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         return frozenset(added | set(self.tokenizer.all_special_ids))
 
+    @cached_property
+    def _special_text(self) -> re.Pattern[str]:
+        tokens = [re.escape(str(self.tokenizer.convert_ids_to_tokens(i))) for i in self._special_ids]
+        return re.compile("|".join(sorted(tokens, key=len, reverse=True)) or r"(?!)")
+
     @property
     def _eos(self) -> int:
         if self.tokenizer.eos_token_id is None:
@@ -178,24 +191,3 @@ class TripletEncoder:
     def _ids(self, texts: list[str], **options: bool) -> list[list[int]]:
         # verbose: no warning for texts beyond model_max_length, our own limit is data.max_tokens
         return self.tokenizer(texts, verbose=False, **options)["input_ids"] if texts else []
-
-
-def load_tokenizer(folder: Path | str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a local Hugging Face folder; the network is never asked.
-
-    Args:
-        folder: the folder.
-        trust_remote_code: run Python code that it brings.
-
-    Raises:
-        UserError: The folder is missing or holds no tokenizer that can be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder: give a local folder with tokenizer.json and tokenizer_config.json")
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
-    except Exception as error:  # tokenizers raises bare Exception for a damaged file
-        raise UserError(f"{folder}: no tokenizer can be loaded from it ({' '.join(str(error).split())})") from error

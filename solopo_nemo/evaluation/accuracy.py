@@ -12,6 +12,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from solopo_nemo.data.answers import normalize, stated_answer
+from solopo_nemo.data.tokenizer_files import load_tokenizer
+from solopo_nemo.data.vocabulary import check_tokenizer
 from solopo_nemo.embedded import generate_evaluation
 from solopo_nemo.families.hf import transformers_config
 from solopo_nemo.runtime.errors import UserError
@@ -79,14 +81,16 @@ class GreedyAnswerer:
     """Answers prompts with a Hugging Face model by greedy decoding."""
 
     def __init__(self, model_dir: str | Path, device: str = "cpu", max_new_tokens: int = 64) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         if not (Path(model_dir) / "config.json").is_file():
             raise UserError(f"evaluation: no config.json in {model_dir}; give a Hugging Face model folder")
-        self._tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
+        self._tokenizer: Any = load_tokenizer(model_dir)
+        self._tokenizer.padding_side = "left"
         if self._tokenizer.chat_template is None:
             raise UserError(f"evaluation: the tokenizer in {model_dir} has no chat template; use one that has")
         model: Any = AutoModelForCausalLM.from_pretrained(model_dir, config=transformers_config(Path(model_dir)))
+        check_tokenizer(self._tokenizer, model.config.vocab_size, f"evaluation: {model_dir}")
         self._model = model.to(device).eval()
         self._max_new_tokens = max_new_tokens
 

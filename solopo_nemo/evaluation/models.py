@@ -10,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
+from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.data.tokenizer_files import load_tokenizer
+from solopo_nemo.data.vocabulary import check_tokenizer
 from solopo_nemo.families import hf
 from solopo_nemo.runtime.errors import UserError
 
@@ -102,7 +104,9 @@ class EvaluatedModel:
             UserError: there is none.
         """
         if not self.remote:
-            return load_tokenizer(self._folder)
+            tokenizer = load_tokenizer(self._folder)
+            check_tokenizer(tokenizer, self._config.vocab_size, f"--model {self._folder}")
+            return tokenizer
         if self._settings.tokenizer is None:
             raise UserError(
                 "--tokenizer: prompts are built to a length in tokens: give the folder of the server's tokenizer"
@@ -200,6 +204,7 @@ class EvaluatedModel:
             folder = hf.linked_copy(folder, self._work / "model", changes)
         return HFLM(
             pretrained=str(folder),
+            tokenizer=self.tokenizer,
             device="cuda" if cuda else "cpu",
             parallelize=torch.cuda.device_count() > 1,
             max_length=self.window,

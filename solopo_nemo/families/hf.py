@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from solopo_nemo.data.tokenizer_files import older_config
 from solopo_nemo.families.description import ModelDescription, check_token_ids
 from solopo_nemo.families.family import FAMILIES
 from solopo_nemo.families.rope import read_rope
@@ -101,6 +102,8 @@ def transformers_config(folder: Path) -> Any:
 def copy_template(source: Path, destination: Path, changes: Mapping[str, Any], *, code: bool = False) -> None:
     """Copy all of a Hugging Face folder but its weights: configuration, tokenizer, chat templates, licence.
 
+    A ``tokenizer_config.json`` of transformers 5 is written in the form that transformers 4 reads as well.
+
     Args:
         source: Hugging Face folder.
         destination: made where missing.
@@ -114,6 +117,9 @@ def copy_template(source: Path, destination: Path, changes: Mapping[str, Any], *
                 target = destination / file.relative_to(source)
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, target)
+    if (older := older_config(source)) is not None:
+        text = json.dumps(older, indent=2, ensure_ascii=False) + "\n"
+        (destination / "tokenizer_config.json").write_text(text, encoding="utf-8")
     if changes:
         copied = destination / "config.json"
         settings = json.loads(copied.read_text(encoding="utf-8")) | changes

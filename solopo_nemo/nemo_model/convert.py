@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solopo_nemo.data.tokenize import load_tokenizer
+from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.families import hf
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import run_isolated

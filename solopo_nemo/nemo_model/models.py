@@ -25,7 +25,7 @@ from nemo.lightning import io, teardown
 
 from solopo_nemo.core import device
 from solopo_nemo.core.scoring import load_weights
-from solopo_nemo.data.tokenize import load_tokenizer
+from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.families import hf
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.weights import (

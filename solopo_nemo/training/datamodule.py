@@ -128,13 +128,12 @@ class Collate:
         return batch
 
 
-def packing_layout(config: RunConfig, pad_id: int) -> Layout:
+def packing_layout(config: RunConfig) -> Layout:
     """This rank's place, once Megatron's groups exist."""
     return Layout(
         cp_size=parallel_state.get_context_parallel_world_size(),
         cp_rank=parallel_state.get_context_parallel_rank(),
         multiple=config.parallel.tensor if config.parallel.sequence else 1,
-        pad_id=pad_id,
     )
 
 
@@ -145,19 +144,16 @@ class TripletDataModule(pl.LightningDataModule):
         config: of the run.
         objective: names the sequences.
         samples: tokenized samples.
-        pad_id: the tokenizer's padding id.
         shape: of the model, for what each sample costs.
 
     Attributes:
         scores: set by the reference callback before the first batch.
     """
 
-    def __init__(
-        self, config: RunConfig, objective: Objective, samples: datasets.Dataset, pad_id: int, shape: ModelShape
-    ) -> None:
+    def __init__(self, config: RunConfig, objective: Objective, samples: datasets.Dataset, shape: ModelShape) -> None:
         super().__init__()
         self.shape = shape
-        self.config, self.objective, self.samples, self.pad_id = config, objective, samples, pad_id
+        self.config, self.objective, self.samples = config, objective, samples
         self.steps = total_steps(config, len(samples))
         self.scores: dict[str, dict[str, float]] | None = None
         # pipeline stages exchange the true shapes: the sampler's sequence length is never used
@@ -170,7 +166,7 @@ class TripletDataModule(pl.LightningDataModule):
 
     def collate(self) -> Collate:
         """The collate function of this rank."""
-        layout = packing_layout(self.config, self.pad_id)
+        layout = packing_layout(self.config)
         return Collate(self.objective, layout, self.scores, online=self.config.reference == "online")
 
     def train_dataloader(self) -> WrappedDataLoader:

@@ -21,7 +21,6 @@ from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptim
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.core import device
 from solopo_nemo.data.prepared import load_prepared
-from solopo_nemo.data.tokenize import load_tokenizer
 from solopo_nemo.families.hf import read_config
 from solopo_nemo.nemo_model.strategy import SoLoPOStrategy
 from solopo_nemo.planning import load_shape
@@ -125,9 +124,8 @@ def fit(
     """
     device.prepare_process()
     paths, objective = Paths(config.output), config.build_objective()
-    prepared, tokenizer = load_prepared(paths.tokenized), load_tokenizer(paths.initial / "hf")
-    shape = load_shape(str(paths.initial / "hf"))
-    data = TripletDataModule(config, objective, prepared.dataset, tokenizer.pad_token_id or 0, shape)
+    prepared, shape = load_prepared(paths.tokenized), load_shape(str(paths.initial / "hf"))
+    data = TripletDataModule(config, objective, prepared.dataset, shape)
     model = build_model(config, paths.initial, objective)
     build_optimizer(config, data.steps).connect(model)
 

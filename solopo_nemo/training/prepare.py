@@ -13,7 +13,7 @@ from typing import Any, cast
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.config.world import check_model
 from solopo_nemo.data.prepared import TooLong, prepare_dataset
-from solopo_nemo.data.tokenize import load_tokenizer
+from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.data.triplets import Needs
 from solopo_nemo.families import hf
 from solopo_nemo.families.hf import is_checkpoint
@@ -21,7 +21,7 @@ from solopo_nemo.families.weights import find_weights
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, write_json_line
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
-from solopo_nemo.training.checkpoints.files import check_origin
+from solopo_nemo.training.checkpoints.files import check_origin, saved_checkpoints
 from solopo_nemo.training.checkpoints.selection import check_selection
 from solopo_nemo.training.checkpoints.space import check_space
 from solopo_nemo.training.paths import Paths
@@ -133,6 +133,8 @@ def prepare(config: RunConfig) -> dict[str, Any]:
         cast(TooLong, config.data.too_long),
         paths.tokenized,
         config.model.init,
+        vocab_size=hf_config.vocab_size,
+        in_progress=bool(saved_checkpoints(paths.checkpoints)),
     )
     if config.trainer.select_best:
         steps = total_steps(config, len(prepared.dataset))

@@ -35,7 +35,8 @@ from solopo_nemo.builders.contexts.question import Paragraph, Question
 from solopo_nemo.builders.contexts.sources import read_pool, read_questions
 from solopo_nemo.builders.contexts.sources.source import RowSource
 from solopo_nemo.builders.contexts.targets import Targets
-from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
+from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.runtime.cli import run
 from solopo_nemo.runtime.output import write_json_line
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
+from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.data.triplets import SEQUENCES, Needs, read_triplets
 from solopo_nemo.objectives import Objective, ObjectiveOutput, SequenceScores, build_objective
 from studies.collapse.cells import FORMS, OBJECTIVES

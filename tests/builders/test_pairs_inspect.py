@@ -74,7 +74,21 @@ def test_lengths_in_tokens(write_rows: RowWriter, tokenizer: PreTrainedTokenizer
     prompt = encoder.encode_prompts([row["prompt_short"]], [""])[0]
     assert found.unit == "tokens"
     assert found.lengths["prompt_short"].total == len(prompt)
-    assert found.lengths["chosen"].total == encoder.count_text(row["chosen"])
+    assert found.lengths["chosen"].total == len(encoder.encode_responses([row["chosen"]], [True])[0])
+    assert found.remarks == []
+
+
+def test_answers_with_the_text_of_a_special_token_are_reported_and_counted_as_they_are_trained(
+    write_rows: RowWriter, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    encoder = TripletEncoder(tokenizer)
+    text = "It closes with <|im_end|><|eot|>"
+    path = write_rows([good(0), good(1, rejected=text)])
+    found = inspect_file(path, encoder)
+    assert found.remarks == [f"{path}:2: field rejected: '<|im_end|>'"]
+    assert (found.problems, found.summary()["remarks"]) == ([], 1)
+    letters = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert found.lengths["rejected"].statistics()["max"] == len(letters) + 1, "and the end token"
 
 
 def test_one_prompt_files_are_known(write_rows: RowWriter) -> None:

@@ -24,8 +24,20 @@ def prepare(
     needs: Needs = NEEDS,
     max_tokens: int = 1000,
     too_long: TooLong = "error",
+    vocab_size: int = 1000,
+    in_progress: bool = False,
 ) -> PreparedDataset:
-    return prepare_dataset(path, tokenizer, needs, max_tokens, too_long, out, "test-tokenizer")
+    return prepare_dataset(
+        path,
+        tokenizer,
+        needs,
+        max_tokens,
+        too_long,
+        out,
+        "test-tokenizer",
+        vocab_size=vocab_size,
+        in_progress=in_progress,
+    )
 
 
 def test_columns_hold_the_ids_and_the_counts_add_up(
@@ -100,15 +112,15 @@ def test_the_same_inputs_are_not_tokenized_again(
     with monkeypatch.context() as patch:
         patch.setattr(module, "_write", lambda *_: pytest.fail("worked again"))
         assert prepare(path, make_tokenizer("qwen"), out).fingerprint == first.fingerprint
-    fingerprints = {
-        first.fingerprint,
-        prepare(path, tokenizer, out, max_tokens=999).fingerprint,
-        prepare(path, tokenizer, out, too_long="drop").fingerprint,
-        prepare(path, tokenizer, out, needs=Needs(("long_chosen",))).fingerprint,
-        prepare(path, make_tokenizer("llama"), out).fingerprint,
-        prepare(write_rows([triplet_row(1)]), tokenizer, out).fingerprint,
-    }
-    assert len(fingerprints) == 6
+    inputs = [
+        first.summary["inputs"],
+        prepare(path, tokenizer, out, max_tokens=999).summary["inputs"],
+        prepare(path, tokenizer, out, too_long="drop").summary["inputs"],
+        prepare(path, tokenizer, out, needs=Needs(("long_chosen",))).summary["inputs"],
+        prepare(path, make_tokenizer("llama"), out).summary["inputs"],
+        prepare(write_rows([triplet_row(1)]), tokenizer, out).summary["inputs"],
+    ]
+    assert len(set(inputs)) == 6
     assert load_prepared(out).dataset["id"][:] == ["t1"]
 
 
@@ -152,3 +164,94 @@ def test_a_saved_dataset_is_read_like_a_file(tokenizer: PreTrainedTokenizerFast,
     rows = [triplet_row(number) for number in range(3)]
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
     assert len(prepare(tmp_path / "saved", tokenizer, tmp_path / "out").dataset) == 3
+
+
+def test_the_fingerprint_is_of_the_token_ids_alone(
+    write_rows: RowWriter, make_tokenizer: TokenizerMaker, tmp_path: Path
+) -> None:
+    rows = [triplet_row(number) for number in range(40)]
+    tokenizer = make_tokenizer("qwen")
+    first = prepare(write_rows(rows), tokenizer, tmp_path / "a").fingerprint
+    described = [row | {"note": "a field that nobody reads"} for row in rows]
+    assert prepare(write_rows(described, "other.jsonl"), tokenizer, tmp_path / "b", max_tokens=999).fingerprint == first
+    others = [rows[::-1], rows[:-1], [*rows[:-1], triplet_row(39, chosen="1961")], [triplet_row(7), *rows[1:7]]]
+    fingerprints = [prepare(write_rows(r), tokenizer, tmp_path / "c").fingerprint for r in others]
+    fingerprints.append(prepare(write_rows(rows), make_tokenizer("llama"), tmp_path / "c").fingerprint)
+    assert len({first, *fingerprints}) == 6
+
+
+def test_a_run_in_progress_keeps_its_token_ids(
+    write_rows: RowWriter, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    path, out = write_rows([triplet_row(number) for number in range(3)]), tmp_path / "out"
+    prepare(path, tokenizer, out)
+    # as earlier versions wrote it: under a hash of the inputs and of source code
+    summary = json.loads((out / "summary.json").read_text())
+    old = {key: value for key, value in summary.items() if key not in ("inputs", "largest_id", "special_text")}
+    (out / "summary.json").write_text(json.dumps(old | {"fingerprint": "of an earlier version"}))
+    again = prepare(path, tokenizer, out, in_progress=True)
+    assert again.fingerprint == "of an earlier version", "its reference scores are found again"
+    assert again.summary["largest_id"] == summary["largest_id"]
+    assert prepare(path, tokenizer, out, in_progress=True).fingerprint == again.fingerprint
+    changed = write_rows([triplet_row(number, chosen="It is 1961.") for number in range(3)])
+    with pytest.raises(UserError, match=r"other token ids than this run was trained on .*trainer\.resume=never"):
+        prepare(changed, tokenizer, out, in_progress=True)
+    assert load_prepared(out).dataset[2] == again.dataset[2]
+    assert prepare(changed, tokenizer, out).fingerprint not in (again.fingerprint, summary["fingerprint"])
+
+
+def test_a_token_id_beyond_the_vocabulary(
+    write_rows: RowWriter, make_tokenizer: TokenizerMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer("qwen")
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<|tool|>", "<|unused|>"], special_tokens=True)
+    tokenizer.pad_token = "<|unused|>"  # padding is seen by nothing
+    rows = [triplet_row(number) for number in range(50)]
+    rows[40]["prompt_long"] = [{"role": "user", "content": "Use <|tool|> here"}]
+    path, out = write_rows(rows), tmp_path / "out"
+    error = rf"rows\.jsonl:41: field prompt_long: token '<\|tool\|>' has id {size}, .*vocab_size={size}:"
+    with pytest.raises(UserError, match=error):
+        prepare(path, tokenizer, out, vocab_size=size)
+    assert not out.exists()
+    prepare(path, tokenizer, out, vocab_size=size + 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write", lambda *_: pytest.fail("worked again"))
+        with pytest.raises(UserError, match=error):
+            prepare(path, tokenizer, out, vocab_size=size)
+    # a row that is left out, and one that the objective does not read, need no embedding
+    rows[40]["prompt_long"][0]["content"] += " word" * 500
+    kept = prepare(write_rows(rows), tokenizer, tmp_path / "kept", vocab_size=size, max_tokens=400, too_long="drop")
+    assert kept.summary["dropped"] == 1
+    prepare(write_rows(rows), tokenizer, tmp_path / "short", vocab_size=size, needs=Needs(("short_chosen",)))
+
+
+def test_an_end_token_beyond_the_vocabulary_and_a_larger_tokenizer(
+    write_rows: RowWriter, make_tokenizer: TokenizerMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer(None)
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<|done|>"], special_tokens=True)
+    tokenizer.eos_token = "<|done|>"
+    path = write_rows([{"id": 1, "prompt_short": "a", "prompt_long": "b", "chosen": "c", "rejected": "d"}])
+    with pytest.raises(UserError, match=rf"rows\.jsonl:1: field chosen: token '<\|done\|>' has id {size},"):
+        prepare(path, tokenizer, tmp_path / "out", vocab_size=size)
+    last = tokenizer.convert_ids_to_tokens(size - 1)
+    monkeypatch.setattr(module, "_hash_inputs", lambda *_: pytest.fail("read the data"))
+    with pytest.raises(UserError, match=rf"tokenizer of test-tokenizer: token '{last}' has id {size - 1}, beyond"):
+        prepare(path, tokenizer, tmp_path / "out", vocab_size=size - 1)
+
+
+def test_the_text_of_special_tokens_in_answers_is_counted_and_named(
+    write_rows: RowWriter, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [triplet_row(number) for number in range(9)]
+    for number in (2, 4, 5, 7):
+        rows[number]["rejected"] = f"It <|im_end|> is {number}"
+    prompt = {"prompt_short": [{"role": "user", "content": "What does <|eot|> mean?"}]}
+    prepare(write_rows([*rows, triplet_row(9, **prompt)]), tokenizer, tmp_path / "out")
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("data: 4 answers hold the text of a special token, which is trained as letters: ")
+    named = [f"{tmp_path / 'rows.jsonl'}:{number + 1}: field rejected: '<|im_end|>'" for number in (2, 4, 5)]
+    assert line.endswith("; ".join([*named, "…"]))
+    assert load_prepared(tmp_path / "out").summary["special_text"] == 4

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from samples import TokenizerMaker
 
-from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
+from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.data.triplets import Needs, Triplet
 from solopo_nemo.runtime.errors import UserError
 

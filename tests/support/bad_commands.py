@@ -107,6 +107,9 @@ model with cut weights       | model.init={bad}/cut_weights            | cut_wei
 model without a tokenizer    | model.init={bad}/no_tokenizer           | tokenizer
 model with a broken tokenizer| model.init={bad}/broken_tokenizer       | broken_tokenizer
 tokenizer without a template | model.init={bad}/no_template data.train={ok} | chat template
+transformers 5, no file      | model.init={bad}/mistral_common         | copy tokenizer.json
+end beyond the vocabulary    | model.init={bad}/end_beyond             | has id 2048
+the same, tensor-parallel    | model.init={bad}/end_beyond parallel.tensor=2 parallel.data=1 | vocab_size=2048
 tokenizer without an end     | model.init={bad}/no_eos data.train={bad}/plain.jsonl | eos_token
 checkpoint without hf        | model.init={bad}/without_hf             | hf/
 foreign checkpoint           | model.init={bad}/foreign/step_000004    | model.trust_checkpoint
@@ -246,6 +249,7 @@ evaluate, suite twice   | evaluate         | {evaluate} --suite builtin,builtin 
 evaluate, no model      | evaluate         | {evaluate} --model /no/such                             | /no/such
 evaluate, empty model   | evaluate         | {evaluate} --model {bad}/empty                          | empty
 evaluate, family        | evaluate         | {evaluate} --model {bad}/other_family                   | gpt2
+evaluate, transformers 5 | evaluate        | {evaluate} --model {bad}/mistral_common                 | copy tokenizer.json
 evaluate, no tokenizer  | evaluate         | {evaluate} --model {bad}/no_tokenizer                   | tokenizer
 evaluate, foreign       | evaluate         | {evaluate} --model {bad}/foreign/step_000004            | --trust-checkpoint
 evaluate, changed       | evaluate         | {evaluate} --model {bad}/changed/step_000004            | __0_0.distcp

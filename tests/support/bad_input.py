@@ -110,6 +110,20 @@ def make_material(bad: Path, model: Path) -> None:
     _make_checkpoints(bad, model)
 
 
+def add_token(folder: Path, token: str, **settings: Any) -> None:
+    """Give a model's tokenizer a special token whose id is the model's vocab_size, and other settings."""
+    file, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    state, size = json.loads(file.read_text()), json.loads((folder / "config.json").read_text())["vocab_size"]
+    # the ids of added tokens have no holes
+    spare = {number: f"<|spare {number}|>" for number in range(len(state["model"]["vocab"]), size)}
+    for number, text in (spare | {size: token}).items():
+        state["added_tokens"].append(state["added_tokens"][0] | {"id": number, "content": text})
+    file.write_text(json.dumps(state))
+    old = {key: value for key, value in json.loads(config.read_text()).items() if key != "added_tokens_decoder"}
+    config.write_text(json.dumps(old | settings))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+
+
 def _make_models(bad: Path, model: Path) -> None:
     def copy(name: str) -> Path:
         shutil.copytree(model, bad / name)
@@ -132,6 +146,11 @@ def _make_models(bad: Path, model: Path) -> None:
     for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (tokenizer / file).unlink()
     (copy("broken_tokenizer") / "tokenizer.json").write_text("{")
+    settings(copy("mistral_common"), "tokenizer_config.json", tokenizer_class="MistralCommonBackend", backend="tekken")
+    end = copy("end_beyond")
+    add_token(end, "<|done|>", eos_token="<|done|>")
+    template = end / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_end|>", "<|done|>"))
     settings(copy("no_eos"), "tokenizer_config.json", eos_token=None)
     for file in ("special_tokens_map.json",):
         (bad / "no_eos" / file).write_text("{}")

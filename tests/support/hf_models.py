@@ -103,7 +103,7 @@ def convert_all(progress: Any, root: Path) -> dict[str, dict[str, Any]]:
 
 
 def _with_wrong_settings(progress: Any, root: Path, name: str, case: Case) -> dict[str, float]:
-    from solopo_nemo.data.tokenize import load_tokenizer
+    from solopo_nemo.data.tokenizer_files import load_tokenizer
     from solopo_nemo.families import hf
     from solopo_nemo.families.description import ModelDescription
     from solopo_nemo.nemo_model import verify

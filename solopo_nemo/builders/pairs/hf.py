@@ -10,7 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from solopo_nemo.builders.pairs.backend import Refused, Request, Sample, Sampling
-from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
+from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.data.tokenizer_files import load_tokenizer
+from solopo_nemo.data.vocabulary import check_tokenizer, require_token
 from solopo_nemo.families.hf import transformers_config
 from solopo_nemo.runtime.errors import UserError
 
@@ -52,11 +54,13 @@ class HuggingFaceBackend:
                 f"--model {folder}: no eos_token_id in generation_config.json or the tokenizer: answers never end"
             )
         self._ends = sorted(ends)
+        check_tokenizer(self._tokenizer, self._model.config.vocab_size, f"--model {folder}")
         self._prefilled: tuple[torch.Tensor, DynamicCache] | None = None
 
     def sample(self, request: Request, have: int) -> list[Sample]:
         """See `Backend`."""
         ids = self._encoder.encode_prompts([request.prompt], [request.id])[0]
+        require_token(max(ids), self._tokenizer, self._model.config.vocab_size, request.id)
         limit = getattr(self._model.config, "max_position_embeddings", None)
         if limit and len(ids) + self._sampling.max_new_tokens > limit:
             raise Refused(f"{len(ids)} tokens and {self._sampling.max_new_tokens} new ones exceed the model's {limit}")

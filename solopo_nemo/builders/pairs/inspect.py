@@ -35,6 +35,7 @@ class Inspection:
         kind: `triplets`, `preferences` (one prompt) or `fine-tuning` (no rejected answers).
         rows: Rows of the file, good and bad.
         problems: One line each, with file, line and field.
+        remarks: What a run would warn of in good rows: answers with the text of a special token.
         bad_rows: Rows with a problem.
         lengths: Of each field, over the good rows; `prompt` where there is one only.
         unit: What lengths count, `tokens` or `characters`.
@@ -47,6 +48,7 @@ class Inspection:
     rows: int = 0
     bad_rows: int = 0
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     lengths: dict[str, Lengths] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
     samples: list[Triplet] = field(default_factory=list)
@@ -60,6 +62,7 @@ class Inspection:
             "good": self.rows - self.bad_rows,
             "bad": self.bad_rows,
             "problems": len(self.problems),
+            "remarks": len(self.remarks),
             "unit": self.unit,
             "lengths": {name: lengths.statistics() for name, lengths in self.lengths.items()},
             **({"rho": compression_rate(short, long)} if short and long else {}),
@@ -94,6 +97,8 @@ def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int
         good = found.rows - found.bad_rows
         for name, length in _lengths(triplet, encoder):
             found.lengths.setdefault(name, Lengths()).add(length)
+        if encoder is not None:
+            found.remarks += encoder.special_text(triplet, ("chosen", "rejected"))
         shares.add(triplet, (row.value or {}).get("answers"))
         # every good row has the same chance to stay
         if len(kept) < samples:
@@ -138,6 +143,8 @@ def _check(row: Row, kind: str, default_id: str, seen: set[str]) -> tuple[Triple
 
 
 def _lengths(triplet: Triplet, encoder: TripletEncoder | None) -> Iterator[tuple[str, int]]:
+    """Yield the lengths of a row's fields; tokens are those that training runs, end tokens included."""
+    chat = isinstance(triplet.prompt_long, list)
     for name in ("prompt_short", "prompt_long"):
         prompt = getattr(triplet, name)
         if prompt is None:
@@ -151,7 +158,7 @@ def _lengths(triplet: Triplet, encoder: TripletEncoder | None) -> Iterator[tuple
     for name in ("chosen", "rejected"):
         response = getattr(triplet, name)
         if response is not None:
-            yield name, len(response) if encoder is None else encoder.count_text(response)
+            yield name, len(response if encoder is None else encoder.encode_responses([response], [chat])[0])
 
 
 class _Shares:

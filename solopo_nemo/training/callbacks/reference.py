@@ -59,7 +59,7 @@ class CachedReference(pl.Callback):
 
     def _score(self, pl_module: Any, missing: list[int]) -> Scores:
         config, names = self.data.config, self.data.objective.reference_sequences
-        layout, size = packing_layout(config, self.data.pad_id), config.trainer.micro_batch
+        layout, size = packing_layout(config), config.trainer.micro_batch
         dp, dp_rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         samples = self.data.samples.with_format("numpy")
         done: Scores = {}

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from solopo_nemo.config.schema import load_config
-from solopo_nemo.data.tokenize import TripletEncoder, load_tokenizer
+from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.data.triplets import Needs, read_triplets
 from studies.benchmarks.material import ids_digest, make_material
 from studies.benchmarks.memory import PeakMemory, storage_bytes

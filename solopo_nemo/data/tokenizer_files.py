@@ -1,0 +1,120 @@
+"""A folder's tokenizer files as transformers 4 and 5 write them, read to the same token ids."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from solopo_nemo.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CONFIG, _TOKENIZER = "tokenizer_config.json", "tokenizer.json"
+_TEKKEN = ("mistral", "mistral3", "voxtral", "ministral", "pixtral")
+"""Model types whose Tekken tokenizer may have been saved with another model's pattern."""
+_ONLY_5 = ("backend", "is_local", "local_files_only")
+
+logger = logging.getLogger("solopo_nemo")
+
+
+def load_tokenizer(folder: Path | str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a local Hugging Face folder; the network is never asked.
+
+    Args:
+        folder: the folder, written by transformers 4 or 5.
+        trust_remote_code: run Python code that it brings.
+
+    Raises:
+        UserError: The folder is missing or holds no tokenizer that can be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder: give a local folder with tokenizer.json and tokenizer_config.json")
+    older, tekken = older_config(folder), _needs_tekken_pattern(folder)
+    if tekken:
+        logger.warning("%s: its pattern is not Tekken's and is put right: serve it with fix_mistral_regex=True", folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        source = folder if older is None else _with_config(folder, older, Path(temporary))
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                str(source), local_files_only=True, trust_remote_code=trust_remote_code, fix_mistral_regex=tekken
+            )
+        except Exception as error:  # tokenizers raises bare Exception for a damaged file
+            raise UserError(f"{folder}: no tokenizer can be loaded from it ({' '.join(str(error).split())})") from error
+    tokenizer.name_or_path = str(folder)
+    return tokenizer
+
+
+def _with_config(folder: Path, settings: dict[str, Any], view: Path) -> Path:
+    """Fill ``view`` with links to the files of a folder, and another ``tokenizer_config.json``."""
+    for file in folder.iterdir():
+        if file.name != _CONFIG:
+            (view / file.name).symlink_to(file.resolve())
+    (view / _CONFIG).write_text(json.dumps(settings), encoding="utf-8")
+    return view
+
+
+def older_config(folder: Path) -> dict[str, Any] | None:
+    """Return the ``tokenizer_config.json`` of transformers 5 in the form that version 4 reads, too.
+
+    Version 5 loads such a tokenizer from ``tokenizer.json`` alone, whatever class the file names. So does this form.
+
+    Returns:
+        None where version 4 wrote the file, or there is none.
+
+    Raises:
+        UserError: The files are damaged, or ``tokenizer.json`` is missing.
+    """
+    settings = _read(folder / _CONFIG)
+    extra = settings.get("extra_special_tokens")
+    name = settings.get("tokenizer_class")
+    if not ("backend" in settings or isinstance(extra, list) or str(name).endswith("Backend")):
+        return None
+    if settings.get("backend", "tokenizers") != "tokenizers" or not (folder / _TOKENIZER).is_file():
+        raise UserError(
+            f"{folder}: {_CONFIG} is of transformers 5 (tokenizer_class {name}), and only with a {_TOKENIZER} can this "
+            f"tokenizer be read: copy {_TOKENIZER} and {_CONFIG} from the original model"
+        )
+    older = {key: value for key, value in settings.items() if key not in _ONLY_5}
+    if isinstance(extra, list):
+        older["additional_special_tokens"] = older.pop("extra_special_tokens")
+    # version 4 would set it to false
+    pre_tokenizer = _read(folder / _TOKENIZER).get("pre_tokenizer") or {}
+    return older | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_prefix_space": bool(pre_tokenizer.get("add_prefix_space")),
+    }
+
+
+def _needs_tekken_pattern(folder: Path) -> bool:
+    """Tell whether transformers' ``fix_mistral_regex`` is due.
+
+    Mistral's Tekken tokenizers were published for a time with the pattern of another model, and split text
+    differently from how the model was trained. transformers 4.57 warns of it for any model, this one or not.
+    """
+    kind = _read(folder / "config.json").get("model_type")
+    if kind not in _TEKKEN or not (folder / _TOKENIZER).is_file():
+        return False
+    state = _read(folder / _TOKENIZER)
+    splits = (state.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
+    control = {token["content"] for token in state.get("added_tokens", [])}
+    # the right pattern splits a word where its capitals end
+    return splits[0].get("type") == "Split" and "[INST]" in control and r"\p{Lu}" not in json.dumps(splits[0])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not readable JSON ({error}): copy the file again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: a JSON {type(value).__name__}, must be an object: copy the file again")
+    return value
