@@ -78,5 +78,5 @@ def test_a_folder_without_model_is_one_error(tmp_path: Path) -> None:
         HuggingFaceBackend(replace(SAMPLING, model=str(tmp_path / "none")))
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (tmp_path / name).write_bytes((MODEL / name).read_bytes())
-    with pytest.raises(UserError, match=r"--model .* cannot be loaded"):
+    with pytest.raises(UserError, match=r"config\.json: cannot be read"):
         HuggingFaceBackend(replace(SAMPLING, model=str(tmp_path)))

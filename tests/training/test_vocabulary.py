@@ -63,7 +63,7 @@ def test_the_cached_reference_and_data_prepared_before_are_checked_too(model: Pa
     text = config.read_text()
     config.write_text(text.replace(f'"vocab_size": {SIZE}', f'"vocab_size": {SIZE + 128}'))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "check_weights", lambda *_: None)
+        patch.setattr(prepare, "find_weights", lambda *_: None)
         assert start(model, data) == 101
     config.write_text(text)
     for only_reference in (False, True):
