@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,13 +15,13 @@ from solopo_nemo.config.schema import RunConfig, load_config, read_config, save_
 from solopo_nemo.config.world import check_world, local_world
 from solopo_nemo.runtime import cli, environment, logs
 from solopo_nemo.runtime.cli import EXIT_RESUMABLE
-from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, check_writable
 from solopo_nemo.runtime.signals import SIGNALS, Stopped, StopRequest, spare_helpers, stopping_at_once
 from solopo_nemo.training.checkpoints.files import saved_checkpoints, step_of
 from solopo_nemo.training.checkpoints.resume import changes, settle_earlier_run
 from solopo_nemo.training.checkpoints.selection import Selection, check_suite
 from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.preparation import SharedPreparation
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -86,7 +85,8 @@ def _run_rank(config: RunConfig, only_reference: bool) -> int:
     for number in SIGNALS:
         signal.signal(number, stop.note)  # to the end of the process: a launcher may send more
     spare_helpers()
-    if not here and (code := _prepare_for_all(config)):
+    shared = SharedPreparation(config.output)
+    if not here and (code := shared.wait() if rank else shared.prepare(lambda: _prepare_once(config))):
         return code
     if only_reference or not _trained(config):
         with logs.quiet_imports():
@@ -94,7 +94,7 @@ def _run_rank(config: RunConfig, only_reference: bool) -> int:
         logs.to_file(config.output / "logs", rank)
         code = fit_guarded(config, stop, only_reference)
         if not here and rank == 0:
-            _outcome(config).unlink()  # all have read it: they trained together
+            shared.outcome.unlink()  # all have read it: they trained together
         if code:
             return code
     if not here and rank == 0 and not only_reference:
@@ -113,36 +113,6 @@ def _trained(config: RunConfig) -> bool:
     return any(step_of(checkpoint) == steps for checkpoint in saved_checkpoints(paths.checkpoints))
 
 
-def _prepare_for_all(config: RunConfig) -> int:
-    """Rank 0 prepares the run and the others wait for it: 0, or the exit code with which it failed, for all."""
-    outcome = _outcome(config)
-    if environment.rank():
-        while not outcome.exists():
-            time.sleep(0.5)
-        return int(outcome.read_text())
-    code = 1
-    try:
-        with stopping_at_once():
-            _prepare_once(config)
-        code = 0
-    except UserError:
-        code = cli.EXIT_USER_ERROR
-        raise
-    except Stopped:
-        code = EXIT_RESUMABLE
-        raise
-    finally:
-        if config.output.is_dir():
-            with atomic_text(outcome) as stream:
-                stream.write(f"{code}\n")
-    return code
-
-
-def _outcome(config: RunConfig) -> Path:
-    """The file that tells the other ranks of this start how the preparation ended."""
-    return config.output / f".prepared-{environment.job_token()}"
-
-
 def _prepare_once(config: RunConfig) -> None:
     from solopo_nemo.training.prepare import find_model, prepare
 
@@ -153,8 +123,7 @@ def _prepare_once(config: RunConfig) -> None:
     save_config(config, paths.config)
     logger.info("data: %d samples, %d dropped", summary["kept"], summary["dropped"])
     _evaluate(config, "before", find_model(config.model.init))
-    for old in config.output.glob(".prepared-*"):  # of starts before this one
-        old.unlink()
+    SharedPreparation(config.output).remove_earlier()
 
 
 def _finished(config: RunConfig) -> bool:
