@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -64,11 +65,25 @@ def find_model(init: str) -> Path:
         ) from None
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".distcp") or p.name == "config.json")
+
+
+def _file_states(folder: Path, rope_scaling: dict[str, Any] | None) -> list[Any]:
+    """Names, sizes, times and inodes of the files behind :func:`hash_weights`: unchanged, they need no new hash.
+
+    Empty where a file is younger than two seconds, in which it may change without another time.
+    """
+    states = [(str(p.relative_to(folder)), p.stat()) for p in _weight_files(folder)]
+    if any(time.time_ns() - state.st_mtime_ns < 2_000_000_000 for _, state in states):
+        return []
+    return [rope_scaling, *([name, s.st_size, s.st_mtime_ns, s.st_ino] for name, s in states)]
+
+
 def hash_weights(folder: Path, rope_scaling: dict[str, Any] | None) -> str:
     """Hash of what a model folder computes: its weight files and configuration, and other rope scaling."""
     digest = hashlib.sha256(json.dumps(rope_scaling, sort_keys=True).encode())
-    files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".distcp") or p.name == "config.json")
-    for file in files:
+    for file in _weight_files(folder):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
@@ -168,10 +183,21 @@ def _import_weights(source: Path, paths: Paths, hf_config: Any, rope_scaling: di
     """Bring the initial weights into ``output_dir/initial``, unless that is what is there."""
     from solopo_nemo.nemo_model.convert import import_hf
 
-    origin = {"weights": hash_weights(source, rope_scaling)}
     marker = paths.initial / "source.json"
-    if marker.is_file() and json.loads(marker.read_text()) == origin:
+    known = json.loads(marker.read_text()) if marker.is_file() else {}
+    files = _file_states(source, rope_scaling)
+    if files and known.get("files") == files:
         return
+    origin = {"weights": hash_weights(source, rope_scaling), "files": files}
+    if known.get("weights") == origin["weights"]:
+        with atomic_text(marker) as stream:
+            write_json_line(stream, origin)
+        return
+    if known and saved_checkpoints(paths.checkpoints):
+        raise UserError(
+            f"{paths.output} holds a run that started from other weights or another rope_scaling than "
+            f"model.init={source} has now: choose another output_dir, or trainer.resume=never to put that run aside"
+        )
     shutil.rmtree(paths.initial, ignore_errors=True)
     if is_checkpoint(source):
         _link_checkpoint(source, paths.initial)
@@ -181,7 +207,8 @@ def _import_weights(source: Path, paths: Paths, hf_config: Any, rope_scaling: di
     else:
         logger.info("importing %s as a Megatron checkpoint", source)
         import_hf(source, paths.initial, rope_scaling=rope_scaling)
-    marker.write_text(json.dumps(origin) + "\n")
+    with atomic_text(marker) as stream:
+        write_json_line(stream, origin)
 
 
 def _link_checkpoint(source: Path, destination: Path) -> None:

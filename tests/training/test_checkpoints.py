@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from solopo_nemo.config.schema import RunConfig, load_config, save_config
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.training.checkpoints.files import (
+    FileRecord,
     find_damage,
     put_damaged_aside,
     record_file,
@@ -144,3 +148,35 @@ def test_a_named_checkpoint_has_to_be_a_whole_one(paths: Paths) -> None:
     (named / "weights" / "metadata.json").unlink()
     with pytest.raises(UserError, match="no checkpoint there"):
         start(paths, str(named))
+
+
+def archived(*tensors: torch.Tensor) -> tuple[bytes, list[tuple[int, int]]]:
+    """A file as Megatron writes it: archives one after another, with a few bytes of its own between them."""
+    content, entries = b"", []
+    for tensor in tensors:
+        stream = io.BytesIO()
+        torch.save(tensor, stream)
+        content += b"gap"
+        entries.append((len(content), len(stream.getvalue())))
+        content += stream.getvalue()
+    return content + b"end", entries
+
+
+def test_a_file_is_hashed_and_its_entries_are_checked_in_one_pass(tmp_path: Path) -> None:
+    content, entries = archived(torch.arange(50.0), torch.ones(7))
+    path = tmp_path / "__0_0.distcp"
+    path.write_bytes(content)
+    record = record_file(path, entries=reversed(entries))
+    assert record == record_file(path) == FileRecord(len(content), hashlib.sha256(content).hexdigest())
+
+
+@pytest.mark.parametrize(("change", "words"), [("cut", "ends within an entry"), ("flip", "another checksum")])
+def test_an_entry_that_reads_back_otherwise_is_named(change: str, words: str, tmp_path: Path) -> None:
+    content, entries = archived(torch.arange(50.0), torch.ones(700))
+    path = tmp_path / "__0_0.distcp"
+    offset, length = entries[1]
+    middle = bytearray(content)
+    middle[offset + length // 2] ^= 1
+    path.write_bytes(bytes(middle) if change == "flip" else content[: offset + length - 1])
+    with pytest.raises(ValueError, match=words):
+        record_file(path, entries=entries)

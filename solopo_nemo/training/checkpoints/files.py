@@ -7,14 +7,17 @@ each rank's random numbers (``rng``) and, written last, a manifest of all files.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
 import shutil
+import zipfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -56,22 +59,54 @@ def last_saved(folder: Path) -> str:
     return f"the last good checkpoint is of step {step_of(saved[-1])}" if saved else "nothing has been saved yet"
 
 
-def record_file(path: Path, progress: Progress | None = None) -> FileRecord:
-    """Size and hash of a file as the disk gives it back, after making sure that it is there.
+def record_file(path: Path, progress: Progress | None = None, entries: Iterable[tuple[int, int]] = ()) -> FileRecord:
+    """Size and hash of a file as the disk gives it back, after making sure that it is there; one pass.
+
+    Args:
+        path: the file.
+        progress: shows the bytes read.
+        entries: offset and length of what the file must hold; an archive that ``torch.save`` wrote is checked against
+            its own checksums. Memory: the longest entry, twice.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
+        ValueError: an entry is not there, or reads back with another checksum.
     """
     digest, size = hashlib.sha256(), 0
+
+    def read(stream: BinaryIO, length: int) -> bytes:
+        nonlocal size
+        block = stream.read(length)
+        digest.update(block)
+        size += len(block)
+        if progress is not None:
+            progress.advance(progress.task_ids[0], len(block))
+        return block
+
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read what was written, not what is cached
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
-            if progress is not None:
-                progress.advance(progress.task_ids[0], len(block))
+        for offset, length in sorted(entries):
+            while size < offset and read(stream, min(_BLOCK, offset - size)):
+                pass
+            entry = read(stream, length)
+            if size != offset + length:
+                raise ValueError(f"{path.name} ends within an entry")
+            _check_archive(path.name, entry)
+        while read(stream, _BLOCK):
+            pass
     return FileRecord(size, digest.hexdigest())
+
+
+def _check_archive(name: str, entry: bytes) -> None:
+    if entry[:2] != b"PK":  # torch.save writes an archive with checksums; other entries are plain bytes
+        return
+    try:
+        damaged = zipfile.ZipFile(io.BytesIO(entry)).testzip()
+    except zipfile.BadZipFile as error:
+        damaged = str(error)
+    if damaged:
+        raise ValueError(f"{name}: an entry reads back with another checksum ({damaged})")
 
 
 def write_manifest(checkpoint: Path, files: dict[str, FileRecord]) -> None:

@@ -1,0 +1,83 @@
+"""The initial weights of a run: imported once, hashed once, and refused when they were replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.training import prepare
+from solopo_nemo.training.paths import Paths
+
+OLD = 10**9
+
+
+def write(model: Path, content: str, age: int = OLD) -> None:
+    model.mkdir(exist_ok=True)
+    for name, text in (("config.json", "{}"), ("model.safetensors", content)):
+        (model / name).write_text(text)
+        os.utime(model / name, (age, age))
+
+
+@pytest.fixture
+def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A model, an output folder, and what was imported and hashed."""
+    seen = SimpleNamespace(model=tmp_path / "model", paths=Paths(tmp_path / "run"), imports=0, hashes=0)
+    write(seen.model, "first")
+    hash_weights = prepare.hash_weights
+
+    def count_import(source: Path, destination: Path, **_: Any) -> None:
+        destination.mkdir(parents=True)
+        seen.imports += 1
+
+    def count_hash(*arguments: Any) -> str:
+        seen.hashes += 1
+        return hash_weights(*arguments)
+
+    monkeypatch.setattr("solopo_nemo.nemo_model.convert.import_hf", count_import)
+    monkeypatch.setattr(prepare, "hash_weights", count_hash)
+    seen.start = lambda: prepare._import_weights(seen.model, seen.paths, None, None)
+    return seen
+
+
+def test_unchanged_files_are_neither_imported_nor_hashed_again(imported: SimpleNamespace) -> None:
+    imported.start()
+    imported.start()
+    assert (imported.imports, imported.hashes) == (1, 1)
+
+
+def test_touched_files_are_hashed_again_and_not_imported(imported: SimpleNamespace) -> None:
+    imported.start()
+    write(imported.model, "first", OLD + 1)
+    imported.start()
+    imported.start()
+    assert (imported.imports, imported.hashes) == (1, 2)
+
+
+def test_the_marker_of_an_earlier_version_is_read(imported: SimpleNamespace) -> None:
+    imported.start()
+    marker = imported.paths.initial / "source.json"
+    marker.write_text(json.dumps({"weights": json.loads(marker.read_text())["weights"]}) + "\n")
+    imported.start()
+    assert (imported.imports, imported.hashes) == (1, 2)
+
+
+def test_other_weights_are_imported_where_nothing_was_saved(imported: SimpleNamespace) -> None:
+    imported.start()
+    write(imported.model, "other", OLD + 1)
+    imported.start()
+    assert imported.imports == 2
+
+
+def test_other_weights_are_refused_where_a_run_goes_on(imported: SimpleNamespace) -> None:
+    imported.start()
+    (imported.paths.checkpoints / "step_000010").mkdir(parents=True)
+    write(imported.model, "other", OLD + 1)
+    with pytest.raises(UserError, match=r"started from other weights .* choose another output_dir, or trainer.resume"):
+        imported.start()
+    assert imported.imports == 1
