@@ -44,7 +44,7 @@ def check(command: Command) -> None:
     program, *arguments = command.words
     if program in ("python", ".venv/bin/python"):
         _python(arguments)
-    elif program == "torchrun":
+    elif program in ("torchrun", ".venv/bin/torchrun"):
         _torchrun(arguments)
     elif program == "tools/launch.sh":
         _launch(arguments)
