@@ -13,7 +13,7 @@ from rich.console import Console
 
 from solopo_nemo.config.schema import RunConfig, load_config, read_config, save_config
 from solopo_nemo.config.world import check_world, local_world
-from solopo_nemo.runtime import cli, environment, logs
+from solopo_nemo.runtime import environment, logs
 from solopo_nemo.runtime.cli import EXIT_RESUMABLE
 from solopo_nemo.runtime.output import atomic_text, check_writable
 from solopo_nemo.runtime.signals import SIGNALS, Stopped, StopRequest, spare_helpers, stopping_at_once
