@@ -1,7 +1,5 @@
 """Short-to-Long Preference Optimization (SoLoPO, arXiv 2505.11166) for NeMo and Megatron-core."""
 
-from __future__ import annotations
-
 import warnings
 from typing import TYPE_CHECKING, Any
 

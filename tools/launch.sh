@@ -346,6 +346,6 @@ read_options "$@"
 check_options
 choose_runtime
 check_program
-commit=${SOLOPO_VERSION:+none, solopo_nemo $SOLOPO_VERSION}
+commit=${SOLOPO_VERSION:+unknown (solopo_nemo $SOLOPO_VERSION)}
 [[ -n $commit ]] || commit=$(git -C "$root" describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null || echo unknown)
 if $dry_run; then write_script; else submit; fi

@@ -17,7 +17,7 @@ from solopo_nemo.runtime.cli import ArgumentParser, list_of, show_json
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import check_writable
 from solopo_nemo.runtime.units import token_count
-from studies.benchmarks import commands, document, suite
+from studies.benchmarks import commands, suite
 from studies.benchmarks.head import HEADS, HeadSpec
 from studies.benchmarks.spec import PEERS, Shape, StepSpec
 from studies.paths import ROOT
@@ -93,6 +93,8 @@ def _all(arguments: argparse.Namespace, command: str) -> Any:
 
 
 def _document(arguments: argparse.Namespace, command: str) -> Any:
+    from studies.benchmarks import document
+
     return {"document": str(document.write(arguments.results, arguments.document))}
 
 
