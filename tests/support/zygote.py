@@ -52,7 +52,9 @@ PRELOADED = (
     "torch.distributed.launcher.api",
     "torch.utils.tensorboard",
 )
-AT_IMPORT = re.compile(r"(HF(?!_TOKEN)|TRANSFORMERS|TOKENIZERS|OMP|MKL|OPENBLAS|CUDA|NCCL|TORCH(?!ELASTIC|_NCCL|INDUCTOR|DYNAMO)|NVTE|LD|MALLOC|PYTHON(?!PATH))_?")
+AT_IMPORT = re.compile(
+    r"(HF(?!_TOKEN)|TRANSFORMERS|TOKENIZERS|OMP|MKL|OPENBLAS|CUDA|NCCL|TORCH(?!ELASTIC|_NCCL|INDUCTOR|DYNAMO)|NVTE|LD|MALLOC|PYTHON(?!PATH))_?"
+)
 """Variables that libraries read as they are imported: a program that differs in one is started for real."""
 SPAWN = re.compile(r"from multiprocessing.spawn import spawn_main; spawn_main\(tracker_fd=(\d+), pipe_handle=(\d+)\)")
 SUBREAPER = 36
@@ -135,7 +137,11 @@ def _install() -> None:
         passed = [fd for fd in kept if fd != errpipe]
         standard = [fd if fd >= 0 else number for number, fd in enumerate((stdin, stdout, stderr))]
         request = Request(
-            [_as_text(word) for word in args], _as_text(cwd or os.getcwd()), env, [0, 1, 2, *passed], bool(new_session)
+            [_as_text(word) for word in args],
+            _as_text(cwd or str(Path.cwd())),
+            env,
+            [0, 1, 2, *passed],
+            bool(new_session),
         )
         if not _helper.takes(request):
             return real_fork_exec(*given)
@@ -147,7 +153,7 @@ def _install() -> None:
         is_plain = len(words) == 4 and words[1] == "-c" and SPAWN.fullmatch(words[2])
         if not (_active and _helper and is_plain) or _import_environment(env) != _helper.environment:
             return real_spawn(path, args, passed)
-        return _helper.fork(Request(words, os.getcwd(), env, [0, 1, 2, *passed]), [0, 1, 2, *passed])
+        return _helper.fork(Request(words, str(Path.cwd()), env, [0, 1, 2, *passed]), [0, 1, 2, *passed])
 
     subprocess._fork_exec = fork_exec  # type: ignore[attr-defined]
     util.spawnv_passfds = spawn  # type: ignore[attr-defined]
