@@ -278,7 +278,7 @@ class _Reader:
         for key, value in config.items():
             if key not in known and not (family.sliding is None and key == "sliding_window" and value is None):
                 raise UserError(
-                    f"{where}: {key} is unknown for {family.models} and could change what the model computes; "
+                    f"{where}: {key!r} is unknown for {family.models} and could change what the model computes; "
                     "if it does not, remove it from the file"
                 )
 

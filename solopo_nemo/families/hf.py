@@ -88,7 +88,7 @@ def transformers_config(folder: Path) -> Any:
 
     raw = read_json(folder / "config.json")
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if raw.get("rope_parameters") is None or __version__ >= "5":
+    if raw.get("rope_parameters") is None or int(__version__.split(".")[0]) >= 5:
         return config
     if config.model_type not in FAMILIES:
         raise UserError(

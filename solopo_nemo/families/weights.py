@@ -163,6 +163,14 @@ def _listed(folder: Path) -> dict[Path, set[str]]:
             listed.setdefault(folder / file, set()).add(name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: damaged ({type(error).__name__}: {error})") from None
+    others = [path for path in listed if path != single]
+    if single.is_file() and others:
+        if any(path.is_file() for path in others):
+            raise UserError(
+                f"{folder}: holds model.safetensors, and {others[0].name}, which model.safetensors.index.json names: "
+                "remove the one that is not the model's"
+            )
+        return {single: set()}  # a stale index, which transformers does not read either
     absent = sorted(str(path) for path in listed if not path.is_file())
     if absent:
         raise UserError(f"{absent[0]}: missing, though model.safetensors.index.json names it")

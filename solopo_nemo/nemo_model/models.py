@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,7 @@ from solopo_nemo.families.weights import (
 )
 from solopo_nemo.nemo_model.mixin import SoLoPOMixin
 from solopo_nemo.nemo_model.rope import RopeScaled
+from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import Progress, unseen
 
 
@@ -200,6 +201,26 @@ class HFImporter(io.ModelConnector[Any, Any]):
         return Path(output_path)
 
 
+def imported_dtype(checkpoint: Path) -> torch.dtype:
+    """The type that a NeMo checkpoint's model was imported in, read from the text of NeMo's context.
+
+    NeMo would import the classes that the context names, and those of an older checkpoint have moved since.
+
+    Raises:
+        UserError: the context does not say.
+    """
+    file = checkpoint / "context" / "io.json"
+    found = None
+    with suppress(KeyError, TypeError, ValueError, AttributeError):  # a damaged file
+        for described in hf.read_json(file)["objects"].values():
+            for _, value in described["items"]:
+                if isinstance(value, dict) and "<root>.model.config.params_dtype" in value.get("paths", ()):
+                    found = getattr(torch, value["name"], None)
+    if isinstance(found, torch.dtype):
+        return found
+    raise UserError(f"{file}: damaged, it holds no params_dtype of the model")
+
+
 class HFExporter(io.ModelConnector[Any, Any]):
     """NeMo checkpoint with an ``hf`` folder -> Hugging Face folder, in the type that the model was imported in.
 
@@ -223,7 +244,7 @@ class HFExporter(io.ModelConnector[Any, Any]):
     @cached_property
     def dtype(self) -> torch.dtype:
         """Type of the weights to write."""
-        return io.load_context(Path(self), subpath="model.config").params_dtype
+        return imported_dtype(Path(self))
 
     def apply(self, output_path: Path) -> Path:
         """Write the folder."""

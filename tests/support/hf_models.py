@@ -61,19 +61,25 @@ CASES = {
 
 
 def make(case: Case, folder: Path) -> None:
-    """Write the model with the embedded model's tokenizer and a generation config of its own."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    """Write the model of a case."""
+    from transformers import AutoConfig
+
+    make_random(AutoConfig.for_model(case.family, **(SIZES | case.settings)), folder, case.dtype, case.shard)
+
+
+def make_random(config: Any, folder: Path, dtype: torch.dtype, shard: str) -> None:
+    """Write a random model with the embedded model's tokenizer and a generation config of its own."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(case.family, **(SIZES | case.settings))
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=case.dtype)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     for name, parameter in model.named_parameters():
         # random norms and biases: with ones and zeros, one that was never loaded would go unseen
         torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.1)
     model.generation_config = GenerationConfig(do_sample=True, temperature=0.6, top_k=20)
-    model.save_pretrained(folder, max_shard_size=case.shard)
+    model.save_pretrained(folder, max_shard_size=shard)
     AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(folder)
 
 
@@ -166,8 +172,8 @@ def megatron_logits(progress: Any, root: Path, names: list[str]) -> dict[str, li
 
     found = {}
     for name in names:
-        case = CASES[name.removesuffix("_5")]
-        convert._import(progress, root / name, root / f"{name}.nemo", case.dtype, None, False)
+        dtype = torch.float32 if name.isdecimal() else CASES[name.removesuffix("_5")].dtype
+        convert._import(progress, root / name, root / f"{name}.nemo", dtype, None, False)
         with one_rank(), torch.no_grad():
             module = load_module(root / f"{name}.nemo", hf.read_config(root / f"{name}.nemo" / "hf"), torch.float32)
             found[name] = verify.packed_logits(module, [ids.tolist() for ids in IDS])

@@ -22,7 +22,7 @@ def to_version_5(config: dict[str, Any]) -> dict[str, Any]:
     kind = scaling.pop("type", None)
     parameters = {"rope_type": kind or "default"} | scaling | {"rope_theta": config.pop("rope_theta", 10000.0)}
     if parameters["rope_type"] in ("yarn", "llama3"):
-        parameters.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+        parameters.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
     if "torch_dtype" in config:
         config["dtype"] = config.pop("torch_dtype")
     return config | {"rope_parameters": parameters, "transformers_version": "5.0.0"}
