@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.families.hf import read_json
 from solopo_nemo.runtime.errors import UserError
 
 MODEL = {
@@ -175,6 +177,26 @@ def _listed(folder: Path) -> dict[Path, set[str]]:
     if absent:
         raise UserError(f"{absent[0]}: missing, though model.safetensors.index.json names it")
     return listed
+
+
+def imported_dtype(checkpoint: Path) -> torch.dtype:
+    """The type that a NeMo checkpoint's model was imported in, read from the text of NeMo's context.
+
+    NeMo would import the classes that the context names, and those of an older checkpoint have moved since.
+
+    Raises:
+        UserError: the context does not say.
+    """
+    file = checkpoint / "context" / "io.json"
+    found = None
+    with suppress(KeyError, TypeError, ValueError, AttributeError):  # a damaged file
+        for described in read_json(file)["objects"].values():
+            for _, value in described["items"]:
+                if isinstance(value, dict) and "<root>.model.config.params_dtype" in value.get("paths", ()):
+                    found = getattr(torch, value["name"], None)
+    if isinstance(found, torch.dtype):
+        return found
+    raise UserError(f"{file}: damaged, it holds no params_dtype of the model")
 
 
 class LazyState(Mapping[str, torch.Tensor]):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,12 +33,12 @@ from solopo_nemo.families.weights import (
     WeightFiles,
     expected_tensors,
     find_weights,
+    imported_dtype,
     to_megatron,
     write_weights,
 )
 from solopo_nemo.nemo_model.mixin import SoLoPOMixin
 from solopo_nemo.nemo_model.rope import RopeScaled
-from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import Progress, unseen
 
 
@@ -199,26 +199,6 @@ class HFImporter(io.ModelConnector[Any, Any]):
         changes = self.description.changes()
         hf.copy_template(Path(self), Path(output_path) / "hf", changes, code=self.trust_remote_code)
         return Path(output_path)
-
-
-def imported_dtype(checkpoint: Path) -> torch.dtype:
-    """The type that a NeMo checkpoint's model was imported in, read from the text of NeMo's context.
-
-    NeMo would import the classes that the context names, and those of an older checkpoint have moved since.
-
-    Raises:
-        UserError: the context does not say.
-    """
-    file = checkpoint / "context" / "io.json"
-    found = None
-    with suppress(KeyError, TypeError, ValueError, AttributeError):  # a damaged file
-        for described in hf.read_json(file)["objects"].values():
-            for _, value in described["items"]:
-                if isinstance(value, dict) and "<root>.model.config.params_dtype" in value.get("paths", ()):
-                    found = getattr(torch, value["name"], None)
-    if isinstance(found, torch.dtype):
-        return found
-    raise UserError(f"{file}: damaged, it holds no params_dtype of the model")
 
 
 class HFExporter(io.ModelConnector[Any, Any]):

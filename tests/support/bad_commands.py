@@ -102,6 +102,11 @@ an empty model folder        | model.init={bad}/empty                  | model.i
 broken model configuration   | model.init={bad}/broken_config          | broken_config
 model of an unknown family   | model.init={bad}/unknown_family         | no_such_family
 model of another family      | model.init={bad}/other_family           | gpt2
+a key that nobody reads      | model.init={bad}/unknown_key            | logit_scale
+both spellings of RoPE       | model.init={bad}/two_thetas             | contradicts
+a size as text               | model.init={bad}/text_size              | hidden_size='128'
+end token as text            | model.init={bad}/text_end               | generation_config.json
+two sets of weights          | model.init={bad}/two_weights            | shard.safetensors
 model without weights        | model.init={bad}/no_weights             | no_weights
 model with cut weights       | model.init={bad}/cut_weights            | cut_weights
 model without a tokenizer    | model.init={bad}/no_tokenizer           | tokenizer
@@ -248,6 +253,7 @@ evaluate, suite         | evaluate         | {evaluate} --suite glue            
 evaluate, suite twice   | evaluate         | {evaluate} --suite builtin,builtin                      | --suite
 evaluate, no model      | evaluate         | {evaluate} --model /no/such                             | /no/such
 evaluate, empty model   | evaluate         | {evaluate} --model {bad}/empty                          | empty
+pairs, transformers 5   | sample_pairs     | {pairs} --model {bad}/newer_family                      | rope_parameters
 evaluate, family        | evaluate         | {evaluate} --model {bad}/other_family                   | gpt2
 evaluate, transformers 5 | evaluate        | {evaluate} --model {bad}/mistral_common                 | copy tokenizer.json
 evaluate, no tokenizer  | evaluate         | {evaluate} --model {bad}/no_tokenizer                   | tokenizer
