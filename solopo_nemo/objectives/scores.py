@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -12,22 +11,8 @@ from solopo_nemo.objectives.numerics import upcast
 
 PROMPTS = ("short", "long")
 ANSWERS = ("chosen", "rejected")
-
-
-class SequenceSpec(NamedTuple):
-    """What a sequence is made of.
-
-    Attributes:
-        prompt: one of ``PROMPTS``.
-        answer: one of ``ANSWERS``.
-    """
-
-    prompt: str
-    answer: str
-
-
-SEQUENCES = {f"{prompt}_{answer}": SequenceSpec(prompt, answer) for prompt in PROMPTS for answer in ANSWERS}
-"""Every sequence that can be scored, by name, in the order in which objectives list them."""
+SEQUENCES = ("short_chosen", "short_rejected", "long_chosen", "long_rejected")
+"""Every sequence name, in the order in which objectives list them: ``<prompt>_<answer>``."""
 
 
 @dataclass(frozen=True)

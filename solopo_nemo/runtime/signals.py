@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from solopo_nemo.runtime import device
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -102,7 +100,7 @@ class StopRequest:
         import torch
         import torch.distributed as dist
 
-        asked = torch.tensor(int(self.received), device=device.current())
+        asked = torch.tensor(int(self.received), device=torch.cuda.current_device())
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         self.agreed = bool(asked)
         self.asked_at = time.monotonic()
