@@ -15,9 +15,6 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Import the mixin when it is asked for: NeMo takes many seconds, which tools without a model do not pay."""
     if name == "SoLoPOMixin":
-        from solopo_nemo.core import device
-
-        device.prepare_process()
         from solopo_nemo.nemo_model.mixin import SoLoPOMixin
 
         return SoLoPOMixin

@@ -14,6 +14,15 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+LONGEST = ("test_runs.py", "test_torture.py", "test_parity.py", "test_faults.py", "test_auto_alpha.py")
+"""Files that two workers should not begin with last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real question answering data beside the repository; tests that need it skip without it."""

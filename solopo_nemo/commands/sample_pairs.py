@@ -1,6 +1,6 @@
 """Sample answers to short or long prompts, score them by sub-EM, and choose one right and one wrong a question.
 
-Samples and scores are kept in FILE.samples.jsonl: started again, the same command goes on where it was ended, and
+Samples and scores are kept in FILE.samples.sqlite: started again, the same command goes on where it was ended, and
 what was sampled is never sampled again. An answer is what follows the last "The answer is:", or the last line without
 one; it is right if it holds a gold answer. Questions without right or without wrong answers are dropped. Answers that
 reach the token limit are never chosen.

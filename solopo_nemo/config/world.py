@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.runtime import device
 from solopo_nemo.runtime.errors import require
 
 
@@ -59,10 +60,8 @@ def check_model(config: RunConfig, model: ModelDescription) -> None:
         f"parallel.cp_comm_type={p.cp_comm_type}: the model's sliding-window attention needs a2a",
     )
     if p.cp_comm_type == "a2a" and p.context > 1:
-        import torch
-
         # Transformer Engine splits the key/value heads too; our own attention repeats them where there are too few
-        split = {"attention": heads} | ({"key/value": kv_heads} if torch.cuda.is_available() else {})
+        split = {"attention": heads} | ({"key/value": kv_heads} if device.cuda() else {})
         for kind, count in split.items():
             require(
                 count // p.tensor % p.context == 0,
@@ -73,9 +72,7 @@ def check_model(config: RunConfig, model: ModelDescription) -> None:
 
 def local_world(config: RunConfig) -> int:
     """Number of ranks that a plain ``python recipes/...`` starts on this host."""
-    import torch
-
     p = config.parallel
-    if p.data is None and torch.cuda.is_available():
-        return max(torch.cuda.device_count() // p.model_ranks, 1) * p.model_ranks
+    if p.data is None and device.cuda():
+        return max(device.count() // p.model_ranks, 1) * p.model_ranks
     return p.model_ranks * (p.data or 1)

@@ -1,18 +1,21 @@
-"""Megatron-core 0.15.3 and NeMo 2.7.3 on a machine without CUDA: every patch of a library lives here.
+"""Every patch of torch and Megatron-core (0.15.3), for machines without CUDA; NeMo's are in ``nemo_model.compat``.
 
-With CUDA present :func:`install` does nothing. Without it, the libraries' hard-wired CUDA calls are
-answered by their CPU counterparts, so that the same schedules, DDP, optimizer and checkpoints run
-over gloo. Each patch names the place that it stands in for.
+Importing this module changes nothing. :func:`install` changes the process, and with CUDA present it does nothing.
+Without CUDA it answers Megatron's hard-wired CUDA calls with their CPU counterparts, so that the same schedules, DDP,
+optimizer and checkpoints run over gloo. Each patch names the place that it stands in for.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+logger = logging.getLogger("solopo_nemo.rank")
 
 _CPU = torch.device("cpu")
 _M_MMAP_THRESHOLD = -3  # malloc.h
@@ -69,12 +72,19 @@ _mode: _CudaMeansCpu | None = None
 
 
 def install() -> None:
-    """Make Megatron-core and NeMo run on the CPU; once a process, nothing where CUDA is present."""
+    """Make Megatron-core and NeMo run on the CPU; once a process, nothing where CUDA is present.
+
+    Call it when a model is built or a process is prepared: it replaces functions of ``torch.cuda``, reads ``cuda`` as
+    ``cpu`` in every torch call and turns ``torch.compile`` off, for the rest of the process.
+    """
     global _mode
     if torch.cuda.is_available() or _mode is not None:
         return
-    # jit_fuser (megatron/core/jit.py) is torch.compile: it needs a compiler at run time, and its tables
-    # refuse a function that stands under two torch.cuda names.
+    logger.info("no CUDA: torch.cuda answers for the CPU and torch.compile is off in this process")
+    # jit_fuser (megatron/core/jit.py) is torch.compile: it needs a compiler at run time, and its tables refuse a
+    # function that stands under two torch.cuda names. The stance is for what is imported already, the variable for
+    # what is imported from here on: torch.compile then returns the function itself, which saves 2 s of NeMo's import.
+    torch.compiler.set_stance("force_eager")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     from megatron.core.tensor_parallel import random as megatron_random
 
@@ -92,10 +102,8 @@ def install() -> None:
     # random.py:76: writes to torch.cuda.default_generators
     megatron_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
 
-    _patch_config()
     _patch_buffers()
     _patch_optimizer_load()
-    _patch_nemo()
     _return_freed_memory()
     _mode = _CudaMeansCpu()
     _mode.__enter__()  # for the life of the process
@@ -110,19 +118,6 @@ def _return_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # glibc
         mallopt(_M_MMAP_THRESHOLD, 2 << 20)
-
-
-def _patch_config() -> None:
-    """NeMo's Llama configs ask for a rotary fusion (gpt/model/llama.py:81) that only Transformer Engine has."""
-    from megatron.core.transformer.transformer_config import TransformerConfig
-
-    post_init = TransformerConfig.__post_init__
-
-    def without_rope_fusion(self: Any) -> None:
-        self.apply_rope_fusion = False  # transformer_config.py:1267 raises
-        post_init(self)
-
-    TransformerConfig.__post_init__ = without_rope_fusion
 
 
 def _patch_buffers() -> None:
@@ -172,11 +167,3 @@ def _patch_optimizer_load() -> None:
 
     DistributedOptimizer._set_main_param_and_optimizer_states = set_states
     DistributedOptimizer.load_state_dict = load_state_dict
-
-
-def _patch_nemo() -> None:
-    """NeMo's checkpoint loading."""
-    from nemo.lightning.io import pl
-
-    # nemo/lightning/io/pl.py:493-503 asserts an initialised CUDA; the tensors are where they belong
-    pl._fix_tensors_device = lambda checkpoint: checkpoint

@@ -1,29 +1,49 @@
-"""The one place that decides between CUDA (Transformer Engine, NCCL) and CPU (torch SDPA, gloo)."""
+"""What the device decides in Megatron-core: Transformer Engine and NCCL on CUDA, plain torch and gloo on a CPU.
+
+:mod:`solopo_nemo.runtime.device` says which device it is; its functions are here too.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import psutil
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from solopo_nemo.core import cpu_patches
-from solopo_nemo.core.layers.rotary import use_local_positions
-from solopo_nemo.core.layers.spec import sdpa_layer_spec
+from solopo_nemo.runtime.device import (
+    count,
+    cuda,
+    current,
+    default_precision,
+    memory_gib,
+    peak_memory_gib,
+    random_state,
+    release_cached_memory,
+    set_random_state,
+)
 from solopo_nemo.runtime.errors import UserError
 
+if TYPE_CHECKING:  # Megatron-core is imported after prepare_process where that is possible: it is faster
+    from megatron.core.transformer.transformer_config import TransformerConfig
 
-def cuda() -> bool:
-    """Whether this process computes on a GPU."""
-    return torch.cuda.is_available()
+    from solopo_nemo.data.packing import Batch
 
-
-def memory_gib() -> float:
-    """Memory of this process's GPU in GiB, or of the machine where there is none."""
-    size = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if cuda() else None
-    return float(size or psutil.virtual_memory().total) / 2**30
+__all__ = [
+    "configure",
+    "count",
+    "cuda",
+    "current",
+    "default_precision",
+    "layer_spec",
+    "memory_gib",
+    "peak_memory_gib",
+    "prepare_process",
+    "random_state",
+    "release_cached_memory",
+    "saves_asynchronously",
+    "set_random_state",
+    "to_device",
+]
 
 
 def saves_asynchronously() -> bool:
@@ -34,33 +54,34 @@ def saves_asynchronously() -> bool:
     return cuda()
 
 
-def to_device(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch, nested dictionaries included, on this process's device."""
-    return move_data_to_device(batch, torch.device("cuda", torch.cuda.current_device())) if cuda() else batch
+def to_device(batch: Batch) -> Batch:
+    """The batch with its tensors on this process's device."""
+    if not cuda():
+        return batch
+    moved = {k: v.to(current(), non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+    return cast("Batch", moved)
 
 
 def prepare_process() -> None:
-    """Make Megatron-core and NeMo usable in this process; call before a model is built."""
+    """Make Megatron-core usable in this process; call before a model or its groups are built.
+
+    Raises:
+        UserError: CUDA without Transformer Engine.
+    """
     if not cuda():
         cpu_patches.install()
         return
-    from nemo.collections.llm.gpt.model.base import HAVE_TE
+    from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
 
     if not HAVE_TE:
         raise UserError("CUDA is present but Transformer Engine is not: install transformer-engine[pytorch]")
 
 
 def configure(config: TransformerConfig) -> None:
-    """Set the fields of a model config that the device decides, in place.
-
-    On a GPU NeMo's Transformer Engine layers stay, on the CPU ours take their place, under the same
-    parameter names; a layer spec that the user chose stays on either.
-    """
+    """Set the fields of a model config that packed micro-batches and the device decide, in place."""
     # packed micro-batches differ in length: the pipeline exchanges shapes, which Megatron ties to this dispatcher
     settings: dict[str, Any] = {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall"}
     if not cuda():
-        from nemo.collections.llm.gpt.model.base import default_layer_spec
-
         settings |= {
             "use_cpu_initialization": True,
             "gradient_accumulation_fusion": False,
@@ -71,13 +92,16 @@ def configure(config: TransformerConfig) -> None:
             "persist_layer_norm": False,
             "cross_entropy_loss_fusion": False,
         }
-        if getattr(config, "transformer_layer_spec", None) is default_layer_spec:
-            settings["transformer_layer_spec"] = sdpa_layer_spec
     for field, value in settings.items():
         setattr(config, field, value)
 
 
-def complete(model: Any) -> None:
-    """Finish a built Megatron ``GPTModel`` whose config :func:`configure` has set, in place."""
+def layer_spec(config: TransformerConfig) -> Any:
+    """The transformer layers of this device: Transformer Engine's on CUDA, ours on a CPU, under the same names."""
     if not cuda():
-        use_local_positions(model)
+        from solopo_nemo.core.layers.spec import sdpa_layer_spec
+
+        return sdpa_layer_spec(config)
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+
+    return get_gpt_decoder_block_spec(config, use_transformer_engine=True)

@@ -1,9 +1,9 @@
-"""Response-only log-probabilities: the LM head runs on the response rows and on nothing else.
+"""Response-only log-probabilities: the LM head runs on the rows that predict a response token and on nothing else.
 
-The stock path multiplies every position with the vocabulary and throws most of the result away. Here
-the hidden states of the response rows are selected first; head and log-softmax then run on those
-rows, vocabulary-parallel, in tiles of the logits that are recomputed in backward. The largest tensor
-ever made is ``[row_chunk, VOCABULARY_TILE]``.
+The stock path multiplies every position with the vocabulary and throws most of the result away. Here the hidden states
+of the response rows are selected first. Head and log-softmax then run on those rows, vocabulary-parallel, in tiles of
+the logits that are recomputed in backward. The largest tensor of logits that ever exists is one tile,
+``[logits_chunk_size, VOCABULARY_TILE]``, whatever the prompt, the response and the vocabulary.
 """
 
 from __future__ import annotations
@@ -23,14 +23,29 @@ from torch.autograd.function import once_differentiable
 
 VOCABULARY_TILE = 4096
 """Columns of the logits that are made at a time: few enough to stay in a cache, many enough to fill a GPU."""
+LOGITS_CHUNK_SIZE = 512
+"""Rows of the logits that are made at a time, where the user names no other number."""
 
 
 class _VocabParallelLogProb(torch.autograd.Function):
-    """log softmax(rows @ weight.T)[label] with the vocabulary split over a tensor-parallel group.
+    """``log softmax(rows @ weight.T)[label]`` with the vocabulary split over a tensor-parallel group.
 
-    Saves rows, weight and one fp32 normalizer a row. The weight's gradient is accumulated over the
-    chunks in fp32, because summing many bf16 tiles in bf16 loses the small ones: in Megatron's gradient
-    buffer where there is one, so that no second tensor of the weight's size is made.
+    Forward, for each chunk of ``C`` rows:
+
+    1. For each tile of ``W`` vocabulary columns of this rank, make the logits ``[C, W]`` in one reused buffer. Update
+       the running maximum and the sum of exponentials (online softmax), and keep the logit of the label.
+    2. TP: all-reduce the maximum, then the sum and the label's logit: ``3 C`` numbers.
+    3. ``log_normalizer = running_max + log(sum_exp)``; the result is ``target_logit - log_normalizer``.
+
+    Backward, for each chunk and tile: make the logits again, turn them in place into ``grad * (onehot - softmax)``, and
+    add the two products to the gradients of rows and weight.
+
+    Memory, with ``R`` rows, ``C = logits_chunk_size`` and ``W = VOCABULARY_TILE``: saved are rows and weight, which
+    exist, and ``4 R`` bytes of normalizers. Besides, ``[C, W]`` in the model's dtype and in fp32, and in backward
+    ``[R, hidden]`` in fp32. The weight's gradient is summed in fp32, because a sum of many bf16 tiles in bf16 loses the
+    small ones: in Megatron's gradient buffer where there is one, so that no second tensor of the weight's size is made.
+
+    TP: the vocabulary is split. SP, CP, PP, DP: nothing to do here.
     """
 
     @staticmethod
@@ -44,36 +59,38 @@ class _VocabParallelLogProb(torch.autograd.Function):
     ) -> torch.Tensor:
         first = weight.shape[0] * (group.rank() if group is not None else 0)
         logp = torch.empty(rows.shape[0], dtype=torch.float32, device=rows.device)
-        normalizer = torch.empty_like(logp)
+        log_normalizer = torch.empty_like(logp)
         space = rows.new_empty(min(chunk, rows.shape[0]), VOCABULARY_TILE)
         for i in range(0, rows.shape[0], chunk):
             part = slice(i, i + chunk)
             local = labels[part] - first
-            top = torch.full_like(logp[part], -torch.inf)
-            total, picked = torch.zeros_like(top), torch.zeros_like(top)
+            running_max = torch.full_like(logp[part], -torch.inf)
+            sum_exp, target_logit = torch.zeros_like(running_max), torch.zeros_like(running_max)
             for tile in _tiles(weight):
                 logits = _logits(rows[part], weight[tile], space)
                 target, own = _in_tile(local, tile)
-                picked += logits.gather(-1, target[:, None])[:, 0].masked_fill_(~own, 0.0)
-                higher = torch.maximum(top, logits.amax(-1))
-                total = total.mul_((top - higher).exp_()).add_(logits.sub_(higher[:, None]).exp_().sum(-1))
-                top = higher
+                target_logit += logits.gather(-1, target[:, None])[:, 0].masked_fill_(~own, 0.0)
+                new_max = torch.maximum(running_max, logits.amax(-1))
+                sum_exp = sum_exp.mul_((running_max - new_max).exp_()).add_(
+                    logits.sub_(new_max[:, None]).exp_().sum(-1)
+                )
+                running_max = new_max
             if group is not None:
-                highest = top.clone()
-                dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
-                both = torch.stack((total.mul_((top - highest).exp_()), picked))
-                dist.all_reduce(both, group=group)
-                (total, picked), top = both.unbind(), highest
-            normalizer[part] = top + total.log()
-            logp[part] = picked - normalizer[part]
-        ctx.save_for_backward(rows, weight, labels, normalizer)
+                global_max = running_max.clone()
+                dist.all_reduce(global_max, op=dist.ReduceOp.MAX, group=group)
+                sums = torch.stack((sum_exp.mul_((running_max - global_max).exp_()), target_logit))
+                dist.all_reduce(sums, group=group)
+                (sum_exp, target_logit), running_max = sums.unbind(), global_max
+            log_normalizer[part] = running_max + sum_exp.log()
+            logp[part] = target_logit - log_normalizer[part]
+        ctx.save_for_backward(rows, weight, labels, log_normalizer)
         ctx.first, ctx.chunk = first, chunk
         return logp
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, weight, labels, normalizer = ctx.saved_tensors
+        rows, weight, labels, log_normalizer = ctx.saved_tensors
         grad_rows = (
             torch.zeros(rows.shape, dtype=torch.float32, device=rows.device) if ctx.needs_input_grad[0] else None
         )
@@ -85,7 +102,7 @@ class _VocabParallelLogProb(torch.autograd.Function):
             for tile in _tiles(weight):
                 # d logp / d logits = onehot - softmax, built in place of the recomputed logits
                 d = _logits(rows[part], weight[tile], space)
-                d.sub_(normalizer[part, None]).exp_().mul_(-grad[part, None])
+                d.sub_(log_normalizer[part, None]).exp_().mul_(-grad[part, None])
                 target, own = _in_tile(local, tile)
                 d.scatter_add_(1, target[:, None], (grad[part] * own)[:, None])
                 if grad_rows is not None:
@@ -94,7 +111,7 @@ class _VocabParallelLogProb(torch.autograd.Function):
                     grad_weight[tile].addmm_(d.t(), rows[part].float())
         if grad_rows is not None:
             grad_rows = grad_rows.to(rows.dtype)
-        return grad_rows, _hand_over(weight, grad_weight), None, None, None
+        return grad_rows, _wgrad_placeholder(weight, grad_weight), None, None, None
 
 
 def _gradient_sum(weight: torch.Tensor) -> torch.Tensor:
@@ -105,7 +122,7 @@ def _gradient_sum(weight: torch.Tensor) -> torch.Tensor:
     return torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
 
 
-def _hand_over(weight: Any, total: torch.Tensor | None) -> torch.Tensor | None:
+def _wgrad_placeholder(weight: Any, total: torch.Tensor | None) -> torch.Tensor | None:
     """What autograd is given for a weight's gradient ``total`` of :func:`_gradient_sum`.
 
     For one that is in Megatron's buffer already: on a GPU a tensor that only wakes the hook which starts the
@@ -152,7 +169,7 @@ def vocab_parallel_logprob(
         weight: this rank's slice ``[vocabulary / TP, hidden]`` of the head.
         labels: int64 ``[R]``, global vocabulary ids.
         group: tensor-parallel group, ``None`` for an undivided vocabulary.
-        chunk: rows a piece.
+        chunk: rows whose logits exist at a time.
 
     Returns:
         fp32 ``[R]``, nats. The gradient of ``rows`` is this rank's part (the caller sums it over
@@ -182,13 +199,22 @@ class _SumOverContext(torch.autograd.Function):
 
 
 def sum_by_sequence(
-    logp: torch.Tensor, segments: torch.Tensor, parts: int, cp_group: dist.ProcessGroup | None
+    logp: torch.Tensor, sequence_ids: torch.Tensor, num_sequences: int, cp_group: dist.ProcessGroup | None
 ) -> torch.Tensor:
-    """Sum token log-probabilities ``[R]`` by sequence, over all context-parallel ranks: fp32 ``[parts]``.
+    """Sum token log-probabilities by sequence, over all context-parallel ranks.
 
-    Only ``parts`` numbers cross the context-parallel group.
+    CP: ``num_sequences`` numbers cross the group; the result is the same on every rank.
+
+    Args:
+        logp: fp32 ``[R]``, of this rank's response rows.
+        sequence_ids: int64 ``[R]``, the sequence of each row.
+        num_sequences: in the micro-batch.
+        cp_group: context-parallel group, or ``None``.
+
+    Returns:
+        fp32 ``[num_sequences]``, nats.
     """
-    sums = torch.zeros(parts, dtype=logp.dtype, device=logp.device).index_add(0, segments, logp)
+    sums = torch.zeros(num_sequences, dtype=logp.dtype, device=logp.device).index_add(0, sequence_ids, logp)
     if cp_group is None or cp_group.size() == 1:
         return sums
     return _SumOverContext.apply(sums, cp_group)
@@ -197,15 +223,26 @@ def sum_by_sequence(
 class ResponseHead(ColumnParallelLinear):
     """Megatron's output layer that, inside :meth:`scoring`, returns log-probabilities of chosen rows.
 
-    It takes over the weight of the layer that it stands for, so that checkpoints, tied embeddings and
-    the optimizer see no difference. Outside :meth:`scoring` it is the stock layer (generation, export).
+    1. Select the hidden states of the response rows, ``[R, hidden]``, before the head.
+    2. Score them with :func:`vocab_parallel_logprob`, ``logits_chunk_size`` rows at a time.
+
+    It shares the weight of the layer that it is made from, so that checkpoints, tied embeddings and the optimizer see
+    no difference. Outside :meth:`scoring` it is the stock layer (generation, export).
+
+    Memory: ``R * hidden`` for the selected rows, and one tile of logits; nothing of the length of the prompt.
+    TP: the vocabulary is split, and every rank returns the same numbers.
+    SP: each rank lays its rows into ``[R, hidden]`` and one all-reduce completes it; no full-length tensor is gathered.
+    CP: each rank scores its own rows. PP: the head is on the last stage. DP: nothing to do here.
+
+    Attributes:
+        logits_chunk_size: rows of the logits that are made at a time.
     """
 
-    row_chunk: int
+    logits_chunk_size: int
     _request: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
-    def take_over(cls, layer: ColumnParallelLinear, row_chunk: int) -> ResponseHead:
+    def from_output_layer(cls, layer: ColumnParallelLinear, logits_chunk_size: int) -> ResponseHead:
         """Make a response head out of a built output layer; the parameters are shared, not copied."""
         head = cls(
             layer.input_size,
@@ -221,18 +258,18 @@ class ResponseHead(ColumnParallelLinear):
         if layer.weight is not None:
             del head.weight
             head.weight = layer.weight
-        head.row_chunk = row_chunk
+        head.logits_chunk_size = logits_chunk_size
         return head
 
     @contextmanager
-    def scoring(self, rows: torch.Tensor, labels: torch.Tensor) -> Iterator[None]:
+    def scoring(self, logit_positions: torch.Tensor, labels: torch.Tensor) -> Iterator[None]:
         """Score these rows in the forward passes inside the block.
 
         Args:
-            rows: int64 ``[R]``, index into this context-parallel rank's tokens, ascending.
+            logit_positions: int64 ``[R]``, index into this context-parallel rank's tokens, ascending.
             labels: int64 ``[R]``, the token that each row predicts.
         """
-        self._request = (rows, labels)
+        self._request = (logit_positions, labels)
         try:
             yield
         finally:
@@ -247,23 +284,23 @@ class ResponseHead(ColumnParallelLinear):
         """Logits as the stock layer, or ``[R, 1]`` fp32 log-probabilities inside :meth:`scoring`."""
         if self._request is None:
             return super().forward(input_, weight, runtime_gather_output)
-        rows, labels = self._request
-        hidden = self._select(input_[:, 0], rows)
+        positions, labels = self._request
+        rows = self._select(input_[:, 0], positions)
         group = self.tp_group if self.tp_group.size() > 1 else None
-        logp = vocab_parallel_logprob(hidden, self.weight if weight is None else weight, labels, group, self.row_chunk)
-        return logp[:, None], None
+        weight = self.weight if weight is None else weight
+        return vocab_parallel_logprob(rows, weight, labels, group, self.logits_chunk_size)[:, None], None
 
-    def _select(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Hidden states ``[R, hidden]`` of the rows, on every tensor-parallel rank.
+    def _select(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Hidden states ``[R, hidden]`` at the positions, on every tensor-parallel rank.
 
         Under sequence parallelism each rank holds a slice of the tokens: it lays its own rows into a
         zero buffer and the sum over the group completes it, so that no full-length tensor is gathered.
         """
         if not self.sequence_parallel:
-            return copy_to_tensor_model_parallel_region(tokens[rows], group=self.tp_group)
-        local = rows - self.tp_group.rank() * tokens.shape[0]
+            return copy_to_tensor_model_parallel_region(tokens[positions], group=self.tp_group)
+        local = positions - self.tp_group.rank() * tokens.shape[0]
         own = ((local >= 0) & (local < tokens.shape[0])).nonzero()[:, 0]
-        mine = torch.zeros(rows.shape[0], tokens.shape[1], dtype=tokens.dtype, device=tokens.device)
+        mine = torch.zeros(positions.shape[0], tokens.shape[1], dtype=tokens.dtype, device=tokens.device)
         mine = mine.index_copy(0, own, tokens[local[own]])
         # forward: sum of the slices; backward: sum of every rank's part of the gradient
         complete = reduce_from_tensor_model_parallel_region(mine, group=self.tp_group)

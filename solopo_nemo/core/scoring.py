@@ -9,22 +9,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from solopo_nemo.core import device
-from solopo_nemo.core.head import ResponseHead
+from solopo_nemo.core.model import complete
 from solopo_nemo.core.step import Batch, score_sequences
 
 
 def score_batches(module: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
     """Summed response log-probabilities of each micro-batch, without gradients.
 
+    1. Run Megatron's schedule forward only, in evaluation mode.
+    2. Keep the scores of the last pipeline stage.
+    3. Broadcast them over the pipeline.
+
     Args:
         module: a Megatron model (bare, or inside its DDP wrapper) with a response head on its last stage.
         batches: packed micro-batches of this data-parallel rank; every rank passes the same number.
 
     Returns:
-        One fp32 ``[parts]`` a micro-batch, on every rank of the pipeline.
+        One fp32 ``[num_sequences]`` a micro-batch, on every rank of the pipeline.
     """
     kept: list[torch.Tensor] = []
 
@@ -52,8 +57,7 @@ def score_batches(module: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
     module.train(was_training)
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         if not kept:
-            parts = [len(batch["response_tokens"]) for batch in batches]
-            kept = [torch.empty(n, device=torch.cuda.current_device()) for n in parts]
+            kept = [torch.empty(len(batch["response_tokens"]), device=device.current()) for batch in batches]
         flat = torch.cat(kept)
         dist.broadcast(
             flat,
@@ -75,21 +79,17 @@ def load_weights(module: Any, checkpoint: Path) -> None:
     module.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
 
 
-def frozen_copy(model: Any, checkpoint: Path) -> torch.nn.Module:
-    """A second Megatron model with the weights of a checkpoint: no gradients, no optimizer state.
+def frozen_copy(model: GPTModel, checkpoint: Path, logits_chunk_size: int) -> torch.nn.Module:
+    """Make a just built model the frozen reference policy: weights of a checkpoint, no gradients, no optimizer state.
 
     Args:
-        model: the NeMo model whose architecture and layout it shares.
+        model: of the policy's architecture and layout.
         checkpoint: NeMo checkpoint (the folder with ``weights``) of the reference policy.
+        logits_chunk_size: see :class:`solopo_nemo.core.head.ResponseHead`.
     """
     from megatron.core.transformer.module import Float16Module
 
-    module = model.config.configure_model(model.tokenizer)
-    device.complete(module)
-    if module.post_process:
-        module.output_layer = ResponseHead.take_over(module.output_layer, model.row_chunk)
-    if device.cuda():
-        module.cuda(torch.cuda.current_device())
+    module = complete(model, logits_chunk_size).to(device.current())
     load_weights(module, checkpoint)
     module.requires_grad_(False)
     return Float16Module(module.config, module) if module.config.bf16 else module

@@ -9,12 +9,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
-from solopo_nemo.data.triplets import SEQUENCES
+from solopo_nemo.data.triplets import sequence_columns
+
+
+class Batch(TypedDict):
+    """One rank's share of a packed micro-batch.
+
+    T is the number of local tokens, padding included, and R the number of local response rows. The sequences are
+    ordered sample by sample: number ``i * len(sequences) + j`` is sequence ``j`` of sample ``i``.
+
+    Attributes:
+        ids: of the samples, in order.
+        tokens: int64 ``[1, T]``.
+        position_ids: int64 ``[1, T]``; they begin anew with every sequence.
+        cu_seqlens: int32 ``[num_sequences + 1]``, boundaries of the padded sequences, over all context-parallel ranks.
+        max_seqlen: int64 scalar, length of the longest padded sequence.
+        logit_positions: int64 ``[R]``, index into T of each row that predicts a response token, ascending.
+        labels: int64 ``[R]``, the token that each of these rows predicts.
+        sequence_ids: int64 ``[R]``, number of the sequence of each of these rows.
+        response_tokens: int64 ``[num_sequences]``, tokens of each response, over all context-parallel ranks.
+        input_tokens: int64 ``[num_sequences]``, tokens that the model reads, without padding, over all of them.
+    """
+
+    ids: list[str]
+    tokens: torch.Tensor
+    position_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_seqlen: torch.Tensor
+    logit_positions: torch.Tensor
+    labels: torch.Tensor
+    sequence_ids: torch.Tensor
+    response_tokens: torch.Tensor
+    input_tokens: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -53,7 +84,7 @@ def local_chunks(length: int, layout: Layout) -> list[tuple[int, int]]:
     return [(k * c, (k + 1) * c) for k in (layout.cp_rank, layout.chunks - 1 - layout.cp_rank)]
 
 
-def pack(samples: Sequence[Mapping[str, Any]], sequences: Sequence[str], layout: Layout) -> dict[str, torch.Tensor]:
+def pack(samples: Sequence[Mapping[str, Any]], sequences: Sequence[str], layout: Layout) -> Batch:
     """Pack the named sequences of all samples into this rank's share of one THD micro-batch.
 
     Labels are shifted before the split: the row at position ``t`` predicts token ``t + 1``, whichever
@@ -61,24 +92,17 @@ def pack(samples: Sequence[Mapping[str, Any]], sequences: Sequence[str], layout:
 
     Args:
         samples: tokenized samples with the columns that ``sequences`` need (lists or arrays of ids).
-        sequences: names of ``solopo_nemo.data.triplets.SEQUENCES``, in the order in which the parts are laid out.
+        sequences: names of ``solopo_nemo.objectives.SEQUENCES``, in the order in which each sample's are laid out.
         layout: this rank's place.
 
-    Returns:
-        ``tokens`` and ``position_ids`` int64 ``[1, T]`` (T: local tokens, padding included; positions
-        restart with every part); ``cu_seqlens`` int32 ``[parts + 1]``, global and padded;
-        ``max_seqlen`` int64 scalar; the response rows of this rank: ``rows`` int64 ``[R]`` (index
-        into T), ``labels`` int64 ``[R]``, ``segments`` int64 ``[R]`` (part of each row);
-        ``response_tokens`` int64 ``[parts]``, over all ranks; ``real_tokens`` int64 ``[parts]``,
-        input tokens without padding, over all ranks.
-
-    Parts are ordered sample by sample: part ``i * len(sequences) + j`` is sequence ``j`` of sample ``i``.
+    Raises:
+        ValueError: an empty prompt or response.
     """
-    tokens, positions, rows, labels, segments = [], [], [], [], []
-    boundaries, response_tokens, real_tokens = [0], [], []
+    tokens, positions, logit_positions, labels, sequence_ids = [], [], [], [], []
+    boundaries, response_tokens, input_tokens = [0], [], []
     local_start = 0
-    for part, (sample, name) in enumerate((s, n) for s in samples for n in sequences):
-        prompt, response = (np.asarray(sample[column], dtype=np.int64) for column in SEQUENCES[name])
+    for number, (sample, name) in enumerate((s, n) for s in samples for n in sequences):
+        prompt, response = (np.asarray(sample[column], dtype=np.int64) for column in sequence_columns()[name])
         if not len(prompt) or not len(response):
             raise ValueError(f"sample {sample.get('id')!r}: {name} has an empty prompt or response")
         ids = np.concatenate((prompt, response))
@@ -91,25 +115,26 @@ def pack(samples: Sequence[Mapping[str, Any]], sequences: Sequence[str], layout:
             tokens.append(chunk)
             positions.append(np.arange(start, stop))
             scored = np.arange(max(start, first), min(stop, last))
-            rows.append(scored - start + local_start)
+            logit_positions.append(scored - start + local_start)
             labels.append(ids[scored + 1])
-            segments.append(np.full(len(scored), part))
+            sequence_ids.append(np.full(len(scored), number))
             local_start += stop - start
         boundaries.append(boundaries[-1] + padded)
         response_tokens.append(len(response))
-        real_tokens.append(length)
+        input_tokens.append(length)
 
     def join(pieces: list[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(pieces).astype(np.int64))
 
     return {
+        "ids": [sample.get("id", "") for sample in samples],
         "tokens": join(tokens)[None],
         "position_ids": join(positions)[None],
         "cu_seqlens": torch.tensor(boundaries, dtype=torch.int32),
         "max_seqlen": torch.tensor(int(np.diff(boundaries).max())),
-        "rows": join(rows),
+        "logit_positions": join(logit_positions),
         "labels": join(labels),
-        "segments": join(segments),
+        "sequence_ids": join(sequence_ids),
         "response_tokens": torch.tensor(response_tokens),
-        "real_tokens": torch.tensor(real_tokens),
+        "input_tokens": torch.tensor(input_tokens),
     }

@@ -20,7 +20,7 @@ from datasets.arrow_writer import ArrowWriter
 from solopo_nemo.data.lengths import Lengths, compression_rate
 from solopo_nemo.data.rows import data_files
 from solopo_nemo.data.tokenize import TripletEncoder
-from solopo_nemo.data.triplets import SEQUENCES, Needs, Triplet, read_triplets
+from solopo_nemo.data.triplets import Needs, Triplet, read_triplets, sequence_columns
 from solopo_nemo.data.vocabulary import check_tokenizer, require_token
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import write_json_line
@@ -214,7 +214,7 @@ def _fits(
     triplet: Triplet, ids: dict[str, list[int]], needs: Needs, max_tokens: int, too_long: TooLong, dropped: IO[str]
 ) -> bool:
     """Tell whether every sequence of a sample fits; list it in `dropped` where not."""
-    tokens = {name: sum(len(ids[column]) for column in SEQUENCES[name]) for name in needs.sequences}
+    tokens = {name: sum(len(ids[column]) for column in sequence_columns()[name]) for name in needs.sequences}
     name = max(tokens, key=lambda key: tokens[key])
     if tokens[name] <= max_tokens:
         return True

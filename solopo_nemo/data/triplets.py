@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ Message = dict[str, str]
 Prompt = str | list[Message]
 
 ROLES = ("system", "user", "assistant")
-SEQUENCES = {
-    "short_chosen": ("prompt_short", "chosen"),
-    "short_rejected": ("prompt_short", "rejected"),
-    "long_chosen": ("prompt_long", "chosen"),
-    "long_rejected": ("prompt_long", "rejected"),
-}
-COLUMNS = ("prompt_short", "prompt_long", "chosen", "rejected")
+PROMPT_COLUMNS = ("prompt_short", "prompt_long")
+COLUMNS = (*PROMPT_COLUMNS, "chosen", "rejected")
+
+
+@cache
+def sequence_columns() -> dict[str, tuple[str, str]]:
+    """The fields (prompt, response) that make up each sequence, by its name in ``solopo_nemo.objectives.SEQUENCES``."""
+    from solopo_nemo.objectives import SEQUENCES  # with torch, which reading a file does not need
+
+    return {name: (f"prompt_{sequence.prompt}", sequence.answer) for name, sequence in SEQUENCES.items()}
 
 
 @dataclass(frozen=True)
@@ -29,31 +33,31 @@ class Needs:
     """What an objective uses of a triplet.
 
     Attributes:
-        sequences: Names of prompt and response pairs, keys of `SEQUENCES`, as in `objective.sequences`.
+        sequences: Names of prompt and response pairs, keys of `sequence_columns()`, as in `objective.sequences`.
     """
 
     sequences: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        unknown = set(self.sequences) - set(SEQUENCES)
+        unknown = set(self.sequences) - set(sequence_columns())
         if unknown or not self.sequences:
-            raise ValueError(f"sequences must be some of {list(SEQUENCES)}, got {list(self.sequences)}")
+            raise ValueError(f"sequences must be some of {list(sequence_columns())}, got {list(self.sequences)}")
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The fields used, in the order of `COLUMNS`."""
-        used = {column for name in self.sequences for column in SEQUENCES[name]}
+        used = {column for name in self.sequences for column in sequence_columns()[name]}
         return tuple(column for column in COLUMNS if column in used)
 
     @property
     def prompts(self) -> tuple[str, ...]:
         """The prompts used."""
-        return tuple(column for column in self.columns if column.startswith("prompt"))
+        return tuple(column for column in self.columns if column in PROMPT_COLUMNS)
 
     @property
     def responses(self) -> tuple[str, ...]:
         """The responses used."""
-        return tuple(column for column in self.columns if not column.startswith("prompt"))
+        return tuple(column for column in self.columns if column not in PROMPT_COLUMNS)
 
 
 @dataclass(frozen=True)

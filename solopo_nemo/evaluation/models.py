@@ -14,6 +14,7 @@ from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.data.vocabulary import check_tokenizer
 from solopo_nemo.families import hf
+from solopo_nemo.runtime import device
 from solopo_nemo.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class EvaluatedModel:
         import torch
 
         torch.manual_seed(seed)
-        scale = GPU_BATCH if torch.cuda.is_available() else 1
+        scale = GPU_BATCH if device.cuda() else 1
         self.load().batch_size_per_gpu = max(1, scale * TOKENS_A_BATCH // max(1, tokens))
 
     def _find(self, work: Path) -> Path:
@@ -196,16 +197,15 @@ class EvaluatedModel:
         )
 
     def _local(self) -> Any:
-        import torch
         from lm_eval.models.huggingface import HFLM
 
-        cuda, folder = torch.cuda.is_available(), self._folder
+        folder = self._folder
         if changes := self._config.changes():
             folder = hf.linked_copy(folder, self._work / "model", changes)
         return HFLM(
             pretrained=str(folder),
             tokenizer=self.tokenizer,
-            device="cuda" if cuda else "cpu",
-            parallelize=torch.cuda.device_count() > 1,
+            device=device.current().type,
+            parallelize=device.count() > 1,
             max_length=self.window,
         )

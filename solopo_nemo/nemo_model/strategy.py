@@ -11,6 +11,7 @@ from megatron.core import tensor_parallel
 from megatron.core.distributed import DistributedDataParallelConfig
 
 from solopo_nemo.core import device
+from solopo_nemo.nemo_model import compat
 
 
 class SoLoPOStrategy(nl.MegatronStrategy):
@@ -22,7 +23,7 @@ class SoLoPOStrategy(nl.MegatronStrategy):
     """
 
     def __init__(self, *, seed: int, **kwargs: Any) -> None:
-        device.prepare_process()
+        compat.prepare_process()
         super().__init__(
             # NeMo's own printer runs a collective on rank 0 alone (progress_printer.py:228): gloo hangs
             # at the next world collective

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -11,8 +12,22 @@ from solopo_nemo.objectives.numerics import upcast
 
 PROMPTS = ("short", "long")
 ANSWERS = ("chosen", "rejected")
-SEQUENCES = ("short_chosen", "short_rejected", "long_chosen", "long_rejected")
-"""Every sequence name, in the order in which objectives list them: ``<prompt>_<answer>``."""
+
+
+class SequenceSpec(NamedTuple):
+    """What a sequence is made of.
+
+    Attributes:
+        prompt: one of ``PROMPTS``.
+        answer: one of ``ANSWERS``.
+    """
+
+    prompt: str
+    answer: str
+
+
+SEQUENCES = {f"{prompt}_{answer}": SequenceSpec(prompt, answer) for prompt in PROMPTS for answer in ANSWERS}
+"""Every sequence that can be scored, by name, in the order in which objectives list them."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from solopo_nemo.planning.layout import Layout
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.workload import Lengths, Workload
+from solopo_nemo.runtime.device import default_precision
 
 if TYPE_CHECKING:
     from solopo_nemo.config.schema import RunConfig
@@ -73,7 +74,7 @@ class Run:
             workload=Workload.of(objective, lengths),
             layout=Layout.of(config.parallel, world),
             device=device,
-            precision=config.trainer.precision or ("bf16" if device == GPU else "fp32"),
+            precision=config.trainer.precision or default_precision(device == GPU),
             recompute=config.model.recompute,
             logits_chunk_size=config.model.logits_chunk_size,
             micro_batch=config.trainer.micro_batch,

@@ -63,8 +63,10 @@ class Workload:
 
 
 def _sequences(names: Iterable[str], lengths: Lengths) -> tuple[Sequence, ...]:
+    from solopo_nemo.objectives import SEQUENCES
+
     def one(name: str) -> Sequence:
-        prompt = lengths.long if name.startswith("long") else lengths.short
+        prompt = lengths.long if SEQUENCES[name].prompt == "long" else lengths.short
         return Sequence(name, prompt + lengths.response - 1, lengths.response)
 
     return tuple(one(name) for name in names)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from solopo_nemo.runtime import device
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -100,7 +102,7 @@ class StopRequest:
         import torch
         import torch.distributed as dist
 
-        asked = torch.tensor(int(self.received), device=torch.cuda.current_device())
+        asked = torch.tensor(int(self.received), device=device.current())
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         self.agreed = bool(asked)
         self.asked_at = time.monotonic()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import datasets
 import lightning.pytorch as pl
 import nemo.lightning as nl
 import numpy as np
-import torch
 from megatron.core import parallel_state
 from nemo.lightning.data import WrappedDataLoader
 from pyarrow.compute import list_value_length
@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.data.balance import balanced_order
-from solopo_nemo.data.packing import Layout, pack
-from solopo_nemo.data.triplets import SEQUENCES
+from solopo_nemo.data.packing import Batch, Layout, pack
+from solopo_nemo.data.triplets import sequence_columns
 from solopo_nemo.objectives import Objective
 from solopo_nemo.planning import ModelShape, forward_flops
 from solopo_nemo.planning import Sequence as Lengthed
@@ -90,42 +90,9 @@ def sample_costs(samples: datasets.Dataset, sequences: Sequence[str], shape: Mod
     }
     costs = np.zeros(len(samples))
     for name in sequences:
-        prompt, response = (lengths[column] for column in SEQUENCES[name])
+        prompt, response = (lengths[column] for column in sequence_columns()[name])
         costs += forward_flops(shape, Lengthed(name, prompt + response - 1, response)).total
     return costs
-
-
-class Collate:
-    """Packs samples for one rank and adds what the objective wants of the reference policy.
-
-    Args:
-        objective: names the sequences.
-        layout: this rank's place.
-        scores: cached reference log-probabilities by sample id and sequence, or ``None``.
-        online: also pack the sequences that the frozen copy will score.
-    """
-
-    def __init__(
-        self,
-        objective: Objective,
-        layout: Layout,
-        scores: Mapping[str, Mapping[str, float]] | None = None,
-        online: bool = False,
-    ) -> None:
-        self.objective, self.layout, self.scores, self.online = objective, layout, scores, online
-
-    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """One micro-batch; see :func:`solopo_nemo.data.packing.pack`."""
-        batch: dict[str, Any] = pack(samples, self.objective.sequences, self.layout)
-        batch["ids"] = [sample["id"] for sample in samples]
-        names = self.objective.reference_sequences
-        if names and self.online:
-            batch["reference_batch"] = pack(samples, names, self.layout)
-        elif names and self.scores is not None:
-            batch["reference"] = {
-                name: torch.tensor([self.scores[i][name] for i in batch["ids"]], dtype=torch.float32) for name in names
-            }
-        return batch
 
 
 def packing_layout(config: RunConfig) -> Layout:
@@ -145,17 +112,14 @@ class TripletDataModule(pl.LightningDataModule):
         objective: names the sequences.
         samples: tokenized samples.
         shape: of the model, for what each sample costs.
-
-    Attributes:
-        scores: set by the reference callback before the first batch.
     """
 
     def __init__(self, config: RunConfig, objective: Objective, samples: datasets.Dataset, shape: ModelShape) -> None:
         super().__init__()
         self.shape = shape
         self.config, self.objective, self.samples = config, objective, samples
+        self._samples = samples.with_format("numpy")
         self.steps = total_steps(config, len(samples))
-        self.scores: dict[str, dict[str, float]] | None = None
         # pipeline stages exchange the true shapes: the sampler's sequence length is never used
         self.data_sampler = nl.MegatronDataSampler(
             seq_len=1,
@@ -164,10 +128,18 @@ class TripletDataModule(pl.LightningDataModule):
             output_log=False,
         )
 
-    def collate(self) -> Collate:
-        """The collate function of this rank."""
-        layout = packing_layout(self.config)
-        return Collate(self.objective, layout, self.scores, online=self.config.reference == "online")
+    def pack(self, samples: Sequence[Mapping[str, Any]], sequences: Sequence[str]) -> Batch:
+        """This rank's share of the named sequences of samples."""
+        return pack(samples, sequences, packing_layout(self.config))
+
+    def reference_batch(self, batch: Batch) -> Batch:
+        """The sequences that the reference policy scores, of the samples of a micro-batch."""
+        samples = [self._samples[self._row_of[i]] for i in batch["ids"]]
+        return self.pack(samples, self.objective.reference_sequences)
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.samples["id"])}
 
     def train_dataloader(self) -> WrappedDataLoader:
         """Micro-batches from the first sample that the restored step has not seen."""
@@ -183,17 +155,5 @@ class TripletDataModule(pl.LightningDataModule):
             parallel_state.get_data_parallel_world_size(),
             self.config.trainer.micro_batch,
         )
-        return WrappedDataLoader(mode="train", dataset=stream, num_workers=0, collate_fn=_Late(self.collate))
-
-
-class _Late:
-    """Builds the collate function at the first batch: the reference scores come after the loader."""
-
-    def __init__(self, make: Callable[[], Collate]) -> None:
-        self._make = make
-        self._collate: Collate | None = None
-
-    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        if self._collate is None:
-            self._collate = self._make()
-        return self._collate(samples)
+        collate = partial(self.pack, sequences=self.objective.sequences)
+        return WrappedDataLoader(mode="train", dataset=stream, num_workers=0, collate_fn=collate)

@@ -20,9 +20,11 @@ from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptim
 
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.core import device
+from solopo_nemo.core.step import Reference
 from solopo_nemo.data.prepared import load_prepared
 from solopo_nemo.families.hf import read_config
 from solopo_nemo.nemo_model.strategy import SoLoPOStrategy
+from solopo_nemo.objectives import Objective
 from solopo_nemo.planning import load_shape
 from solopo_nemo.runtime import environment
 from solopo_nemo.runtime.signals import StopRequest
@@ -30,7 +32,7 @@ from solopo_nemo.training.callbacks.auto_alpha import AutoAlpha
 from solopo_nemo.training.callbacks.finite import NonFinite
 from solopo_nemo.training.callbacks.metrics import Metrics, StepValues
 from solopo_nemo.training.callbacks.progress import ProgressLine
-from solopo_nemo.training.callbacks.reference import CachedReference, OnlineReference
+from solopo_nemo.training.callbacks.reference import CopiedReference, ScoredReference
 from solopo_nemo.training.callbacks.validation import Validation
 from solopo_nemo.training.checkpoints.resume import to_resume_from
 from solopo_nemo.training.checkpoints.saving import Checkpoints
@@ -47,17 +49,19 @@ logger = logging.getLogger("solopo_nemo")
 
 def precision_of(config: RunConfig) -> str:
     """``fp32`` or ``bf16``; what the configuration leaves open the device decides."""
-    return config.trainer.precision or ("bf16" if device.cuda() else "fp32")
+    return config.trainer.precision or device.default_precision()
 
 
-def build_model(config: RunConfig, checkpoint: Path, objective: Any) -> Any:
+def build_model(config: RunConfig, checkpoint: Path, objective: Objective, reference: Reference | None) -> Any:
     """The NeMo model of a checkpoint with the run's objective, optimizer and compute settings."""
     from solopo_nemo.nemo_model.models import nemo_model
 
     # hf/config.json, and not NeMo's context, says what the model is: other rope scaling is written there
     dtype = torch.bfloat16 if precision_of(config) == "bf16" else torch.float32
     hf_config = read_config(checkpoint / "hf")
-    model = nemo_model(hf_config, dtype, objective=objective, row_chunk=config.model.logits_chunk_size)
+    model = nemo_model(
+        hf_config, dtype, objective=objective, reference=reference, logits_chunk_size=config.model.logits_chunk_size
+    )
     settings: dict[str, Any] = {"cp_comm_type": config.parallel.cp_comm_type, "pipeline_dtype": dtype}
     if config.model.recompute == "full":
         settings |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -126,30 +130,29 @@ def fit(
     paths, objective = Paths(config.output), config.build_objective()
     prepared, shape = load_prepared(paths.tokenized), load_shape(str(paths.initial / "hf"))
     data = TripletDataModule(config, objective, prepared.dataset, shape)
-    model = build_model(config, paths.initial, objective)
+    reference: CopiedReference | ScoredReference | None = None
+    if objective.reference_sequences and config.reference == "online":
+        reference = CopiedReference(paths.initial, data)
+    elif objective.reference_sequences:
+        key = cache_key(
+            read_weights_hash(paths), prepared.fingerprint, objective.reference_sequences, precision_of(config)
+        )
+        reference = ScoredReference(ReferenceCache(paths.reference, key), data, stop, only_reference)
+    model = build_model(config, paths.initial, objective, reference)
     build_optimizer(config, data.steps).connect(model)
 
     # the reference policy is the initial one, whatever has been trained since
     resume = None if only_reference else to_resume_from(config.trainer.resume, paths.checkpoints)
 
-    trainer_callbacks: list[pl.Callback] = []
-    if objective.reference_sequences:
-        if config.reference == "online":
-            trainer_callbacks.append(OnlineReference(paths.initial))
-        else:
-            key = cache_key(
-                read_weights_hash(paths), prepared.fingerprint, objective.reference_sequences, precision_of(config)
-            )
-            cache = ReferenceCache(paths.reference, key)
-            trainer_callbacks.append(CachedReference(cache, data, stop, only_reference))
+    trainer_callbacks: list[pl.Callback] = [reference] if reference else []
     if config.auto_alpha and not only_reference:
         trainer_callbacks.append(AutoAlpha(data, paths.alpha, stop))
     values, skip = StepValues(), config.trainer.nonfinite == "skip"
+    samples, batch = len(prepared.dataset), config.trainer.global_batch
     trainer_callbacks += [
+        values,
         NonFinite(skip, values, paths.checkpoints),
-        Metrics(
-            paths.metrics, values, skip, len(prepared.dataset), config.trainer.global_batch, [ProgressLine(data.steps)]
-        ),
+        Metrics(paths.metrics, values, skip, samples, batch, [ProgressLine(data.steps)]),
     ]
     suite, every = config.trainer.select_best, config.trainer.checkpoint_every
     keep = None if suite else config.trainer.keep_checkpoints  # the best one is known once it is scored

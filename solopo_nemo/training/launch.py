@@ -13,7 +13,7 @@ from rich.console import Console
 
 from solopo_nemo.config.schema import RunConfig, load_config, read_config, save_config
 from solopo_nemo.config.world import check_world, local_world
-from solopo_nemo.runtime import environment, logs
+from solopo_nemo.runtime import device, environment, logs
 from solopo_nemo.runtime.cli import EXIT_RESUMABLE
 from solopo_nemo.runtime.output import atomic_text, check_writable
 from solopo_nemo.runtime.signals import SIGNALS, Stopped, StopRequest, spare_helpers, stopping_at_once
@@ -90,6 +90,9 @@ def _run_rank(config: RunConfig, only_reference: bool) -> int:
         return code
     if only_reference or not _trained(config):
         with logs.quiet_imports():
+            from solopo_nemo.core.device import prepare_process
+
+            prepare_process()  # before NeMo is imported: the import is faster then
             from solopo_nemo.training.failures.supervise import supervised_fit
         logs.to_file(config.output / "logs", rank)
         code = supervised_fit(config, stop, only_reference)
@@ -159,8 +162,6 @@ def _evaluate(config: RunConfig, moment: str, model: Path) -> None:
     wanted = evaluation.name == "builtin" or (evaluation.name == "auto" and config.model.init == "builtin")
     if not wanted or moment in rows or not (model / "config.json").is_file():
         return
-    import torch
-
     from solopo_nemo.evaluation.accuracy import evaluate_accuracy
 
     logger.info("answer accuracy %s training", moment)
@@ -170,7 +171,7 @@ def _evaluate(config: RunConfig, moment: str, model: Path) -> None:
         questions_per_length=evaluation.questions,
         seed=evaluation.seed,
         short_paragraphs=config.data.builtin.short_paragraphs,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=device.current().type,
     )
     rows[moment] = [row.as_json() for row in measured]
     with atomic_text(path) as stream:

@@ -19,6 +19,7 @@ from solopo_nemo.data.triplets import Needs
 from solopo_nemo.families import hf
 from solopo_nemo.families.hf import is_checkpoint
 from solopo_nemo.families.weights import find_weights
+from solopo_nemo.runtime import device
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, write_json_line
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
@@ -160,9 +161,7 @@ def prepare(config: RunConfig) -> dict[str, Any]:
 
 
 def _in_bf16(config: RunConfig) -> bool:
-    import torch
-
-    return config.trainer.precision == "bf16" or (config.trainer.precision is None and torch.cuda.is_available())
+    return (config.trainer.precision or device.default_precision()) == "bf16"
 
 
 def _training_file(config: RunConfig, paths: Paths) -> Path:

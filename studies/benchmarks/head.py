@@ -107,7 +107,7 @@ def _pass(spec: HeadSpec) -> tuple[Callable[[], None], list[Any]]:
         bias=False,
         gather_output=False,
     )
-    head = ResponseHead.take_over(stock, spec.row_chunk)
+    head = ResponseHead.from_output_layer(stock, spec.row_chunk)
     where = torch.cuda.current_device()
     positions = spec.long + spec.response
     hidden = torch.randn(positions, 1, spec.hidden, device=where)

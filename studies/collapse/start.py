@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.tokenizer_files import load_tokenizer
-from solopo_nemo.data.triplets import SEQUENCES, Needs, read_triplets
+from solopo_nemo.data.triplets import Needs, read_triplets, sequence_columns
 from solopo_nemo.objectives import Objective, ObjectiveOutput, SequenceScores, build_objective
 from studies.collapse.cells import FORMS, OBJECTIVES
 
@@ -147,7 +147,7 @@ def score(model: Any, samples: Samples, names: Sequence[str] = NAMES) -> dict[st
     """Summed log-probabilities of the responses, with gradient."""
     scores = {}
     for name in names:
-        prompts, responses = ([torch.tensor(s[column]) for s in samples] for column in SEQUENCES[name])
+        prompts, responses = ([torch.tensor(s[column]) for s in samples] for column in sequence_columns()[name])
         joined = [torch.cat(pair) for pair in zip(prompts, responses, strict=True)]
         inputs = torch.nn.utils.rnn.pad_sequence(joined, batch_first=True)
         counts = torch.tensor([len(r) for r in responses])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -111,30 +112,35 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def samples_file(folder: Path) -> Path:
-    return folder / "pairs.jsonl.samples.jsonl"
+    return folder / "pairs.jsonl.samples.sqlite"
+
+
+def answers(folder: Path, *, in_use: bool = False) -> list[tuple[Any, ...]]:
+    """All answers that are kept; in use, as far as the file can be read beside its writer."""
+    address = f"{samples_file(folder).as_uri()}?{'immutable=1' if in_use else 'mode=ro'}"
+    with closing(sqlite3.connect(address, uri=True)) as database:
+        return database.execute("SELECT * FROM samples ORDER BY rowid").fetchall()
 
 
 def sampled(folder: Path) -> Counter[tuple[str, str]]:
     """How many answers each prompt has."""
-    lines = [json.loads(line) for line in samples_file(folder).read_text(encoding="utf-8").splitlines()[1:]]
-    counts: Counter[tuple[str, str]] = Counter()
-    for line in lines:
-        counts[line["id"], line["side"]] += len(line["samples"])
-    return counts
+    return Counter((id_, side) for id_, side, *_ in answers(folder))
 
 
-def wait_for_lines(process: subprocess.Popen[bytes], folder: Path, lines: int) -> None:
-    """Wait until a tool that still works has written so many lines of samples."""
-    file = samples_file(folder)
-    while not file.exists() or file.read_bytes().count(b"\n") <= lines:
+def wait_for_answers(process: subprocess.Popen[bytes], folder: Path, count: int) -> None:
+    """Wait until a tool that still works has kept so many answers."""
+    found = 0
+    while found < count:
         assert process.poll() is None
+        with suppress(sqlite3.Error):
+            found = len(answers(folder, in_use=True))
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.005)
 
 
-def stop_at(process: subprocess.Popen[bytes], folder: Path, lines: int, how: signal.Signals) -> int:
-    """End a tool that has written so many lines and still works; return its exit code."""
-    wait_for_lines(process, folder, lines)
+def stop_at(process: subprocess.Popen[bytes], folder: Path, count: int, how: signal.Signals) -> int:
+    """End a tool that has kept so many answers and still works; return its exit code."""
+    wait_for_answers(process, folder, count)
     process.send_signal(how)
     return process.wait()
 
@@ -167,22 +173,24 @@ def test_a_server_that_goes_away_and_a_killed_tool_lose_nothing(serve: Serve, tm
     tool = started(command(contexts, out, port))
     try:
         # the server dies while it answers, the tool goes on asking until another one is there, and is killed itself
-        wait_for_lines(tool, out, 20)
+        wait_for_answers(tool, out, 20 * SAMPLES)
         server.kill()
         server.wait()
         _, port = serve("--port", port)
-        before = samples_file(out).read_bytes().count(b"\n")
-        assert stop_at(tool, out, before + 20, signal.SIGKILL) == -signal.SIGKILL
+        before = len(answers(out, in_use=True))
+        assert stop_at(tool, out, before + 20 * SAMPLES, signal.SIGKILL) == -signal.SIGKILL
     finally:
         tool.kill()
         tool.wait()
     assert not (out / "pairs.jsonl").exists()
 
-    kept, whole_lines = len(sampled(out)), samples_file(out).read_bytes().rpartition(b"\n")[0]
+    with closing(sqlite3.connect(samples_file(out))) as database:
+        database.execute("SELECT count(*) FROM samples")  # takes back what the killed tool had begun to write
+    kept, before_the_kill = len(sampled(out)), answers(out)
     assert 40 <= kept < 2 * questions
     summary = completed(command(contexts, out, port), questions)
     assert summary["prompts"] == {"sampled": 2 * questions - kept, "reused": kept}
-    assert samples_file(out).read_bytes().startswith(whole_lines + b"\n")
+    assert answers(out)[: len(before_the_kill)] == before_the_kill
     assert set(sampled(out).values()) == {SAMPLES} and len(sampled(out)) == 2 * questions
     # all that was asked twice is what was under way, two prompts at most, when the server and the tool were killed
     assert asked(tmp_path) <= 2 * questions + 4
@@ -212,17 +220,16 @@ def test_a_killed_tool_with_a_local_model_ends_with_the_same_files(contexts: Pat
     local = [*command(contexts, tmp_path / "whole", None), "--batch", "4"]
     completed(local)
     killed = [argument.replace("/whole/", "/killed/") for argument in local]
-    for lines, how, code in ((3, signal.SIGKILL, -signal.SIGKILL), (20, signal.SIGINT, EXIT_RESUMABLE)):
+    for kept, how, code in ((10, signal.SIGKILL, -signal.SIGKILL), (60, signal.SIGINT, EXIT_RESUMABLE)):
         process = started(killed)
-        assert stop_at(process, tmp_path / "killed", lines, how) == code
-    samples = samples_file(tmp_path / "killed")
-    # one batch of the second question, and a line that was not finished
-    lines = samples.read_bytes().splitlines(keepends=True)
-    samples.write_bytes(b"".join(lines[:12]) + b'{"id": "2hop')
+        assert stop_at(process, tmp_path / "killed", kept, how) == code
+    # five prompts, and the first of the two batches of another
+    with closing(sqlite3.connect(samples_file(tmp_path / "killed"))) as database, database:
+        database.execute(f"DELETE FROM samples WHERE rowid > {5 * SAMPLES + 4}")
     summary = completed(killed)
     assert summary["prompts"] == {"sampled": 2 * QUESTIONS - 5, "reused": 5}
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert samples.read_bytes() == samples_file(tmp_path / "whole").read_bytes()
+    assert answers(tmp_path / "killed") == answers(tmp_path / "whole")
 
 
 def refused(arguments: list[str]) -> str:

@@ -50,7 +50,7 @@ def measure() -> dict[tuple[str, int], int]:
     stock = ColumnParallelLinear(
         HIDDEN, VOCAB, config=config, init_method=torch.nn.init.normal_, bias=False, gather_output=False
     )
-    head = ResponseHead.take_over(stock, row_chunk=16)
+    head = ResponseHead.from_output_layer(stock, logits_chunk_size=16)
     peaks = {}
     for length in LENGTHS:
         hidden = torch.randn(length, 1, HIDDEN, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The packed layout: parts, positions, labels across rank borders, padding."""
+"""The packed layout: sequences, positions, labels across rank borders, padding."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ SAMPLES = [
     },
     {"id": "1", "prompt_short": [4], "prompt_long": list(range(70, 81)), "chosen": [53], "rejected": [61, 62, 63, 64]},
 ]
-PARTS = [(SAMPLES[i][p], SAMPLES[i][r]) for i in (0, 1) for p, r in
+PAIRS = [(SAMPLES[i][p], SAMPLES[i][r]) for i in (0, 1) for p, r in
          (("prompt_short", "chosen"), ("prompt_short", "rejected"), ("prompt_long", "chosen"))]  # fmt: skip
 
 
 def test_one_rank_holds_the_sequences_one_after_the_other() -> None:
     batch = pack(SAMPLES, NAMES, Layout())
     tokens, start = batch["tokens"][0], 0
-    for part, (prompt, response) in enumerate(PARTS):
+    for number, (prompt, response) in enumerate(PAIRS):
         ids = prompt + response
         length = len(ids) - 1
         assert tokens[start : start + length].tolist() == ids[:-1]
         assert batch["position_ids"][0, start : start + length].tolist() == list(range(length))
-        own = batch["segments"] == part
+        own = batch["sequence_ids"] == number
         assert batch["labels"][own].tolist() == response
-        assert (batch["rows"][own] - start).tolist() == list(range(len(prompt) - 1, length))
+        assert (batch["logit_positions"][own] - start).tolist() == list(range(len(prompt) - 1, length))
         start += length
     assert start == tokens.numel() == int(batch["cu_seqlens"][-1])
-    assert batch["response_tokens"].tolist() == [len(r) for _, r in PARTS]
+    assert batch["response_tokens"].tolist() == [len(r) for _, r in PAIRS]
 
 
 @pytest.mark.parametrize(("cp", "multiple"), [(2, 1), (4, 1), (2, 2), (1, 2)])
 def test_ranks_together_hold_every_scored_row_once(cp: int, multiple: int) -> None:
     whole = pack(SAMPLES, NAMES, Layout())
-    want = sorted(zip(whole["segments"].tolist(), whole["position_ids"][0, whole["rows"]].tolist(),
-                      whole["tokens"][0, whole["rows"]].tolist(), whole["labels"].tolist(), strict=True))  # fmt: skip
+    want = sorted(zip(whole["sequence_ids"].tolist(), whole["position_ids"][0, whole["logit_positions"]].tolist(),
+                      whole["tokens"][0, whole["logit_positions"]].tolist(), whole["labels"].tolist(), strict=True))  # fmt: skip
     got, sizes = [], set()
     for rank in range(cp):
         part = pack(SAMPLES, NAMES, Layout(cp, rank, multiple, pad_id=999))
-        rows = part["rows"]
-        got += zip(part["segments"].tolist(), part["position_ids"][0, rows].tolist(), part["tokens"][0, rows].tolist(),
+        rows = part["logit_positions"]
+        got += zip(part["sequence_ids"].tolist(), part["position_ids"][0, rows].tolist(), part["tokens"][0, rows].tolist(),
                    part["labels"].tolist(), strict=True)  # fmt: skip
         assert (rows.diff() > 0).all()
         assert part["response_tokens"].equal(whole["response_tokens"])
-        assert part["real_tokens"].equal(whole["real_tokens"])
+        assert part["input_tokens"].equal(whole["input_tokens"])
         sizes.add(part["tokens"].numel())
         assert part["tokens"].numel() % multiple == 0
         assert 999 not in part["tokens"][0, rows]
@@ -73,6 +73,6 @@ def test_an_empty_prompt_or_response_is_refused() -> None:
 
 def test_a_rank_without_a_response_row_has_empty_rows() -> None:
     sample = {"id": "0", "prompt_short": [1] * 30, "prompt_long": [1], "chosen": [2], "rejected": [3]}
-    rows = [len(pack([sample], ("short_chosen",), Layout(4, r))["rows"]) for r in range(4)]
+    rows = [len(pack([sample], ("short_chosen",), Layout(4, r))["logit_positions"]) for r in range(4)]
     assert sorted(rows) == [0, 0, 0, 1]
-    assert pack([sample], ("short_chosen",), Layout(4, 1))["rows"].dtype == torch.int64
+    assert pack([sample], ("short_chosen",), Layout(4, 1))["logit_positions"].dtype == torch.int64

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from shown import DOCS, ROOT, Command, commands
+from zygote import forking
 
 PAGE = DOCS / "variant.md"
 SMALL = ("trainer.max_steps=3", "trainer.global_batch=4", "trainer.micro_batch=2", "data.builtin.samples=12",
@@ -44,7 +45,8 @@ def test_it_passes_the_bound_test() -> None:
 
 @pytest.mark.slow
 def test_it_trains(tmp_path: Path) -> None:
-    run(shown("recipes/solo_dpo.py"), *SMALL, f"output_dir={tmp_path / 'out'}")
+    with forking():
+        run(shown("recipes/solo_dpo.py"), *SMALL, f"output_dir={tmp_path / 'out'}")
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 3
     assert rows[0]["rewards/margin"] == pytest.approx(0.0, abs=1e-4)  # the policy is the reference still

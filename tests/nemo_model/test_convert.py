@@ -15,6 +15,7 @@ import torch
 from hf_models import CASES
 from layouts import Layout
 from spawn import run_ranks
+from zygote import forking
 
 from solopo_nemo.families import hf
 from solopo_nemo.families.family import FAMILIES
@@ -48,7 +49,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(models: Path) -> dict[str, dict[str, Any]]:
-    return run_isolated("the conversions", hf_models.convert_all, models)
+    with forking():
+        return run_isolated("the conversions", hf_models.convert_all, models)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -106,9 +108,10 @@ def test_the_command(models: Path, tmp_path: Path) -> None:
         convert("import", source, checkpoint, "--rope-scaling", json.dumps(yarn)).stdout.splitlines()[-1]
     )
     assert (first["family"], first["window"], first["dtype"]) == ("qwen2", 2048, "float32")
-    again = convert("import", source, checkpoint, "--rope-scaling", json.dumps(yarn))
+    with forking():
+        again = convert("import", source, checkpoint, "--rope-scaling", json.dumps(yarn))
+        refused = convert("import", source, checkpoint, expect=2).stderr
     assert json.loads(again.stdout.splitlines()[-1]) == first
-    refused = convert("import", source, checkpoint, expect=2).stderr
     assert refused.count("\n") == 1
     assert "--overwrite" in refused
 
@@ -149,7 +152,8 @@ def test_training_sees_other_rope_scaling(tmp_path: Path) -> None:
     scaling = "model.rope_scaling={type: yarn, factor: 4.0, original_max_position_embeddings: 256}"
     command = ["tools/cache_reference.py", scaling, "data.builtin.samples=4", f"output_dir={tmp_path}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *command, "trainer.global_batch=4"], cwd=ROOT, env=environment, check=True)
+    with forking():
+        subprocess.run([sys.executable, *command, "trainer.global_batch=4"], cwd=ROOT, env=environment, check=True)
     paths = Paths(tmp_path)
     lines = next(paths.reference.glob("*/scores.jsonl")).read_text().splitlines()
     scores = {row["id"]: row["short_chosen"] for row in map(json.loads, lines)}

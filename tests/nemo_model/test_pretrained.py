@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from zygote import forking
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -43,9 +44,11 @@ def test_imported_trained_exported_and_generating(smollm2: Path, shared_data: Pa
 
     def run(*command: object) -> None:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
+        with forking():
+            done = subprocess.run(
+                [sys.executable, *map(str, command)], cwd=ROOT, env=environment,
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
     triplets, output = tmp_path / "triplets.jsonl", tmp_path / "run"

@@ -131,7 +131,7 @@ def test_a_ranks_share_is_what_packing_gives_it(context: int, sequence: bool) ->
         pack([sample, sample], SOLO.sequences, Packing(context, rank, 2 if sequence else 1)) for rank in range(context)
     ]
     assert {share.tokens} == {batch["tokens"].numel() for batch in packed}
-    assert share.rows == max(batch["rows"].numel() for batch in packed)
+    assert share.rows == max(batch["logit_positions"].numel() for batch in packed)
     assert share.longest == int(packed[0]["max_seqlen"])
 
 

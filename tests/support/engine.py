@@ -97,7 +97,7 @@ def build(layout: Layout) -> Any:
         )
         | recompute
     )  # fmt: skip
-    model = cls(config, row_chunk=3)
+    model = cls(config, logits_chunk_size=3)
     model.configure_model()
     seed_weights(model)
     model.module = DistributedDataParallel(
@@ -175,7 +175,7 @@ def gather_full(model: Any, tensors: dict[str, tuple[torch.Tensor, torch.Tensor]
     return merged
 
 
-def batches(layout: Layout, objective: Any) -> list[dict[str, Any]]:
+def batches(layout: Layout, objective: Any) -> list[Any]:
     """This data-parallel rank's micro-batches of one global batch."""
     from megatron.core import parallel_state
 
@@ -184,16 +184,22 @@ def batches(layout: Layout, objective: Any) -> list[dict[str, Any]]:
 
     packing = Packing(layout.cp, parallel_state.get_context_parallel_rank(), layout.tp if layout.sp else 1)
     samples, out = make_samples(), []
-    scores = reference_scores(samples, objective.reference_sequences)
     dp, dp_rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
     for i in range(0, SAMPLES, MICRO_BATCH):
         if (i // MICRO_BATCH) % dp != dp_rank:
             continue
-        batch: dict[str, Any] = pack(samples[i : i + MICRO_BATCH], objective.sequences, packing)
-        if scores:
-            batch["reference"] = {k: v[i : i + MICRO_BATCH] for k, v in scores.items()}
-        out.append(batch)
+        out.append(pack(samples[i : i + MICRO_BATCH], objective.sequences, packing))
     return out
+
+
+def made_up_reference(objective: Any) -> Any:
+    """:func:`reference_scores` as the step asks for them."""
+    from solopo_nemo.core.reference import CachedReference
+
+    samples, names = make_samples(), objective.reference_sequences
+    columns = {name: scores.tolist() for name, scores in reference_scores(samples, names).items()}
+    table = {s["id"]: {name: column[i] for name, column in columns.items()} for i, s in enumerate(samples)}
+    return CachedReference(names, table)
 
 
 def step(model: Any, layout: Layout, objective: Any) -> dict[str, float]:
@@ -201,7 +207,7 @@ def step(model: Any, layout: Layout, objective: Any) -> dict[str, float]:
     from megatron.core import parallel_state
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    model.objective, model._training_loss_reduction = objective, None
+    model.objective, model.reference, model._training_loss_reduction = objective, made_up_reference(objective), None
     reduction = model.training_loss_reduction
 
     def forward_step(iterator: Any, _: Any) -> Any:

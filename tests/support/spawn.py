@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from zygote import forking
 
 
 def free_port() -> int:
@@ -31,7 +32,8 @@ def _entry(rank: int, world: int, port: int, function: Callable[..., Any], args:
 
 
 def run_ranks(world: int, function: Callable[..., Any], args: tuple[Any, ...], out: Path) -> Any:
-    torch.multiprocessing.start_processes(
-        _entry, (world, free_port(), function, args, str(out)), nprocs=world, start_method="spawn"
-    )
+    with forking():
+        torch.multiprocessing.start_processes(
+            _entry, (world, free_port(), function, args, str(out)), nprocs=world, start_method="spawn"
+        )
     return torch.load(out, weights_only=False)

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
+from zygote import forking
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -45,6 +46,7 @@ def run(
     torchrun: bool = False,
     expect: int = 0,
     orders: Sequence[dict[str, object]] = (),
+    real: bool = False,
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; the finished process with its output.
@@ -56,15 +58,17 @@ def run(
         torchrun: start two ranks with ``torchrun``.
         expect: exit code.
         orders: for the plugin ``injected``.
+        real: start a process as a user does, not a fork of one that has imported NeMo (``zygote``).
         **environment: more variables.
     """
     words = command(output, *overrides, script=script)
     if torchrun:
         words[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        words, cwd=ROOT, env=ENVIRONMENT | {"INJECT": json.dumps(list(orders))} | environment,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    with nullcontext() if real or torchrun else forking():
+        done = subprocess.run(
+            words, cwd=ROOT, env=ENVIRONMENT | {"INJECT": json.dumps(list(orders))} | environment,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
     assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 

@@ -39,7 +39,7 @@ def test_a_run_through_everything_that_can_happen_to_it(finished: Path, tmp_path
     assert "solopo_nemo.rank step 3: loss" in failed, "the last log line of the rank that is gone"
 
     quick = "trainer.timeout_minutes=0.5"
-    failed = run(output, *SETTINGS, *TWO, quick, expect=1, orders=[inject("hang", rank=1, step=1)]).stderr
+    failed = run(output, *SETTINGS, *TWO, quick, expect=1, real=True, orders=[inject("hang", rank=1, step=1)]).stderr
     assert all(word in complaint(failed) for word in ("rank 1", "injected.py", "timeout_minutes", "step 3")), failed
     assert "time.sleep" in failed, "the stack of the rank that hangs"
 

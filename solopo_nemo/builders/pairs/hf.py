@@ -14,6 +14,7 @@ from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.data.vocabulary import check_tokenizer, require_token
 from solopo_nemo.families.hf import transformers_config
+from solopo_nemo.runtime.device import current
 from solopo_nemo.runtime.errors import UserError
 
 
@@ -44,7 +45,7 @@ class HuggingFaceBackend:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder), config=config, dtype="auto", local_files_only=True
             )
-            self._model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+            self._model = model.to(device or current().type).eval()
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"--model {folder}: cannot be loaded ({' '.join(str(error).split())})") from error
         ends = self._model.generation_config.eos_token_id

@@ -15,13 +15,13 @@ from solopo_nemo.data.rows import Row, read_rows
 from solopo_nemo.data.tokenize import TripletEncoder
 
 # one row at a time, where read_triplets stops at the first problem
-from solopo_nemo.data.triplets import COLUMNS, SEQUENCES, Needs, Triplet, parse_triplet
+from solopo_nemo.data.triplets import COLUMNS, Needs, Triplet, parse_triplet
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.progress import with_progress
 
 # what each kind of file must hold, asked one by one so that one problem does not hide another
 _WANTED = {
-    "triplets": tuple(SEQUENCES),
+    "triplets": ("short_chosen", "short_rejected", "long_chosen", "long_rejected"),
     "preferences": ("long_chosen", "long_rejected"),
     "fine-tuning": ("long_chosen",),
 }

@@ -21,7 +21,7 @@ from solopo_nemo.builders.pairs.datasets import (
 from solopo_nemo.builders.pairs.meter import Meter
 from solopo_nemo.builders.pairs.sampler import REFUSED, Sampler
 from solopo_nemo.builders.pairs.source import SIDES, Source
-from solopo_nemo.builders.pairs.store import Entry, SampleStore
+from solopo_nemo.builders.pairs.store import Entry, SampleStore, samples_file
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, beside, write_json_line
 
@@ -75,7 +75,7 @@ def sample_pairs(
     with Source(settings.contexts, settings.out.parent) as source:
         _check_bad(source, settings.skip_bad)
         backend = make_backend(sampling)
-        with SampleStore(beside(settings.out, "samples"), sampling) as store:
+        with SampleStore(samples_file(settings.out), sampling) as store:
             sampler = Sampler(source, store, backend, settings.sides, settings.size, sampling.seed)
             with Meter(len(source), settings.size) as meter:
                 settled = sampler.run(meter)

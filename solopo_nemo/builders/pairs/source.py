@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import tempfile
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from solopo_nemo.builders.contexts.question import BadRow
 from solopo_nemo.data.answers import normalize
@@ -23,6 +23,7 @@ from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.progress import with_progress
 
 SIDES = ("short", "long")
+_SCHEMA = "CREATE TABLE questions (number INTEGER PRIMARY KEY, id TEXT UNIQUE, rest TEXT)"
 
 
 @dataclass(frozen=True)
@@ -48,36 +49,31 @@ class Asked:
 
 
 class Source:
-    """All good rows of a contexts file, by number in file order; on disk, so that memory grows with their count only.
+    """All good rows of a contexts file, by number in file order; on disk, so that memory does not grow with them.
 
     Attributes:
         bad: The bad rows.
     """
 
-    def __init__(self, path: Path, spool_folder: Path) -> None:
+    def __init__(self, path: Path, folder: Path) -> None:
         """Validate the file as a whole.
 
         Args:
             path: `.jsonl`, `.jsonl.gz`, `.parquet`, a saved `datasets` folder, or a directory of such files.
-            spool_folder: Where the copy lives, in a file without name that vanishes with this process.
+            folder: Where the copy lives, in a database without name that vanishes with this process.
         """
         self.bad: list[BadRow] = []
-        self._offsets = array("q")
-        self._ids: list[str] = []
-        spool_folder.mkdir(parents=True, exist_ok=True)
-        self._spool: IO[bytes] = tempfile.TemporaryFile(dir=spool_folder)  # noqa: SIM115  closed by __exit__
-        seen: set[str] = set()
+        self._count = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            self._db = sqlite3.connect(file.name)
+            self._db.executescript("PRAGMA journal_mode = OFF; PRAGMA locking_mode = EXCLUSIVE; " + _SCHEMA)
         for row in with_progress(read_rows(path), "validating"):
             try:
-                asked = _parse(row)
-                if asked.id in seen:
-                    raise bad_field(row.where, "id", f"{asked.id!r} was used by an earlier row, ids must be unique")
+                self._add(_parse(row), row.where)
             except UserError as error:
                 self.bad.append(BadRow(str(error), row.value))
-                continue
-            seen.add(asked.id)
-            self._add(asked)
-        if not seen and not self.bad:
+        if not self._count and not self.bad:
             raise UserError(f"{path}: no questions in it: give a file with at least one row")
 
     def __enter__(self) -> Source:
@@ -86,24 +82,28 @@ class Source:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._spool.close()
+        self._db.close()
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return self._count
 
     def __getitem__(self, number: int) -> Asked:
-        self._spool.seek(self._offsets[number])
-        prompts, answers, meta = json.loads(self._spool.readline())
-        return Asked(self._ids[number], prompts, tuple(answers), meta)
+        id_, rest = self._db.execute("SELECT id, rest FROM questions WHERE number = ?", (number,)).fetchone()
+        prompts, answers, meta = json.loads(rest)
+        return Asked(id_, prompts, tuple(answers), meta)
 
     def ids(self) -> Iterator[str]:
         """Yield the ids in file order."""
-        return iter(self._ids)
+        return (id_ for (id_,) in self._db.execute("SELECT id FROM questions ORDER BY number"))
 
-    def _add(self, asked: Asked) -> None:
-        self._ids.append(asked.id)
-        self._offsets.append(self._spool.tell())
-        self._spool.write(json.dumps([asked.prompts, asked.answers, asked.meta]).encode() + b"\n")
+    def _add(self, asked: Asked, where: str) -> None:
+        rest = json.dumps([asked.prompts, asked.answers, asked.meta])
+        try:
+            self._db.execute("INSERT INTO questions VALUES (?, ?, ?)", (self._count, asked.id, rest))
+        except sqlite3.IntegrityError:
+            problem = f"{asked.id!r} was used by an earlier row, ids must be unique"
+            raise bad_field(where, "id", problem) from None
+        self._count += 1
 
 
 def _parse(row: Row) -> Asked:

@@ -1,23 +1,37 @@
-"""The samples file: each batch of answers is one line, written once and kept through any end of the process."""
+"""The samples file: a SQLite database that keeps every answer through any end of the process."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rich.console import Console
+
 from solopo_nemo.builders.pairs.backend import Sample, Sampling
 from solopo_nemo.builders.pairs.source import Asked
 from solopo_nemo.data.answers import is_right, stated_answer
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import RunFault, UserError
 
 PAIR = "pair"
-_FORMAT = 1
+_FORMAT = 2
+_COLUMNS = "id, side, digest, text, answer, prefixed, correct, cut"
+_FIELDS = ("text", "answer", "prefixed", "right", "cut")
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS settings (sampling TEXT);
+CREATE TABLE IF NOT EXISTS samples ({_COLUMNS});
+CREATE INDEX IF NOT EXISTS prompts ON samples (id, side);
+"""
+# a response that was cut teaches no end, an empty one nothing at all
+_FINISHED = "(text != '' AND NOT cut)"
+_ENTRY = (
+    f"SELECT digest, sum(correct AND {_FINISHED}), sum({_FINISHED}), sum(NOT {_FINISHED}), sum(NOT prefixed)"
+    " FROM samples WHERE id = ? AND side = ? GROUP BY digest"
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,6 @@ class Entry:
     """What is known of a prompt.
 
     Attributes:
-        offsets: Where its lines begin.
         digest: Of question, prompt and answers.
         right: Finished samples that are right.
         finished: Samples that reached their end.
@@ -33,7 +46,6 @@ class Entry:
         unprefixed: Samples without `The answer is:`.
     """
 
-    offsets: tuple[int, ...]
     digest: str
     right: int
     finished: int
@@ -54,22 +66,12 @@ class Entry:
             return "all_right" if self.right else "all_wrong"
         return PAIR
 
-    def __add__(self, later: Entry) -> Entry:
-        return Entry(
-            self.offsets + later.offsets,
-            self.digest,
-            self.right + later.right,
-            self.finished + later.finished,
-            self.cut + later.cut,
-            self.unprefixed + later.unprefixed,
-        )
-
 
 class SampleStore:
-    """An append-only file of samples and scores. A cut last line, of a killed process, is taken off and done again.
+    """A database of samples and scores; each batch of answers is one transaction.
 
-    The first line holds the sampling settings; other settings for the same file are refused, and so is a second
-    process.
+    The file keeps the sampling settings too: other settings for the same file are refused, and so is a second
+    process. Version 0.1 wrote `FILE.samples.jsonl`; its samples are taken over when the database is new.
     """
 
     def __init__(self, path: Path, sampling: Sampling) -> None:
@@ -80,17 +82,12 @@ class SampleStore:
         """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._entries: dict[tuple[str, str], Entry] = {}
-        self._settings = asdict(sampling)
-        self._samples = sampling.samples
-        # closed by __exit__
-        self._file = path.open("a+b")
+        self._settings, self._samples = asdict(sampling), sampling.samples
+        self._db = _connect(path)
         try:
-            self._lock()
-            self._cut_last_line()
-            self._load()
+            self._open()
         except BaseException:
-            self._file.close()
+            self._db.close()
             raise
 
     def __enter__(self) -> SampleStore:
@@ -99,7 +96,9 @@ class SampleStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._db.close()
+        if isinstance(error, sqlite3.Error):
+            raise RunFault(f"{self.path}: {error}: free space, or give another --out if it is damaged") from error
 
     def finished(self, asked: Asked, side: str) -> Entry | None:
         """Return what is known of a prompt, None where samples of it are still missing.
@@ -107,7 +106,7 @@ class SampleStore:
         Raises:
             UserError: It was sampled with another prompt or other answers.
         """
-        entry = self._entries.get((asked.id, side))
+        entry = self._entry(asked, side)
         if entry is not None and entry.digest != asked.digest(side):
             raise UserError(
                 f"{self.path}: holds samples of {asked.id!r} for another {side} prompt or other answers: "
@@ -117,127 +116,99 @@ class SampleStore:
 
     def count(self, asked: Asked, side: str) -> int:
         """Return how many samples of a prompt there are."""
-        entry = self._entries.get((asked.id, side))
+        entry = self._entry(asked, side)
         return 0 if entry is None else entry.samples
 
     def add(self, asked: Asked, side: str, samples: Sequence[Sample]) -> None:
         """Score samples of a prompt and write them; they are on disk when this returns."""
-        stated = [stated_answer(sample.text) for sample in samples]
-        line = {
-            "id": asked.id,
-            "side": side,
-            "digest": asked.digest(side),
-            "samples": [
-                {
-                    "text": sample.text,
-                    "answer": answer.text,
-                    "prefixed": answer.prefixed,
-                    "right": is_right(answer, asked.answers),
-                    "cut": sample.cut,
-                }
-                for sample, answer in zip(samples, stated, strict=True)
-            ],
-        }
-        self._know(line, self._append(line))
+        scored = []
+        for sample in samples:
+            stated = stated_answer(sample.text)
+            score = {"answer": stated.text, "prefixed": stated.prefixed, "right": is_right(stated, asked.answers)}
+            scored.append(asdict(sample) | score)
+        batch = {"id": asked.id, "side": side, "digest": asked.digest(side), "samples": scored}
+        with self._db:
+            self._write(_rows(batch))
 
     def texts(self, asked: Asked, side: str) -> tuple[list[str], list[str]]:
         """Return the right and the wrong answers of a sampled prompt, without those that were cut."""
-        samples: list[dict[str, Any]] = []
-        with self.path.open("rb") as stream:
-            for offset in self._entries[asked.id, side].offsets:
-                stream.seek(offset)
-                samples += json.loads(stream.readline())["samples"]
-        finished = [sample for sample in samples if _usable(sample)]
-        return (
-            [sample["text"] for sample in finished if sample["right"]],
-            [sample["text"] for sample in finished if not sample["right"]],
-        )
+        query = f"SELECT text, correct FROM samples WHERE id = ? AND side = ? AND {_FINISHED} ORDER BY rowid"
+        found = self._db.execute(query, (asked.id, side)).fetchall()
+        return [text for text, right in found if right], [text for text, right in found if not right]
 
-    def _know(self, line: dict[str, Any], offset: int) -> None:
-        key, entry = (line["id"], line["side"]), _entry(line, offset)
-        before = self._entries.get(key)
-        self._entries[key] = entry if before is None else before + entry
+    def _entry(self, asked: Asked, side: str) -> Entry | None:
+        found = self._db.execute(_ENTRY, (asked.id, side)).fetchone()
+        return None if found is None else Entry(*found)
 
-    def _append(self, line: dict[str, Any]) -> int:
-        if not self._file.seek(0, os.SEEK_END):
-            self._file.write(_encode({"format": _FORMAT, "sampling": self._settings}))
-        offset = self._file.tell()
-        self._file.write(_encode(line))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return offset
+    def _write(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        # settings without samples bind nobody
+        if self._db.execute("SELECT 1 FROM settings").fetchone() is None:
+            self._db.execute("INSERT INTO settings VALUES (?)", (json.dumps(self._settings),))
+        self._db.executemany(f"INSERT INTO samples ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{self.path}: another process is writing it: wait for that or stop it") from error
-        except OSError:
-            # a file system without locks
+    def _open(self) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > _FORMAT:
+            raise UserError(f"{self.path}: written by a later version of this tool: use that, or give another --out")
+        if not version:
+            with self._db:
+                self._take_over(self.path.with_suffix(".jsonl"))
+                self._db.execute(f"PRAGMA user_version = {_FORMAT}")
+        settings = self._db.execute("SELECT sampling FROM settings").fetchone()
+        if settings is not None:
+            self._check(self.path, json.loads(settings[0]))
+
+    def _take_over(self, earlier: Path) -> None:
+        """Copy the samples of version 0.1, without a last line that a killed process has cut."""
+        if not earlier.is_file():
             return
+        settings: dict[str, Any] = {}
+        with earlier.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    value = json.loads(line)
+                    rows = list(_rows(value)) if number > 1 else []
+                    settings = settings or value["sampling"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(f"{earlier}:{number}: not a line of samples ({error!r}): remove it") from error
+                if rows:
+                    self._check(earlier, settings)
+                    self._write(rows)
+        count = self._db.execute("SELECT count(*) FROM samples").fetchone()[0]
+        Console(stderr=True).print(f"{count} samples taken over from {earlier}", highlight=False, soft_wrap=True)
 
-    def _cut_last_line(self) -> None:
-        end = size = self._file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - 65536)
-            self._file.seek(start)
-            found = self._file.read(end - start).rfind(b"\n")
-            end = start + found + 1 if found >= 0 else start
-            if found >= 0:
-                break
-        if end < size:
-            self._file.truncate(end)
-
-    def _load(self) -> None:
-        self._file.seek(0)
-        if self._file.readline() and not self._file.read(1):
-            # settings without samples bind nobody
-            self._file.truncate(0)
-        self._file.seek(0)
-        offset = 0
-        for number, line in enumerate(self._file, start=1):
-            try:
-                value = json.loads(line)
-                if number == 1:
-                    self._check(value)
-                else:
-                    self._know(value, offset)
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{self.path}:{number}: not a line of samples ({error!r}): remove the line") from error
-            offset += len(line)
-
-    def _check(self, header: dict[str, Any]) -> None:
-        if header["format"] != _FORMAT:
-            raise UserError(f"{self.path}: written by another version of this tool: give another --out")
-        before, now = header["sampling"], self._settings
+    def _check(self, path: Path, before: dict[str, Any]) -> None:
         changed = [
-            f"{name} {before.get(name)!r} (now {now.get(name)!r})"
-            for name in before | now
-            if before.get(name) != now.get(name)
+            f"{name} {before.get(name)!r} (now {now!r})"
+            for name, now in self._settings.items()
+            if before.get(name) != now
         ]
         if changed:
             raise UserError(
-                f"{self.path}: holds samples of other settings, {', '.join(changed)}: give the same, or another --out"
+                f"{path}: holds samples of other settings, {', '.join(changed)}: give the same, or another --out"
             )
 
 
-def _encode(line: dict[str, Any]) -> bytes:
-    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+def samples_file(out: Path) -> Path:
+    """Return where the samples of a result are kept: `pairs.jsonl` gives `pairs.jsonl.samples.sqlite`."""
+    return out.with_name(f"{out.name}.samples.sqlite")
 
 
-def _entry(line: dict[str, Any], offset: int) -> Entry:
-    samples = line["samples"]
-    finished = [sample for sample in samples if _usable(sample)]
-    return Entry(
-        offsets=(offset,),
-        digest=line["digest"],
-        right=sum(sample["right"] for sample in finished),
-        finished=len(finished),
-        cut=len(samples) - len(finished),
-        unprefixed=sum(not sample["prefixed"] for sample in samples),
-    )
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        database = sqlite3.connect(path, timeout=0)
+        # the lock of the first transaction is held until the file is closed
+        database.executescript(f"PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE; {_SCHEMA} COMMIT")
+    except sqlite3.Error as error:
+        if "locked" in str(error):
+            raise UserError(f"{path}: in use by another process: wait for it, or give another --out") from None
+        raise UserError(f"{path}: cannot hold samples ({error}): remove it, or give another --out") from None
+    return database
 
 
-def _usable(sample: dict[str, Any]) -> bool:
-    """A response that was cut teaches no end, an empty one nothing at all."""
-    return bool(sample["text"]) and not sample["cut"]
+def _rows(batch: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield the samples of one batch in the order of the columns."""
+    for sample in batch["samples"]:
+        yield batch["id"], batch["side"], batch["digest"], *(sample[name] for name in _FIELDS)

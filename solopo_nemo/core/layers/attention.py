@@ -170,19 +170,19 @@ class _RingAttention(torch.autograd.Function):
         ring, parts = _Ring(group), _slices(lengths)
         own = torch.stack((k, v))
         out, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
-        moving = own
+        kv = own
         for step in range(ring.size):
             source = (ring.rank - step) % ring.size
-            begun = ring.start(moving) if step < ring.size - 1 else None
+            begun = ring.start(kv) if step < ring.size - 1 else None
             for part in parts:
                 if not step:  # in local order this rank's two chunks are causal as they stand
-                    out[part], lse[:, part] = _flash(q[part], moving[0, part], moving[1, part], True, scale)
+                    out[part], lse[:, part] = _flash(q[part], kv[0, part], kv[1, part], True, scale)
                     continue
-                seeing, seen = ring.visible(source, part)
-                more, more_lse = _flash(q[seeing], moving[0, seen], moving[1, seen], False, scale)
-                _merge(out[seeing], lse[:, seeing], more, more_lse)
+                q_slice, kv_slice = ring.visible(source, part)
+                more, more_lse = _flash(q[q_slice], kv[0, kv_slice], kv[1, kv_slice], False, scale)
+                _merge(out[q_slice], lse[:, q_slice], more, more_lse)
             if begun:
-                moving = ring.finish(begun)
+                kv = ring.finish(begun)
         ctx.save_for_backward(q, own, out, lse)
         ctx.ring, ctx.parts, ctx.scale = ring, parts, scale
         return out
@@ -190,31 +190,31 @@ class _RingAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, moving, out, lse = ctx.saved_tensors
+        q, kv, out, lse = ctx.saved_tensors
         ring: _Ring = ctx.ring
         dq = torch.zeros_like(q)
-        d_moving = torch.zeros_like(moving)  # travels with the keys and values that it belongs to
+        d_kv = torch.zeros_like(kv)  # travels with the keys and values that it belongs to
         for step in range(ring.size):
             source = (ring.rank - step) % ring.size
-            begun = ring.start(moving) if step < ring.size - 1 else None
-            mine = torch.zeros_like(moving)
+            begun = ring.start(kv) if step < ring.size - 1 else None
+            mine = torch.zeros_like(kv)
             for part in ctx.parts:
-                seeing, seen = ring.visible(source, part) if step else (part, part)
-                d, mine[0, seen], mine[1, seen] = _flash_backward(
-                    grad[seeing],
-                    q[seeing],
-                    moving[0, seen],
-                    moving[1, seen],
-                    out[seeing],
-                    lse[:, seeing],
+                q_slice, kv_slice = ring.visible(source, part) if step else (part, part)
+                d, mine[0, kv_slice], mine[1, kv_slice] = _flash_backward(
+                    grad[q_slice],
+                    q[q_slice],
+                    kv[0, kv_slice],
+                    kv[1, kv_slice],
+                    out[q_slice],
+                    lse[:, q_slice],
                     not step,
                     ctx.scale,
                 )
-                dq[seeing] += d
-            d_moving = ring.finish(ring.start(d_moving.add_(mine)))
+                dq[q_slice] += d
+            d_kv = ring.finish(ring.start(d_kv.add_(mine)))
             if begun:
-                moving = ring.finish(begun)
-        dk, dv = d_moving
+                kv = ring.finish(begun)
+        dk, dv = d_kv
         return dq, dk, dv, None, None, None
 
 
@@ -252,10 +252,10 @@ class SDPACoreAttention(MegatronModule):
         groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups(required_pgs=["tp", "cp"])
         self.cp_group: dist.ProcessGroup = groups.cp
         self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
-        self.mode = cp_comm_type or "p2p"
-        if self.mode not in CP_COMM_TYPES:
+        self.cp_comm_type = cp_comm_type or "p2p"
+        if self.cp_comm_type not in CP_COMM_TYPES:
             modes = ", ".join(CP_COMM_TYPES)
-            raise ValueError(f"cp_comm_type {self.mode!r}: without Transformer Engine one of {modes}")
+            raise ValueError(f"cp_comm_type {self.cp_comm_type!r}: without Transformer Engine one of {modes}")
         if config.attention_dropout if attention_dropout is None else attention_dropout:
             raise ValueError("attention_dropout must be 0 without Transformer Engine")
 
@@ -286,7 +286,7 @@ class SDPACoreAttention(MegatronModule):
         local = [q.shape[0]] if cu_seqlens is None else (cu_seqlens.diff() // cp).tolist()
         if cp == 1:
             return self._attend(q, k, v, local).flatten(1)
-        if self.mode == "a2a":
+        if self.cp_comm_type == "a2a":
             return self._all_to_all(q, k, v, local, cp).flatten(1)
         return _RingAttention.apply(q, k, v, local, self.softmax_scale, self.cp_group).flatten(1)
 

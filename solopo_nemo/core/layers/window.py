@@ -20,8 +20,8 @@ class WindowCoreAttention(SDPACoreAttention):
 
     def __init__(self, config: TransformerConfig, layer_number: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, layer_number, *args, **kwargs)
-        if self.cp_group.size() > 1 and self.mode != "a2a":
-            raise ValueError(f"cp_comm_type {self.mode!r}: sliding-window attention needs a2a")
+        if self.cp_group.size() > 1 and self.cp_comm_type != "a2a":
+            raise ValueError(f"cp_comm_type {self.cp_comm_type!r}: sliding-window attention needs a2a")
         window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         self.before = config.window_size[0] if window else None
 
@@ -39,13 +39,13 @@ class WindowCoreAttention(SDPACoreAttention):
         for start in range(0, length, block):
             stop, first = min(start + block, length), max(0, start - before)
             distance = torch.arange(start, stop, device=q.device)[:, None] - torch.arange(first, stop, device=q.device)
-            seen = (distance >= 0) & (distance <= before)
+            visible = (distance >= 0) & (distance <= before)
             out.append(
                 F.scaled_dot_product_attention(
                     q[:, :, start:stop],
                     k[:, :, first:stop],
                     v[:, :, first:stop],
-                    attn_mask=seen,
+                    attn_mask=visible,
                     scale=self.softmax_scale,
                     enable_gqa=q.shape[1] != k.shape[1],
                 )

@@ -17,8 +17,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from rich.progress import Progress
 
+from solopo_nemo.core.step import Loss
 from solopo_nemo.nemo_model.gradient import gradient_norm
-from solopo_nemo.nemo_model.mixin import Loss, ObjectiveReduction
+from solopo_nemo.nemo_model.mixin import ObjectiveReduction
 from solopo_nemo.runtime.errors import RunFault, UserError
 from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.runtime.signals import StopRequest
@@ -110,7 +111,8 @@ class Balance:
 class AutoAlpha(pl.Callback):
     """Gives the run its alpha before the first update, and the same one again when it is resumed.
 
-    Works at any layout; called after the callback of the reference policy. Every checkpoint holds the value.
+    Works at any layout, and after every callback's ``on_train_start``: the reference policy is there. Every checkpoint
+    holds the value.
 
     Args:
         data: of the run.
@@ -130,7 +132,7 @@ class AutoAlpha(pl.Callback):
         """Restore from a checkpoint."""
         self._balance = Balance(state_dict["alpha"], tuple(Norms(**norms) for norms in state_dict["norms"]))
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measure alpha, unless the checkpoint that the run resumes from holds it."""
         if self._balance is None:
             if trainer.global_step:
@@ -169,7 +171,9 @@ class AutoAlpha(pl.Callback):
                 for name, loss in terms.items():
                     if self.stop.agree():
                         raise SIGTERMException
-                    norms[name] = gradient_norm(strategy, iter(own), ObjectiveReduction(aligned, loss))
+                    norms[name] = gradient_norm(
+                        strategy, iter(own), ObjectiveReduction(aligned, pl_module.reference, loss)
+                    )
                     progress.advance(task)
                 measured.append(Norms(**norms))
         return tuple(measured)

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 
 from solopo_nemo.runtime.errors import RunFault
-from solopo_nemo.training.callbacks.metrics import StepValues
+from solopo_nemo.training.callbacks.metrics import StepValues, update_skipped
 from solopo_nemo.training.checkpoints.files import last_saved
 
 IN_A_ROW = 20
@@ -39,10 +39,7 @@ class NonFinite(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         """After the backward pass: stop, or make Megatron leave out this update."""
-        self.values.collect(pl_module)
-        terms = [
-            key for key in self.values.means if key.startswith("loss") and not math.isfinite(self.values.means[key])
-        ]
+        terms = self._terms()
         if not terms:
             return
         bad = [i for i, loss in _samples(pl_module) if not math.isfinite(loss)]
@@ -54,11 +51,9 @@ class NonFinite(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After the optimizer: count what it left out."""
-        megatron = pl_module.optimizers(use_pl_optimizer=False).mcore_optimizer
-        skipped = any(bool(part.found_inf) for part in getattr(megatron, "chained_optimizers", [megatron]))
+        skipped = update_skipped(pl_module)
         if skipped and not self._terms():
             self._tell(trainer, "the gradient", [i for i, _ in _samples(pl_module)], done=1)
-        self.values.skipped += skipped
         self._in_a_row = self._in_a_row + 1 if skipped else 0
 
     def _terms(self) -> list[str]:

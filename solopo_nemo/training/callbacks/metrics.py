@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,21 +24,25 @@ logger = logging.getLogger("solopo_nemo")
 rank_logger = logging.getLogger("solopo_nemo.rank")
 
 
-class StepValues:
-    """The metrics of the current step, on every rank.
+class StepValues(pl.Callback):
+    """The metrics of the current step, on every rank; there before any callback's ``on_before_optimizer_step``.
 
     Attributes:
         means: over the global batch.
-        skipped: updates left out so far; see :class:`solopo_nemo.training.callbacks.finite.NonFinite`.
     """
 
     def __init__(self) -> None:
         self.means: dict[str, float] = {}
-        self.skipped = 0
 
-    def collect(self, pl_module: Any) -> None:
-        """Take the step's metrics from the last pipeline stage; a collective."""
-        self.means = _from_last_stage(pl_module.training_loss_reduction.metrics)
+    def on_megatron_step_end(self, step: Any) -> None:
+        """NeMo's event after forward and backward: take the metrics from the last pipeline stage; a collective."""
+        self.means = _from_last_stage(step.pl_module.training_loss_reduction.metrics)
+
+
+def update_skipped(pl_module: Any) -> bool:
+    """Whether Megatron left out the last update, because a gradient was not finite; the same on every rank."""
+    megatron = pl_module.optimizers(use_pl_optimizer=False).mcore_optimizer
+    return any(bool(part.found_inf) for part in getattr(megatron, "chained_optimizers", [megatron]))
 
 
 class Metrics(pl.Callback):
@@ -47,7 +50,7 @@ class Metrics(pl.Callback):
 
     Args:
         path: ``metrics.jsonl``; what lies past the restored step is cut off first.
-        values: of the step, collected before this callback is called.
+        values: of the step.
         count_skipped: write how many updates were left out.
         samples: size of the data set, for the epoch.
         global_batch: samples a step.
@@ -67,11 +70,12 @@ class Metrics(pl.Callback):
         self.samples, self.global_batch, self.listeners = samples, global_batch, listeners
         self._watch = CollapseWatch()
         self._started = 0.0
+        self._skipped = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Cut the file to the restored step."""
         kept = [row for row in read_metrics(self.path) if row["step"] <= trainer.global_step]
-        self.values.skipped = next((row.get("skipped", 0) for row in reversed(kept)), 0)
+        self._skipped = next((row.get("skipped", 0) for row in reversed(kept)), 0)
         dist.barrier()  # all have read
         if dist.get_rank() == 0:
             temporary = self.path.with_suffix(".tmp")
@@ -88,7 +92,8 @@ class Metrics(pl.Callback):
         """Collect the row of this step."""
         seconds = time.perf_counter() - self._started
         values = dict(self.values.means)
-        costs = torch.tensor([seconds, _peak_memory_gib()], dtype=torch.float64, device=torch.cuda.current_device())
+        self._skipped += update_skipped(pl_module)
+        costs = torch.tensor([seconds, device.peak_memory_gib()], dtype=torch.float64, device=device.current())
         dist.all_reduce(costs, op=dist.ReduceOp.MAX)
         step = trainer.global_step
         rank_logger.info("step %d: loss %.6g, %.3f s", step, values["loss"], seconds)
@@ -101,7 +106,7 @@ class Metrics(pl.Callback):
         row["grad_norm"] = float(trainer.callback_metrics.get("grad_norm", math.nan))
         row |= tokens
         if self.count_skipped:
-            row["skipped"] = self.values.skipped
+            row["skipped"] = self._skipped
         row["seconds"], row["peak_memory_gib"] = costs.tolist()
         with self.path.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
@@ -131,9 +136,3 @@ def _from_last_stage(values: dict[str, float]) -> dict[str, float]:
         group=parallel_state.get_pipeline_model_parallel_group(),
     )
     return dict(box[0])
-
-
-def _peak_memory_gib() -> float:
-    if device.cuda():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

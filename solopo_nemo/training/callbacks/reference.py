@@ -1,9 +1,12 @@
-"""The frozen reference policy: scored once and kept on disk, or run beside the policy."""
+"""The frozen reference policy of a run: scored once and kept on disk, or run beside the policy.
+
+Each callback is the :class:`solopo_nemo.core.step.Reference` of the run's model.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +18,33 @@ from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from rich.progress import Progress
 
+from solopo_nemo.core.reference import CachedReference, OnlineReference
 from solopo_nemo.core.scoring import frozen_copy, score_batches
-from solopo_nemo.data.packing import pack
+from solopo_nemo.core.step import Batch
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.signals import StopRequest
-from solopo_nemo.training.datamodule import TripletDataModule, packing_layout
+from solopo_nemo.training.datamodule import TripletDataModule
 from solopo_nemo.training.reference_cache import ReferenceCache, Scores
 
 
-class CachedReference(pl.Callback):
+class ScoredReference(CachedReference, pl.Callback):
     """Scores every sample once with the initial weights, before the first step of the first run.
 
     The policy itself is the reference policy until it is trained, so no second copy is ever in memory.
 
     Args:
         cache: where the scores are kept.
-        data: receives them.
+        data: of the run.
         stop: ends the scoring early; what is scored stays in the cache.
         only: stop after the cache is complete (``tools/cache_reference.py``).
     """
 
     def __init__(self, cache: ReferenceCache, data: TripletDataModule, stop: StopRequest, only: bool = False) -> None:
+        super().__init__(data.objective.reference_sequences)
         self.cache, self.data, self.stop, self.only = cache, data, stop, only
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Complete the cache, check that it covers the data, hand it to the data module."""
+        """Complete the cache, and check that it covers the data."""
         scores = self.cache.read()
         missing = [i for i, sample in enumerate(self.data.samples["id"]) if sample not in scores]
         dist.barrier()  # nobody appends before everybody has read
@@ -53,13 +58,12 @@ class CachedReference(pl.Callback):
         uncovered = sum(sample not in scores for sample in self.data.samples["id"])
         if uncovered:
             raise RuntimeError(f"{self.cache.file}: {uncovered} samples without reference scores after scoring")
-        self.data.scores = scores
+        self.table = scores
         if self.only:
             trainer.should_stop = True
 
     def _score(self, pl_module: Any, missing: list[int]) -> Scores:
-        config, names = self.data.config, self.data.objective.reference_sequences
-        layout, size = packing_layout(config), config.trainer.micro_batch
+        names, size = self.sequences, self.data.config.trainer.micro_batch
         dp, dp_rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         samples = self.data.samples.with_format("numpy")
         done: Scores = {}
@@ -74,7 +78,7 @@ class CachedReference(pl.Callback):
                 rounds = [indices[i : i + size * dp] for i in range(0, len(indices), size * dp)]
                 # every data-parallel rank runs equally many micro-batches; a missing one repeats the first
                 own = [r[dp_rank * size : (dp_rank + 1) * size] or r[:size] for r in rounds]
-                packed = [pack([samples[i] for i in group], names, layout) for group in own]
+                packed = [self.data.pack([samples[i] for i in group], names) for group in own]
                 results = score_batches(pl_module.module, packed)
                 rows: Scores = {}
                 for group, result in zip(own, results, strict=True):
@@ -90,40 +94,41 @@ class CachedReference(pl.Callback):
         return done
 
 
-class OnlineReference(pl.Callback):
+class CopiedReference(pl.Callback):
     """A frozen copy of the initial policy that scores each global batch just before the policy does.
-
-    It is scored in its own forward-only pass, so that it works under any pipeline.
 
     Args:
         checkpoint: the initial weights (also when the policy is resumed from later ones).
-
-    Attributes:
-        module: the frozen copy, from the start of training on.
+        data: of the run.
     """
 
-    module: torch.nn.Module
+    _model: Any
+    _reference: OnlineReference
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Path, data: TripletDataModule) -> None:
+        self.checkpoint, self.data = checkpoint, data
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Build the copy, outside of everything that is trained, wrapped or saved."""
-        self._model, self.module = pl_module, frozen_copy(pl_module, self.checkpoint)
+        module = pl_module.config.configure_model(pl_module.tokenizer)
+        module = frozen_copy(module, self.checkpoint, pl_module.logits_chunk_size)
+        names = self.data.objective.reference_sequences
+        self._model, self._reference = pl_module, OnlineReference(names, module, self.data.reference_batch)
 
     def on_megatron_step_start(self, step: Any) -> Any:
-        """NeMo's event before a global batch: score it, and give the policy the scored micro-batches."""
+        """NeMo's event before a global batch: score it, and give the policy its micro-batches."""
         if step.forward_only:
             return step
         batches = [self._model.data_step(step.data) for _ in range(get_num_microbatches())]
-        names = self._model.objective.reference_sequences
-        results = score_batches(self.module, [batch["reference_batch"] for batch in batches])
-        for batch, result in zip(batches, results, strict=True):
-            batch["reference"] = dict(zip(names, result.view(-1, len(names)).unbind(1), strict=True))
-        return dataclasses.replace(step, data=_Scored(batches))
+        self._reference.score(batches)
+        return dataclasses.replace(step, data=_Taken(batches))
+
+    def scores(self, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """The copy's scores of a micro-batch of this step."""
+        return self._reference.scores(batch)
 
 
-class _Scored(Iterator[Any]):
+class _Taken(Iterator[Any]):
     """An iterator that NeMo recognises as one (it tests for the class)."""
 
     def __init__(self, batches: list[Any]) -> None:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.runtime import device
 from solopo_nemo.runtime.errors import RunFault, UserError
 from solopo_nemo.runtime.isolated import begin_isolated
 from solopo_nemo.runtime.signals import StopRequest
@@ -58,7 +59,7 @@ class Validation(pl.Callback):
         finish_pending(trainer)
         waiting = [unscored_checkpoints(self.config, self.suite)]
         dist.broadcast_object_list(waiting)  # rank 0's view: it alone writes scores
-        torch.cuda.empty_cache()
+        device.release_cached_memory()
         for checkpoint in waiting[0]:
             self._score(trainer, checkpoint)
         if dist.get_rank() == 0:
@@ -84,7 +85,7 @@ class Validation(pl.Callback):
         Raises:
             SIGTERMException: the run is to stop.
         """
-        running = torch.tensor(int(future is not None and not future.done()), device=torch.cuda.current_device())
+        running = torch.tensor(int(future is not None and not future.done()), device=device.current())
         time.sleep(LOOK_EVERY)  # who ends the processes of a job one by one has reached this one too by then
         dist.all_reduce(running, op=dist.ReduceOp.MAX)
         if self.stop.agree():

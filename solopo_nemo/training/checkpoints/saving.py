@@ -164,7 +164,7 @@ def save_random_numbers(checkpoint: Path) -> None:
         "python": random.getstate(),
         "numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(),
+        "cuda": device.random_state(),
         "megatron": dict(tensor_parallel.get_cuda_rng_tracker().get_states()),
     }
     torch.save(state, checkpoint / "rng" / f"rank_{dist.get_rank():05d}.pt")
@@ -179,5 +179,5 @@ def restore_random_numbers(checkpoint: Path) -> None:
     random.setstate(state["python"])
     np.random.set_state(tuple(state["numpy"]))
     torch.set_rng_state(state["torch"])
-    torch.cuda.set_rng_state(state["cuda"])
+    device.set_random_state(state["cuda"])
     tensor_parallel.get_cuda_rng_tracker().set_states(state["megatron"])

@@ -1,0 +1,71 @@
+"""Megatron-core's ``GPTModel`` for packed micro-batches: the layers of the device and the response head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from solopo_nemo.core import device
+from solopo_nemo.core.head import LOGITS_CHUNK_SIZE, ResponseHead
+from solopo_nemo.core.layers.rotary import use_local_positions
+
+
+def build_model(
+    config: TransformerConfig,
+    vocab_size: int,
+    max_sequence_length: int,
+    *,
+    transformer_layer_spec: Any = None,
+    logits_chunk_size: int = LOGITS_CHUNK_SIZE,
+    **kwargs: Any,
+) -> GPTModel:
+    """Build a Megatron ``GPTModel`` that :class:`solopo_nemo.core.step.ForwardStep` can train.
+
+    1. Prepare the process: without CUDA, Megatron's CUDA calls are answered on the CPU.
+    2. Set the fields of ``config`` that packed micro-batches and the device decide, in place.
+    3. Build this pipeline stage with the layers of the device.
+    4. Put a response head on the last stage.
+
+    Valid under TP, SP, CP, PP and DP; virtual pipeline stages are not supported.
+
+    Args:
+        config: of the model; its parallel sizes are those of Megatron's groups, which exist.
+        vocab_size: rows of the embedding, a multiple of the tensor-parallel size.
+        max_sequence_length: as ``GPTModel`` takes it.
+        transformer_layer_spec: layers of your own; by default :func:`solopo_nemo.core.device.layer_spec`.
+        logits_chunk_size: see :class:`solopo_nemo.core.head.ResponseHead`.
+        **kwargs: more arguments of ``GPTModel``, such as ``rotary_base`` or ``share_embeddings_and_output_weights``.
+
+    Raises:
+        UserError: CUDA without Transformer Engine.
+        ValueError: without CUDA, a model that is no RMSNorm and SwiGLU model.
+    """
+    device.prepare_process()
+    device.configure(config)
+    model = GPTModel(
+        config,
+        transformer_layer_spec or device.layer_spec(config),
+        vocab_size,
+        max_sequence_length,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        **{"position_embedding_type": "rope", **kwargs},
+    )
+    return complete(model, logits_chunk_size)
+
+
+def complete(model: GPTModel, logits_chunk_size: int = LOGITS_CHUNK_SIZE) -> GPTModel:
+    """Give a built ``GPTModel`` its response head, in place; its config is one that ``device.configure`` has set.
+
+    Args:
+        model: this pipeline stage, not yet wrapped.
+        logits_chunk_size: see :class:`solopo_nemo.core.head.ResponseHead`.
+    """
+    if not device.cuda():
+        use_local_positions(model)
+    if model.post_process and not isinstance(model.output_layer, ResponseHead):
+        model.output_layer = ResponseHead.from_output_layer(model.output_layer, logits_chunk_size)
+    return model

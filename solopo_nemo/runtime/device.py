@@ -1,0 +1,83 @@
+"""The device of this process: the one place that asks torch whether there is CUDA.
+
+torch is imported when a function is called, so that a command that needs no tensor starts without it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def cuda() -> bool:
+    """Whether this process computes on a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def count() -> int:
+    """GPUs that this process sees; 0 without CUDA."""
+    import torch
+
+    return torch.cuda.device_count() if cuda() else 0
+
+
+def current() -> torch.device:
+    """The device of this process's tensors: its current GPU, else the CPU."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if cuda() else torch.device("cpu")
+
+
+def default_precision(gpu: bool | None = None) -> str:
+    """The precision where the configuration names none: ``bf16`` on a GPU, ``fp32`` on a CPU.
+
+    Args:
+        gpu: whether the run computes on a GPU; by default what this process does.
+    """
+    return "bf16" if (cuda() if gpu is None else gpu) else "fp32"
+
+
+def memory_gib() -> float:
+    """Memory of this process's GPU in GiB, or of the machine where there is none."""
+    import psutil
+    import torch
+
+    size = torch.cuda.get_device_properties(current()).total_memory if cuda() else psutil.virtual_memory().total
+    return float(size) / 2**30
+
+
+def peak_memory_gib() -> float:
+    """Largest memory of this process so far in GiB: allocated tensors on a GPU, the resident set on a CPU."""
+    import resource
+
+    import torch
+
+    if cuda():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def release_cached_memory() -> None:
+    """Give the memory that torch's CUDA allocator holds free back to the GPU."""
+    import torch
+
+    if cuda():
+        torch.cuda.empty_cache()
+
+
+def random_state() -> torch.Tensor:
+    """State of the random-number generator of this process's device, uint8."""
+    import torch
+
+    return torch.cuda.get_rng_state() if cuda() else torch.get_rng_state()
+
+
+def set_random_state(state: torch.Tensor) -> None:
+    """Set the random-number generator of this process's device to a state of :func:`random_state`."""
+    import torch
+
+    (torch.cuda.set_rng_state if cuda() else torch.set_rng_state)(state)

@@ -1,0 +1,55 @@
+"""What an import changes in torch (nothing), and who may ask torch for a device (one module)."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+REPORT = """
+import os, torch
+cuda = dict(vars(torch.cuda))
+{imports}
+import torch._dynamo.eval_frame as dynamo
+mode = torch.overrides._get_current_function_mode_stack()
+print([k for k in cuda if vars(torch.cuda)[k] is not cuda[k]], mode, dynamo._stance.stance,
+      os.environ.get("TORCHDYNAMO_DISABLE"))
+"""
+CORE = "from solopo_nemo.core import device, head, model, reference, scoring, step; import solopo_nemo.core.layers.spec"
+
+
+def changes(imports: str) -> str:
+    """What a process says that torch has become by ``imports``."""
+    code = REPORT.format(imports=imports)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "imports",
+    ["import solopo_nemo", CORE, pytest.param("from solopo_nemo import SoLoPOMixin", marks=pytest.mark.distributed)],
+)
+def test_an_import_changes_nothing_in_torch(imports: str) -> None:
+    assert changes(imports) == "[] [] default None"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="without CUDA alone")
+def test_a_prepared_process_computes_on_the_cpu() -> None:
+    found = changes(f"{CORE}; device.prepare_process()")
+    assert "'current_device'" in found
+    assert "_CudaMeansCpu" in found
+    assert found.endswith("force_eager 1")
+
+
+def test_one_module_asks_torch_for_the_device() -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "solopo_nemo").rglob("*.py")
+        if re.search(r"torch\.cuda\.\w", path.read_text(encoding="utf-8"))
+    }
+    assert found == {"solopo_nemo/runtime/device.py", "solopo_nemo/core/cpu_patches.py"}
