@@ -11,52 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from solopo_nemo.families.family import FAMILIES, SUPPORTED, Family
-from solopo_nemo.families.rope import RopeScaling, is_number, normal_scaling, read_rope
+from solopo_nemo.families.reading import SIZES, SLIDING, Reader
+from solopo_nemo.families.rope import RopeScaling, normal_scaling, read_rope
 from solopo_nemo.runtime.errors import UserError
-
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-"""Keys that every file has to state."""
-SUPPORTED_VALUES: dict[str, Any] = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "attention_dropout": 0.0,
-    "partial_rotary_factor": 1.0,
-    "rope_interleaved": False,
-    "use_mrope": False,
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-}
-"""Keys of which one value is supported."""
-READ = {
-    *("model_type", "architectures", "rope_theta", "rope_scaling", "rope_parameters", "quantization_config"),
-    *("max_position_embeddings", "num_key_value_heads", "head_dim", "initializer_range", "rms_norm_eps"),
-    *("tie_word_embeddings", "dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id", "layer_types"),
-    *SIZES,
-}
-WITHOUT_EFFECT = {
-    # where the file comes from, and for which programs
-    *("transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "auto_map", "transformers.js_config"),
-    *("is_llama_config", "unsloth_version", "unsloth_fixed", "model_name", "source", "license", "_unsloth_version"),
-    # of running, not of the function
-    *("use_cache", "pretraining_tp", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset"),
-    *("_attn_implementation_internal", "experts_implementation", "_experts_implementation"),
-    *("_flash_attn_2_enabled", "gradient_checkpointing", "torchscript", "use_bfloat16", "tf_legacy_loss"),
-    *("output_attentions", "output_hidden_states", "return_dict", "is_decoder", "tie_encoder_decoder"),
-    *("chunk_size_feed_forward", "cross_attention_hidden_size", "pruned_heads", "tokenizer_class", "prefix"),
-    # of other tasks
-    *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"),
-    *("unk_token_id", "sep_token_id", "decoder_start_token_id", "max_sequence_length"),
-    # of sampling, in files of before generation_config.json
-    *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "temperature"),
-    *("diversity_penalty", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty"),
-    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences"),
-    *("output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id"),
-    *("remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens"),
-}
-"""Keys that real files have and that do not change what training computes."""
-DTYPES = ("float32", "bfloat16", "float16")
-LARGEST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -120,7 +77,7 @@ class ModelDescription:
         kind = config.get("model_type")
         if not isinstance(kind, str) or kind not in FAMILIES:
             raise UserError(f"{where}: model_type {kind!r} is not supported; {SUPPORTED}")
-        read = _Reader(config, FAMILIES[kind], where)
+        read = Reader(config, FAMILIES[kind], where)
         read.check_keys()
         heads = read.whole("num_attention_heads")
         groups = read.whole("num_key_value_heads", nothing=heads)
@@ -237,142 +194,7 @@ class ModelDescription:
         values |= {"rope_theta": self.rope_theta, "rope_scaling": self.rope_scaling and dict(self.rope_scaling)}
         values |= {"architectures": [self.family.architecture], "sliding_window": self.sliding_window}
         if self.family.sliding == "layers":
-            kinds = ("full_attention", "sliding_attention")
-            values["layer_types"] = [kinds[sliding] for sliding in self.sliding_layers]
+            values["layer_types"] = [SLIDING[sliding] for sliding in self.sliding_layers]
             values["use_sliding_window"] = self.sliding_window is not None
         values |= {key: value for key, value in self.token_ids.items() if key != "pad_token_id"}
         return AutoConfig.for_model(self.model_type, **values, **({"auto_map": code} if code else {}))
-
-
-class _Reader:
-    """Checked values of a ``config.json``."""
-
-    def __init__(self, config: Mapping[str, Any], family: Family, where: str) -> None:
-        self._config, self._family, self._where = config, family, where
-
-    def _wrong(self, key: str, value: Any, what: str) -> UserError:
-        return UserError(f"{self._where}: {key}={value!r} is not valid; it must be {what}")
-
-    def _value(self, key: str, default: Any = None) -> Any:
-        return self._config.get(key, self._family.defaults.get(key, default))
-
-    def check_keys(self) -> None:
-        """Refuse what is unknown or not supported."""
-        config, where, family = self._config, self._where, self._family
-        if missing := [key for key in SIZES if key not in config]:
-            raise UserError(f"{where}: no {', '.join(missing)}")
-        named = config.get("architectures")
-        if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
-            raise self._wrong("architectures", named, "a list of names")
-        if named and family.architecture not in named:
-            raise UserError(
-                f"{where}: architectures {named}: only {family.architecture}, the language model itself, is supported"
-            )
-        if config.get("quantization_config"):
-            raise UserError(f"{where}: quantization_config: quantized weights cannot be trained; take the original")
-        for key, only in SUPPORTED_VALUES.items():
-            value = config.get(key, only)
-            if isinstance(value, bool) != isinstance(only, bool) or value != only:
-                raise UserError(f"{where}: {key}={value} is not supported, only {only}")
-        known = READ | WITHOUT_EFFECT | SUPPORTED_VALUES.keys() | family.defaults.keys()
-        for key, value in config.items():
-            if key not in known and not (family.sliding is None and key == "sliding_window" and value is None):
-                raise UserError(
-                    f"{where}: {key!r} is unknown for {family.models} and could change what the model computes; "
-                    "if it does not, remove it from the file"
-                )
-
-    def whole(self, key: str, most: int = LARGEST, nothing: int | None = None) -> int:
-        """A positive integer; ``nothing`` is the value of ``null``, where the family allows that."""
-        value = self._value(key)
-        if value is None and nothing is not None and self._allows_null(key):
-            return nothing
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise self._wrong(key, value, f"a whole number from 1 to {most}")
-        return value
-
-    def _allows_null(self, key: str) -> bool:
-        # Qwen2's head_dim may be absent, but transformers cannot build a Qwen model with null
-        return key != "head_dim" or key not in self._config or self._family.defaults.get(key, 0) is None
-
-    def number(self, key: str, default: float) -> float:
-        """A positive number."""
-        value: float = self._value(key, default)
-        if not is_number(value) or value <= 0:
-            raise self._wrong(key, value, "a positive number")
-        return value
-
-    def truth(self, key: str) -> bool:
-        """``true`` or ``false``."""
-        value = self._value(key, False)
-        if not isinstance(value, bool):
-            raise self._wrong(key, value, "true or false")
-        return value
-
-    def dtype(self) -> str | None:
-        """Type of the weights under either name."""
-        stated = {key: self._config[key] for key in ("dtype", "torch_dtype") if self._config.get(key) is not None}
-        for key, value in stated.items():
-            if value not in DTYPES:
-                raise self._wrong(key, value, f"one of {', '.join(DTYPES)}")
-        if len({*stated.values()}) > 1:
-            raise UserError(f"{self._where}: dtype={stated['dtype']} contradicts torch_dtype={stated['torch_dtype']}")
-        return next(iter(stated.values()), None)
-
-    def token_ids(self) -> dict[str, Any]:
-        """The special tokens' ids."""
-        keys = ("bos_token_id", "eos_token_id", "pad_token_id")
-        found = {key: self._config[key] for key in keys if key in self._config}
-        for key, value in found.items():
-            check_token_ids(value, key, self._where)
-        return found
-
-    def sliding(self, layers: int) -> tuple[int | None, tuple[bool, ...]]:
-        """The window of sliding layers, and which they are."""
-        if self._family.sliding is None:
-            return self._against_types(None, (False,) * layers)
-        on = self._family.sliding == "all" or self.truth("use_sliding_window")
-        size = self._value("sliding_window")
-        if size is not None:
-            size = self.whole("sliding_window")
-        size = size if on else None
-        if self._family.sliding == "all":
-            return self._against_types(size, (size is not None,) * layers)
-        first = self._value("max_window_layers")
-        if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-            raise self._wrong("max_window_layers", first, "a whole number")
-        types = self._layer_types(layers)
-        which = tuple(size is not None and layer >= first for layer in range(layers)) if types is None else types
-        if any(which) and size is None:
-            raise UserError(f"{self._where}: layer_types has sliding_attention, and sliding_window is off")
-        return (size if any(which) else None), which
-
-    def _against_types(self, size: int | None, which: tuple[bool, ...]) -> tuple[int | None, tuple[bool, ...]]:
-        """The rule of a family that does not read ``layer_types``, which must not say otherwise."""
-        types = self._layer_types(len(which))
-        if types is not None and types != which:
-            raise UserError(
-                f"{self._where}: layer_types contradicts sliding_window={size}, and {self._family.models} models in "
-                "transformers go by the latter"
-            )
-        return size, which
-
-    def _layer_types(self, layers: int) -> tuple[bool, ...] | None:
-        types = self._config.get("layer_types")
-        if types is None:
-            return None
-        kinds = ("full_attention", "sliding_attention")
-        if not isinstance(types, list) or len(types) != layers or any(kind not in kinds for kind in types):
-            raise self._wrong("layer_types", types, f"a list of {' or '.join(kinds)}, one for each of {layers} layers")
-        return tuple(kind == "sliding_attention" for kind in types)
-
-
-def check_token_ids(value: Any, key: str, where: str) -> None:
-    """Check an id, a list of ids or ``null``.
-
-    Raises:
-        UserError: it is something else.
-    """
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if any(isinstance(i, bool) or not isinstance(i, int) or not -1 <= i <= LARGEST for i in ids):
-        raise UserError(f"{where}: {key}={value!r} is not valid; it must be a token id, a list of token ids or null")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from solopo_nemo.data.tokenizer_files import older_config
-from solopo_nemo.families.description import ModelDescription, check_token_ids
+from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.family import FAMILIES
+from solopo_nemo.families.reading import TOKEN_IDS, check_token_ids
 from solopo_nemo.families.rope import read_rope
 from solopo_nemo.runtime.errors import UserError
 
@@ -72,7 +73,7 @@ def check_generation(folder: Path) -> None:
     file = folder / "generation_config.json"
     if file.exists():
         content = read_json(file)
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for key in TOKEN_IDS:
             check_token_ids(content.get(key), key, str(file))
 
 

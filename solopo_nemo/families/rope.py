@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,12 +18,18 @@ KEYS: dict[str, tuple[set[str], set[str]]] = {
 }
 """Keys of a scaling by type, as transformers has them: needed, optional."""
 DEFAULT_THETA = 10000.0
+LARGEST = 2**31 - 1
 RopeScaling = dict[str, Any]
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a JSON or YAML file is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value of a JSON or YAML file is a number of sane size."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e30 < value < 1e30
+
+
+def is_whole(value: Any, least: int, most: int) -> bool:
+    """Whether a value is an integer between two."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def read_rope(config: Mapping[str, Any], window: int, where: str) -> tuple[float, RopeScaling | None]:
@@ -119,5 +124,5 @@ def _valid(key: str, value: Any) -> bool:
     if key == "truncate":
         return isinstance(value, bool)
     if key == "original_max_position_embeddings":
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        return is_whole(value, 1, LARGEST)
     return is_number(value) and (value >= 1 if key == "factor" else value > 0)

@@ -163,7 +163,7 @@ def _listed(folder: Path) -> dict[Path, set[str]]:
             if Path(file).name != file:
                 raise ValueError(f"{file!r} is no plain file name")
             listed.setdefault(folder / file, set()).add(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index}: damaged ({type(error).__name__}: {error})") from None
     others = [path for path in listed if path != single]
     if single.is_file() and others:

@@ -28,8 +28,8 @@ BASES: dict[str, dict[str, Any]] = {
 }
 """A whole file of each family, as transformers 4 writes it."""
 NUMBERS: dict[str, list[Any]] = {
-    "whole": [None, True, "7", -1, 0, 1.5, NAN, [2], {}, 10**12],
-    "number": [None, True, "1e-5", -1.0, 0, NAN, math.inf, [1.0], {}],
+    "whole": [None, True, "7", -1, 0, 1.5, NAN, [2], {}, 10**12, 10**400],
+    "number": [None, True, "1e-5", -1.0, 0, NAN, math.inf, [1.0], {}, 10**400],
     "truth": [None, 1, "true", [], 0.0],
     "ids": [True, "</s>", 1.5, -2, [1, "x"], {}],
 }
@@ -81,6 +81,7 @@ SCALINGS: list[tuple[Any, bool]] = [
     ({"rope_type": "dynamic", "factor": 2.0}, False), ({"rope_type": "longrope", "factor": 2.0}, False),
     ({"rope_type": "yarn"}, False), (YARN | {"factor": "4"}, False), (YARN | {"factor": None}, False),
     (YARN | {"factor": 0.5}, False), (YARN | {"factor": NAN}, False), (YARN | {"factor": True}, False),
+    (YARN | {"factor": 10**400}, False), (YARN | {"original_max_position_embeddings": 10**400}, False),
     (YARN | {"betafast": 1}, False), (YARN | {"truncate": 1}, False), (YARN | {"beta_fast": -1}, False),
     (YARN | {"original_max_position_embeddings": 128.5}, False), (YARN | {"type": "linear"}, False),
     (YARN | {"partial_rotary_factor": 0.5}, False), ({"rope_type": 3, "factor": 2.0}, False),
@@ -141,7 +142,7 @@ def _sliding(family: str, base: dict[str, Any]) -> Iterator[tuple[str, dict[str,
     for value in (0, 2, 28, None, "1", -1, True):
         read = layers and type(value) is int and value >= 0
         yield f"max_window_layers={value}", base | {"max_window_layers": value}, read
-    yield "no sliding", base | {"use_sliding_window": False}, layers
+    yield "no sliding", base | {"use_sliding_window": False}, family != "mistral"
     if layers:
         yield "no sliding, but layers", base | {"use_sliding_window": False, "layer_types": some}, False
 

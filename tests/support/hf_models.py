@@ -38,7 +38,7 @@ CASES = {
     ),
     "qwen2_some_layers_slide": Case(
         "qwen2", dict(use_sliding_window=True, sliding_window=40, max_window_layers=1, num_key_value_heads=4),
-        wrong=dict(sliding_window=None),
+        wrong=dict(layer_types=["full_attention"] * 2),
     ),
     "qwen3": Case(
         "qwen3", dict(tie_word_embeddings=True, head_dim=32, rope_theta=1e6), torch.bfloat16,
