@@ -97,8 +97,7 @@ class Reader:
             return nothing
         if not is_whole(value, 1, most):
             raise self._wrong(key, value, f"a whole number from 1 to {most}")
-        whole: int = value
-        return whole
+        return value
 
     def _allows_null(self, key: str) -> bool:
         # Qwen2's head_dim may be absent, but transformers cannot build a Qwen model with null
@@ -106,7 +105,7 @@ class Reader:
 
     def number(self, key: str, default: float) -> float:
         """A positive number."""
-        value: float = self._value(key, default)
+        value = self._value(key, default)
         if not is_number(value) or value <= 0:
             raise self._wrong(key, value, "a positive number")
         return value

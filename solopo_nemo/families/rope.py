@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from solopo_nemo.runtime.errors import UserError
 
@@ -22,12 +22,12 @@ LARGEST = 2**31 - 1
 RopeScaling = dict[str, Any]
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value of a JSON or YAML file is a number of sane size."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e30 < value < 1e30
 
 
-def is_whole(value: Any, least: int, most: int) -> bool:
+def is_whole(value: Any, least: int, most: int) -> TypeGuard[int]:
     """Whether a value is an integer between two."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 

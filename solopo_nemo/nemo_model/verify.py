@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import Progress
 
 TOLERANCE = 1e-4
@@ -132,8 +133,11 @@ def compare(got: Logits, want: Logits, what: str) -> dict[str, float]:
     """The difference by kind of input.
 
     Raises:
+        UserError: transformers' own logits are no finite numbers.
         LogitsDifferError: one is above ``TOLERANCE``, or no number.
     """
+    if not all(bool(x.isfinite().all()) for logits in want.values() for x in logits):
+        raise UserError(f"{what}: the model's logits in transformers are not finite: the weights hold NaN or infinity")
     found = {kind: largest_difference(got[kind], want[kind]) for kind in want}
     if not all(value <= TOLERANCE for value in found.values()):
         figures = ", ".join(f"{value:.1e} on {kind} tokens" for kind, value in found.items())

@@ -239,3 +239,5 @@ def test_a_logit_that_is_no_number_is_a_difference() -> None:
     for got in (broken, broken[::-1], [x * 1.001 for x in want["text"]]):
         with pytest.raises(verify.LogitsDifferError, match="text"):
             verify.compare({"text": got}, want, "import")
+    with pytest.raises(UserError, match="not finite"):
+        verify.compare({"text": broken}, {"text": broken}, "import")
