@@ -1,4 +1,4 @@
-"""Answers that were given before: kept by model, prompt and decoding, so that a stopped evaluation goes on."""
+"""Cache of a model's answers by model, prompt and decoding: a stopped evaluation continues from it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class AnswerCache:
-    """Stands between lm_eval and its model, and asks the model only what it was not asked before.
+    """Wraps an lm_eval model, and asks it only for answers that are not in the cache.
 
-    lm_eval's own ``CachingLM`` leaves sampled answers out. Here they count too, by seed and by how often the same
-    request was made: repeated draws stay different, and a run that goes on keeps those it has.
+    lm_eval's own ``CachingLM`` does not cache sampled answers. This one does, by seed and by the number of the
+    repetition of a request: repeated draws stay different, and a run that continues keeps those it has.
 
     Args:
         model: an lm_eval ``LM``.
@@ -36,12 +35,8 @@ class AnswerCache:
         self._answers: Any = SqliteDict(str(path), autocommit=True)
         model.set_cache_hook(self)
 
-    def __enter__(self) -> AnswerCache:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._answers.close()
 
     def __getattr__(self, name: str) -> Any:

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def evaluate(
     if missing:
         console = Console(stderr=True, highlight=False)
         done = progress("evaluating", len(missing)) if progress else None
-        with AnswerCache(opened.load(), out / "answers.sqlite", opened.identity) as answers:
+        with closing(AnswerCache(opened.load(), out / "answers.sqlite", opened.identity)) as answers:
             for number, one in enumerate(missing, start=1):
                 if done is None:
                     console.print(f"{number} of {len(missing)}: {one.suite.name} {one.cell.name}")

@@ -1,8 +1,8 @@
 """``torchrun`` for a batch job: ``python -m solopo_nemo.training.torchrun [torchrun's options] PROGRAM [ARGUMENTS]``.
 
-Two differences to torch's own. A signal (SIGTERM, SIGUSR1) reaches the ranks, which may take as long as they need to
-save. And the ranks' exit code comes back: as this command's, and, since ``srun`` has one exit code for all nodes and
-not always a task's, in a file a node where ``SOLOPO_EXIT_CODES`` names a folder.
+It differs from torch's own in two ways. A signal (SIGTERM, SIGUSR1) is forwarded to the ranks, which may take as long
+as they need to save. The exit code of the ranks comes back: as this command's, and in a file for each node where
+``SOLOPO_EXIT_CODES`` names a folder, since ``srun`` has one exit code for all nodes and not always a task's.
 """
 
 from __future__ import annotations

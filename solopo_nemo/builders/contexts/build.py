@@ -11,7 +11,7 @@ from typing import Any
 from solopo_nemo.builders.contexts.compose import Composer, Context, Dropped
 from solopo_nemo.builders.contexts.gold import gold_pair
 from solopo_nemo.builders.contexts.pool import ParagraphPool
-from solopo_nemo.builders.contexts.question import BadRow, Question
+from solopo_nemo.builders.contexts.question import BadRow, Question, refuse_bad_rows
 from solopo_nemo.builders.contexts.report import write_report
 from solopo_nemo.builders.contexts.settings import BuildSettings
 from solopo_nemo.builders.contexts.shards import ShardFolder
@@ -32,7 +32,8 @@ def build_contexts(settings: BuildSettings, encoder: TripletEncoder) -> dict[str
     """Build contexts, and write them with the rejected rows and the dropped questions beside them.
 
     The source is validated as a whole before anything is written; memory grows with the pool, not with the output.
-    Finished shards lie in `<out>.work` until the end: a run that was killed goes on behind them, to the same bytes.
+    Finished shards stay in `<out>.work` until the end: a run that was killed resumes after them and writes the same
+    bytes.
 
     Returns:
         The summary: counts (`in` = `out` + `rejected` + `dropped`), token statistics, rho, evidence positions.
@@ -87,9 +88,7 @@ def _scan(settings: BuildSettings, source: RowSource, pool_sources: list[RowSour
         elif not pool_sources:
             for paragraph in (*item.supporting, *item.others):
                 pool.add(paragraph, item.id)
-    if bad and not settings.skip_bad:
-        more = f" (and {len(bad) - 1} more bad rows)" if len(bad) > 1 else ""
-        raise UserError(f"{bad[0]}{more}; --skip-bad goes on without and lists them")
+    refuse_bad_rows(bad, settings.skip_bad)
     if not rows:
         raise UserError(f"{settings.source}: no questions in it: give a file with at least one row")
     for paragraph in with_progress(chain.from_iterable(map(read_pool, pool_sources)), "reading the pool"):
@@ -121,7 +120,7 @@ def _tasks(settings: BuildSettings, source: RowSource, missing: set[int]) -> Ite
 
 
 class _ShardWriter:
-    """Composes and writes a shard; what a worker process is given."""
+    """Composes and writes a shard; each worker process has one."""
 
     def __init__(self, composer: Composer, settings: BuildSettings, folder: ShardFolder) -> None:
         self._composer = composer

@@ -122,7 +122,7 @@ class _Filling:
         self._tokens = self._exact(self._order("evidence"))
 
     def settle(self, name: str, target: Target) -> Context | Dropped:
-        """Fill to the question's target by counts, compare with the exact count, and mend until both agree."""
+        """Fill to the question's target by counts, compare with the exact count, and repair until both agree."""
         limit = target.draw(Random(f"{self._seed}:{name}:target"))
         measured: list[Paragraph] | None = None
         for _ in range(_REPAIRS):

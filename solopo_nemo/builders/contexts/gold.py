@@ -16,7 +16,7 @@ _MONTH = (
     r"|Nov(?:ember|\.)|Dec(?:ember|\.))"
 )
 _NUMBER = r"(?<![\w.,-])\d+(?:[.,]\d+)*(?![\w-])"
-# from the most to the least telling; an answer is of the first kind that it is, as a whole
+# from the most to the least specific; an answer is of the first kind whose pattern matches all of it
 _KINDS = {
     "year": re.compile(r"(?<![\w.,-])(?:1\d{3}|20\d{2})(?![\w,-]|\.\d)"),
     "date": re.compile(rf"\b(?:\d{{1,2}} {_MONTH}(?: \d{{4}})?|{_MONTH} \d{{1,2}}, \d{{4}}|{_MONTH} \d{{1,4}})(?!\w)"),

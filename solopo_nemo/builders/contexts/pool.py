@@ -10,7 +10,7 @@ from solopo_nemo.data.answers import holds_answer
 
 
 class ParagraphPool:
-    """Paragraphs without duplicates, in an order of their own, so that draws do not depend on the order of the source.
+    """Paragraphs without duplicates, sorted by text: draws do not depend on the order of the source.
 
     Args:
         allow_answer_leak: Also draw paragraphs that hold the question's answer or an alias.

@@ -1,12 +1,14 @@
-"""What every question answering source is read into."""
+"""The types that every source of questions is read into."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from solopo_nemo.data.answers import normalize
+from solopo_nemo.runtime.errors import UserError
 
 _NAME_WORDS = 6
 
@@ -71,3 +73,10 @@ class BadRow:
 
     error: str
     value: dict[str, Any] | None
+
+
+def refuse_bad_rows(errors: Sequence[str], skip_bad: bool) -> None:
+    """Raise a `UserError` with the first of the errors, unless there are none or bad rows are skipped."""
+    if errors and not skip_bad:
+        more = f" (and {len(errors) - 1} more bad rows)" if len(errors) > 1 else ""
+        raise UserError(f"{errors[0]}{more}; --skip-bad goes on without and lists them")

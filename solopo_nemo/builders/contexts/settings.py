@@ -1,4 +1,4 @@
-"""What a build of contexts is told, and what decides its result."""
+"""Settings of a build of contexts, and the fingerprint of everything that decides its result."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BuildSettings:
         skip_bad: Go on after bad rows, and write them to `<out>.rejects.jsonl`.
         workers: Number of processes; no output depends on it.
         report: Folder for the plots; None draws none.
-        shard_rows: Rows of the source in a shard, which a run that was killed loses at most per worker.
+        shard_rows: Rows of the source in a shard; a killed run loses at most one shard per worker.
     """
 
     source: Path | str

@@ -1,4 +1,4 @@
-"""What samples answers: the interface of all backends."""
+"""The interface of all sampling backends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from solopo_nemo.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn; other values give other samples.
+    """Sampling settings; other values give other samples.
 
     Attributes:
         backend: `hf` or `openai`.
@@ -106,4 +106,4 @@ class Backend(Protocol):
         """
 
     def close(self) -> None:
-        """Give up what is under way, and release everything."""
+        """Abort requests in progress and release all resources."""

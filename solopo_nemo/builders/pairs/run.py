@@ -1,14 +1,15 @@
-"""The whole run: validate the questions, sample, choose pairs, write the datasets."""
+"""A whole run: validate the questions, sample answers, choose pairs, write the datasets."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from solopo_nemo.builders.contexts.question import refuse_bad_rows
 from solopo_nemo.builders.pairs.backend import Backend, Sampling
 from solopo_nemo.builders.pairs.datasets import (
     TABLE_2,
@@ -59,7 +60,7 @@ class PairSettings:
 def sample_pairs(
     settings: PairSettings, sampling: Sampling, make_backend: Callable[[Sampling], Backend]
 ) -> dict[str, Any]:
-    """Sample answers and write preference pairs; a second call goes on where the first one ended.
+    """Sample answers and write preference pairs; a second call continues where the first one ended.
 
     Args:
         settings: What to make.
@@ -72,8 +73,10 @@ def sample_pairs(
     Raises:
         UserError: Bad rows without `skip_bad`, samples of other settings, a backend that cannot go on, or no pair.
     """
-    with Source(settings.contexts, settings.out.parent) as source:
-        _check_bad(source, settings.skip_bad)
+    with closing(Source(settings.contexts, settings.out.parent)) as source:
+        refuse_bad_rows([bad.error for bad in source.bad], settings.skip_bad)
+        if not len(source):
+            raise UserError(f"{source.bad[0].error} (and no row is good)")
         backend = make_backend(sampling)
         with SampleStore(samples_file(settings.out), sampling) as store:
             sampler = Sampler(source, store, backend, settings.sides, settings.size, sampling.seed)
@@ -92,14 +95,6 @@ def sample_pairs(
         "samples_per_second": round(meter.samples / meter.seconds, 2),
         "seconds": round(meter.seconds, 1),
     }
-
-
-def _check_bad(source: Source, skip_bad: bool) -> None:
-    if source.bad and not skip_bad:
-        more = f" (and {len(source.bad) - 1} more bad rows)" if len(source.bad) > 1 else ""
-        raise UserError(f"{source.bad[0].error}{more}; --skip-bad goes on without and lists them")
-    if not len(source):
-        raise UserError(f"{source.bad[0].error} (and no row is good)")
 
 
 def _write(

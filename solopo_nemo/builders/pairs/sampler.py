@@ -1,4 +1,4 @@
-"""Sampling on all questions, as many at once as the backend takes, until there are enough pairs."""
+"""Samples answers to the questions, as many prompts at once as the backend takes, until there are enough pairs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Sampler:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _units(self, meter: Meter) -> Iterator[_Unit]:
-        """Yield what is still to be sampled."""
+        """Yield the prompts that lack samples."""
         for number in self._order:
             if self._accepted >= self._size:
                 return
@@ -98,7 +98,7 @@ class Sampler:
                     self._record(number, side, entry, meter)
 
     def _finish(self, unit: _Unit, future: Future[list[Sample]], meter: Meter) -> bool:
-        """Keep the answers that came; return whether that was all of the prompt."""
+        """Store the answers that came; return whether the prompt has all of its samples."""
         try:
             samples = future.result()
         except Refused as error:
@@ -138,7 +138,7 @@ class Sampler:
         return settled
 
     def _keep_finished(self, pending: dict[Future[list[Sample]], _Unit], meter: Meter) -> None:
-        """Write what other threads have been given by the time one fails."""
+        """Store the answers of the other threads when one of them fails."""
         for future in wait(pending).done:
             if future.exception() is None:
                 self._finish(pending[future], future, meter)

@@ -1,4 +1,4 @@
-"""Questions to sample on: rows with a short and a long prompt and gold answers, validated before anything is paid."""
+"""Questions to sample on: rows with a short and a long prompt and gold answers, validated before sampling starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from solopo_nemo.builders.contexts.question import BadRow
@@ -49,10 +48,10 @@ class Asked:
 
 
 class Source:
-    """All good rows of a contexts file, by number in file order; on disk, so that memory does not grow with them.
+    """The valid rows of a contexts file, numbered in file order and kept on disk: memory does not grow with them.
 
     Attributes:
-        bad: The bad rows.
+        bad: The rows that are not valid.
     """
 
     def __init__(self, path: Path, folder: Path) -> None:
@@ -60,7 +59,7 @@ class Source:
 
         Args:
             path: `.jsonl`, `.jsonl.gz`, `.parquet`, a saved `datasets` folder, or a directory of such files.
-            folder: Where the copy lives, in a database without name that vanishes with this process.
+            folder: Folder of the copy, an unlinked SQLite file: it is gone when this process ends, however that ends.
         """
         self.bad: list[BadRow] = []
         self._count = 0
@@ -76,12 +75,8 @@ class Source:
         if not self._count and not self.bad:
             raise UserError(f"{path}: no questions in it: give a file with at least one row")
 
-    def __enter__(self) -> Source:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Remove the copy."""
         self._db.close()
 
     def __len__(self) -> int:

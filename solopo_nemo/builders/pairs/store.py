@@ -36,13 +36,13 @@ _ENTRY = (
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a prompt.
+    """Counts of the samples of one prompt.
 
     Attributes:
         digest: Of question, prompt and answers.
-        right: Finished samples that are right.
-        finished: Samples that reached their end.
-        cut: Samples that did not.
+        right: Finished samples with a right answer.
+        finished: Samples that end by themselves and hold text.
+        cut: Samples that reached the token limit, or are empty.
         unprefixed: Samples without `The answer is:`.
     """
 
@@ -101,7 +101,7 @@ class SampleStore:
             raise RunFault(f"{self.path}: {error}: free space, or give another --out if it is damaged") from error
 
     def finished(self, asked: Asked, side: str) -> Entry | None:
-        """Return what is known of a prompt, None where samples of it are still missing.
+        """Return the counts of a prompt, None while samples of it are missing.
 
         Raises:
             UserError: It was sampled with another prompt or other answers.

@@ -1,4 +1,4 @@
-"""What every reader checks."""
+"""The check that all readers share."""
 
 from __future__ import annotations
 
