@@ -249,7 +249,7 @@ def test_a_file_of_something_else_is_one_clear_error(tmp_path: Path) -> None:
 def test_a_map_that_has_not_been_run_is_not_made_up(study: Study, tmp_path: Path) -> None:
     write_page(replace(study, outcomes=[]), tmp_path / "collapse.md", tmp_path / "reproduction")
     page = (tmp_path / "collapse.md").read_text()
-    assert "0 of 260 runs are in. The forces and the rule are here; whether the rule holds is not." in page
+    assert "0 of 260 runs are in. The page shows the forces and the rule, but not yet whether the rule holds." in page
     assert [path.name for path in sorted((tmp_path / "reproduction").iterdir())] == [
         "collapse-why-dark.png",
         "collapse-why.png",
