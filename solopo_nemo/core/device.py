@@ -1,6 +1,6 @@
 """What the device decides in Megatron-core: Transformer Engine and NCCL on CUDA, plain torch and gloo on a CPU.
 
-:mod:`solopo_nemo.runtime.device` says which device it is; its functions are here too.
+:mod:`solopo_nemo.runtime.device` says which device it is.
 """
 
 from __future__ import annotations
@@ -10,17 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from solopo_nemo.core import cpu_patches
-from solopo_nemo.runtime.device import (
-    count,
-    cuda,
-    current,
-    default_precision,
-    memory_gib,
-    peak_memory_gib,
-    random_state,
-    release_cached_memory,
-    set_random_state,
-)
+from solopo_nemo.runtime.device import cuda, current
 from solopo_nemo.runtime.errors import UserError
 
 if TYPE_CHECKING:  # Megatron-core is imported after prepare_process where that is possible: it is faster
@@ -28,30 +18,7 @@ if TYPE_CHECKING:  # Megatron-core is imported after prepare_process where that 
 
     from solopo_nemo.data.packing import Batch
 
-__all__ = [
-    "configure",
-    "count",
-    "cuda",
-    "current",
-    "default_precision",
-    "layer_spec",
-    "memory_gib",
-    "peak_memory_gib",
-    "prepare_process",
-    "random_state",
-    "release_cached_memory",
-    "saves_asynchronously",
-    "set_random_state",
-    "to_device",
-]
-
-
-def saves_asynchronously() -> bool:
-    """Whether checkpoints are written while the training goes on.
-
-    Megatron forks the writer: from a GPU it has its own copies, on a CPU the weights that it reads would be trained on.
-    """
-    return cuda()
+__all__ = ["configure", "cuda", "current", "layer_spec", "prepare_process", "to_device"]
 
 
 def to_device(batch: Batch) -> Batch:

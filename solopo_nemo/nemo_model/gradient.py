@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from solopo_nemo.core.step import Batch
-from solopo_nemo.nemo_model.mixin import ObjectiveReduction
+from solopo_nemo.nemo_model.reduction import ObjectiveReduction
 
 
 def gradient_norm(strategy: Any, batches: Iterator[Batch], reduction: ObjectiveReduction) -> float:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from nemo.collections.llm.gpt.model.base import default_layer_spec
-from nemo.lightning.megatron_parallel import MegatronLossReduction
 
 from solopo_nemo.core import device
 from solopo_nemo.core.head import LOGITS_CHUNK_SIZE
 from solopo_nemo.core.layers.spec import sdpa_layer_spec
 from solopo_nemo.core.model import complete
-from solopo_nemo.core.step import (
-    Batch,
-    ForwardStep,
-    Loss,
-    Metrics,
-    Reference,
-    loss_and_metrics,
-    reduce_metrics,
-    score_sequences,
-)
+from solopo_nemo.core.step import Batch, Reference, score_sequences
 from solopo_nemo.nemo_model import compat
+from solopo_nemo.nemo_model.reduction import ObjectiveReduction
 from solopo_nemo.objectives import Objective
 
 compat.allow_configs()
@@ -102,34 +93,3 @@ class SoLoPOMixin:
         return self._training_loss_reduction
 
     validation_loss_reduction = training_loss_reduction
-
-
-class ObjectiveReduction(MegatronLossReduction):
-    """:class:`solopo_nemo.core.step.ForwardStep`'s loss and metrics, as NeMo asks for them.
-
-    Args:
-        objective, reference, loss: as ``ForwardStep`` takes them.
-
-    Attributes:
-        metrics: after :meth:`reduce`, over the global batch (on the last pipeline stage).
-        samples: after :meth:`reduce`, ids and losses of this rank's micro-batches.
-    """
-
-    def __init__(self, objective: Objective, reference: Reference | None = None, loss: Loss | None = None) -> None:
-        super().__init__()
-        self.step = ForwardStep(objective, reference, loss)
-        self.metrics: dict[str, float] = {}
-        self.samples: list[tuple[Sequence[str], torch.Tensor]] = []
-        self._samples: list[tuple[Sequence[str], torch.Tensor]] = []
-
-    def forward(self, batch: Batch, logp: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        """Loss of one micro-batch and what :meth:`reduce` needs of it."""
-        output = self.step.evaluate(batch, logp)
-        self._samples.append((batch["ids"], output.per_sample.detach()))
-        return loss_and_metrics(output, batch, self.step.objective)
-
-    def reduce(self, losses_reduced_per_micro_batch: Sequence[Metrics]) -> torch.Tensor:
-        """The loss over the global batch."""
-        self.samples, self._samples = self._samples, []
-        self.metrics = reduce_metrics(losses_reduced_per_micro_batch)
-        return torch.tensor(self.metrics["loss"], device=device.current())

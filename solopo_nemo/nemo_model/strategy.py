@@ -10,8 +10,8 @@ import nemo.lightning as nl
 from megatron.core import tensor_parallel
 from megatron.core.distributed import DistributedDataParallelConfig
 
-from solopo_nemo.core import device
 from solopo_nemo.nemo_model import compat
+from solopo_nemo.runtime import device
 
 
 class SoLoPOStrategy(nl.MegatronStrategy):

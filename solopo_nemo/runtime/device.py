@@ -32,6 +32,14 @@ def current() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if cuda() else torch.device("cpu")
 
 
+def saves_asynchronously() -> bool:
+    """Whether checkpoints are written while the training goes on.
+
+    Megatron forks the writer. On a GPU it has its own copies; on a CPU the training would change what it writes.
+    """
+    return cuda()
+
+
 def default_precision(gpu: bool | None = None) -> str:
     """The precision where the configuration names none: ``bf16`` on a GPU, ``fp32`` on a CPU.
 

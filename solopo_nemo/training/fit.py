@@ -19,14 +19,14 @@ from megatron.core.optimizer import OptimizerConfig
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
 
 from solopo_nemo.config.schema import RunConfig
-from solopo_nemo.core import device
+from solopo_nemo.core.device import prepare_process
 from solopo_nemo.core.step import Reference
 from solopo_nemo.data.prepared import load_prepared
 from solopo_nemo.families.hf import read_config
 from solopo_nemo.nemo_model.strategy import SoLoPOStrategy
 from solopo_nemo.objectives import Objective
 from solopo_nemo.planning import load_shape
-from solopo_nemo.runtime import environment
+from solopo_nemo.runtime import device, environment
 from solopo_nemo.runtime.signals import StopRequest
 from solopo_nemo.training.callbacks.auto_alpha import AutoAlpha
 from solopo_nemo.training.callbacks.finite import NonFinite
@@ -126,7 +126,7 @@ def fit(
         only_reference: stop before the first step.
         callbacks: more of Lightning's, called last.
     """
-    device.prepare_process()
+    prepare_process()
     paths, objective = Paths(config.output), config.build_objective()
     prepared, shape = load_prepared(paths.tokenized), load_shape(str(paths.initial / "hf"))
     data = TripletDataModule(config, objective, prepared.dataset, shape)

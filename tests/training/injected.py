@@ -41,7 +41,7 @@ def _do(what: str, logp: Any) -> Any:
 def _install() -> None:
     from megatron.core.num_microbatches_calculator import get_num_microbatches
 
-    from solopo_nemo.nemo_model.mixin import ObjectiveReduction
+    from solopo_nemo.nemo_model.reduction import ObjectiveReduction
 
     forward, calls, rank = ObjectiveReduction.forward, [0], int(os.environ["RANK"])
 

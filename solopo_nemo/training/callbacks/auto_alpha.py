@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from solopo_nemo.core.step import Loss
 from solopo_nemo.nemo_model.gradient import gradient_norm
-from solopo_nemo.nemo_model.mixin import ObjectiveReduction
+from solopo_nemo.nemo_model.reduction import ObjectiveReduction
 from solopo_nemo.runtime.errors import RunFault, UserError
 from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.runtime.signals import StopRequest

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from solopo_nemo.core import device
+from solopo_nemo.runtime import device
 from solopo_nemo.training.callbacks.collapse_watch import CollapseWatch
 from solopo_nemo.training.report.rows import read_metrics
 

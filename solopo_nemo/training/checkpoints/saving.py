@@ -19,8 +19,7 @@ from megatron.core import parallel_state, tensor_parallel
 from nemo.utils.callbacks.dist_ckpt_io import AsyncFinalizableCheckpointIO
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 
-from solopo_nemo.core import device
-from solopo_nemo.runtime import environment
+from solopo_nemo.runtime import device, environment
 from solopo_nemo.runtime.errors import RunFault
 from solopo_nemo.runtime.signals import SIGNALS, StopRequest
 from solopo_nemo.training.checkpoints.files import (

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from solopo_nemo.config.schema import RunConfig
-from solopo_nemo.core import device
 from solopo_nemo.data.prepared import load_prepared
 from solopo_nemo.planning import CPU, GPU, Lengths, advise, load_shape
-from solopo_nemo.runtime import environment
+from solopo_nemo.runtime import device, environment
 from solopo_nemo.training.paths import Paths
 
 
