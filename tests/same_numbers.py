@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -121,11 +122,14 @@ def compare_recipe(old: Path, recipe: str, steps: int, folder: Path) -> list[str
     """
     outputs = {"old": folder / f"{recipe}-old", "new": folder / f"{recipe}-new"}
     runs = {name: start_run(tree, recipe, outputs[name], steps) for name, tree in (("old", old), ("new", ROOT))}
-    for name, process in runs.items():
-        if process.wait():
-            runs["new"].kill()
-            tail = outputs[name].with_suffix(".log").read_text()[-2000:]
-            return [f"the {name} version ended with code {process.returncode}: {tail}"]
+    try:
+        for name, process in runs.items():
+            if process.wait():
+                tail = outputs[name].with_suffix(".log").read_text()[-2000:]
+                return [f"the {name} version ended with code {process.returncode}: {tail}"]
+    finally:
+        for process in runs.values():
+            process.kill()  # does nothing where it has ended
     return compare_runs(outputs["old"], outputs["new"])
 
 
@@ -141,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--recipes: no recipe {unknown[0]}; there are {', '.join(RECIPES)}")
     if not has_revision(parsed.revision):
         parser.error(f"no commit {parsed.revision} in this clone; `git fetch --unshallow` brings all commits")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the worktree is removed then too
     different = 0
     with tempfile.TemporaryDirectory() as scratch, worktree(parsed.revision, Path(scratch) / "tree") as old:
         print(f"{'recipe':12}{'differences from ' + parsed.revision}")

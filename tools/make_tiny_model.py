@@ -1,14 +1,18 @@
-"""Make the embedded default's tokenizer and starting model: `python tools/make_tiny_model.py`.
+"""Make the embedded default's tokenizer, starting model and training pairs: `python tools/make_tiny_model.py`.
 
 A byte-level BPE tokenizer and a tiny Qwen2 are trained on the built-in question set, on short contexts only, so that
 the model answers well there and badly on long ones: the gap that short-to-long preference optimization is to close.
+Then the model answers training questions on short contexts, many times each, and a right and a wrong answer of each
+question become a pair. `--pairs-only` samples the pairs anew from the model that is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import itertools
 import json
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +22,10 @@ from rich.progress import Progress
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from solopo_nemo.embedded import generate_dialogues
+from solopo_nemo.builders.pairs.backend import Sampling
+from solopo_nemo.builders.pairs.hf import HuggingFaceBackend
+from solopo_nemo.builders.pairs.run import PairSettings, sample_pairs
+from solopo_nemo.embedded import generate_contexts, generate_dialogues
 from studies.tiny import IGNORE, Curriculum, Schedule, attend_back, make_tiny_qwen2, pretrain
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -174,10 +181,37 @@ def pretrain_on_answers(
         )
 
 
+def make_pairs(out: Path, size: int, sampling: Sampling) -> None:
+    """Sample answers of the model on short training contexts, and keep a right and a wrong one of each question.
+
+    Args:
+        out: gzipped JSON lines with the number of the question, the right and the wrong answer.
+        size: pairs.
+        sampling: from which model, and how.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        contexts, triplets = Path(scratch) / "contexts.jsonl", Path(scratch) / "triplets.jsonl"
+        rows = generate_contexts(4 * size, seed=0)
+        contexts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sample_pairs(PairSettings(contexts, triplets, on="short", size=size), sampling, HuggingFaceBackend)
+        found = [json.loads(line) for line in triplets.read_text().splitlines()]
+    pairs = [
+        {"number": int(row["id"].rpartition("_")[2]), "chosen": row["chosen"], "rejected": row["rejected"]}
+        for row in found
+    ]
+    text = "".join(json.dumps(pair) + "\n" for pair in pairs)
+    out.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
 def main() -> None:
-    """Parse the command line, make the tokenizer, train, save."""
+    """Parse the command line, make the tokenizer, train, sample, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("solopo_nemo/assets/tiny_qwen2"), help="folder to write")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("solopo_nemo/assets/tiny_qwen2"),
+        help="folder of the model; its pairs go beside it",
+    )
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -186,6 +220,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--vocabulary", type=int, default=2048)
+    parser.add_argument("--pairs", type=int, default=1280)
+    parser.add_argument("--samples", type=int, default=32, help="answers a question")
+    parser.add_argument("--temperature", type=float, default=1.2, help="of the answers")
+    parser.add_argument("--pairs-only", action="store_true", help="keep the model that is there")
     parser.add_argument("--json", action="store_true", help="end with a line of JSON")
     arguments = parser.parse_args()
 
@@ -196,19 +234,24 @@ def main() -> None:
 
     torch.set_num_threads(1)  # so that the result does not depend on the number of cores
     began = time.monotonic()
-    tokenizer = make_tokenizer(arguments.vocabulary, arguments.seed)
-    model = make_model(tokenizer, arguments.layers, arguments.width, arguments.seed)
-    schedule = Schedule(arguments.steps, arguments.learning_rate, warm_up=50, decay=1.0, seed=arguments.seed + 1)
-    pretrain_on_answers(model, tokenizer, schedule, arguments.paragraphs, arguments.tokens)
-    model.save_pretrained(arguments.out)
-    tokenizer.save_pretrained(arguments.out)
+    if not arguments.pairs_only:
+        tokenizer = make_tokenizer(arguments.vocabulary, arguments.seed)
+        model = make_model(tokenizer, arguments.layers, arguments.width, arguments.seed)
+        schedule = Schedule(arguments.steps, arguments.learning_rate, warm_up=50, decay=1.0, seed=arguments.seed + 1)
+        pretrain_on_answers(model, tokenizer, schedule, arguments.paragraphs, arguments.tokens)
+        model.save_pretrained(arguments.out)
+        tokenizer.save_pretrained(arguments.out)
+    pairs = arguments.out.with_name(f"{arguments.out.name}_pairs.jsonl.gz")
+    sampling = Sampling(
+        "hf", str(arguments.out), arguments.samples, arguments.temperature, max_new_tokens=48, seed=arguments.seed
+    )
+    make_pairs(pairs, arguments.pairs, sampling)
     summary = {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "bytes": sum(path.stat().st_size for path in arguments.out.iterdir()),
-        "vocabulary": len(tokenizer),
+        "pairs": arguments.pairs,
+        "bytes": sum(path.stat().st_size for path in (*arguments.out.iterdir(), pairs)),
         "seconds": round(time.monotonic() - began, 1),
     }
-    print(json.dumps(summary) if arguments.json else f"wrote {arguments.out}: {summary}")
+    print(json.dumps(summary) if arguments.json else f"wrote {arguments.out} and {pairs}: {summary}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from solopo_nemo.embedded import SHORT_PARAGRAPHS
 from solopo_nemo.embedded.world import MAX_PARAGRAPHS
 from solopo_nemo.runtime import environment
 from solopo_nemo.runtime.cli import command_name
@@ -47,9 +48,7 @@ class BuiltinDataConfig:
     """Size of the built-in question set."""
 
     samples: int = number(minimum=1)
-    short_paragraphs: int = number(minimum=2)
-    long_paragraphs: int = number(minimum=2)
-    seed: int = number(minimum=0)
+    long_paragraphs: int = number(minimum=SHORT_PARAGRAPHS)
 
 
 @dataclass(kw_only=True)
@@ -75,7 +74,7 @@ class ParallelConfig:
 
     @property
     def model_ranks(self) -> int:
-        """Ranks that hold one copy of the model: tensor x context x pipeline."""
+        """Ranks that hold one copy of the model and work on one micro-batch together."""
         return self.tensor * self.context * self.pipeline
 
 
@@ -267,16 +266,15 @@ def _check(config: RunConfig) -> None:
         "parallel.sequence=true needs parallel.tensor of 2 or more: sequence parallelism splits over the tensor ranks",
     )
     require(
-        builtin.short_paragraphs <= builtin.long_paragraphs,
-        f"data.builtin: short_paragraphs={builtin.short_paragraphs} must not be more than "
-        f"long_paragraphs={builtin.long_paragraphs}",
+        builtin.long_paragraphs <= MAX_PARAGRAPHS,
+        f"data.builtin.long_paragraphs={builtin.long_paragraphs}: must be at most {MAX_PARAGRAPHS}",
     )
     lengths = config.evaluation.lengths
     require(min(lengths, default=0) >= 1, f"evaluation.lengths={lengths}: give at least one, each at least 1")
-    paragraphs = max(lengths) * builtin.short_paragraphs
+    paragraphs = max(lengths) * SHORT_PARAGRAPHS
     require(
         config.evaluation.name == "none" or paragraphs <= MAX_PARAGRAPHS,
-        f"evaluation.lengths: {max(lengths)} x {builtin.short_paragraphs} paragraphs is more than the {MAX_PARAGRAPHS} "
+        f"evaluation.lengths: {max(lengths)} x {SHORT_PARAGRAPHS} paragraphs is more than the {MAX_PARAGRAPHS} "
         "that the built-in questions have names for",
     )
     config.build_objective()
@@ -303,6 +301,11 @@ def read_config(path: Path) -> RunConfig:
                 group, key = former.split(".")
                 saved[group].pop(key)
                 OmegaConf.update(saved, name, value)
+        if OmegaConf.select(saved, "data.builtin.seed") is not None:  # of version 0.1
+            if saved.data.train == "builtin":
+                raise UserError(f"{path}: a run of version 0.1, on other built-in data; choose another output_dir")
+            for former in ("seed", "short_paragraphs"):
+                del saved.data.builtin[former]
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), saved)
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except (OmegaConfBaseException, YAMLError) as error:

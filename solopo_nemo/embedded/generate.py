@@ -1,7 +1,12 @@
-"""Questions, triplets and evaluation prompts of the built-in set: unlimited, each one a function of (seed, number)."""
+"""Questions of the embedded set, each a function of (seed, number): training contexts, evaluation prompts, dialogues.
+
+The training triplets add answers that were sampled from the embedded model and are shipped with it.
+"""
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,7 +14,10 @@ from typing import Any
 from solopo_nemo.data.answers import ANSWER_PREFIX
 from solopo_nemo.embedded.world import Fact, Paragraph, Split, World, ask, build_world
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.paths import EMBEDDED_PAIRS
 
+SHORT_PARAGRAPHS = 8
+"""Of a short context of the embedded set, and of a context of length 1x in the evaluation."""
 _INSTRUCTION = f"State the facts, then end with: {ANSWER_PREFIX} ..."
 
 
@@ -32,14 +40,6 @@ def response(chain: Sequence[Fact]) -> str:
 def _world(split: Split, seed: int, number: int, paragraphs: int, hops: int) -> tuple[World, random.Random]:
     rng = random.Random(f"{split}/{seed}/{number}")
     return build_world(rng, paragraphs, hops, split), rng
-
-
-def _wrong(world: World, rng: random.Random) -> list[Fact]:
-    """The first chain, led astray at a random hop into the second chain, which has the same relations."""
-    right, other = world.chains[:2]
-    fault = rng.randrange(len(right))
-    wrong = Fact(right[fault].subject, right[fault].relation, other[fault].object)
-    return [*right[:fault], wrong, *other[fault + 1 :]]
 
 
 def generate_questions(
@@ -88,44 +88,71 @@ def generate_questions(
         }
 
 
-def generate_triplets(
-    count: int, seed: int, short_paragraphs: int = 8, long_paragraphs: int = 64, hops: int = 2
+def generate_contexts(
+    count: int, seed: int, short_paragraphs: int = SHORT_PARAGRAPHS, long_paragraphs: int = 64, hops: int = 2
 ) -> Iterator[dict[str, Any]]:
-    """Training triplets: a short context nested in a long one, a right and a wrong chain of thought.
+    """Training questions on a short context and on a long one that it is nested in.
 
     Args:
         count: how many.
-        seed: triplet number n of a seed is the same whatever `count` is.
+        seed: question number n of a seed is the same whatever `count` is.
         short_paragraphs: paragraphs of the short prompt; all of them are in the long prompt, in the same order.
         long_paragraphs: paragraphs of the long prompt.
         hops: facts that have to be combined, 1 to 3.
 
     Yields:
-        One record of the triplet file format each.
+        One row of a contexts file (`id`, `prompt_short`, `prompt_long`, `answers`) each.
 
     Raises:
         UserError: the short context is not nested in the long one, or too small for the question.
     """
+    for number in range(count):
+        yield _context(number, seed, short_paragraphs, long_paragraphs, hops)
+
+
+def generate_triplets(count: int, long_paragraphs: int = 64) -> Iterator[dict[str, Any]]:
+    """The embedded training set: questions with a right and a wrong answer that the embedded model itself gave.
+
+    `tools/make_tiny_model.py` sampled the answers on the short prompts of long contexts of 64 paragraphs. With another
+    length the facts stay the same, and their order changes.
+
+    Args:
+        count: how many.
+        long_paragraphs: paragraphs of the long prompt.
+
+    Yields:
+        One record of the triplet file format each.
+
+    Raises:
+        UserError: there are fewer pairs, or the long context cannot have that size.
+    """
+    with gzip.open(EMBEDDED_PAIRS, "rt", encoding="utf-8") as stream:
+        pairs = [json.loads(line) for line in stream]
+    if count > len(pairs):
+        raise UserError(f"data.builtin.samples={count}: the embedded training set has {len(pairs)} samples")
+    for pair in pairs[:count]:
+        row = _context(pair["number"], 0, SHORT_PARAGRAPHS, long_paragraphs, hops=2)
+        yield row | {"chosen": pair["chosen"], "rejected": pair["rejected"]}
+
+
+def _context(number: int, seed: int, short_paragraphs: int, long_paragraphs: int, hops: int) -> dict[str, Any]:
     if not 2 * hops <= short_paragraphs <= long_paragraphs:
         raise UserError(
-            f"built-in triplets: {short_paragraphs} short and {long_paragraphs} long paragraphs; "
+            f"built-in contexts: {short_paragraphs} short and {long_paragraphs} long paragraphs; "
             f"the short context needs {2 * hops} or more and no more than the long one"
         )
-    for number in range(count):
-        world, rng = _world("train", seed, number, long_paragraphs, hops)
-        gold = world.chains[0]
-        yield {
-            "id": f"{hops}hop__train_{seed}_{number}",
-            "prompt_short": prompt(world.nested(short_paragraphs), world.question),
-            "prompt_long": prompt(world.paragraphs, world.question),
-            "chosen": response(gold),
-            "rejected": response(_wrong(world, rng)),
-            "answers": [gold[-1].object],
-            "meta": {"short_paragraphs": short_paragraphs, "long_paragraphs": long_paragraphs, "hops": hops},
-        }
+    world, _ = _world("train", seed, number, long_paragraphs, hops)
+    return {
+        "id": f"{hops}hop__train_{seed}_{number}",
+        "prompt_short": prompt(world.nested(short_paragraphs), world.question),
+        "prompt_long": prompt(world.paragraphs, world.question),
+        "answers": [world.chains[0][-1].object],
+    }
 
 
-def generate_evaluation(count: int, seed: int, paragraphs: int = 8, hops: int = 2) -> Iterator[dict[str, Any]]:
+def generate_evaluation(
+    count: int, seed: int, paragraphs: int = SHORT_PARAGRAPHS, hops: int = 2
+) -> Iterator[dict[str, Any]]:
     """Evaluation questions about facts that no training question states.
 
     Yields:

@@ -1,29 +1,20 @@
-"""Exact answer accuracy by context length on the built-in question set, and the before/after table."""
+"""Answer accuracy on the built-in questions by context length, and the before/after table."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+import io
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.progress import Progress
 from rich.table import Table
 
-from solopo_nemo.data.answers import normalize, stated_answer
-from solopo_nemo.data.tokenizer_files import load_tokenizer
-from solopo_nemo.data.vocabulary import check_tokenizer
-from solopo_nemo.embedded import generate_evaluation
-from solopo_nemo.families.hf import transformers_config
+from solopo_nemo.embedded import SHORT_PARAGRAPHS, generate_evaluation
 from solopo_nemo.runtime.errors import UserError
-
-Messages = list[dict[str, str]]
-Answerer = Callable[[list[Messages]], list[str]]
-
-LENGTHS = (1, 2, 4, 8)
-Z_95 = 1.959964
-_TOKENS_A_BATCH = 8192
 
 
 @dataclass(frozen=True)
@@ -55,117 +46,48 @@ class AccuracyRow:
         return asdict(self)
 
 
-def is_correct(text: str, answers: Iterable[str]) -> bool:
-    """Whether the answer that `text` states after the prefix equals one of `answers`, in normal form."""
-    stated = stated_answer(text)
-    return stated.prefixed and normalize(stated.text) in {normalize(answer) for answer in answers}
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of a proportion; unlike the normal one it holds near 0 and 1."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(correct, total).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
-def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion; unlike the normal one it holds near 0 and 1."""
-    share = correct / total
-    centre = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    # The ends are exact at 0 and 1, where rounding would leave the proportion outside its own interval.
-    return (centre - half) / scale if correct else 0.0, (centre + half) / scale if correct < total else 1.0
-
-
-def count_correct(answerer: Answerer, questions: Sequence[dict[str, Any]]) -> int:
-    """How many of the questions (`prompt`, `answers`) the answerer gets right."""
-    texts = answerer([question["prompt"] for question in questions])
-    return sum(is_correct(text, question["answers"]) for text, question in zip(texts, questions, strict=True))
-
-
-class GreedyAnswerer:
-    """Answers prompts with a Hugging Face model by greedy decoding."""
-
-    def __init__(self, model_dir: str | Path, device: str = "cpu", max_new_tokens: int = 64) -> None:
-        from transformers import AutoModelForCausalLM
-
-        if not (Path(model_dir) / "config.json").is_file():
-            raise UserError(f"evaluation: no config.json in {model_dir}; give a Hugging Face model folder")
-        self._tokenizer: Any = load_tokenizer(model_dir)
-        self._tokenizer.padding_side = "left"
-        if self._tokenizer.chat_template is None:
-            raise UserError(f"evaluation: the tokenizer in {model_dir} has no chat template; use one that has")
-        model: Any = AutoModelForCausalLM.from_pretrained(model_dir, config=transformers_config(Path(model_dir)))
-        check_tokenizer(self._tokenizer, model.config.vocab_size, f"evaluation: {model_dir}")
-        self._model = model.to(device).eval()
-        self._max_new_tokens = max_new_tokens
-
-    def encode(self, prompts: list[Messages]) -> list[list[int]]:
-        """The prompts as token ids, up to where the answer begins."""
-        return self._tokenizer.apply_chat_template(prompts, add_generation_prompt=True)
-
-    def __call__(self, prompts: list[Messages]) -> list[str]:
-        """One answer text a prompt."""
-        batch = self._tokenizer.apply_chat_template(
-            prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        ).to(self._model.device)
-        out = self._model.generate(
-            batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            do_sample=False,
-            max_new_tokens=self._max_new_tokens,
-            pad_token_id=self._tokenizer.pad_token_id,
-        )
-        return self._tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-def evaluate_accuracy(
-    model_dir: str | Path,
-    lengths: Sequence[int] = LENGTHS,
-    questions_per_length: int = 128,
-    seed: int = 0,
-    short_paragraphs: int = 8,
-    hops: int = 2,
-    device: str = "cpu",
-) -> list[AccuracyRow]:
-    """Ask built-in evaluation questions at several context lengths.
+def evaluate_accuracy(model_dir: str | Path, lengths: Sequence[int], questions: int, seed: int) -> list[AccuracyRow]:
+    """Ask built-in evaluation questions at several context lengths, as the suite `builtin` does.
 
     Args:
-        model_dir: Hugging Face folder with a model and a tokenizer that has a chat template.
-        lengths: context lengths as multiples of `short_paragraphs`.
-        questions_per_length: questions a length.
+        model_dir: Hugging Face folder with a model and a tokenizer.
+        lengths: context lengths as multiples of the short one.
+        questions: a length.
         seed: of the evaluation questions, which share no fact with any training question.
-        short_paragraphs: paragraphs of a context of length 1.
-        hops: facts that have to be combined.
-        device: torch device.
 
     Raises:
         UserError: the folder holds no model that can be asked.
     """
-    if questions_per_length < 1:
-        raise UserError(f"evaluation: questions_per_length is {questions_per_length}; ask for one or more")
-    answerer = GreedyAnswerer(model_dir, device)
-    rows = []
-    with Progress(transient=True) as progress:
-        task = progress.add_task("evaluation", total=questions_per_length * len(lengths))
-        for length in lengths:
-            paragraphs = length * short_paragraphs
-            questions = list(generate_evaluation(questions_per_length, seed, paragraphs, hops))
-            sizes = [len(ids) for ids in answerer.encode([question["prompt"] for question in questions])]
-            size = max(1, _TOKENS_A_BATCH // max(sizes))
-            correct = 0
-            progress.update(task, description=f"evaluation at {length}x")
-            for start in range(0, len(questions), size):
-                batch = questions[start : start + size]
-                correct += count_correct(answerer, batch)
-                progress.advance(task, len(batch))
-            low, high = wilson_interval(correct, len(questions))
-            rows.append(
-                AccuracyRow(
-                    length=length,
-                    paragraphs=paragraphs,
-                    tokens=sum(sizes) / len(sizes),
-                    correct=correct,
-                    total=len(questions),
-                    accuracy=correct / len(questions),
-                    low=low,
-                    high=high,
-                )
-            )
+    from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
+    from solopo_nemo.evaluation.run import evaluate
+    from solopo_nemo.evaluation.settings import SuiteSettings
+    from solopo_nemo.evaluation.suites.builtin import builtin_suite
+
+    suite, model, rows = builtin_suite(lengths, seed), ModelSettings(str(model_dir)), []
+    with TemporaryDirectory() as scratch, Progress(transient=True) as bars, redirect_stderr(io.StringIO()):
+        folder = Path(scratch)
+        settings = SuiteSettings(folder, limit=questions)
+
+        def show(stage: str, parts: int) -> Callable[[], None]:
+            task = bars.add_task(stage, total=parts)
+            return lambda: bars.advance(task)
+
+        measured = evaluate(model, [suite], settings, folder, show).suites[suite.name]
+        opened = EvaluatedModel(model, folder)
+    for length in lengths:
+        asked = generate_evaluation(questions, seed, length * SHORT_PARAGRAPHS)
+        tokens = sum(opened.tokens(row["prompt"][0]["content"]) for row in asked) / questions
+        correct = int(measured.loc[measured["length"] == length, "value"].sum())
+        share, interval = correct / questions, wilson_interval(correct, questions)
+        rows.append(AccuracyRow(length, length * SHORT_PARAGRAPHS, tokens, correct, questions, share, *interval))
     return rows
 
 

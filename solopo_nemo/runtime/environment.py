@@ -1,4 +1,4 @@
-"""Rank, world size and job from the environment variables of torchrun and Slurm."""
+"""What the process environment says about ranks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def local_world_size() -> int:
 
 
 def start_here(name: str) -> None:
-    """Set the environment for the ranks that this process starts: the run is prepared, and this is the start's name."""
+    """Tell the ranks that this process starts that it has prepared the run, and the name of their start."""
     os.environ[_START] = name
 
 

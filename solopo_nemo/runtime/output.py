@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees all of a file or nothing."""
+"""Writing results so that a reader sees all of a file or nothing."""
 
 from __future__ import annotations
 

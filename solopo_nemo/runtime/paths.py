@@ -14,3 +14,6 @@ CONF = (_PACKAGE / "conf").resolve()
 
 EMBEDDED_MODEL = ASSETS / "tiny_qwen2"
 """The Hugging Face folder that ``model.init=builtin`` names."""
+
+EMBEDDED_PAIRS = ASSETS / "tiny_qwen2_pairs.jsonl.gz"
+"""The answers that ``data.train=builtin`` trains on, sampled from that model."""

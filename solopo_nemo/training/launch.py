@@ -1,4 +1,4 @@
-"""Runs a recipe: command line, preparation, ranks, export and report, exit code."""
+"""From a recipe's command line to its ranks and back: start, wait, finish, exit code."""
 
 # Only light imports up here: Megatron's checkpoint writer starts a process that imports a rank's main module again.
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from solopo_nemo.config.schema import RunConfig, load_config, read_config, save_config
 from solopo_nemo.config.world import check_world, local_world
-from solopo_nemo.runtime import device, environment, logs
+from solopo_nemo.runtime import environment, logs
 from solopo_nemo.runtime.cli import EXIT_RESUMABLE
 from solopo_nemo.runtime.output import atomic_text, check_writable
 from solopo_nemo.runtime.signals import SIGNALS, Stopped, StopRequest, spare_helpers, stopping_at_once
@@ -93,9 +93,9 @@ def _run_rank(config: RunConfig, only_reference: bool) -> int:
             from solopo_nemo.core.device import prepare_process
 
             prepare_process()  # before NeMo is imported: the import is faster then
-            from solopo_nemo.training.failures.supervise import supervised_fit
+            from solopo_nemo.training.failures.supervise import fit_guarded
         logs.to_file(config.output / "logs", rank)
-        code = supervised_fit(config, stop, only_reference)
+        code = fit_guarded(config, stop, only_reference)
         if not here and rank == 0:
             shared.outcome.unlink()  # all have read it: they trained together
         if code:
@@ -165,14 +165,7 @@ def _evaluate(config: RunConfig, moment: str, model: Path) -> None:
     from solopo_nemo.evaluation.accuracy import evaluate_accuracy
 
     logger.info("answer accuracy %s training", moment)
-    measured = evaluate_accuracy(
-        model,
-        lengths=evaluation.lengths,
-        questions_per_length=evaluation.questions,
-        seed=evaluation.seed,
-        short_paragraphs=config.data.builtin.short_paragraphs,
-        device=device.current().type,
-    )
+    measured = evaluate_accuracy(model, evaluation.lengths, evaluation.questions, evaluation.seed)
     rows[moment] = [row.as_json() for row in measured]
     with atomic_text(path) as stream:
         stream.write(json.dumps(rows, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Paths of a run's files."""
+"""Where a run keeps what."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Paths:
-    """Paths of a run's files below its output folder."""
+    """Where a run keeps what, below its output folder."""
 
     output: Path
 

@@ -1,4 +1,4 @@
-"""Prepares a run once, before its ranks start: model found, layout checked, data tokenized, weights imported."""
+"""What happens once before the ranks start: model found, layout checked, data tokenized, weights imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import logging
 import shutil
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -170,10 +169,9 @@ def _training_file(config: RunConfig, paths: Paths) -> Path:
     from solopo_nemo.embedded import generate_triplets
 
     builtin = config.data.builtin
-    rows = generate_triplets(builtin.samples, builtin.seed, builtin.short_paragraphs, builtin.long_paragraphs)
     paths.builtin.parent.mkdir(parents=True, exist_ok=True)
     with atomic_text(paths.builtin) as stream:
-        for row in islice(rows, builtin.samples):
+        for row in generate_triplets(builtin.samples, builtin.long_paragraphs):
             write_json_line(stream, row)
     return paths.builtin
 
@@ -211,7 +209,7 @@ def _import_weights(source: Path, paths: Paths, hf_config: Any, rope_scaling: di
 
 
 def _link_checkpoint(source: Path, destination: Path) -> None:
-    """Link to a NeMo checkpoint in place; only the marker is a file of our own."""
+    """Use a NeMo checkpoint where it lies; only what this project adds is our own."""
     destination.mkdir(parents=True)
     for part in ("weights", "context", "hf"):
         (destination / part).symlink_to((source / part).resolve())

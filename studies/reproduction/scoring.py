@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
-from solopo_nemo.evaluation.accuracy import GreedyAnswerer
-from studies.reproduction.world import SHORT_SENTENCES, draw_contexts
+from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
+from solopo_nemo.evaluation.run import evaluate
+from solopo_nemo.evaluation.settings import SuiteSettings
+from solopo_nemo.evaluation.suites.suite import Suite
+from solopo_nemo.evaluation.task import Cell, Question
+from studies.reproduction.world import SHORT_SENTENCES, draw_contexts, prompt_tokens
 
 DEPTHS = 5
 """Equal parts of a context, by where in it the fact that is asked for stands."""
-_TOKENS_A_BATCH = 16384
 _ANSWER_TOKENS = 6
 _EVALUATION_SEED = 1_000_000  # far from those of training questions
 
@@ -47,6 +52,10 @@ class Score:
         return asdict(self)
 
 
+def _exact(response: str, row: Mapping[str, Any]) -> dict[str, float]:
+    return {"exact": float(response == row["answers"][0])}
+
+
 def score_model(folder: Path, lengths: tuple[int, ...], questions: int, seed: int) -> list[Score]:
     """Ask a model by greedy decoding; only the exact answer counts.
 
@@ -56,22 +65,38 @@ def score_model(folder: Path, lengths: tuple[int, ...], questions: int, seed: in
         questions: a length, the same for every model asked with this seed.
         seed: of the questions.
     """
-    answerer = GreedyAnswerer(folder, max_new_tokens=_ANSWER_TOKENS)
+    drawn = {
+        length: draw_contexts(
+            questions, length * SHORT_SENTENCES, torch.Generator().manual_seed(_EVALUATION_SEED + seed)
+        )
+        for length in lengths
+    }
+
+    def cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[Cell]:
+        for length, contexts in drawn.items():
+            asked = enumerate(zip(contexts.prompts(), contexts.answers(), strict=True))
+            yield Cell(
+                name=f"{length}x",
+                labels={"length": length},
+                questions=[Question(f"{n:06}", prompt[0]["content"], (answer,)) for n, (prompt, answer) in asked],
+                tokens=prompt_tokens(length),
+                metric="exact",
+                score=_exact,
+                max_new_tokens=_ANSWER_TOKENS,
+            )
+
+    suite = Suite("miniature", "World in miniature", "Exact answers by context length.", cells, lambda labels: [])
+    with TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        found = evaluate(ModelSettings(str(folder)), [suite], SuiteSettings(out), out).suites[suite.name]
     scores = []
-    for length in lengths:
-        sentences = length * SHORT_SENTENCES
-        generator = torch.Generator().manual_seed(_EVALUATION_SEED + seed)
-        contexts = draw_contexts(questions, sentences, generator)
-        prompts, answers = contexts.prompts(), contexts.answers()
-        tokens = len(answerer.encode(prompts[:1])[0])
-        batch = max(1, _TOKENS_A_BATCH // tokens)
-        texts = [text for at in range(0, questions, batch) for text in answerer(prompts[at : at + batch])]
-        right = np.array([text == answer for text, answer in zip(texts, answers, strict=True)])
-        parts = contexts.asked_at.numpy() * DEPTHS // sentences
+    for length, contexts in drawn.items():
+        right = found[found["length"] == length].sort_values("id")["value"].to_numpy() == 1
+        parts = contexts.asked_at.numpy() * DEPTHS // (length * SHORT_SENTENCES)
         scores.append(
             Score(
                 length=length,
-                tokens=tokens,
+                tokens=prompt_tokens(length),
                 questions=questions,
                 right=np.packbits(right).tobytes().hex(),
                 depths=[[int(right[parts == n].sum()), int((parts == n).sum())] for n in range(DEPTHS)],

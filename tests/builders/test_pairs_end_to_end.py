@@ -20,7 +20,7 @@ from llama_server import serving, write_gguf
 
 import solopo_nemo
 from solopo_nemo.data.triplets import Needs, read_triplets
-from solopo_nemo.embedded import generate_triplets
+from solopo_nemo.embedded import generate_contexts
 from solopo_nemo.runtime.cli import EXIT_RESUMABLE
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ Serve = Callable[..., tuple["subprocess.Popen[str]", int]]
 def write_contexts(path: Path, count: int, long_paragraphs: int = 40) -> Path:
     """Questions that the model answers right at times."""
     with path.open("w") as stream:
-        for row in generate_triplets(count, 1, short_paragraphs=20, long_paragraphs=long_paragraphs):
+        for row in generate_contexts(count, 1, short_paragraphs=20, long_paragraphs=long_paragraphs):
             kept = {name: row[name] for name in ("id", "prompt_short", "prompt_long", "answers")}
             stream.write(json.dumps(kept) + "\n")
     return path

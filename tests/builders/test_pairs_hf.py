@@ -11,7 +11,7 @@ import torch
 import solopo_nemo
 from solopo_nemo.builders.pairs.backend import Refused, Request, Sampling
 from solopo_nemo.builders.pairs.hf import HuggingFaceBackend
-from solopo_nemo.embedded import generate_triplets
+from solopo_nemo.embedded import generate_contexts, generate_triplets
 from solopo_nemo.runtime.errors import UserError
 
 MODEL = Path(solopo_nemo.__file__).parent / "assets" / "tiny_qwen2"
@@ -19,7 +19,7 @@ SAMPLING = Sampling(backend="hf", model=str(MODEL), samples=4, temperature=3.0, 
 
 
 def requests(count: int) -> list[Request]:
-    rows = generate_triplets(count, seed=1, short_paragraphs=4, long_paragraphs=4)
+    rows = generate_contexts(count, seed=1, short_paragraphs=4, long_paragraphs=4)
     return [Request(row["id"], "short", row["prompt_short"]) for row in rows]
 
 
@@ -80,3 +80,12 @@ def test_a_folder_without_model_is_one_error(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((MODEL / name).read_bytes())
     with pytest.raises(UserError, match=r"config\.json: cannot be read"):
         HuggingFaceBackend(replace(SAMPLING, model=str(tmp_path)))
+
+
+def test_the_embedded_pairs_were_sampled_from_the_embedded_model() -> None:
+    backend = HuggingFaceBackend(Sampling("hf", str(MODEL), samples=32, temperature=1.2, max_new_tokens=48))
+    found = 0
+    for row in generate_triplets(8):
+        texts = {sample.text for sample in backend.sample(Request(row["id"], "short", row["prompt_short"]), 0)}
+        found += {row["chosen"], row["rejected"]} <= texts
+    assert found >= 6  # on another processor a draw may fall on the other side of a boundary

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from solopo_nemo.data.answers import ANSWER_PREFIX
+from solopo_nemo.data.answers import ANSWER_PREFIX, is_right, stated_answer
 from solopo_nemo.embedded import (
+    generate_contexts,
     generate_dialogues,
     generate_evaluation,
     generate_questions,
@@ -97,14 +98,14 @@ def test_distractors_do_not_name_the_answer_or_the_entities_on_the_way() -> None
 
 
 def test_every_question_has_its_own_seed() -> None:
-    few, many = (list(generate_triplets(count, 7, 8, 24)) for count in (3, 9))
+    few, many = (list(generate_contexts(count, 7, 8, 24)) for count in (3, 9))
     assert few == many[:3]
-    assert few != list(generate_triplets(3, 8, 8, 24))
+    assert few != list(generate_contexts(3, 8, 8, 24))
     assert list(generate_questions(3, 7)) == list(generate_questions(5, 7))[:3]
 
 
 def test_short_context_is_nested_in_the_long_one() -> None:
-    for triplet in generate_triplets(60, seed=5, short_paragraphs=8, long_paragraphs=64):
+    for triplet in generate_contexts(60, seed=5, short_paragraphs=8, long_paragraphs=64):
         short, question = split_prompt(triplet["prompt_short"])
         long, same_question = split_prompt(triplet["prompt_long"])
         assert question == same_question
@@ -114,24 +115,34 @@ def test_short_context_is_nested_in_the_long_one() -> None:
         assert solve("\n".join(short), question)[0] == solve("\n".join(long), question)[0] == triplet["answers"]
 
 
-def test_responses_restate_facts_and_the_rejected_one_is_wrong_but_plausible() -> None:
-    for triplet in generate_triplets(60, seed=6, short_paragraphs=8, long_paragraphs=24):
+def test_the_embedded_pairs_are_a_right_and_a_wrong_answer_to_their_own_question() -> None:
+    triplets = list(generate_triplets(1280))
+    assert len({triplet["id"] for triplet in triplets}) == 1280
+    for triplet in triplets:
         short, question = split_prompt(triplet["prompt_short"])
-        text = "\n".join(short)
-        answers, used = solve(text, question)
-        assert triplet["chosen"] == f"Facts: {' '.join(used)} {ANSWER_PREFIX} {answers[0]}."
-        wrong = triplet["rejected"].rpartition(ANSWER_PREFIX)[2].strip(" .")
-        assert wrong != answers[0]
-        right_phrase = facts_of(used[-1])[0][1]
-        assert wrong in [fact[2] for fact in facts_of(text) if fact[1] == right_phrase], "not a distractor of its kind"
-        assert facts_of(triplet["rejected"])[0][0] == facts_of(triplet["chosen"])[0][0]
+        answers, _ = solve("\n".join(short), question)
+        assert answers == triplet["answers"] == solve("\n".join(split_prompt(triplet["prompt_long"])[0]), question)[0]
+        assert is_right(stated_answer(triplet["chosen"]), answers)
+        assert not is_right(stated_answer(triplet["rejected"]), answers)
+    # the model's own words: nearly always a chain of thought that states the facts
+    assert sum(triplet["chosen"].startswith("Facts: ") for triplet in triplets) > 1200
+    assert sum(triplet["rejected"].startswith("Facts: ") for triplet in triplets) > 1200
+
+
+def test_a_part_of_the_embedded_pairs_is_the_beginning_of_all_of_them() -> None:
+    few, shorter = list(generate_triplets(3)), list(generate_triplets(3, long_paragraphs=16))
+    assert few == list(generate_triplets(5))[:3]
+    assert [row["answers"] for row in few] == [row["answers"] for row in shorter]
+    assert [len(split_prompt(row["prompt_long"])[0]) for row in shorter] == [16] * 3
+    with pytest.raises(UserError, match=r"data.builtin.samples=5000: .* has 1280 samples"):
+        list(generate_triplets(5000))
 
 
 def test_training_and_evaluation_share_no_fact() -> None:
     def stated(prompts: list[list[dict[str, str]]]) -> set[tuple[str, str, str]]:
         return {fact for messages in prompts for fact in facts_of("\n".join(split_prompt(messages)[0]))}
 
-    train = stated([triplet["prompt_long"] for triplet in generate_triplets(150, 0, 8, 64)])
+    train = stated([row["prompt_long"] for row in generate_contexts(150, 0, 8, 64)])
     evaluation = stated([record["prompt"] for record in generate_evaluation(150, 0, 64)])
     assert len(train) > 5000
     assert len(evaluation) > 5000
@@ -173,4 +184,4 @@ def test_impossible_sizes_are_one_clear_line(arguments: dict[str, Any], message:
 @pytest.mark.parametrize(("short", "long"), [(3, 64), (16, 8)])
 def test_triplet_contexts_must_nest(short: int, long: int) -> None:
     with pytest.raises(UserError, match="the short context needs 4 or more and no more than the long one"):
-        list(generate_triplets(1, 0, short, long))
+        list(generate_contexts(1, 0, short, long))

@@ -10,16 +10,14 @@ import pytest
 from rich.console import Console
 
 import solopo_nemo
-from solopo_nemo.embedded import generate_evaluation
-from solopo_nemo.evaluation.accuracy import (
-    AccuracyRow,
-    comparison_table,
-    count_correct,
-    evaluate_accuracy,
-    is_correct,
-    wilson_interval,
-)
+from solopo_nemo.evaluation.accuracy import AccuracyRow, comparison_table, evaluate_accuracy, wilson_interval
+from solopo_nemo.evaluation.models import ModelSettings
+from solopo_nemo.evaluation.run import evaluate
+from solopo_nemo.evaluation.settings import SuiteSettings
+from solopo_nemo.evaluation.suites import SUITES
+from solopo_nemo.evaluation.suites.builtin import SEED, is_correct
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.paths import EMBEDDED_PAIRS
 
 ASSET = Path(solopo_nemo.__file__).parent / "assets" / "tiny_qwen2"
 
@@ -53,14 +51,6 @@ def test_only_the_whole_answer_is_correct() -> None:
     assert not is_correct("The answer is: .", [""])
 
 
-def test_an_oracle_scores_all_and_silence_scores_nothing() -> None:
-    questions = list(generate_evaluation(16, 0, 8))
-    solutions = {question["prompt"][0]["content"]: question["answers"][0] for question in questions}
-    oracle = [f"The answer is: {solutions[question['prompt'][0]['content']]}." for question in questions]
-    assert count_correct(lambda prompts: oracle, questions) == 16
-    assert count_correct(lambda prompts: [""] * len(prompts), questions) == 0
-
-
 @pytest.mark.parametrize(
     ("correct", "total", "low", "high"),
     # Values of statsmodels' proportion_confint(method="wilson").
@@ -87,12 +77,13 @@ def test_rows_are_json() -> None:
 
 
 def test_missing_model_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no config"):
-        evaluate_accuracy(tmp_path)
+    with pytest.raises(UserError, match=r"config\.json") as caught:
+        evaluate_accuracy(tmp_path, [1], questions=1, seed=0)
+    assert "\n" not in str(caught.value)
 
 
 def test_shipped_model_is_small_and_suits_every_layout() -> None:
-    assert sum(path.stat().st_size for path in ASSET.rglob("*")) < 5_000_000
+    assert sum(path.stat().st_size for path in (*ASSET.rglob("*"), EMBEDDED_PAIRS)) < 5_000_000
     config = json.loads((ASSET / "config.json").read_text())
     assert config["model_type"] == "qwen2"
     assert config["num_attention_heads"] % 4 == 0
@@ -103,8 +94,17 @@ def test_shipped_model_is_small_and_suits_every_layout() -> None:
 
 
 def test_shipped_model_answers_short_contexts() -> None:
-    (short,) = evaluate_accuracy(ASSET, lengths=[1], questions_per_length=24, seed=5)
-    assert short.total == 24
-    assert short.accuracy >= 0.8
+    (short,) = evaluate_accuracy(ASSET, [1], questions=24, seed=5)
+    assert (short.length, short.paragraphs, short.total) == (1, 8, 24)
+    assert short.accuracy == short.correct / 24 >= 0.8
     assert short.low < short.accuracy <= short.high
-    assert short.tokens < 150
+    assert 100 < short.tokens < 150
+
+
+def test_a_run_is_measured_as_the_suite_measures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = evaluate_accuracy(ASSET, [1, 8], questions=8, seed=SEED)
+    assert capfd.readouterr().err == "", "no bars of lm_eval"
+    frame = evaluate(ModelSettings(str(ASSET)), [SUITES["builtin"]], SuiteSettings(tmp_path, limit=8), tmp_path)
+    right = frame.suites["builtin"].groupby("length")["value"].sum()
+    assert [row.correct for row in rows] == [right[1], right[8]]
+    assert rows[0].correct > rows[1].correct

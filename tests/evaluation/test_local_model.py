@@ -11,7 +11,6 @@ import pytest
 
 import solopo_nemo
 from solopo_nemo.embedded import generate_evaluation
-from solopo_nemo.evaluation.accuracy import GreedyAnswerer
 from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
 from solopo_nemo.evaluation.run import evaluate
 from solopo_nemo.evaluation.settings import SuiteSettings
@@ -24,12 +23,16 @@ LETTERS = "ABCD"
 
 
 def test_answers_are_those_of_transformers(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     measured = evaluate(ModelSettings(str(ASSET)), [SUITES["builtin"]], SuiteSettings(tmp_path, limit=3), tmp_path)
     given = json.loads((tmp_path / "cells" / "builtin" / "2x.json").read_text())["samples"]
-    questions = list(generate_evaluation(3, SEED, 16))
-    assert [one["response"].strip() for one in given] == [
-        text.strip() for text in GreedyAnswerer(ASSET)([question["prompt"] for question in questions])
-    ]
+    tokenizer: Any = AutoTokenizer.from_pretrained(ASSET)
+    model: Any = AutoModelForCausalLM.from_pretrained(ASSET)
+    for one, question in zip(given, generate_evaluation(3, SEED, 16), strict=True):
+        ids = tokenizer.apply_chat_template(question["prompt"], add_generation_prompt=True, return_tensors="pt")
+        out = model.generate(ids, do_sample=False, max_new_tokens=64)[0, ids.shape[1] :]
+        assert one["response"].strip() == tokenizer.decode(out, skip_special_tokens=True).strip()
     assert len(measured.suites["builtin"]) == 4 * 3
     assert measured.name == "tiny_qwen2"
 

@@ -1,4 +1,4 @@
-"""Detects a policy that collapses while its alignment gap closes."""
+"""The watch over a policy that collapses while its alignment gap closes."""
 
 from __future__ import annotations
 

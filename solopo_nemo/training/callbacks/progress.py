@@ -1,4 +1,4 @@
-"""Progress of a training run: a bar on a terminal, a line at intervals elsewhere."""
+"""The progress bar of a training run, or a line now and then where there is no terminal."""
 
 from __future__ import annotations
 

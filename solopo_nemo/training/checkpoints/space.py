@@ -1,4 +1,4 @@
-"""Checks before a run that the disk has room for its files."""
+"""Whether the disk holds what a run will write, asked before it begins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Advice after out of memory: the planner's nearest layout that fits."""
+"""What to change when a run has no memory left, from the planner's numbers."""
 
 from __future__ import annotations
 

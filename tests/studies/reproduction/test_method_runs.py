@@ -4,44 +4,54 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lm_eval.api.model import LM
 
+from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.runtime.errors import UserError
-from studies.pool import Job, Pool
 from studies.reproduction import scoring
 from studies.reproduction.methods import METHODS
+from studies.reproduction.pool import Job, open_pool
 from studies.reproduction.runs import Result, Run, run_method
 from studies.reproduction.scoring import score_model
-from studies.reproduction.start import Pretraining, make_start
+from studies.reproduction.start import Pretraining, make_model, make_start, make_tokenizer
 from studies.reproduction.world import training_questions
 
 
-class Oracle:
-    """Looks the asked key up, unless it is in ``unknown``."""
+class Oracle(LM):
+    """Looks the asked key up, unless it begins with ``unknown``."""
 
-    unknown: tuple[str, ...] = ()
+    unknown = "nothing"
+    tokenizer_name = "oracle"
 
-    def __init__(self, folder: Path, max_new_tokens: int) -> None:
-        assert max_new_tokens >= 4
-
-    def encode(self, prompts: list[list[dict[str, str]]]) -> list[list[int]]:
-        return [[0] * 500 for _ in prompts]
-
-    def __call__(self, prompts: list[list[dict[str, str]]]) -> list[str]:
-        texts = [prompt[0]["content"] for prompt in prompts]
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        texts = [request.args[0] for request in requests]
         found = [text[text.index(text[-4:]) :][:14] for text in texts]
-        return ["" if answer.startswith(self.unknown) and self.unknown else answer for answer in found]
+        return ["" if answer.startswith(self.unknown) else answer for answer in found]
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return chat_history[0]["content"]
+
+    def loglikelihood(self, requests: list[Any]) -> list[Any]:
+        raise NotImplementedError
+
+    def loglikelihood_rolling(self, requests: list[Any]) -> list[Any]:
+        raise NotImplementedError
 
 
-def test_an_oracle_scores_all_and_a_partial_one_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "GreedyAnswerer", Oracle)
-    (all_right,) = score_model(Path(), (2,), 100, seed=0)
+def test_an_oracle_scores_all_and_a_partial_one_what_it_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_model(Pretraining(layers=1, width=32)).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    monkeypatch.setattr(EvaluatedModel, "load", lambda model: Oracle())
+    monkeypatch.setattr(EvaluatedModel, "prepare", lambda model, seed, tokens: None)
+    (all_right,) = score_model(tmp_path, (2,), 100, seed=0)
     assert all_right.outcomes().tolist() == [1.0] * 100
     assert all(right == asked for right, asked in all_right.depths)
     assert sum(asked for _, asked in all_right.depths) == 100
-    monkeypatch.setattr(Oracle, "unknown", ("k0",))
-    (partial,) = score_model(Path(), (2,), 100, seed=0)
+    monkeypatch.setattr(Oracle, "unknown", "k0")
+    (partial,) = score_model(tmp_path, (2,), 100, seed=0)
     assert 0.4 < partial.outcomes().mean() < 0.8  # 156 of the 256 keys
     assert sum(right for right, _ in partial.depths) == partial.outcomes().sum()
 
@@ -67,10 +77,10 @@ def test_a_method_is_trained_by_its_recipe_and_scored(tmp_path: Path) -> None:
     rows = [row | {"chosen": row["answers"][0], "rejected": "k001 a001 b001"} for row in rows]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = Run(METHODS["solo-orpo"], 0, steps=6, lengths=(1, 2), questions=16)
-    pool = Pool(1, tmp_path / "logs")
-    made = pool.run("start", [Job("start", make_start, (tmp_path / "start", Pretraining(steps=2)), 1)])
-    job = Job("run", run_method, (run, made["start"], pairs, tmp_path / "run"), 1)
-    result = pool.run("runs", [job])["run"]
+    with open_pool(1, tmp_path / "logs") as pool:
+        made = pool.run("start", [Job("start", make_start, (tmp_path / "start", Pretraining(steps=2)), 1)])
+        job = Job("run", run_method, (run, made["start"], pairs, tmp_path / "run"), 1)
+        result = pool.run("runs", [job])["run"]
     assert (result.steps, len(result.scores), result.scores[1].tokens) == (6, 2, 132)
     assert result.tokens_long == 6 * 16 * (132 + 4 - 1)
     assert result.curves["step"] == [1, 5]
