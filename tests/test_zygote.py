@@ -101,6 +101,19 @@ def test_an_error_is_a_traceback_and_exit_code_1(program: Path) -> None:
     assert err.rstrip().endswith("ValueError: wrong")
 
 
+def test_a_fork_of_the_asking_process_starts_real_ones(program: Path) -> None:
+    program.write_text(
+        "import os, subprocess, sys\n"
+        "if sys.argv[1:]: sys.exit(3)\n"
+        "pid = os.fork()\n"
+        "command = [sys.executable, 'recipes/solo_dpo.py', '--help']\n"
+        "code = subprocess.run(command, cwd=os.environ['PYTHONPATH'].split(':')[0], stdout=subprocess.DEVNULL).returncode\n"
+        "print(code) if pid == 0 else os.waitpid(pid, 0)\n"
+    )
+    process = start(program, env=os.environ | {"PYTHONPATH": str(zygote.ROOT)})
+    assert process.communicate(timeout=120) == ("0\n", "")
+
+
 @pytest.mark.parametrize("change", [{"OMP_NUM_THREADS": "2"}, {"HF_HUB_OFFLINE": "x"}, {"PYTHONHASHSEED": "3"}])
 def test_what_libraries_read_at_import_starts_a_real_process(program: Path, change: dict[str, str]) -> None:
     process = start(program, env=os.environ | {"OMP_NUM_THREADS": "1"} | change)

@@ -8,7 +8,7 @@ import engine
 import pytest
 import torch
 import torch.nn.functional as F
-from layouts import SINGLE, Layout
+from layouts import SINGLE
 from spawn import run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -197,10 +197,3 @@ def test_equal_prompts_have_no_gap(results: dict[str, Any]) -> None:
 
 def test_a_users_own_class_over_a_stock_config(results: dict[str, Any]) -> None:
     assert results["own_class"] == ["ResponseHead", "SDPACoreAttention", "ObjectiveReduction"]
-
-
-def test_layout_table_names_are_unique() -> None:
-    from layouts import LAYOUTS
-
-    assert len({layout.name for layout in LAYOUTS}) == len(LAYOUTS)
-    assert all(isinstance(layout, Layout) for layout in LAYOUTS)

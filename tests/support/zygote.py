@@ -81,7 +81,7 @@ class Helper:
     """The asking side of a helper process."""
 
     def __init__(self, channel: socket.socket, environment: dict[str, str]) -> None:
-        self.channel, self.lock, self.forked = channel, threading.Lock(), 0
+        self.channel, self.lock, self.forked, self.owner = channel, threading.Lock(), 0, os.getpid()
         self.environment = _import_environment(environment)
 
     def fork(self, request: Request, descriptors: list[int]) -> int:
@@ -102,7 +102,9 @@ class Helper:
         """Whether a forked process does what the real one would."""
         words = _without_unbuffered(request.argv)[1:]
         is_ours = bool(words) and str(Path(request.cwd, words[0])).startswith(PROGRAMS)
-        return is_ours and _import_environment(request.env) == self.environment
+        is_ours = is_ours or (words[:1] == ["-c"] and SPAWN.fullmatch(words[1]) is not None)
+        # a fork of the asking process is not the helper's ancestor
+        return is_ours and os.getpid() == self.owner and _import_environment(request.env) == self.environment
 
 
 _helper: Helper | None = None
@@ -149,11 +151,10 @@ def _install() -> None:
 
     def spawn(path: bytes, args: Sequence[str | bytes], passed: Sequence[int]) -> int:
         words = [_as_text(word) for word in args if word != "-B"]
-        env = dict(os.environ)
-        is_plain = len(words) == 4 and words[1] == "-c" and SPAWN.fullmatch(words[2])
-        if not (_active and _helper and is_plain) or _import_environment(env) != _helper.environment:
+        request = Request(words, str(Path.cwd()), dict(os.environ), [0, 1, 2, *passed])
+        if not (_active and _helper and _helper.takes(request)):
             return real_spawn(path, args, passed)
-        return _helper.fork(Request(words, str(Path.cwd()), env, [0, 1, 2, *passed]), [0, 1, 2, *passed])
+        return _helper.fork(request, request.targets)
 
     subprocess._fork_exec = fork_exec  # type: ignore[attr-defined]
     util.spawnv_passfds = spawn  # type: ignore[attr-defined]
