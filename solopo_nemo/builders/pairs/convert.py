@@ -29,8 +29,8 @@ from solopo_nemo.runtime.progress import with_progress
 FORMATS = ("triplets", "trl", "nemo_rl", "longpo")
 _BLANK_LINE = "\n\n"
 _QUESTION = _BLANK_LINE + "Question: "
-_BOTH = Needs(("short_chosen", "short_rejected", "long_chosen"))
-_ONE = Needs(("long_chosen", "long_rejected"))
+_BOTH = ("short_chosen", "short_rejected", "long_chosen")
+_ONE = ("long_chosen", "long_rejected")
 
 
 def convert_file(source: Path, out: Path, to: str, side: str | None = None, skip_bad: bool = False) -> dict[str, int]:
@@ -83,7 +83,7 @@ def _read(row: Row, number: int) -> Iterator[Triplet]:
     if has(fields, "completions"):
         fields = _from_nemo_rl(fields, where)
     both = any(has(fields, name) for name in ("prompt_short", "prompt_long"))
-    yield parse_triplet(fields, _BOTH if both else _ONE, where, default_id)
+    yield parse_triplet(fields, Needs(_BOTH if both else _ONE), where, default_id)
 
 
 def _from_nemo_rl(fields: dict[str, Any], where: str) -> dict[str, Any]:
