@@ -74,7 +74,7 @@ class ParallelConfig:
 
     @property
     def model_ranks(self) -> int:
-        """Ranks that hold one copy of the model and work on one micro-batch together."""
+        """Ranks that hold one copy of the model: tensor x context x pipeline."""
         return self.tensor * self.context * self.pipeline
 
 

@@ -32,7 +32,7 @@ def command_name() -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser, whose complaint is one line like any other about bad input; use it under :func:`run`."""
+    """argparse's parser that raises a UserError for bad arguments; use it under :func:`run`."""
 
     def __init__(self, description: str | None = None, **settings: Any) -> None:
         settings = {"prog": command_name(), "formatter_class": argparse.RawDescriptionHelpFormatter, **settings}

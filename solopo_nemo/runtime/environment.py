@@ -1,4 +1,4 @@
-"""What the process environment says about ranks."""
+"""Rank, world size and job from the environment variables of torchrun and Slurm."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def local_world_size() -> int:
 
 
 def start_here(name: str) -> None:
-    """Tell the ranks that this process starts that it has prepared the run, and the name of their start."""
+    """Set the environment for the ranks that this process starts: the run is prepared, and this is the start's name."""
     os.environ[_START] = name
 
 

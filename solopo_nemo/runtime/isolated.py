@@ -174,7 +174,7 @@ def _run_task(task: Any) -> Any:
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the process that started this one, and end when that is gone, even by kill -9."""
+    """Ignore Ctrl-C, which the parent handles, and end with the parent, also when that gets kill -9."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent, above = multiprocessing.parent_process(), os.getppid()  # a forkserver may stand between the two
     assert parent is not None and parent.pid is not None
@@ -198,7 +198,7 @@ def _leave_job(cuda: bool) -> None:
 
 
 def _quietly(function: Callable[..., R], *arguments: Any) -> R:
-    """Call the function with file descriptors 1 and 2 in a file and bars on the terminal that 2 was."""
+    """Call the function with stdout and stderr redirected to a file; progress bars go to the terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars

@@ -1,4 +1,4 @@
-"""Library chatter goes to one file a rank; the terminal keeps what a user reads."""
+"""Logs: the libraries' messages go to one file a rank, this project's to the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOUD = ("lightning.pytorch", "lightning.fabric", "megatron", "nv_one_logger", "t
 
 
 def show_own_messages(rank: int) -> None:
-    """Print this project's own messages, once a process, and on rank 0 alone."""
+    """Print this project's messages on rank 0 only; set up once a process."""
     own = logging.getLogger("solopo_nemo")
     own.setLevel(logging.INFO)
     own.propagate = False

@@ -1,4 +1,4 @@
-"""Writing results so that a reader sees all of a file or nothing."""
+"""Atomic writes: a reader sees all of a file or nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ending early on request: SIGTERM, SIGUSR1 (a scheduler's warning) or Ctrl-C, in any process of a run."""
+"""Signals that stop a run: SIGTERM, SIGUSR1 (a scheduler's warning) or Ctrl-C, in any process of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal came where nothing has to be saved first: what is on disk is enough to go on."""
+    """A signal arrived where nothing must be saved first: the files on disk are enough to resume."""
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def stopping_at_once() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Ignore them to the end of the process, which Python does not when it shuts down: a second one would kill it."""
+    """Ignore the signals until the process ends: during Python's shutdown a second signal would kill it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""One rank of a training run: NeMo model, trainer and callbacks put together."""
+"""One rank of a training run: builds NeMo model, trainer and callbacks, and trains."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from solopo_nemo.training.prepare import read_weights_hash
 from solopo_nemo.training.reference_cache import ReferenceCache, cache_key
 
 LOSS_SCALE = 1.0
-"""With one, Megatron looks for gradients that are not finite, and leaves the update out."""
+"""Loss scale for bf16: with any scale set, Megatron checks gradients and skips an update that is not finite."""
 
 logger = logging.getLogger("solopo_nemo")
 

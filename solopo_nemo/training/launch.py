@@ -1,4 +1,4 @@
-"""From a recipe's command line to its ranks and back: start, wait, finish, exit code."""
+"""Runs a recipe: command line, preparation, ranks, export and report, exit code."""
 
 # Only light imports up here: Megatron's checkpoint writer starts a process that imports a rank's main module again.
 from __future__ import annotations
@@ -93,9 +93,9 @@ def _run_rank(config: RunConfig, only_reference: bool) -> int:
             from solopo_nemo.core.device import prepare_process
 
             prepare_process()  # before NeMo is imported: the import is faster then
-            from solopo_nemo.training.failures.supervise import fit_guarded
+            from solopo_nemo.training.failures.supervise import supervised_fit
         logs.to_file(config.output / "logs", rank)
-        code = fit_guarded(config, stop, only_reference)
+        code = supervised_fit(config, stop, only_reference)
         if not here and rank == 0:
             shared.outcome.unlink()  # all have read it: they trained together
         if code:

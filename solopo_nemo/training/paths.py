@@ -1,4 +1,4 @@
-"""Where a run keeps what."""
+"""Paths of a run's files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Paths:
-    """Where a run keeps what, below its output folder."""
+    """Paths of a run's files below its output folder."""
 
     output: Path
 

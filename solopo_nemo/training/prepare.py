@@ -1,4 +1,4 @@
-"""What happens once before the ranks start: model found, layout checked, data tokenized, weights imported."""
+"""Prepares a run once, before its ranks start: model found, layout checked, data tokenized, weights imported."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def _import_weights(source: Path, paths: Paths, hf_config: Any, rope_scaling: di
 
 
 def _link_checkpoint(source: Path, destination: Path) -> None:
-    """Use a NeMo checkpoint where it lies; only what this project adds is our own."""
+    """Link to a NeMo checkpoint in place; only the marker is a file of our own."""
     destination.mkdir(parents=True)
     for part in ("weights", "context", "hf"):
         (destination / part).symlink_to((source / part).resolve())

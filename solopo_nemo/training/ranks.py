@@ -1,4 +1,4 @@
-"""The ranks of one host under torch's elastic agent: signals reach them, and what ended them comes back."""
+"""Runs the ranks of one host under torch's elastic agent; forwards signals and returns how the ranks ended."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
 Report = Callable[[Mapping[int, tuple[int, float]]], Exception]
-"""Makes an error of the ranks that failed: exit code (negative: the signal that killed it) and time of each."""
+"""Builds the error from the failed ranks: exit code (negative: the signal that killed it) and time of each."""
 
 
 def start_ranks(count: int, output: Path) -> int:

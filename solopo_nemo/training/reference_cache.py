@@ -43,7 +43,7 @@ class ReferenceCache:
         self.key = key
 
     def read(self) -> Scores:
-        """What is there; a last line that a kill cut short does not count."""
+        """The complete lines; a last line that a kill cut short is ignored."""
         scores: Scores = {}
         if self.file.is_file():
             for line in self.file.read_text(encoding="utf-8").splitlines():

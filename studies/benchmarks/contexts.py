@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -37,8 +36,9 @@ from solopo_nemo.builders.contexts.sources.source import RowSource
 from solopo_nemo.builders.contexts.targets import Targets
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.tokenizer_files import load_tokenizer
-from solopo_nemo.runtime.cli import run
+from solopo_nemo.runtime.cli import ArgumentParser, run
 from solopo_nemo.runtime.output import write_json_line
+from studies.results import Results, machine
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "build_contexts.py"
 _SECONDS_A_LOOK = 0.5
@@ -56,23 +56,21 @@ def main() -> None:
     for paragraph in read_pool(RowSource(arguments.pool)):
         pool.add(paragraph)
     targets = Targets.parse(arguments.short_tokens, arguments.long_tokens)
-    result = {
+    about = {
         "questions": len(questions),
         "pool": len(pool),
         "short_tokens": targets.short.label,
         "long_tokens": [target.label for target in targets.long],
         "vocabulary": len(encoder.tokenizer),
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": machine(),
         **_compare(questions, pool, encoder, targets, arguments.naive_questions),
     }
-    if arguments.build:
-        os.environ["TOKENIZERS_PARALLELISM"] = "true"
-        result["build"] = [_build(arguments, count) for count in (max(1, arguments.build // 4), arguments.build)]
-    text = json.dumps(result, indent=2)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    counts = (max(1, arguments.build // 4), arguments.build) if arguments.build else ()
+    results = Results(arguments.out, about, [_build(arguments, count) for count in counts])
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+        results.save()
+    print(json.dumps({**about, "runs": results.runs}, indent=2))
 
 
 def _compare(
@@ -177,17 +175,18 @@ def _compose_naively(
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, required=True, metavar="PATH", help="questions, as build_contexts takes")
-    parser.add_argument("--pool", type=Path, required=True, metavar="FILE", help="rows of title, paragraph_text")
-    parser.add_argument("--tokenizer", type=Path, required=True, metavar="FOLDER", help="with a chat template")
-    parser.add_argument("--short-tokens", default="1100", metavar="N", help="default 1100")
-    parser.add_argument("--long-tokens", default="7500", metavar="N[,N]", help="default 7500")
-    parser.add_argument("--naive-questions", type=int, default=10, metavar="N", help="default 10")
+    parser = ArgumentParser(__doc__)
+    option = parser.options()
+    option("--source PATH", "questions, as build_contexts takes", type=Path, required=True)
+    option("--pool FILE", "rows of title, paragraph_text", type=Path, required=True)
+    option("--tokenizer FOLDER", "with a chat template", type=Path, required=True)
+    option("--short-tokens N", "of the short prompt", "1100")
+    option("--long-tokens N[,N]", "of the long prompts", "7500")
+    option("--naive-questions N", "questions that the naive way is measured on", 10)
     build = "also run tools/build_contexts.py on N questions, and on a quarter of them (the goal: 20000 in 10 minutes)"
-    parser.add_argument("--build", type=int, metavar="N", help=build)
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes of that run (default 2)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON here")
+    option("--build N", build, type=int)
+    option("--workers N", "processes of that run", 2)
+    option("--out FILE", "also write the JSON here", type=Path)
     return parser.parse_args()
 
 

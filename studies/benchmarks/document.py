@@ -114,14 +114,12 @@ def _shape(shape: Mapping[str, Any]) -> str:
 
 
 def _goal(goal: Goal, results: Collected) -> list[str]:
-    unit = " %" if goal.percent else ""
-    limit = f"at {'least' if goal.at_least else 'most'} {goal.limit:.2f}{unit}" if goal.limit else "recorded"
     value, sources = goal.measure(results), ", ".join(f"`{name}`" for name in goal.sources)
     if value is None:
-        return [goal.title, limit, _NOT_MEASURED, "", sources]
+        return [goal.title, goal.bound, _NOT_MEASURED, "", sources]
     digits = 1 if value.median >= 20 else 2 if value.median >= 0.2 else 3
-    shown = with_spread(value, lambda v: f"{v:.{digits}f}{unit}")
-    return [goal.title, limit, shown, "met" if goal.met(value) else "**missed**", sources]
+    shown = with_spread(value, lambda v: f"{v:.{digits}f}{goal.unit}")
+    return [goal.title, goal.bound, shown, "met" if goal.met(value) else "**missed**", sources]
 
 
 def _missed(results: Collected, reasons: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from studies.benchmarks.results import Collected, Spread, peak_gib, ratio, step_seconds
 from studies.benchmarks.spec import StepSpec
-from studies.results import Run
+from studies.results import Run, read_yaml
 
 K = 1024
+
+
+Measure = Callable[[Collected], Spread | None]
+"""Reads a value with its spread out of the results; None where it has not been measured."""
 
 
 @dataclass(frozen=True)
@@ -21,29 +26,34 @@ class Goal:
     Attributes:
         name: key of the reason for a miss.
         title: what is measured.
-        limit: bound of the median; None where it is enough to have measured.
-        measure: the value with its spread; None where it has not been measured.
+        measure: see :data:`Measure`.
         sources: names of the results that it comes from.
-        at_least: whether the bound is a lower one.
-        percent: whether value and bound are percentages.
+        at_least: lower bound of the median, if there is one.
+        at_most: upper bound of the median, if there is one.
+        unit: of value and bound.
     """
 
     name: str
     title: str
-    limit: float | None
-    measure: Callable[[Collected], Spread | None]
+    measure: Measure
     sources: tuple[str, ...]
-    at_least: bool = False
-    percent: bool = False
+    at_least: float = -math.inf
+    at_most: float = math.inf
+    unit: str = ""
+
+    @property
+    def bound(self) -> str:
+        """In words."""
+        if math.isfinite(self.at_least):
+            return f"at least {self.at_least:.2f}{self.unit}"
+        return f"at most {self.at_most:.2f}{self.unit}" if math.isfinite(self.at_most) else "recorded"
 
     def met(self, value: Spread) -> bool:
         """Whether the median keeps the bound."""
-        if self.limit is None:
-            return True
-        return value.median >= self.limit if self.at_least else value.median <= self.limit
+        return self.at_least <= value.median <= self.at_most
 
 
-def _steps(above: str, below: str, long: int, source: str) -> Callable[[Collected], Spread | None]:
+def _steps(above: str, below: str, long: int, source: str) -> Measure:
     def measure(results: Collected) -> Spread | None:
         first, second = (results.select(source, system=system, long=long) for system in (above, below))
         return ratio(first, second, step_seconds)
@@ -51,7 +61,7 @@ def _steps(above: str, below: str, long: int, source: str) -> Callable[[Collecte
     return measure
 
 
-def _speed_up(long: int) -> Callable[[Collected], Spread | None]:
+def _speed_up(long: int) -> Measure:
     """Measured speed-up of SoLo-DPO over Long-DPO, over the one that operations alone would give."""
 
     def measure(results: Collected) -> Spread | None:
@@ -91,7 +101,7 @@ def _slopes(results: Collected) -> Spread | None:
     return Spread.of(own[n] / peer[n] for n in shared) if shared else None
 
 
-def _longest(above: tuple[str, str, int], below: tuple[str, str, int]) -> Callable[[Collected], Spread | None]:
+def _longest(above: tuple[str, str, int], below: tuple[str, str, int]) -> Measure:
     """Ratio of the longest prompts of two (source, system, context size), its spread that of the two brackets.
 
     A lower bound where nothing longer was tried above.
@@ -120,7 +130,7 @@ def _lengths(runs: list[Run]) -> list[int]:
     return sorted({run["spec"]["long"] for run in runs})
 
 
-def _ranks(value: Callable[[Run], float], source: str, long: int, context: int) -> Callable[[Collected], Spread | None]:
+def _ranks(value: Callable[[Run], float], source: str, long: int, context: int) -> Measure:
     def measure(results: Collected) -> Spread | None:
         common: dict[str, Any] = {"system": "solo_dpo", "long": long, "tensor": 1}
         several, one = (results.select(source, context=size, **common) for size in (context, 1))
@@ -163,145 +173,28 @@ def _whole_step(results: Collected) -> Spread | None:
     return results.spread("longest_step", lambda run: run["seconds"][-1], system="solo_dpo", long=256 * K)
 
 
-GOALS = (
-    Goal(
-        "solo_best_8k",
-        "step time of SoLo-DPO over TRL at its best, long = 8K",
-        0.55,
-        _steps("solo_dpo", "trl_best", 8 * K, "speed"),
-        ("speed",),
-    ),
-    Goal(
-        "solo_best_32k",
-        "step time of SoLo-DPO over TRL at its best, long = 32K",
-        0.52,
-        _steps("solo_dpo", "trl_best", 32 * K, "speed"),
-        ("speed",),
-    ),
-    Goal(
-        "solo_as_is_4k",
-        "step time of SoLo-DPO over TRL as it is, long = 4K",
-        0.10,
-        _steps("solo_dpo", "trl_as_is", 4 * K, "as_is"),
-        ("as_is",),
-    ),
-    Goal(
-        "vanilla_best_8k",
-        "our own vanilla Long-DPO over TRL at its best, 8K",
-        1.00,
-        _steps("long_po", "trl_best", 8 * K, "speed"),
-        ("speed",),
-    ),
-    Goal(
-        "vanilla_best_32k",
-        "our own vanilla Long-DPO over TRL at its best, 32K",
-        1.00,
-        _steps("long_po", "trl_best", 32 * K, "speed"),
-        ("speed",),
-    ),
-    Goal(
-        "speed_up_8k",
-        "SoLo-DPO over our own vanilla Long-DPO at 8K: measured speed-up over the cost model's",
-        0.95,
-        _speed_up(8 * K),
-        ("speed",),
-        at_least=True,
-    ),
-    Goal(
-        "speed_up_32k",
-        "SoLo-DPO over our own vanilla Long-DPO at 32K: measured speed-up over the cost model's",
-        0.95,
-        _speed_up(32 * K),
-        ("speed",),
-        at_least=True,
-    ),
-    Goal(
-        "slope",
-        "memory a long token costs (slope of the peak from 8K to 32K), over TRL at its best",
-        0.50,
-        _slopes,
-        ("speed",),
-    ),
-    Goal(
-        "longest",
-        "longest trainable long prompt within 1.5 GiB above the loaded model, one rank, over TRL at its best",
-        2.2,
-        _longest(("memory", "solo_dpo", 1), ("memory", "trl_best", 1)),
-        ("memory",),
-        at_least=True,
-    ),
-    Goal(
-        "longest_recompute",
-        "the same with full recompute on both sides",
-        2.0,
-        _longest(("memory_recompute", "solo_dpo", 1), ("memory_recompute", "trl_best", 1)),
-        ("memory_recompute",),
-        at_least=True,
-    ),
-    Goal(
-        "longest_cp4",
-        "the longest with CP 4 (1.5 GiB a rank; nothing longer tried) over one rank",
-        3.6,
-        _longest(("memory_cp4", "solo_dpo", 4), ("memory", "solo_dpo", 1)),
-        ("memory_cp4", "memory"),
-        at_least=True,
-    ),
-    Goal(
-        "head",
-        "growth of the response-only head's memory from 4K to 64K prompts",
-        2.0,
-        _head,
-        ("head",),
-        percent=True,
-    ),
-    Goal(
-        "cp2_memory",
-        "per-rank peak above the loaded model at 64K: CP 2 over CP 1",
-        0.55,
-        _ranks(peak_gib, "scaling_memory", 64 * K, 2),
-        ("scaling_memory",),
-    ),
-    Goal(
-        "cp4_memory",
-        "per-rank peak above the loaded model at 64K: CP 4 over CP 1",
-        0.30,
-        _ranks(peak_gib, "scaling_memory", 64 * K, 4),
-        ("scaling_memory",),
-    ),
-    Goal(
-        "exponent",
-        "memory growth with length (16K to 128K): exponent of the part that grows",
-        1.05,
-        _exponent,
-        ("growth",),
-    ),
-    Goal(
-        "longest_step",
-        "seconds of one whole training step at 256K tokens, CP 2, full recompute",
-        None,
-        _whole_step,
-        ("longest_step",),
-    ),
-    Goal(
-        "packed",
-        "step time of the packed triplet over the sum of its parts (short pair, long pass) as steps of their own, 8K",
-        None,
-        _packed,
-        ("speed", "short_part", "long_part"),
-    ),
-    Goal(
-        "planner",
-        "planner's predicted peak against measured: largest difference of all configurations",
-        10.0,
-        _planner,
-        ("planner",),
-        percent=True,
-    ),
-    Goal(
-        "cp2_time",
-        "step time at 2 ranks (CP 2, one thread each) over 1 rank (one thread), at 32K",
-        0.60,
-        _ranks(step_seconds, "scaling_time", 32 * K, 2),
-        ("scaling_time",),
-    ),
+MEASURES: dict[str, Measure] = {
+    "solo_best_8k": _steps("solo_dpo", "trl_best", 8 * K, "speed"),
+    "solo_best_32k": _steps("solo_dpo", "trl_best", 32 * K, "speed"),
+    "solo_as_is_4k": _steps("solo_dpo", "trl_as_is", 4 * K, "as_is"),
+    "vanilla_best_8k": _steps("long_po", "trl_best", 8 * K, "speed"),
+    "vanilla_best_32k": _steps("long_po", "trl_best", 32 * K, "speed"),
+    "speed_up_8k": _speed_up(8 * K),
+    "speed_up_32k": _speed_up(32 * K),
+    "slope": _slopes,
+    "longest": _longest(("memory", "solo_dpo", 1), ("memory", "trl_best", 1)),
+    "longest_recompute": _longest(("memory_recompute", "solo_dpo", 1), ("memory_recompute", "trl_best", 1)),
+    "longest_cp4": _longest(("memory_cp4", "solo_dpo", 4), ("memory", "solo_dpo", 1)),
+    "head": _head,
+    "cp2_memory": _ranks(peak_gib, "scaling_memory", 64 * K, 2),
+    "cp4_memory": _ranks(peak_gib, "scaling_memory", 64 * K, 4),
+    "exponent": _exponent,
+    "longest_step": _whole_step,
+    "packed": _packed,
+    "planner": _planner,
+    "cp2_time": _ranks(step_seconds, "scaling_time", 32 * K, 2),
+}
+GOALS = tuple(
+    Goal(name, goal.pop("title"), MEASURES[name], tuple(goal.pop("from")), **goal)
+    for name, goal in read_yaml(Path(__file__).with_suffix(".yaml")).items()
 )

@@ -15,8 +15,8 @@ import psutil
 
 from solopo_nemo.runtime import cli
 from solopo_nemo.runtime.output import atomic_text
-from studies.benchmarks.process import run_process
 from studies.benchmarks.spec import GIB, Spec
+from studies.pool import run_measured
 from studies.results import machine, versions
 
 HEADS = ("full", "chunked", "response_only")
@@ -70,7 +70,7 @@ def measure_head(spec: HeadSpec, work: Path) -> dict[str, Any]:
         return common | {"skipped": f"logits of {spec.logits_bytes / GIB:.0f} GiB and their gradient do not fit"}
     out = work / f"head-{spec.key()}-{os.getpid()}.json"
     command = [sys.executable, "-m", "studies.benchmarks.head", json.dumps(spec.as_json()), str(out)]
-    run_process(command, spec.threads, out.with_suffix(".log"), spec.label())
+    run_measured(command, spec.threads, out.with_suffix(".log"), spec.label())
     out.with_suffix(".log").unlink()
     measured = json.loads(out.read_text())
     out.unlink()

@@ -11,13 +11,12 @@ is not measured again; the predictions are.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
-from solopo_nemo.runtime.cli import run
+from solopo_nemo.runtime.cli import ArgumentParser, run
 from studies.benchmarks import planner_check as check
 from studies.benchmarks import planning, suite
 from studies.benchmarks.session import Session
@@ -27,16 +26,17 @@ from studies.results import Results
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("command", choices=("table", "check"))
-    work = Path("outputs/benchmark/work")
-    parser.add_argument("--work", type=Path, default=work, help=f"models and samples of `check` (default {work})")
-    out = suite.RESULTS / "planner.json"
-    parser.add_argument(
-        "--out", type=Path, default=out, help="results of `check` (default docs/performance/planner.json)"
-    )
+    option = parser.options()
+    option("--work FOLDER", "models and samples of `check`", Path("outputs/benchmark/work"), type=Path)
+    option("--out FILE", "results of `check` (default docs/performance/planner.json)", type=Path)
     arguments = parser.parse_args()
-    return _table() if arguments.command == "table" else _check(arguments.work, arguments.out)
+    return (
+        _table()
+        if arguments.command == "table"
+        else _check(arguments.work, arguments.out or suite.RESULTS / "planner.json")
+    )
 
 
 def _table() -> int:

@@ -13,8 +13,8 @@ from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.runtime.errors import UserError
 from studies.benchmarks.material import Material, ids_digest, make_checkpoint, make_material
 from studies.benchmarks.peer import SCRIPT
-from studies.benchmarks.process import run_process
 from studies.benchmarks.spec import PEERS, StepSpec
+from studies.pool import run_measured
 from studies.results import machine, versions
 
 BETA = 0.1
@@ -121,7 +121,7 @@ def _own(spec: StepSpec, material: Material, run: Path) -> dict[str, Any]:
     (run / "request.json").write_text(json.dumps(request))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={spec.ranks}"]
     command = [*torchrun, "-m", "studies.benchmarks.rank", str(run / "request.json")]
-    run_process(command, spec.threads, run / "output.log", spec.label())
+    run_measured(command, spec.threads, run / "output.log", spec.label())
     ranks = [json.loads((run / f"rank-{i}.json").read_text()) for i in range(spec.ranks)]
     rows = read_metrics(paths.metrics)
     sample = load_prepared(paths.tokenized).dataset[0]
@@ -153,5 +153,5 @@ def _peer(spec: StepSpec, material: Material, run: Path, python: Path | None) ->
     }
     (run / "request.json").write_text(json.dumps(request))
     command = [str(python), str(SCRIPT), str(run / "request.json"), str(run / "result.json")]
-    run_process(command, spec.threads, run / "output.log", spec.label())
+    run_measured(command, spec.threads, run / "output.log", spec.label())
     return json.loads((run / "result.json").read_text())

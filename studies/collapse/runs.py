@@ -14,8 +14,8 @@ from typing import Any
 from solopo_nemo.training.report.rows import read_metrics
 from studies.collapse.cells import FIRST, FREE, GAPS, HIGHER, QUESTIONS, RATES, SHORT, Cell, Outcome, cells
 from studies.collapse.start import measure_start, replay
+from studies.pool import Done, Job, Pool
 from studies.reproduction.pairs import PairPlan
-from studies.reproduction.pool import Done, Job, Pool, open_pool
 from studies.reproduction.runs import LENGTHS, run_method
 from studies.reproduction.schedule import Ground
 from studies.reproduction.scoring import score_model
@@ -69,14 +69,13 @@ def run_study(
         found = f"short {100 * done.value.short / asked:.0f}, long {100 * done.value.long / asked:.0f}"
         return f"{finished}/{len(planned)} {name}: {found} ({done.seconds:.0f} s)"
 
-    with open_pool(workers, work / "logs") as pool:
-        ground.prepare(pool)
-        about = {"seeds": seeds, "planned": len(planned), **_measure(pool, ground, seeds)}
-        jobs = [
-            Job(cell.name, run_cell, (cell, ground.start, ground.pairs(cell.pairs), work), cell.seconds)
-            for cell in missing
-        ]
-        pool.run("runs", jobs, tell, until)
+    pool = Pool(workers, work / "logs")
+    ground.prepare(pool)
+    about = {"seeds": seeds, "planned": len(planned), **_measure(pool, ground, seeds)}
+    jobs = [
+        Job(cell.name, run_cell, (cell, ground.start, ground.pairs(cell.pairs), work), cell.seconds) for cell in missing
+    ]
+    pool.run("runs", jobs, tell, until)
     files = [outcome_file(cell, work) for cell in planned]
     Results(kept, about, [run for file in files if file.is_file() for run in Results.read(file).runs]).save()
 

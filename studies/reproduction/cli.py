@@ -12,32 +12,30 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.runtime.cli import ArgumentParser, show_json
 from solopo_nemo.runtime.errors import UserError
+from studies.cli import places, study_parser
 
 if TYPE_CHECKING:
     from studies.reproduction.study import Size
 
 _SCALES = ("mini", "7b")
+_PAGE = "reproduction.md"
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     arguments = _parser().parse_args(argv)
     scale, size = _settings(arguments.settings)
-    if arguments.workers < 1:
-        raise UserError(f"--workers {arguments.workers}: must be at least 1")
     summary = _full(arguments) if scale == "7b" else _mini(arguments, size)
     show_json(arguments, summary)
     return 0
 
 
 def _mini(arguments: argparse.Namespace, size: Size) -> dict[str, Any]:
-    results = arguments.results or arguments.out / "results"
-    document = arguments.document or results.with_name("reproduction.md")
+    results, document = places(arguments, _PAGE)
     if arguments.page:
         from studies.reproduction.page import write_page
 
@@ -85,21 +83,9 @@ def _settings(words: Sequence[str]) -> tuple[str, Size]:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(__doc__)
+    parser = study_parser(__doc__, _PAGE)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="scale, seeds, steps, questions, pairs")
-    only = "studies (main, alpha, rate, time) or runs (main/solo-dpo-1, main/*orpo*), separated by commas"
-    parser.add_argument("--only", metavar="NAMES", help=only)
-    parser.add_argument("--plan", action="store_true", help="say what would run and how long it takes; run nothing")
-    dry = "check configurations, folders and earlier results; run nothing"
-    parser.add_argument("--dry-run", action="store_true", help=dry)
-    page = "write the page and its plots from the JSON of --results; run nothing"
-    parser.add_argument("--page", action="store_true", help=page)
-    out = "folder of the starting model, the pairs and the runs (default outputs/reproduction)"
-    parser.add_argument("--out", type=Path, default=Path("outputs/reproduction"), metavar="FOLDER", help=out)
-    results = "folder for the results as JSON, and for the plots (default FOLDER of --out/results)"
-    parser.add_argument("--results", type=Path, metavar="FOLDER", help=results)
-    document = "page to write (default reproduction.md beside that folder, whose plots it shows)"
-    parser.add_argument("--document", type=Path, metavar="FILE", help=document)
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="trainings side by side (default 2)")
-    parser.add_json()
+    option = parser.options()
+    option("--only NAMES", "studies (main, alpha, rate, time) or runs (main/solo-dpo-1, main/*orpo*), by commas")
+    option("--dry-run", "check configurations, folders and earlier results; run nothing")
     return parser

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from solopo_nemo.runtime.errors import RunFault, UserError
+from solopo_nemo.runtime.errors import RunFault
 from solopo_nemo.runtime.isolated import Progress, run_isolated
-from studies.reproduction.methods import LEARNING_RATE, METHODS, SHARED, Method
+from studies.reproduction.methods import LEARNING_RATE, SHARED, Method
 from studies.reproduction.scoring import Score, score_model
 from studies.reproduction.start import Start
 from studies.reproduction.world import LONG, RESPONSE_TOKENS, prompt_tokens
@@ -137,7 +137,7 @@ class Result:
 def run_method(run: Run, start: Start, pairs: Path, folder: Path, keep: bool = False) -> Result:
     """Train by the recipe, as its command line does, and score the exported policy.
 
-    The rank is a process of its own, as are the conversions; :func:`studies.reproduction.pool.prepare_worker` makes
+    The rank is a process of its own, as are the conversions; :func:`studies.pool.prepare_worker` makes
     them start fast.
 
     Args:
@@ -234,14 +234,3 @@ def _curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     kept = [row for row in rows if row["step"] % CURVE_EVERY == 0 or row["step"] == 1]
     curves: dict[str, list[float]] = {"step": [row["step"] for row in kept]}
     return curves | {name: [float(f"{row[name]:.4g}") for row in kept] for name in CURVES if name in rows[0]}
-
-
-def named(name: str) -> Method:
-    """A method by its name.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name not in METHODS:
-        raise UserError(f"{name}: no such method; there are {', '.join(METHODS)}")
-    return METHODS[name]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from solopo_nemo.runtime.output import atomic_text
+from studies.pool import Done, Job, Pool
 from studies.reproduction.pairs import PairPlan, make_pairs
-from studies.reproduction.pool import Done, Job, Pool, open_pool
 from studies.reproduction.runs import run_method, score_start
 from studies.reproduction.start import Start, make_start
 from studies.reproduction.study import Cell
@@ -139,6 +139,6 @@ def run_all(work: Work, workers: int) -> None:
         return f"{finished}/{len(work.cells)} {name}: {scores} ({done.value.wall:.0f} s)"
 
     ground = work.ground()
-    with open_pool(workers, work.folder / "logs") as pool:
-        ground.prepare(pool)
-        pool.run("training and scoring", [_job(cell, ground) for cell in missing], tell)
+    pool = Pool(workers, work.folder / "logs")
+    ground.prepare(pool)
+    pool.run("training and scoring", [_job(cell, ground) for cell in missing], tell)

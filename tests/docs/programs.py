@@ -123,6 +123,9 @@ def _program(words: Sequence[str], world: int) -> None:
         _named_recipe(rest, world)
     elif script.startswith("recipes/") or script in recipes():
         _recipe(name, rest, world)
+    elif script.startswith("docs/examples/") and (ROOT / script).is_file():
+        options = set(re.findall(r'add_argument\("(--[\w-]+)"', (ROOT / script).read_text()))
+        _known([word for word in rest if word.startswith("-")], options)
     else:
         raise Wrong(f"{script}: not a program for several ranks")
 

@@ -35,7 +35,7 @@ def test_a_run_through_everything_that_can_happen_to_it(finished: Path, tmp_path
     assert [row["step"] for row in rows(output)] == [1, 2]
 
     failed = run(output, *SETTINGS, torchrun=True, expect=1, orders=[inject("kill", rank=1, step=2)]).stderr
-    assert "error: rank 1 ended without a word" in failed
+    assert "error: rank 1 ended without a report" in failed
     assert "solopo_nemo.rank step 3: loss" in failed, "the last log line of the rank that is gone"
 
     quick = "trainer.timeout_minutes=0.5"

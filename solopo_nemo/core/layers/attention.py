@@ -1,8 +1,8 @@
-"""Core attention without Transformer Engine: torch SDPA, packed input, context parallelism.
+"""Core attention without Transformer Engine: torch's flash kernel, packed input, context parallelism.
 
-Megatron-core's own local attention forms the S x S matrix and refuses both packed (THD) input and
-context parallelism. This one stands beside Transformer Engine's in a layer spec, takes the same
-arguments and gives the same result, so that the CPU runs the same Megatron code path as a GPU.
+Megatron-core's own local attention forms the ``S x S`` matrix and refuses packed (THD) input and context parallelism.
+This one takes the arguments of Transformer Engine's attention in a layer spec and returns the same result, so that the
+CPU runs the same Megatron code as a GPU.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _flash_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v.
 
-    ``out`` and ``lse`` may be those over more keys than ``k`` holds: then it is these keys' part.
+    ``out`` and ``lse`` may be those over more keys than ``k`` holds; the gradients are then these keys' summand.
     """
     grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         *map(_heads_first, (grad, q, k, v, out)), lse[None], 0.0, causal, attn_mask=None, scale=scale
@@ -76,7 +76,9 @@ def _flash_backward(
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Causal attention within each of several packed sequences.
+    """Causal attention within each of several packed sequences, one call of the flash kernel a sequence.
+
+    Memory: saved are ``q, k, v, out``, ``4 * T * heads * dim`` (fewer for grouped K/V heads), and fp32 ``[heads, T]``.
 
     Args:
         q, k, v: ``[T, heads, dim]``.
@@ -115,7 +117,7 @@ def _slices(lengths: list[int]) -> list[slice]:
 
 
 class _Ring:
-    """Passes tensors around a context-parallel group, one neighbour at a time."""
+    """Passes tensors around a context-parallel group, from each rank to the next."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.size, self.rank, self.group = group.size(), group.rank(), group
@@ -123,7 +125,7 @@ class _Ring:
         self._previous = dist.get_global_rank(group, (self.rank - 1) % self.size)
 
     def start(self, x: torch.Tensor) -> tuple[torch.Tensor, list[Any]]:
-        """Begin to send ``x`` on; what comes from the previous rank is whole after :meth:`finish`."""
+        """Begin to send ``x`` to the next rank; the tensor of the previous rank is complete after :meth:`finish`."""
         arriving = torch.empty_like(x)
         operations = [
             dist.P2POp(dist.isend, x, self._next, self.group),
@@ -133,13 +135,13 @@ class _Ring:
 
     @staticmethod
     def finish(begun: tuple[torch.Tensor, list[Any]]) -> torch.Tensor:
-        """Wait for what :meth:`start` began."""
+        """Wait for a transfer that :meth:`start` began; the tensor that arrived."""
         for work in begun[1]:
             work.wait()
         return begun[0]
 
     def visible(self, source: int, part: slice) -> tuple[slice, slice]:
-        """Of one sequence's local share: which queries see which keys of another rank's share, all to all.
+        """Slices of the queries of one sequence's local share and of the keys of another rank's that they all see.
 
         A share is two chunks of equal length, ``rank`` and ``2 * size - 1 - rank`` of the sequence.
         """
@@ -150,11 +152,14 @@ class _Ring:
 
 
 class _RingAttention(torch.autograd.Function):
-    """Causal attention of packed sequences that are split zig-zag over the ranks of a ring.
+    """Causal attention of packed sequences that are split zig-zag over the ranks of a ring (ring attention).
 
-    Keys and values travel, merged by log-sum-exp; no rank ever holds more than its own and one
-    neighbour's share, in backward neither, and what is saved is this rank's share alone.
-    Arguments as :class:`_PackedAttention`, lengths being the local ones.
+    1. Attend to this rank's own keys and values, while they are sent to the next rank.
+    2. For each share that arrives: attend to the keys that are visible, and merge the result by log-sum-exp.
+    3. Backward goes around the ring again; the gradient of each share of keys and values travels with it.
+
+    Memory: saved is this rank's share alone, as for :class:`_PackedAttention`; besides, one neighbour's keys and
+    values, and in backward their gradient. Arguments as :class:`_PackedAttention`; the lengths are the local ones.
     """
 
     @staticmethod
@@ -193,7 +198,7 @@ class _RingAttention(torch.autograd.Function):
         q, kv, out, lse = ctx.saved_tensors
         ring: _Ring = ctx.ring
         dq = torch.zeros_like(q)
-        d_kv = torch.zeros_like(kv)  # travels with the keys and values that it belongs to
+        d_kv = torch.zeros_like(kv)  # sent on with the keys and values that it belongs to
         for step in range(ring.size):
             source = (ring.rank - step) % ring.size
             begun = ring.start(kv) if step < ring.size - 1 else None
@@ -229,12 +234,12 @@ def _merge(out: torch.Tensor, lse: torch.Tensor, more: torch.Tensor, more_lse: t
 class SDPACoreAttention(MegatronModule):
     """Causal core attention over packed sequences, ``[T, heads, dim]`` in and ``[T, heads * dim]`` out.
 
-    Valid under TP (heads are split before it), SP, PP, DP and CP. Under CP, ``cp_comm_type`` picks:
+    TP: each rank has ``heads / TP`` heads. SP, PP, DP: nothing to do here. CP: ``cp_comm_type`` says how:
 
-    * ``p2p`` (ring): queries stay, keys and values go from rank to rank. No limit from the head count, and
-      no tensor longer than a rank's share.
-    * ``a2a`` (Ulysses): heads are exchanged for positions; each rank attends over whole sequences with
-      ``heads / cp`` heads. K/V heads are repeated where there are fewer than ranks.
+    * ``p2p`` (ring): queries stay, keys and values go from rank to rank. Any number of heads; no tensor is longer than
+      a rank's share.
+    * ``a2a`` (Ulysses): an all-to-all exchanges heads for positions; each rank attends over whole sequences with
+      ``heads / CP`` heads. K/V heads are repeated where there are fewer than ranks.
     """
 
     def __init__(
@@ -306,7 +311,7 @@ class SDPACoreAttention(MegatronModule):
 
 
 def _natural_order(local: list[int], cp: int) -> torch.Tensor:
-    """Where each token of the packed sequences, in natural order, stands in ``[cp * T]``, rank after rank."""
+    """Index into ``[cp * T]``, the ranks' tokens one after the other, of each token of the sequences in their order."""
     total, order = sum(local), []
     for part in _slices(local):
         places = torch.arange(part.start, part.stop) + total * torch.arange(cp)[:, None]

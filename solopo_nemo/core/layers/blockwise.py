@@ -1,8 +1,8 @@
-"""What Transformer Engine fuses on a GPU, for the CPU: norm + linear, SwiGLU + linear.
+"""Norm + linear and SwiGLU + linear, fused for the CPU as Transformer Engine fuses them on a GPU.
 
-Each works through the tokens in blocks of rows that stay in the processor's cache, and keeps its input
-alone for backward: the normalized or activated tensor in between is never whole in memory, and is made
-again, block by block, when its gradient is needed. No matrix product runs twice.
+Both process the tokens in blocks of rows that fit the processor's cache, and save only their input for backward. The
+normalized or activated tensor in between never exists whole: backward makes it again, block by block. No matrix product
+runs twice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,17 @@ def _fp32_sum(weight: torch.Tensor) -> torch.Tensor:
 
 
 class _NormLinear(torch.autograd.Function):
-    """``rms_norm(x) * gamma @ weight.T + bias``, column-parallel; keeps ``x``."""
+    """``rms_norm(x) * gamma @ weight.T + bias``, column-parallel.
+
+    1. Forward: normalize a block of rows and multiply it with the weight.
+    2. Backward: multiply the gradient with the weight into the buffer that becomes the gradient of ``x``; normalize the
+       block again for the weight's gradient, which is summed in fp32.
+    3. Backward, TP: all-reduce that buffer; SP: reduce-scatter it, so that each rank keeps its own tokens.
+    4. Backward: apply the norm's gradient to the buffer in place.
+
+    Memory: saved is ``x``, ``tokens * hidden`` of its dtype (SP: divided by TP). Besides the output, a block of
+    ``BLOCK * hidden``; SP: the gathered tokens, ``tokens * hidden``, while the function runs.
+    """
 
     @staticmethod
     def forward(
@@ -129,7 +139,7 @@ def norm_linear(
         bias: ``[out / TP]`` or ``None``.
         eps: the norm's.
         group: tensor-parallel group.
-        sequence_parallel: gather the tokens before, scatter their gradient behind.
+        sequence_parallel: gather the tokens before the product and scatter their gradient after it.
 
     Returns:
         ``[s, b, out / TP]``, all tokens.
@@ -138,7 +148,14 @@ def norm_linear(
 
 
 class _SwiGLULinear(torch.autograd.Function):
-    """``(silu(y1) * y2) @ weight.T`` with ``y = [y1 | y2]``; keeps ``y``."""
+    """``(silu(y1) * y2) @ weight.T`` with ``y = [y1 | y2]``.
+
+    1. Forward: activate a block of rows and multiply it with the weight.
+    2. Backward: activate the block again for the weight's gradient, which is summed in fp32, and for the gradient of
+       ``y``.
+
+    Memory: saved is ``y``, ``2 * tokens * ffn / TP`` of its dtype; besides output and gradients, one block.
+    """
 
     @staticmethod
     def forward(ctx: Any, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """Rotary embedding by the positions of this rank's own tokens, for layers without Transformer Engine.
 
-Megatron-core (0.15.3) hands every layer the angles of the longest sequence, of full length on every context-parallel
-rank (gpt_model.py:343), from which each layer makes and keeps cosines and sines of its own, for queries and for keys
-(rope_utils.py:102). Here one table of the local positions serves all layers, and a layer keeps nothing. With
-Transformer Engine its fused kernel stays, which takes the angles of full length: ``4 * head_dim`` bytes a token.
+Megatron-core (0.15.3) gives every layer the angles of the longest sequence, of full length on every context-parallel
+rank (gpt_model.py:343). Each layer makes and keeps its own cosines and sines of them, for queries and for keys
+(rope_utils.py:102). Here all layers share one table of the local positions, and a layer keeps nothing.
+
+Memory: one table, ``4 * head_dim`` bytes a local token. With Transformer Engine its fused kernel stays, which takes the
+angles of full length: ``4 * head_dim`` bytes a token of the longest sequence.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from megatron.core.transformer.attention import SelfAttention
 
 
 class LocalRotaryEmbedding(torch.nn.Module):
-    """Cosines and sines of the positions that a forward pass is given; takes the place of a ``GPTModel``'s own.
+    """Cosines and sines of the positions that a forward pass is given; replaces a ``GPTModel``'s own table.
 
     Valid under TP, SP, CP, PP and DP: positions are those of the rank's share, packed.
 
@@ -33,7 +35,7 @@ class LocalRotaryEmbedding(torch.nn.Module):
         self._positions = positions[0]
 
     def get_rotary_seq_len(self, *_: Any) -> int:
-        """Nothing of full length is made."""
+        """0: no table of full length is needed."""
         return 0
 
     def forward(self, *_: Any, **__: Any) -> torch.Tensor:

@@ -1,9 +1,8 @@
 """Transformer layers without Transformer Engine, under Transformer Engine's parameter names.
 
-Transformer Engine fuses each layer norm into the linear layer behind it
-(``self_attention.linear_qkv.layer_norm_weight``). NeMo's Hugging Face importers and exporters and the
-checkpoints of GPU runs use those names, so the CPU layers have the same structure: nothing has to be
-renamed, and a checkpoint moves between machines as it is.
+Transformer Engine fuses each layer norm into the linear layer that follows it
+(``self_attention.linear_qkv.layer_norm_weight``). The weight maps and the checkpoints of GPU runs use those names. The
+CPU layers have the same structure, so that a checkpoint moves between machines without renaming.
 """
 
 from __future__ import annotations
@@ -35,10 +34,7 @@ def _mark_for_sequence_parallel(weight: torch.nn.Parameter, config: TransformerC
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """RMSNorm that may stand under sequence parallelism.
-
-    Megatron's torch norm refuses it.
-    """
+    """RMSNorm that works under sequence parallelism, which Megatron's torch norm refuses."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
@@ -68,7 +64,7 @@ class NormColumnParallelLinear(ColumnParallelLinear):
 
 
 class Pass(MegatronModule):
-    """The MLP's activation, left to the layer behind it."""
+    """In place of the MLP's activation, which the next layer computes."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x``."""

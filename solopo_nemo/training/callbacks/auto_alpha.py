@@ -129,11 +129,11 @@ class AutoAlpha(pl.Callback):
         return asdict(self._balance) if self._balance else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what a checkpoint holds."""
+        """Restore from a checkpoint."""
         self._balance = Balance(state_dict["alpha"], tuple(Norms(**norms) for norms in state_dict["norms"]))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Measure, unless the checkpoint that the run goes on from knows."""
+        """Measure alpha, unless the checkpoint that the run resumes from holds it."""
         if self._balance is None:
             if trainer.global_step:
                 raise UserError(

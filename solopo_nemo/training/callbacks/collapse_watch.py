@@ -1,4 +1,4 @@
-"""The watch over a policy that collapses while its alignment gap closes."""
+"""Detects a policy that collapses while its alignment gap closes."""
 
 from __future__ import annotations
 

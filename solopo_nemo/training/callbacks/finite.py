@@ -1,4 +1,4 @@
-"""What happens when a loss or a gradient is not finite: the run stops before the weights change, or skips the batch."""
+"""Handles a loss or gradient that is not finite: stops before the weights change, or skips the batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from solopo_nemo.training.callbacks.metrics import StepValues, update_skipped
 from solopo_nemo.training.checkpoints.files import last_saved
 
 IN_A_ROW = 20
-"""Batches in a row that are skipped before the run stops all the same: it is then not the batch."""
+"""Batches skipped in a row before the run stops: the cause is then not a single batch."""
 _SHOWN = 8
 
 logger = logging.getLogger("solopo_nemo")

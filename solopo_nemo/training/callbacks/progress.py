@@ -1,4 +1,4 @@
-"""The progress bar of a training run, or a line now and then where there is no terminal."""
+"""Progress of a training run: a bar on a terminal, a line at intervals elsewhere."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from solopo_nemo.training.checkpoints.selection import (
 )
 
 LOOK_EVERY = 0.5
-"""Seconds between two looks at the scoring process."""
+"""Seconds between two polls of the scoring process."""
 
 logger = logging.getLogger("solopo_nemo")
 

@@ -54,7 +54,7 @@ def saved_checkpoints(folder: Path) -> list[Path]:
 
 
 def last_saved(folder: Path) -> str:
-    """The newest checkpoint, in words."""
+    """One phrase about the newest checkpoint, for messages."""
     saved = saved_checkpoints(folder)
     return f"the last good checkpoint is of step {step_of(saved[-1])}" if saved else "nothing has been saved yet"
 
@@ -128,7 +128,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, in a few words; None when all are as they were written."""
+    """The first difference between a checkpoint's files and its manifest, in a few words; None if there is none."""
     try:
         listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         files = {str(name): FileRecord(**record) for name, record in listed.items()}

@@ -1,4 +1,4 @@
-"""What a start does about an earlier one in the same output folder: go on, refuse, or put it aside."""
+"""Decides about an earlier run in the same output folder: resume it, refuse, or put it aside."""
 
 from __future__ import annotations
 

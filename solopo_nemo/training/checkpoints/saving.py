@@ -1,4 +1,4 @@
-"""Saving a run: whole or not there, looked at before an older checkpoint goes, asynchronous on a GPU."""
+"""Saves checkpoints: writes beside, verifies, renames, then removes older ones; asynchronous on a GPU."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Checkpoints(pl.Callback):
         self.resumed, self.stop = resumed, stop
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Take the signals back from Lightning, which stops the rank that gets one, and no other."""
+        """Replace Lightning's signal handlers, which stop only the rank that gets the signal."""
         for number in SIGNALS:
             signal.signal(number, self.stop.note)
         if self.resumed:
@@ -68,7 +68,7 @@ class Checkpoints(pl.Callback):
             raise SIGTERMException  # on all ranks: Lightning's way out of a run
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Write beside, check, then rename: a crash in between leaves the earlier checkpoints as they were."""
+        """Write to a temporary name, verify, rename: a crash in between leaves the earlier checkpoints unchanged."""
         finish_pending(trainer)
         step = trainer.global_step
         # no other start of the job, nor what a killed one left running, writes to this name
@@ -170,7 +170,7 @@ def save_random_numbers(checkpoint: Path) -> None:
 
 
 def restore_random_numbers(checkpoint: Path) -> None:
-    """Take up the generators where they were; at another layout they start anew, from the seed, on all ranks."""
+    """Restore the generators; at another layout all ranks start from the seed."""
     path = checkpoint / "rng" / f"rank_{dist.get_rank():05d}.pt"
     state: dict[str, Any] = torch.load(path, weights_only=True) if path.is_file() else {"layout": None}
     if state["layout"] != _layout():

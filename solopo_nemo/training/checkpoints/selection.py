@@ -62,7 +62,7 @@ class Selection:
         return cls(found["suite"], [ScoredCheckpoint(**scored) for scored in found["scores"]])
 
     def write(self, paths: Paths) -> None:
-        """Keep it in the output folder."""
+        """Write it to the output folder."""
         with atomic_text(paths.selection / RECORD) as stream:
             json.dump({"suite": self.suite, "scores": [vars(scored) for scored in self.scores]}, stream, indent=1)
             stream.write("\n")
@@ -109,7 +109,7 @@ def unscored_checkpoints(config: RunConfig, suite: str) -> list[Path]:
 
 
 def keep_score(config: RunConfig, suite: str, scored: ScoredCheckpoint) -> None:
-    """Write down what :func:`score_checkpoint` gave."""
+    """Write a score of :func:`score_checkpoint`."""
     paths = Paths(config.output)
     scores = [*_known(paths, suite), scored]
     Selection(suite, sorted(scores, key=lambda one: one.step)).write(paths)

@@ -1,4 +1,4 @@
-"""Whether the disk holds what a run will write, asked before it begins."""
+"""Checks before a run that the disk has room for its files."""
 
 from __future__ import annotations
 

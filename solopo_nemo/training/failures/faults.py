@@ -1,4 +1,4 @@
-"""What ended a rank, in one line, and which rank is the cause when several end."""
+"""Faults of ranks: one line each, and the rank that caused the others to end."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.training.checkpoints.files import last_saved
 
 LAST_LINES = 15
-"""Log lines of a rank that are shown."""
+"""Number of log lines shown of a rank."""
 ROLL_CALL = 15.0
-"""Seconds that a rank which lost another one waits for the others to tell their reason."""
+"""Seconds that a rank which lost another one waits for the other ranks' reports."""
 OWN = ("user", "run", "crash")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
@@ -63,7 +63,7 @@ class FaultFiles:
         return self.output / "logs" / f"rank_{rank:05d}.log"
 
     def write(self, fault: Fault) -> None:
-        """Leave word of a fault, unless this rank has named one before it; without a place to write there is none."""
+        """Write a fault, unless this rank has written one before; a folder that cannot be written is ignored."""
         if fault.rank in self.read():  # a rank that hangs loses its connections when the others end
             return
         path = self.log(fault.rank).with_suffix(".fault.json")
@@ -74,7 +74,7 @@ class FaultFiles:
             print(f"rank {fault.rank}: {fault.message}", file=sys.stderr)
 
     def read(self) -> dict[int, Fault]:
-        """What the ranks of this start have left, by rank."""
+        """The faults that the ranks of this start have written, by rank."""
         found = {}
         for path in sorted((self.output / "logs").glob("rank_*.fault.json")):
             fault = Fault(**json.loads(path.read_text()))
@@ -83,7 +83,7 @@ class FaultFiles:
         return found
 
     def roll_call(self, world: int) -> dict[int, Fault]:
-        """The ranks' faults, once all have told theirs or the time for it is over."""
+        """The faults of all ranks, or those written when the time is over."""
         end = time.monotonic() + ROLL_CALL
         while len(faults := self.read()) < world and time.monotonic() < end:
             time.sleep(0.2)
@@ -98,12 +98,12 @@ class FaultFiles:
 
     @property
     def last_saved(self) -> str:
-        """The newest checkpoint, in words."""
+        """One phrase about the newest checkpoint, for messages."""
         return last_saved(self.output / "checkpoints")
 
 
 def kind_of(error: BaseException) -> str:
-    """The kind of fault that an error is; see :class:`Fault`."""
+    """The kind of an error; see :class:`Fault`."""
     if isinstance(error, UserError):
         return "user"
     if isinstance(error, RunFault):
@@ -147,7 +147,7 @@ def as_run_fault(error: BaseException, files: FaultFiles, advice: Callable[[], s
 
 
 def lost_ranks(gone: Iterable[int], how: str, step: int, files: FaultFiles) -> str:
-    """The line about ranks that ended without a word.
+    """The line about ranks that ended without a report.
 
     Args:
         gone: which.
@@ -162,7 +162,7 @@ def lost_ranks(gone: Iterable[int], how: str, step: int, files: FaultFiles) -> s
 
 
 def hung_ranks(faults: Mapping[int, Fault], world: int, files: FaultFiles) -> tuple[list[int], str]:
-    """The ranks that kept the others waiting, and the line about them."""
+    """The ranks that the others waited for, and the message that names them."""
     some = next(iter(faults.values()))
     silent = [rank for rank in range(world) if rank not in faults]
     busy = [rank for rank, fault in faults.items() if fault.kind == "hung" and not fault.waits]

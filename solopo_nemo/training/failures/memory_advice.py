@@ -1,4 +1,4 @@
-"""What to change when a run has no memory left, from the planner's numbers."""
+"""Advice after out of memory: the planner's nearest layout that fits."""
 
 from __future__ import annotations
 

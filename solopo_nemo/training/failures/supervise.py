@@ -1,4 +1,4 @@
-"""A rank's training with an eye on what goes wrong: every fault is told once, by the rank that knows most."""
+"""Runs a rank's training and reports its faults: one rank reports each fault, once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from solopo_nemo.training.fit import fit
 logger = logging.getLogger("solopo_nemo.rank")
 
 
-def fit_guarded(config: RunConfig, stop: StopRequest, only_reference: bool) -> int:
+def supervised_fit(config: RunConfig, stop: StopRequest, only_reference: bool) -> int:
     """Run :func:`solopo_nemo.training.fit.fit` on this rank.
 
     Returns:
@@ -35,12 +35,12 @@ def fit_guarded(config: RunConfig, stop: StopRequest, only_reference: bool) -> i
     try:
         fit(config, stop, only_reference, callbacks=[watchdog])
     except (Exception, CheckpointException) as error:
-        return _tell(error, files, watchdog.step, config)
+        return _report(error, files, watchdog.step, config)
     watchdog.stop()
     return cli.EXIT_RESUMABLE if stop.agreed else 0
 
 
-def _tell(error: BaseException, files: FaultFiles, step: int, config: RunConfig) -> int:
+def _report(error: BaseException, files: FaultFiles, step: int, config: RunConfig) -> int:
     rank = environment.rank()
     logger.error("step %d: this rank ends", step, exc_info=error)
     error = as_run_fault(error, files, lambda: memory_advice(config))
@@ -64,11 +64,11 @@ def _tell(error: BaseException, files: FaultFiles, step: int, config: RunConfig)
     if kind == "crash":
         files.show_last_lines(rank)
         raise RunFault(f"rank {rank} in step {step}: {type(error).__name__}: {text}")
-    return _tell_lost(files, step)
+    return _report_lost(files, step)
 
 
-def _tell_lost(files: FaultFiles, step: int) -> int:
-    """Another rank is gone: name it, unless it can speak for itself."""
+def _report_lost(files: FaultFiles, step: int) -> int:
+    """Report a lost rank, unless that rank or another one has reported the cause."""
     world, rank = environment.world_size(), environment.rank()
     if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()  # hang up, so that the others notice too
@@ -79,4 +79,4 @@ def _tell_lost(files: FaultFiles, step: int) -> int:
     gone = [other for other in range(world) if other not in faults]
     for other in gone[:3]:
         files.show_last_lines(other)
-    raise RunFault(lost_ranks(gone, "ended without a word (killed, or its host is gone)", step, files))
+    raise RunFault(lost_ranks(gone, "ended without a report (killed, or its host is gone)", step, files))

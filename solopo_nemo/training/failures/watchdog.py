@@ -23,34 +23,37 @@ from solopo_nemo.runtime.signals import StopRequest
 from solopo_nemo.training.failures.faults import Fault, FaultFiles, hung_ranks
 
 GRACE = timedelta(minutes=2)
-"""How much longer than a step a collective may last: the watchdogs, which know more, come first."""
+"""A collective may last this much longer than a step, so that the watchdogs report first."""
 
 logger = logging.getLogger("solopo_nemo.rank")
 
 
 class Watchdog(pl.Callback):
-    """Expects a sign of life of this rank at least every so many minutes.
+    """Ends the job when this rank completes no step for a number of minutes.
 
-    Where none comes, the rank writes where it is to its log, waits a little for the others to do the same, and ends:
-    the ranks that are not waiting for another one are to blame. The process groups time out a little later, in case
-    that Python itself is stuck. Any layout, gloo and NCCL alike.
+    1. The rank writes its stack to its log and its fault to the output folder.
+    2. It waits shortly for the other ranks to do the same.
+    3. It ends the process. The ranks that wait for no other rank are the cause, and the message names them.
+
+    The process groups time out a little later, in case that Python itself is stuck. Works at any layout, with gloo
+    and NCCL.
 
     Args:
         minutes: limit.
-        files: where each rank says what it was doing.
-        stop: asked at every place where the ranks meet: a sign of life.
-        quiet: somebody else reports the fault.
+        files: where each rank writes its fault.
+        stop: its last agreement of all ranks counts as a sign of life.
+        quiet: another process reports the fault.
     """
 
     def __init__(self, minutes: float, files: FaultFiles, stop: StopRequest, quiet: bool) -> None:
-        self.limit, self.files, self.signs, self.quiet = 60 * minutes, files, stop, quiet
+        self.limit, self.files, self.stop_request, self.quiet = 60 * minutes, files, stop, quiet
         self.step = 0
         self._main = threading.main_thread().ident
         self._last = time.monotonic()
         self._done = threading.Event()
 
     def beat(self) -> None:
-        """Give a sign of life."""
+        """Record a sign of life."""
         self._last = time.monotonic()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -69,12 +72,12 @@ class Watchdog(pl.Callback):
         self.beat()
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._done.set()
 
     def _watch(self) -> None:
         while not self._done.wait(min(1.0, self.limit / 4)):
-            if time.monotonic() - max(self._last, self.signs.asked_at) > self.limit:
+            if time.monotonic() - max(self._last, self.stop_request.asked_at) > self.limit:
                 self._end()
 
     def _end(self) -> None:
@@ -93,7 +96,7 @@ class Watchdog(pl.Callback):
 
 
 def where_it_is(frame: FrameType) -> tuple[bool, str]:
-    """Whether a stack waits for other ranks, and what it does, in words."""
+    """Whether a stack waits for other ranks, and a phrase for where it is."""
     stack = traceback.extract_stack(frame)
     for entry in stack:
         if entry.filename.endswith(("torch/distributed/distributed_c10d.py", "torch/cuda/__init__.py")):

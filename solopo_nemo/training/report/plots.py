@@ -22,7 +22,7 @@ from solopo_nemo.pages.theme import Theme
 Rows = Sequence[Mapping[str, Any]]
 
 _FEW_STEPS = 40
-"""Up to here every step gets a dot, and nothing is smoothed."""
+"""Number of steps up to which each step is a dot without smoothing."""
 
 
 @dataclass(frozen=True)

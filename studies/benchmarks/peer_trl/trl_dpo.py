@@ -1,15 +1,12 @@
 """Training steps of TRL's DPOTrainer, timed, with their peak memory. Runs in the peer's own environment.
 
 Called by ``tools/benchmark.py`` as ``python trl_dpo.py REQUEST.json RESULT.json`` in a fresh process. It imports
-nothing of ``solopo_nemo``; the request says everything (``_Request``). What the peak is measured above is defined here
-as in ``studies/benchmarks/memory.py``: the resident set (on a GPU: allocated memory) just before the first step,
-free heap returned to the system, less the bytes of a reference copy (gradients and optimizer state do not exist yet).
+nothing of ``solopo_nemo``; the request says everything (``_Request``). The peak is that of
+``studies/benchmarks/memory.py``: before the first step there is no gradient, but maybe a reference copy.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import hashlib
 import json
 import os
@@ -29,7 +26,15 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import utils as trl_utils
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the one definition of the peak, which needs torch alone
+from memory import PeakMemory
+
 CUDA = torch.cuda.is_available()
+
+
+def _finish_queued() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
@@ -62,54 +67,25 @@ class _Request:
     output_dir: str
 
 
-def _resident(field: str) -> int:
-    """``VmRSS`` or ``VmHWM`` of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def _start_peak() -> int:
-    """Memory in use now, in bytes; the high-water mark is counted from here on."""
-    gc.collect()
-    if CUDA:
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return _resident("VmRSS")
-
-
-def _finish_queued() -> None:
-    if CUDA:
-        torch.cuda.synchronize()
-
-
 class _Meter(TrainerCallback):
     """Takes the time of each step and the peak over all of them."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.baseline = self.peak = 0
+        self.memory, self.peak = PeakMemory(), 0
         self.trainer: Any = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.baseline:
-            reference = self.trainer.ref_model
-            models = [self.trainer.model] + ([reference] if reference is not None else [])
-            for model in models:  # weights read from a file are resident only once they are touched
-                for parameter in model.parameters():
-                    parameter.detach().sum()
-            copy = sum(p.nbytes for p in reference.parameters()) if reference is not None else 0
-            self.baseline = _start_peak() - copy
+        if not self.seconds:
+            reference = [] if self.trainer.ref_model is None else list(self.trainer.ref_model.parameters())
+            self.memory.start([*self.trainer.model.parameters(), *reference], reference)
         _finish_queued()
         self._started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         _finish_queued()
         self.seconds.append(time.perf_counter() - self._started)
-        self.peak = (torch.cuda.max_memory_allocated() if CUDA else _resident("VmHWM")) - self.baseline
+        self.peak = self.memory.peak()
 
 
 class _Trainer(DPOTrainer):
@@ -206,7 +182,7 @@ def _measure(request: _Request) -> dict[str, Any]:
     return {
         "seconds": meter.seconds,
         "peak_bytes": [meter.peak],
-        "baseline_bytes": [meter.baseline],
+        "baseline_bytes": [meter.memory.baseline],
         "losses": trainer.losses,
         "logps": trainer.logps,
         "digest": trainer.digest,

@@ -16,8 +16,8 @@ from solopo_nemo.runtime.errors import UserError
 from studies.benchmarks import cli as TOOL
 from studies.benchmarks import suite
 from studies.benchmarks.peer import make_peer
-from studies.benchmarks.process import MeasurementError
 from studies.benchmarks.spec import StepSpec
+from studies.pool import MeasurementError
 
 ROOT = Path(__file__).parents[3]
 

@@ -11,9 +11,9 @@ from lm_eval.api.model import LM
 
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.runtime.errors import UserError
+from studies.pool import Job, Pool
 from studies.reproduction import scoring
 from studies.reproduction.methods import METHODS
-from studies.reproduction.pool import Job, open_pool
 from studies.reproduction.runs import Result, Run, run_method
 from studies.reproduction.scoring import score_model
 from studies.reproduction.start import Pretraining, make_model, make_start, make_tokenizer
@@ -77,10 +77,10 @@ def test_a_method_is_trained_by_its_recipe_and_scored(tmp_path: Path) -> None:
     rows = [row | {"chosen": row["answers"][0], "rejected": "k001 a001 b001"} for row in rows]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = Run(METHODS["solo-orpo"], 0, steps=6, lengths=(1, 2), questions=16)
-    with open_pool(1, tmp_path / "logs") as pool:
-        made = pool.run("start", [Job("start", make_start, (tmp_path / "start", Pretraining(steps=2)), 1)])
-        job = Job("run", run_method, (run, made["start"], pairs, tmp_path / "run"), 1)
-        result = pool.run("runs", [job])["run"]
+    pool = Pool(1, tmp_path / "logs")
+    made = pool.run("start", [Job("start", make_start, (tmp_path / "start", Pretraining(steps=2)), 1)])
+    job = Job("run", run_method, (run, made["start"], pairs, tmp_path / "run"), 1)
+    result = pool.run("runs", [job])["run"]
     assert (result.steps, len(result.scores), result.scores[1].tokens) == (6, 2, 132)
     assert result.tokens_long == 6 * 16 * (132 + 4 - 1)
     assert result.curves["step"] == [1, 5]

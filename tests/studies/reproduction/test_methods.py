@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from solopo_nemo.config.schema import RunConfig, load_config
-from solopo_nemo.runtime.errors import UserError
 from studies.reproduction.methods import METHODS
-from studies.reproduction.runs import Run, named
+from studies.reproduction.runs import Run
 
 SHORT, LONG = ("short_chosen", "short_rejected"), ("long_chosen", "long_rejected")
 
@@ -53,8 +52,3 @@ def test_all_methods_compose_and_differ_and_share_a_learning_rate() -> None:
 def test_long_and_expand_long_differ_by_their_pairs_alone() -> None:
     assert METHODS["long-dpo"].overrides == METHODS["expand-dpo"].overrides
     assert (METHODS["long-dpo"].pairs, METHODS["expand-dpo"].pairs) == ("long", "short")
-
-
-def test_an_unknown_method_is_named_with_those_there_are() -> None:
-    with pytest.raises(UserError, match="solo-ppo: no such method; there are sft-short"):
-        named("solo-ppo")

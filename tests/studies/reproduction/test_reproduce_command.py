@@ -62,7 +62,7 @@ def test_cells_have_keys_of_their_own() -> None:
         (["seeds=0"], "seeds=0: must be a number of at least 1"),
         (["seed=1"], "seed=1: no such setting; there are scale, seeds, steps, questions, pairs"),
         (["scale=7b"], "scale=7b: runs on GPUs, command by command"),
-        (["--workers", "0"], "--workers 0: must be at least 1"),
+        (["--workers", "0"], "argument --workers: invalid positive whole number value: '0'"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_else(words: list[str], message: str) -> None:
