@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from solopo_nemo.runtime.signals import SIGNALS, Stopped, StopRequest, spare_hel
 from solopo_nemo.training.checkpoints.files import saved_checkpoints, step_of
 from solopo_nemo.training.checkpoints.resume import changes, settle_earlier_run
 from solopo_nemo.training.checkpoints.selection import Selection, check_suite
+from solopo_nemo.training.output_lock import OutputLock
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.preparation import SharedPreparation
 
@@ -70,23 +72,35 @@ def _run_here(config: RunConfig, only_reference: bool, start: StartRanks | None)
         )
         _show(config)
         return 0
-    _prepare_once(config)
-    run_ranks = start or start_ranks
-    code = 0 if _trained(config) and not only_reference else run_ranks(local_world(config), config.output)
-    if code == 0 and not only_reference:
-        _finish(config)
+    with OutputLock(config.output):
+        _prepare_once(config)
+        run_ranks = start or start_ranks
+        code = 0 if _trained(config) and not only_reference else run_ranks(local_world(config), config.output)
+        if code == 0 and not only_reference:
+            _finish(config)
     return code
 
 
 def _run_rank(config: RunConfig, only_reference: bool) -> int:
+    """As one rank of a job; rank 0 owns the output folder, unless the process that started the ranks does."""
     check_world(config, environment.world_size())
+    with ExitStack() as owned:
+
+        def prepare() -> None:
+            owned.enter_context(OutputLock(config.output))
+            _prepare_once(config)
+
+        return _run_rank_owning(config, only_reference, prepare)
+
+
+def _run_rank_owning(config: RunConfig, only_reference: bool, prepare: Callable[[], None]) -> int:
     rank, here = environment.rank(), environment.started_here()
     stop = StopRequest()
     for number in SIGNALS:
         signal.signal(number, stop.note)  # to the end of the process: a launcher may send more
     spare_helpers()
     shared = SharedPreparation(config.output)
-    if not here and (code := shared.wait() if rank else shared.prepare(lambda: _prepare_once(config))):
+    if not here and (code := shared.wait() if rank else shared.prepare(prepare)):
         return code
     if only_reference or not _trained(config):
         with logs.quiet_imports():

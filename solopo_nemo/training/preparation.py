@@ -1,27 +1,26 @@
 """Rank 0 prepares a run that ``torchrun`` or Slurm started; the other ranks wait until it is done, or gone.
 
-1. Rank 0 touches a heartbeat file every few seconds while it prepares.
+1. Rank 0 owns the output folder; see :mod:`solopo_nemo.training.output_lock`.
 2. It writes its exit code to an outcome file, whatever happens.
-3. Every other rank polls the outcome. It ends with one line when the heartbeat has not moved for :data:`PATIENCE`.
+3. Every other rank polls the outcome. It ends with one line when rank 0 has not touched its lock for :data:`PATIENCE`.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from solopo_nemo.runtime import cli, environment
 from solopo_nemo.runtime.errors import RunFault, UserError
 from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.runtime.signals import Stopped, stopping_at_once
+from solopo_nemo.training.output_lock import lock_file
 
 PATIENCE = 120.0
-"""Seconds without a heartbeat after which rank 0 counts as gone."""
-_BEAT = 5.0
+"""Seconds without a sign of life after which rank 0 counts as gone."""
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -36,7 +35,6 @@ class SharedPreparation:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.outcome = output / f".prepared-{environment.job_token()}"
-        self.heartbeat = output / f".preparing-{environment.job_token()}"
 
     def prepare(self, work: Callable[[], None]) -> int:
         """Run ``work`` on rank 0 and tell the others how it ended.
@@ -46,7 +44,7 @@ class SharedPreparation:
         """
         code = cli.EXIT_FAULT
         try:
-            with stopping_at_once(), self._beating():
+            with stopping_at_once():
                 work()
             code = 0
         except UserError:
@@ -65,7 +63,7 @@ class SharedPreparation:
         """Wait on another rank for rank 0's exit code.
 
         Args:
-            patience: seconds without a heartbeat that are borne.
+            patience: seconds without a sign of life that are tolerated.
 
         Raises:
             RunFault: rank 0 is gone.
@@ -73,7 +71,9 @@ class SharedPreparation:
         beat, since = None, time.monotonic()
         while not self.outcome.exists():
             with suppress(FileNotFoundError):
-                if (now := self.heartbeat.stat().st_mtime_ns) != beat:  # hosts' clocks differ: only the change counts
+                if (
+                    now := lock_file(self.output).stat().st_mtime_ns
+                ) != beat:  # hosts' clocks differ: only the change counts
                     beat, since = now, time.monotonic()
             if time.monotonic() - since > patience:
                 raise RunFault(
@@ -85,27 +85,5 @@ class SharedPreparation:
 
     def remove_earlier(self) -> None:
         """Remove what earlier starts left."""
-        for pattern in (".prepared-*", ".preparing-*"):
-            for path in self.output.glob(pattern):
-                if path != self.heartbeat:
-                    path.unlink()
-
-    @contextmanager
-    def _beating(self) -> Iterator[None]:
-        done = threading.Event()
-
-        def beat() -> None:
-            while True:
-                with suppress(OSError):  # the folder may not be there yet
-                    self.heartbeat.touch()
-                if done.wait(_BEAT):
-                    return
-
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-            self.heartbeat.unlink(missing_ok=True)
+        for path in self.output.glob(".prepared-*"):
+            path.unlink()

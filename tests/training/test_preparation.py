@@ -7,16 +7,15 @@ from pathlib import Path
 import pytest
 
 from solopo_nemo.runtime.errors import RunFault, UserError
+from solopo_nemo.training.output_lock import OutputLock
 from solopo_nemo.training.preparation import SharedPreparation
 
 
 def test_the_others_get_the_exit_code(tmp_path: Path) -> None:
     seen = []
-    shared = SharedPreparation(tmp_path)
-    assert shared.prepare(lambda: seen.append(tmp_path.exists())) == 0
+    assert SharedPreparation(tmp_path).prepare(lambda: seen.append(tmp_path)) == 0
     assert SharedPreparation(tmp_path).wait() == 0
-    assert seen == [True]
-    assert not shared.heartbeat.exists()
+    assert seen == [tmp_path]
 
 
 def test_bad_input_ends_the_others_too(tmp_path: Path) -> None:
@@ -28,9 +27,11 @@ def test_bad_input_ends_the_others_too(tmp_path: Path) -> None:
     assert SharedPreparation(tmp_path).wait() == 2
 
 
-def test_a_rank_0_without_a_heartbeat_is_gone(tmp_path: Path) -> None:
-    SharedPreparation(tmp_path).heartbeat.touch()  # what a killed rank 0 leaves
-    with pytest.raises(RunFault, match="rank 0 prepares this run and has given no sign of life"):
+def test_a_rank_0_that_touches_its_lock_no_more_is_gone(tmp_path: Path) -> None:
+    with (
+        OutputLock(tmp_path),
+        pytest.raises(RunFault, match="rank 0 prepares this run and has given no sign of life"),
+    ):
         SharedPreparation(tmp_path).wait(patience=0.0)
 
 

@@ -1,0 +1,132 @@
+"""One run at a time in an output folder: ``output_dir/.lock`` names the process that owns it.
+
+1. The first process of a start (the recipe, or rank 0 under ``torchrun`` and Slurm) writes host, process and time.
+2. It touches the file every few seconds until it ends, and removes it.
+3. Another start checks whether the owner lives: by its process where it can see it, else by the file's time.
+   It refuses the folder, or takes over what a dead process left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from solopo_nemo.runtime.errors import UserError
+
+BEAT = 5.0
+"""Seconds between two touches of the file."""
+PATIENCE = 30.0
+"""Seconds without a touch after which an owner on another host counts as dead."""
+
+logger = logging.getLogger("solopo_nemo")
+
+
+class OutputLock:
+    """The lock of an output folder; use it as a context manager.
+
+    Args:
+        output: the folder, made where it is missing.
+        patience: seconds to watch an owner on another host.
+
+    Raises:
+        UserError: on entering; another run owns the folder, or it cannot be written.
+    """
+
+    def __init__(self, output: Path, patience: float = PATIENCE) -> None:
+        self.path, self.patience = lock_file(output), patience
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="output lock", daemon=True)
+
+    def __enter__(self) -> OutputLock:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while not self._taken():
+                pass  # an owner removed the file while it was opened here
+        except OSError as error:
+            raise UserError(f"output_dir={self.path.parent}: cannot be written ({error.strerror})") from None
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._done.set()
+        self._thread.join()
+        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.parent.rmdir()  # where a refused run wrote nothing else
+
+    def _taken(self) -> bool:
+        with self.path.open("a+", encoding="utf-8") as stream:
+            with suppress(OSError):  # not every shared file system has it
+                fcntl.flock(stream, fcntl.LOCK_EX)  # of two starts at once, one looks first
+            if not self.path.exists() or self.path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
+                return False
+            stream.seek(0)
+            self._refuse_if_owned(stream.read())
+            stream.truncate(0)
+            stream.write(json.dumps(_this_process()) + "\n")
+        return True
+
+    def _refuse_if_owned(self, text: str) -> None:
+        try:
+            owner = json.loads(text)
+            alive = self._lives(owner)
+        except (ValueError, KeyError, TypeError):  # empty, or cut short by a kill
+            return
+        if alive:
+            raise UserError(
+                f"output_dir={self.path.parent}: in use by another run (host {owner['host']}, process {owner['pid']}, "
+                f"since {owner['since']}): wait for it, stop it, or choose another output_dir"
+            )
+        logger.info("%s: process %s on %s is gone; taking over", self.path.parent, owner["pid"], owner["host"])
+
+    def _lives(self, owner: dict[str, Any]) -> bool:
+        own = _this_process()
+        if owner["machine"] == own["machine"]:
+            try:
+                return abs(psutil.Process(owner["pid"]).create_time() - owner["created"]) < 1
+            except psutil.NoSuchProcess:
+                return False
+        logger.info("%s: a run on %s was here; looking whether it lives", self.path.parent, owner["host"])
+        touched, until = self.path.stat().st_mtime_ns, time.monotonic() + self.patience
+        while self.path.stat().st_mtime_ns == touched:  # hosts' clocks differ: only the change counts
+            if time.monotonic() >= until:
+                return False
+            time.sleep(min(0.5, self.patience))
+        return True
+
+    def _beat(self) -> None:
+        while not self._done.wait(BEAT):
+            with suppress(OSError):
+                os.utime(self.path)
+
+
+def lock_file(output: Path) -> Path:
+    """The file in an output folder that its owner touches."""
+    return output / ".lock"
+
+
+def _this_process() -> dict[str, Any]:
+    """Who this process is; ``machine`` is the same wherever its process number means the same."""
+    process = psutil.Process()
+    machine = "unknown"
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        machine = f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    return {
+        "host": socket.gethostname(),
+        "pid": process.pid,
+        "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "created": process.create_time(),
+        "machine": machine,
+    }
