@@ -71,10 +71,9 @@ class SharedPreparation:
         beat, since = None, time.monotonic()
         while not self.outcome.exists():
             with suppress(FileNotFoundError):
-                if (
-                    now := lock_file(self.output).stat().st_mtime_ns
-                ) != beat:  # hosts' clocks differ: only the change counts
-                    beat, since = now, time.monotonic()
+                touched = lock_file(self.output).stat().st_mtime_ns
+                if touched != beat:  # hosts' clocks differ: only the change counts
+                    beat, since = touched, time.monotonic()
             if time.monotonic() - since > patience:
                 raise RunFault(
                     f"rank 0 prepares this run and has given no sign of life in {self.output} for {patience:.0f} "
