@@ -73,12 +73,10 @@ def enter(layout: Layout) -> None:
 def build(layout: Layout) -> Any:
     """A NeMo model with the mixin, Megatron's DDP around it, weights seeded by name."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-    from nemo.collections import llm
 
-    from solopo_nemo.nemo_model.models import FAMILIES
+    from solopo_nemo.nemo_model.models import MODELS
 
-    cls = FAMILIES[layout.family]
-    config_cls = {"qwen2": llm.Qwen2Config, "qwen3": llm.Qwen3Config, "llama": llm.LlamaConfig}[layout.family]
+    cls, config_cls = MODELS[layout.family]
     recompute: dict[str, Any] = {}
     if layout.recompute == "full":
         recompute = dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
