@@ -41,16 +41,16 @@ class RopeScaled:
         return model
 
     def _scaled(self) -> tuple[torch.Tensor, float]:
-        from transformers import PretrainedConfig
+        from transformers import LlamaConfig
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
         config: Any = self
-        described = PretrainedConfig(
+        described = LlamaConfig(  # only a carrier of the values, which transformers 4 and 5 both take in this spelling
             rope_theta=config.rotary_base,
             head_dim=config.kv_channels,
-            hidden_size=config.hidden_size,
-            num_attention_heads=config.num_attention_heads,
+            hidden_size=config.kv_channels,
+            num_attention_heads=1,
             max_position_embeddings=config.seq_length,
             rope_scaling=dict(config.rope_scaling),
         )
-        return ROPE_INIT_FUNCTIONS[described.rope_scaling["rope_type"]](described, torch.device("cpu"))
+        return ROPE_INIT_FUNCTIONS[config.rope_scaling["rope_type"]](described, torch.device("cpu"))
