@@ -58,6 +58,7 @@ class DataConfig:
     train: str
     max_tokens: int | None = number(minimum=2, optional=True)
     too_long: str = choice(allowed=("error", "drop"))
+    chat_template_kwargs: dict[str, Any] | None = None  # absent in the configuration of earlier runs
     builtin: BuiltinDataConfig
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TooLong = Literal["error", "drop"]
 
-FORMAT = 2
+FORMAT = 3
 """Number of the encoding. Raise it with a change of the code that gives other token ids, columns or checks for the same
 file, tokenizer and settings: prepared data is then made anew. A change of names, comments or messages is none."""
 _BATCH = 32
@@ -71,6 +71,7 @@ def prepare_dataset(
     tokenizer_id: str,
     *,
     vocab_size: int,
+    template_kwargs: dict[str, Any] | None = None,
     in_progress: bool = False,
 ) -> PreparedDataset:
     """Read, validate and tokenize a data set, or take the result of an earlier call with the same inputs.
@@ -87,6 +88,7 @@ def prepare_dataset(
         out_dir: Where to write; made whole or not at all.
         tokenizer_id: The tokenizer's name, for the summary.
         vocab_size: Rows of the policy's embedding, which every token id needs.
+        template_kwargs: Values for the chat template's switches.
         in_progress: A run has been trained on what is in `out_dir`: refuse to replace it by other token ids.
 
     Raises:
@@ -95,7 +97,8 @@ def prepare_dataset(
     """
     path, out_dir = Path(path), Path(out_dir)
     check_tokenizer(tokenizer, vocab_size, f"the tokenizer of {tokenizer_id}")
-    inputs = _hash_inputs(path, tokenizer, needs, max_tokens, too_long)
+    encoder = TripletEncoder(tokenizer, template_kwargs)
+    inputs = _hash_inputs(path, encoder, needs, max_tokens, too_long)
     earlier = load_prepared(out_dir) if _is_prepared(out_dir) else None
     if earlier is not None and earlier.summary.get("inputs") == inputs:
         largest = earlier.summary["largest_id"]
@@ -111,8 +114,7 @@ def prepare_dataset(
     try:
         summary: dict[str, Any] = {"inputs": inputs, "source": str(path), "tokenizer": tokenizer_id}
         summary |= {"sequences": list(needs.sequences), "max_tokens": max_tokens, "too_long": too_long}
-        encoder = _Encoder(TripletEncoder(tokenizer), needs, vocab_size)
-        summary |= _write(path, encoder, needs, max_tokens, too_long, temporary)
+        summary |= _write(path, _Encoder(encoder, needs, vocab_size), needs, max_tokens, too_long, temporary)
         summary["fingerprint"] = _fingerprint(temporary, earlier, in_progress, path)
         (temporary / _SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(out_dir, ignore_errors=True)
@@ -256,9 +258,7 @@ def _hash_content(samples: datasets.Dataset) -> str:
     return digest.hexdigest()
 
 
-def _hash_inputs(
-    path: Path, tokenizer: PreTrainedTokenizerBase, needs: Needs, max_tokens: int, too_long: TooLong
-) -> str:
+def _hash_inputs(path: Path, encoder: TripletEncoder, needs: Needs, max_tokens: int, too_long: TooLong) -> str:
     digest = hashlib.sha256()
     for file in data_files(path):
         with file.open("rb") as stream:
@@ -266,7 +266,9 @@ def _hash_inputs(
             while block := stream.read(1 << 20):
                 digest.update(block)
     settings = [FORMAT, needs.sequences, max_tokens, too_long, tokenizers.__version__, transformers.__version__]
-    digest.update(json.dumps([*settings, _tokenizer_state(tokenizer)], sort_keys=True).encode())
+    digest.update(
+        json.dumps([*settings, _tokenizer_state(encoder.tokenizer), encoder.template_kwargs], sort_keys=True).encode()
+    )
     return digest.hexdigest()
 
 

@@ -1,16 +1,17 @@
-"""Tokenization of triplets: prompts through the chat template, responses on their own so that the mask is exact."""
+"""Tokenization of triplets: a prompt and its response are the ids of the whole conversation, or they are refused."""
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from solopo_nemo.data.triplets import Message, Needs, Prompt, Triplet
+from solopo_nemo.data.triplets import Message, Needs, Prompt, Triplet, sequence_columns
 from solopo_nemo.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,35 +19,71 @@ if TYPE_CHECKING:
 
 _QUESTION: Message = {"role": "user", "content": "question"}
 _ANSWER = "probe"
+_SWITCH = "data.chat_template_kwargs sets a template's switches, such as '{enable_thinking: false}'"
 
 
 @dataclass(frozen=True)
-class _ChatFormat:
-    """What a chat template does around an assistant turn.
+class _Ending:
+    """What a chat template writes after an answer.
 
     Attributes:
-        header: Opens the turn, where the template ignores `add_generation_prompt`; else empty.
-        end_id: The special token that closes the turn.
-        strips: Whether white space around the answer is removed.
+        close: Text up to the end of the special token that closes the turn; empty without one.
+        rest: Text after that.
+        end_id: That token, or the tokenizer's `eos_token`.
     """
 
-    header: str
+    close: str
+    rest: str
     end_id: int
-    strips: bool
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A prompt as it is rendered, and the response that continues it.
+
+    Attributes:
+        prompt: Text of the prompt.
+        body: Text of the response, with what the template puts before it.
+        ending: What closes the response.
+        special: Where in the body special-token text of the response begins, which is written letter by letter.
+        where: Place and field of the response.
+    """
+
+    prompt: str
+    body: str
+    ending: _Ending
+    special: int | None
+    where: str
 
 
 class TripletEncoder:
     """Turns prompts and responses into token ids.
 
-    A prompt of messages is what the model sees at inference: the template with its generation prompt. A plain string
-    is encoded with the special tokens the tokenizer itself adds. A response is its text and one end token: the special
-    token with which the template closes an assistant turn, `eos_token` for plain strings and templates without one.
+    A prompt of messages is what the model sees at inference: the template with its generation prompt. The response is
+    what the template makes of the whole conversation after that, up to the special token that closes the assistant's
+    turn (`eos_token` in a template without one): the ids of both are those of the whole conversation. A plain prompt is
+    encoded with the special tokens that the tokenizer itself puts first, and its response is closed by `eos_token`.
+    Where the ids of the whole do not begin with those of the prompt, the sample is refused.
     Special-token text inside a response is encoded as plain text, so that only the real end token ends it. Inside a
     prompt it keeps its meaning, as at inference.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Check the switches.
+
+        Args:
+            tokenizer: The tokenizer.
+            template_kwargs: Values for variables of its chat template, `data.chat_template_kwargs`.
+
+        Raises:
+            UserError: The template has no such variable.
+        """
         self.tokenizer = tokenizer
+        self.template_kwargs = dict(template_kwargs or {})
+        taken = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
+        for key in self.template_kwargs:
+            if key in taken or not re.search(rf"\b{re.escape(key)}\b", str(tokenizer.chat_template)):
+                raise UserError(f"data.chat_template_kwargs.{key}: the tokenizer's chat template has no such switch")
 
     def encode(self, triplets: Sequence[Triplet], needs: Needs) -> list[dict[str, list[int]]]:
         """Encode a batch; the tokenizer works on it in parallel.
@@ -59,14 +96,25 @@ class TripletEncoder:
             For each sample its token ids by field, the fields of `needs.columns`.
 
         Raises:
-            UserError: The template refuses a prompt, or there is no template or end token.
+            UserError: The template refuses a prompt or drops a part of a response, the ids of a prompt do not begin
+                those of the whole, or there is no template or end token.
         """
         columns: dict[str, list[list[int]]] = {}
+        texts: dict[str, list[str]] = {}
         for field in needs.prompts:
-            columns[field] = self.encode_prompts([getattr(t, field) for t in triplets], [t.where for t in triplets])
-        chats = [any(isinstance(getattr(t, field), list) for field in needs.prompts) for t in triplets]
-        for field in needs.responses:
-            columns[field] = self.encode_responses([getattr(t, field) for t in triplets], chats)
+            prompts = [getattr(t, field) for t in triplets]
+            texts[field] = [self._text(prompt, t.where) for prompt, t in zip(prompts, triplets, strict=True)]
+            columns[field] = self._prompt_ids(texts[field], prompts)
+        for name in needs.sequences:
+            prompt, response = sequence_columns()[name]
+            pairs = [
+                self._pair(getattr(t, prompt), text, getattr(t, response), f"{t.where}: field {response}")
+                for t, text in zip(triplets, texts[prompt], strict=True)
+            ]
+            ids = self._response_ids(pairs, columns[prompt])
+            for own, earlier, pair in zip(ids, columns.setdefault(response, ids), pairs, strict=True):
+                if own != earlier:
+                    raise UserError(f"{pair.where}: other tokens after the long prompt than after the short one")
         return [{field: columns[field][row] for field in needs.columns} for row in range(len(triplets))]
 
     def encode_prompts(self, prompts: Sequence[Prompt], places: Sequence[str]) -> list[list[int]]:
@@ -79,27 +127,7 @@ class TripletEncoder:
         Raises:
             UserError: Messages without a template, or that the template refuses.
         """
-        plain = [prompt for prompt in prompts if isinstance(prompt, str)]
-        chats = [self.render(p, where) for p, where in zip(prompts, places, strict=True) if not isinstance(p, str)]
-        plain_ids = iter([self._without_end(ids) for ids in self._ids(plain, add_special_tokens=True)])
-        chat_ids = iter(self._ids(chats, add_special_tokens=False))
-        return [next(plain_ids if isinstance(prompt, str) else chat_ids) for prompt in prompts]
-
-    def encode_responses(self, responses: Sequence[str], chats: Sequence[bool]) -> list[list[int]]:
-        """Encode responses, each closed by its end token.
-
-        Args:
-            responses: Assistant texts.
-            chats: For each, whether its prompt is rendered by the chat template.
-
-        Raises:
-            UserError: There is no end token.
-        """
-        texts = [
-            text.strip() if chat and self._format.strips else text for text, chat in zip(responses, chats, strict=True)
-        ]
-        ids = self._ids(texts, add_special_tokens=False, split_special_tokens=True)
-        return [[*own, self._format.end_id if chat else self._eos] for own, chat in zip(ids, chats, strict=True)]
+        return self._prompt_ids([self._text(p, where) for p, where in zip(prompts, places, strict=True)], prompts)
 
     def count_text(self, text: str) -> int:
         """Return the number of tokens of a piece of text, without special tokens."""
@@ -110,21 +138,20 @@ class TripletEncoder:
 
         It is encoded letter by letter: the model learns to write it, not to emit the token.
         """
-        found = ((field, self._special_text.search(getattr(triplet, field) or "")) for field in fields)
-        return [f"{triplet.where}: field {field}: {match.group()!r}" for field, match in found if match]
+        found = ((field, self._first_special(getattr(triplet, field) or "")) for field in fields)
+        return [f"{triplet.where}: field {field}: {token!r}" for field, (start, token) in found if start is not None]
 
     def require_chat_template(self, where: str = "tokenizer") -> None:
         """Check that messages can be rendered.
 
         Raises:
-            UserError: There is no template, or not one that conversations can be told apart with.
+            UserError: There is no template.
         """
         if not self.tokenizer.chat_template:
             raise UserError(
                 f"{where}: the prompt is chat messages, but the tokenizer has no chat template: "
                 "use an instruct model's tokenizer, or write the prompt as one plain string"
             )
-        self._format  # noqa: B018  derived once, and checked by that
 
     def render(self, messages: list[Message], where: str) -> str:
         """Render messages through the chat template, up to where the assistant's text begins.
@@ -133,29 +160,113 @@ class TripletEncoder:
             UserError: There is no template, or it refuses these messages.
         """
         self.require_chat_template(where)
-        return self._apply(messages, where, add_generation_prompt=True) + self._format.header
+        return self._apply(messages, where, add_generation_prompt=True) + self._header
+
+    def _text(self, prompt: Prompt, where: str) -> str:
+        return prompt if isinstance(prompt, str) else self.render(prompt, where)
+
+    def _pair(self, prompt: Prompt, text: str, response: str, where: str) -> _Pair:
+        """Render a response after its prompt."""
+        if isinstance(prompt, str):
+            return _Pair(text, response, _Ending("", "", self._eos), self._first_special(response)[0], where)
+        whole = self._apply([*prompt, {"role": "assistant", "content": response}], where, add_generation_prompt=False)
+        self._require_beginning(text, whole, where)
+        close, rest = self._ending.close, self._ending.rest
+        if not whole.endswith(close + rest):
+            raise UserError(f"{where}: the chat template ends this answer with {whole[-20:]!r}, and others differently")
+        body = whole[len(text) : len(whole) - len(close + rest)]
+        # in the generation prompt of a thinking template the answer has begun; white space is the template's
+        if not "".join((text[-len(response) :] + body).split()).endswith("".join(response.split())):
+            raise UserError(
+                f"{where}: the chat template drops a part of this answer (reasoning before </think>?): "
+                "leave that part out, or use another template"
+            )
+        special, token = self._first_special(response)
+        if special is not None and (special := body.find(token)) != self._first_special(body)[0]:
+            raise UserError(f"{where}: special tokens by the chat template and the text {token!r}: remove that text")
+        return _Pair(text, body, self._ending, special, where)
+
+    def _require_beginning(self, prompt: str, whole: str, where: str) -> None:
+        if not whole.startswith(prompt):
+            same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(whole))
+            raise UserError(
+                f"{where}: the chat template writes a prompt that is not the beginning of the whole conversation, "
+                f"which lacks {prompt[same : same + 40]!r} before the answer: {_SWITCH}; or use another template"
+            )
+
+    def _prompt_ids(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[int]]:
+        # what the tokenizer itself puts first; what it puts last is not wanted: the response is still to come
+        probe = self._ids([_ANSWER], add_special_tokens=False)[0]
+        with_special = self._ids([_ANSWER], add_special_tokens=True)[0]
+        starts = [i for i in range(len(with_special)) if with_special[i : i + len(probe)] == probe]
+        if not starts:
+            raise UserError("the tokenizer's own special tokens change the text between them: use another tokenizer")
+        first = with_special[: starts[0]]
+        ids = self._ids(list(texts), add_special_tokens=False)
+        plain = [
+            isinstance(prompt, str) and own[: len(first)] != first for prompt, own in zip(prompts, ids, strict=True)
+        ]
+        return [[*first, *own] if add else own for own, add in zip(ids, plain, strict=True)]
+
+    def _response_ids(self, pairs: Sequence[_Pair], prompts: Sequence[list[int]]) -> list[list[int]]:
+        """Encode responses as a part of the whole text.
+
+        A special token splits a text for the tokenizer, so the whole text is that from the prompt's last one on.
+        """
+        tails = [pair.prompt[max(0, *map(pair.prompt.rfind, self._special_tokens)) :] for pair in pairs]
+        bodies = [p.body + p.ending.close if p.special is None else p.body[: p.special + 1] for p in pairs]
+        before = self._ids(tails, add_special_tokens=False)
+        whole = self._ids([tail + body for tail, body in zip(tails, bodies, strict=True)], add_special_tokens=False)
+        responses = []
+        for pair, prompt, tail, joined, body in zip(pairs, prompts, before, whole, bodies, strict=True):
+            response, end = joined[len(tail) :], pair.ending.end_id
+            fits = joined[: len(tail)] == tail == prompt[len(prompt) - len(tail) :]
+            if pair.special is not None:
+                fits = fits and self._letters(body) == response
+                gap = pair.ending.close[: self._first_special(pair.ending.close)[0]]
+                response = [*self._letters(pair.body + gap), end]
+            elif not pair.ending.close:
+                response = [*response, end]
+            if not fits or response[-1] != end:
+                raise UserError(
+                    f"{pair.where}: the end of the prompt {pair.prompt[-8:]!r} has other tokens alone, as in use, "
+                    f"than before the answer {pair.body[:12]!r}: change the white space between them (where a thinking "
+                    f"template opens it, the answer begins with its reasoning; {_SWITCH})"
+                )
+            responses.append(response)
+        return responses
+
+    def _letters(self, text: str) -> list[int]:
+        return self._ids([text], add_special_tokens=False, split_special_tokens=True)[0]
 
     @cached_property
-    def _format(self) -> _ChatFormat:
-        """The template's format, seen by rendering a short conversation."""
-        padded: Message = {"role": "assistant", "content": f"  {_ANSWER}  "}
-        full = self._apply([_QUESTION, {"role": "assistant", "content": _ANSWER}], add_generation_prompt=False)
-        opened = self._apply([_QUESTION], add_generation_prompt=True)
-        lead, found, tail = full.removeprefix(opened).rpartition(_ANSWER)
-        if not full.startswith(opened) or not found:
-            raise UserError(
-                "the tokenizer's chat template writes a prompt that is not the beginning of the whole conversation, "
-                "so responses cannot be told apart: use the template of an instruct model"
-            )
-        ignores_generation = opened == self._apply([_QUESTION], add_generation_prompt=False)
-        special = self._special_ids
-        end_id = next((i for i in self._ids([tail], add_special_tokens=False)[0] if i in special), None)
-        return _ChatFormat(
-            # a blank lead is the space that some tokenizers put before a word by themselves
-            header=lead if ignores_generation and lead.strip() else "",
-            end_id=self._eos if end_id is None else end_id,
-            strips=padded["content"] not in self._apply([_QUESTION, padded], add_generation_prompt=False),
-        )
+    def _header(self) -> str:
+        """What opens the assistant's turn, where the template ignores `add_generation_prompt`; else empty."""
+        opened, whole = self._probe
+        if opened != self._apply([_QUESTION], add_generation_prompt=False):
+            return ""
+        self._require_beginning(opened, whole, "tokenizer")
+        lead = whole[len(opened) :].rpartition(_ANSWER)[0]
+        # a blank lead is the space that some tokenizers put before a word by themselves
+        return lead if lead.strip() else ""
+
+    @cached_property
+    def _ending(self) -> _Ending:
+        opened, whole = self._probe
+        self._require_beginning(opened, whole, "tokenizer")
+        tail = whole.rpartition(_ANSWER)[2]
+        start, token = self._first_special(tail)
+        if start is None:
+            return _Ending("", tail, self._eos)
+        end_id = self.tokenizer.convert_tokens_to_ids(token)
+        assert isinstance(end_id, int)
+        return _Ending(tail[: start + len(token)], tail[start + len(token) :], end_id)
+
+    @cached_property
+    def _probe(self) -> tuple[str, str]:
+        """A short conversation, rendered up to its answer and whole."""
+        whole = self._apply([_QUESTION, {"role": "assistant", "content": _ANSWER}], add_generation_prompt=False)
+        return self._apply([_QUESTION], add_generation_prompt=True), whole
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -163,9 +274,14 @@ class TripletEncoder:
         return frozenset(added | set(self.tokenizer.all_special_ids))
 
     @cached_property
-    def _special_text(self) -> re.Pattern[str]:
-        tokens = [re.escape(str(self.tokenizer.convert_ids_to_tokens(i))) for i in self._special_ids]
-        return re.compile("|".join(sorted(tokens, key=len, reverse=True)) or r"(?!)")
+    def _special_tokens(self) -> list[str]:
+        tokens = {str(self.tokenizer.convert_ids_to_tokens(i)) for i in self._special_ids}
+        return sorted(tokens - {""}, key=lambda token: (-len(token), token))
+
+    def _first_special(self, text: str) -> tuple[int | None, str]:
+        """Return where the first text of a special token begins, and the text."""
+        found = [(start, token) for token in self._special_tokens if (start := text.find(token)) >= 0]
+        return min(found, key=lambda item: item[0], default=(None, ""))
 
     @property
     def _eos(self) -> int:
@@ -176,17 +292,13 @@ class TripletEncoder:
     def _apply(self, messages: list[Message], where: str = "tokenizer", *, add_generation_prompt: bool) -> str:
         try:
             rendered = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self.template_kwargs
             )
         except jinja2.TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(f"{where}: the chat template refuses these messages (roles {roles}): {error}") from error
         assert isinstance(rendered, str)
         return rendered
-
-    def _without_end(self, ids: list[int]) -> list[int]:
-        """Drop the eos that some tokenizers append: the response is still to come."""
-        return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
 
     def _ids(self, texts: list[str], **options: bool) -> list[list[int]]:
         # verbose: no warning for texts beyond model_max_length, our own limit is data.max_tokens

@@ -149,6 +149,7 @@ def prepare(config: RunConfig) -> dict[str, Any]:
         paths.tokenized,
         config.model.init,
         vocab_size=hf_config.vocab_size,
+        template_kwargs=config.data.chat_template_kwargs,
         in_progress=bool(saved_checkpoints(paths.checkpoints)),
     )
     if config.trainer.select_best:

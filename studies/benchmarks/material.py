@@ -105,6 +105,7 @@ def _write_sample(spec: StepSpec, material: Material) -> None:
     ids = {name: draw.integers(_WORDS, spec.shape.vocabulary, count).tolist() for name, count in lengths.items()}
     row = {"id": "sample"} | {name: " ".join(f"w{i}" for i in values) for name, values in ids.items()}
     for name in ("chosen", "rejected"):
+        row[name] = " " + row[name]  # the text goes on after the prompt's last word
         ids[name].append(1)
     with atomic_text(material.ids) as stream:
         stream.write(json.dumps(ids))

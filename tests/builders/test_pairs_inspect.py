@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from solopo_nemo.builders.pairs.inspect import inspect_file
 from solopo_nemo.commands import main as command
 from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.data.triplets import COLUMNS, Needs, Triplet, sequence_columns
 from solopo_nemo.runtime.errors import UserError
 
 
@@ -71,10 +72,10 @@ def test_lengths_in_tokens(write_rows: RowWriter, tokenizer: PreTrainedTokenizer
     encoder = TripletEncoder(tokenizer)
     row = good(0)
     found = inspect_file(write_rows([row]), encoder)
-    prompt = encoder.encode_prompts([row["prompt_short"]], [""])[0]
+    sample = Triplet("a", "", **{name: row[name] for name in COLUMNS})
+    (ids,) = encoder.encode([sample], Needs(tuple(sequence_columns())))
     assert found.unit == "tokens"
-    assert found.lengths["prompt_short"].total == len(prompt)
-    assert found.lengths["chosen"].total == len(encoder.encode_responses([row["chosen"]], [True])[0])
+    assert {name: lengths.total for name, lengths in found.lengths.items()} == {n: len(own) for n, own in ids.items()}
     assert found.remarks == []
 
 

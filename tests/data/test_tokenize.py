@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from samples import TokenizerMaker
@@ -9,6 +10,12 @@ from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.data.triplets import Needs, Triplet
 from solopo_nemo.runtime.errors import UserError
+
+
+def pair(encoder: TripletEncoder, prompt: Any, response: str) -> tuple[list[int], list[int]]:
+    (ids,) = encoder.encode([Triplet("a", "a.jsonl:3", prompt_long=prompt, chosen=response)], Needs(("long_chosen",)))
+    return ids["prompt_long"], ids["chosen"]
+
 
 USER = {"role": "user", "content": "Where is it?\n"}
 NEEDS = Needs(("short_chosen", "long_rejected"))
@@ -20,7 +27,7 @@ NEEDS = Needs(("short_chosen", "long_rejected"))
         ("qwen", "<|im_start|>assistant\n", "<|im_end|>"),
         ("llama", "<|head|>assistant<|/head|>\n\n", "<|eot|>"),
         ("ignores_generation", "<|im_start|>assistant\n", "<|im_end|>"),
-        ("no_end_token", "[assistant] ", "<|end|>"),
+        ("no_end_token", "[assistant]\n", "<|end|>"),
     ],
 )
 def test_prompt_and_response_are_the_whole_conversation(
@@ -29,8 +36,8 @@ def test_prompt_and_response_are_the_whole_conversation(
     tokenizer = make_tokenizer(template)
     encoder = TripletEncoder(tokenizer)
     answer = "In Göttingen, of course. ✓"
-    (prompt,) = encoder.encode_prompts([[USER]], ["here"])
-    (response,) = encoder.encode_responses([answer], [True])
+    prompt, response = pair(encoder, [USER], answer)
+    assert prompt == encoder.encode_prompts([[USER]], ["here"])[0]
     assert tokenizer.decode(response) == answer + end
     assert tokenizer.decode(prompt).endswith(opens)
     conversation = [USER, {"role": "assistant", "content": answer}]
@@ -53,7 +60,7 @@ def test_white_space_around_a_response_as_the_template_has_it(
     template: str, kept: str, make_tokenizer: TokenizerMaker
 ) -> None:
     tokenizer = make_tokenizer(template)
-    (response,) = TripletEncoder(tokenizer).encode_responses(["\n yes \n"], [True])
+    _, response = pair(TripletEncoder(tokenizer), [USER], "\n yes \n")
     assert tokenizer.decode(response[:-1]) == kept
 
 
@@ -79,7 +86,7 @@ def test_special_token_text_in_a_response_is_plain_text(make_tokenizer: Tokenize
     tokenizer = make_tokenizer("qwen")
     encoder = TripletEncoder(tokenizer)
     text = "It closes with <|im_end|> and <|end|>"
-    (response,) = encoder.encode_responses([text], [True])
+    _, response = pair(encoder, [USER], text)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert response.count(end) == 1
     assert response[-1] == end
@@ -111,12 +118,12 @@ def test_templates_that_do_not_work(
     template: str | None, messages: list[dict[str, str]], error: str, make_tokenizer: TokenizerMaker
 ) -> None:
     with pytest.raises(UserError, match=error):
-        TripletEncoder(make_tokenizer(template)).encode_prompts([messages], ["a.jsonl:3"])
+        pair(TripletEncoder(make_tokenizer(template)), messages, "yes")
 
 
 def test_no_end_token(make_tokenizer: TokenizerMaker) -> None:
     with pytest.raises(UserError, match="no eos_token"):
-        TripletEncoder(make_tokenizer(None, eos_token=None)).encode_responses(["yes"], [False])
+        pair(TripletEncoder(make_tokenizer(None, eos_token=None)), "Who?", "yes")
 
 
 def test_load_tokenizer(make_tokenizer: TokenizerMaker, tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ model without a tokenizer    | model.init={bad}/no_tokenizer           | tokeniz
 model with a broken tokenizer| model.init={bad}/broken_tokenizer       | broken_tokenizer
 tokenizer without a template | model.init={bad}/no_template data.train={ok} | chat template
 transformers 5, no file      | model.init={bad}/mistral_common         | copy tokenizer.json
+a switch of no template      | data.chat_template_kwargs={thinking:false} | data.chat_template_kwargs.thinking
+a think block that is dropped| model.init={bad}/opens_think            | '<think>\\n' before the answer
 end beyond the vocabulary    | model.init={bad}/end_beyond             | has id 2048
 the same, tensor-parallel    | model.init={bad}/end_beyond parallel.tensor=2 parallel.data=1 | vocab_size=2048
 tokenizer without an end     | model.init={bad}/no_eos data.train={bad}/plain.jsonl | eos_token

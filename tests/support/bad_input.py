@@ -63,6 +63,10 @@ DATA: dict[str, tuple[list[Any], tuple[str, ...]]] = {
     "messages and a string": ([ROW | {"prompt_long": "Who wrote it?"}], (":1", "prompt_long")),
     "vanilla row": ([{"prompt": "p", "chosen": "a", "rejected": "b"}], (":1", "long_po")),
     "empty file": ([], ("empty_file.jsonl",)),
+    "joined to its prompt": (
+        [ROW | {"prompt_short": "Who: ", "prompt_long": "Who: "}],
+        (":1", "chosen", "white space"),
+    ),
     "too long": ([ROW | {"prompt_short": "a", "prompt_long": "word " * 20000}], (":1", "data.max_tokens")),
 }
 
@@ -159,6 +163,8 @@ def _make_models(bad: Path, model: Path) -> None:
     add_token(end, "<|done|>", eos_token="<|done|>")
     template = end / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|im_end|>", "<|done|>"))
+    thinks = copy("opens_think") / "chat_template.jinja"
+    thinks.write_text(thinks.read_text().removesuffix("{% endif %}") + "<think>\n{% endif %}")
     settings(copy("no_eos"), "tokenizer_config.json", eos_token=None)
     for file in ("special_tokens_map.json",):
         (bad / "no_eos" / file).write_text("{}")

@@ -90,12 +90,18 @@ def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int
     for row in with_progress(read_rows(path), "reading"):
         found.rows += 1
         triplet, problems = _check(row, found.kind, f"row-{found.rows - 1}", seen)
+        lengths: list[tuple[str, int]] = []
+        if triplet is not None and not problems:
+            try:
+                lengths = list(_lengths(triplet, found.kind, encoder))
+            except UserError as error:
+                problems = [str(error)]
         if problems or triplet is None:
             found.bad_rows += 1
             found.problems += problems
             continue
         good = found.rows - found.bad_rows
-        for name, length in _lengths(triplet, encoder):
+        for name, length in lengths:
             found.lengths.setdefault(name, Lengths()).add(length)
         if encoder is not None:
             found.remarks += encoder.special_text(triplet, ("chosen", "rejected"))
@@ -142,23 +148,19 @@ def _check(row: Row, kind: str, default_id: str, seen: set[str]) -> tuple[Triple
     return triplet, list(problems)
 
 
-def _lengths(triplet: Triplet, encoder: TripletEncoder | None) -> Iterator[tuple[str, int]]:
-    """Yield the lengths of a row's fields; tokens are those that training runs, end tokens included."""
-    chat = isinstance(triplet.prompt_long, list)
-    for name in ("prompt_short", "prompt_long"):
-        prompt = getattr(triplet, name)
-        if prompt is None:
-            continue
-        label = name if triplet.prompt_short is not None else "prompt"
-        if encoder is not None:
-            yield label, len(encoder.encode_prompts([prompt], [triplet.where])[0])
-        else:
-            texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
-            yield label, sum(map(len, texts))
-    for name in ("chosen", "rejected"):
-        response = getattr(triplet, name)
-        if response is not None:
-            yield name, len(response if encoder is None else encoder.encode_responses([response], [chat])[0])
+def _lengths(triplet: Triplet, kind: str, encoder: TripletEncoder | None) -> Iterator[tuple[str, int]]:
+    """Yield the lengths of a row's fields; tokens are those that training runs, end tokens included.
+
+    Raises:
+        UserError: Training would refuse the row.
+    """
+    needs = Needs(_WANTED[kind])
+    ids = None if encoder is None else encoder.encode([triplet], needs)[0]
+    for name in needs.columns:
+        value = getattr(triplet, name)
+        texts = [value] if isinstance(value, str) else [message["content"] for message in value]
+        label = "prompt" if name == "prompt_long" and triplet.prompt_short is None else name
+        yield label, sum(map(len, texts)) if ids is None else len(ids[name])
 
 
 class _Shares:

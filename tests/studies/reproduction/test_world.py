@@ -6,6 +6,7 @@ import torch
 
 from solopo_nemo.data.answers import is_right, stated_answer
 from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.data.triplets import Needs, Triplet
 from studies.reproduction.start import make_tokenizer
 from studies.reproduction.world import (
     ANSWER,
@@ -29,8 +30,10 @@ def draw(count: int = 6, sentences: int = 128, seed: int = 0) -> tuple[Contexts,
 def test_prompts_and_answers_are_tokenized_as_the_ids_they_were_made_of() -> None:
     contexts, _ = draw()
     encoder = TripletEncoder(make_tokenizer())
-    prompts = encoder.encode_prompts(contexts.prompts(), [""] * 6)
-    answers = encoder.encode_responses(contexts.answers(), [True] * 6)
+    pairs = zip(contexts.prompts(), contexts.answers(), strict=True)
+    samples = [Triplet("a", "", prompt_long=prompt, chosen=answer) for prompt, answer in pairs]
+    rows = encoder.encode(samples, Needs(("long_chosen",)))
+    prompts, answers = ([row[name] for row in rows] for name in ("prompt_long", "chosen"))
     for row in range(6):
         body, fact = contexts.sentences[row].flatten().tolist(), contexts.facts[row, 0].tolist()
         assert prompts[row] == [IDS[START], *body, IDS["?"], fact[0], IDS[ANSWER]]

@@ -1,0 +1,75 @@
+"""Chat templates, each with the behaviour of a known family."""
+
+from __future__ import annotations
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Qwen3: the last answer gets an empty think block where it has no reasoning; earlier answers lose theirs
+_CONVERSATION = """
+{%- set ns = namespace(last=-1) %}
+{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}
+{%- for m in messages %}
+{%- if m.role == 'assistant' %}
+{%- set content = m.content %}{%- set reason = '' %}
+{%- if '</think>' in content %}
+{%- set reason = content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
+{%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+{%- endif %}
+{%- if loop.index0 > ns.last and (loop.last or reason) %}
+{{- '<|im_start|>assistant\\n<think>\\n' + reason.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
+{%- else %}{{- '<|im_start|>assistant\\n' + content }}{%- endif %}
+{{- '<|im_end|>\\n' }}
+{%- else %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endif %}
+{%- endfor %}"""
+HYBRID = (
+    _CONVERSATION
+    + """
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+{%- endif %}"""
+)
+# Qwen3-Thinking-2507: the generation prompt opens the think block
+ALWAYS = _CONVERSATION + "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
+# distilled from R1: the generation prompt opens a think block that the conversation drops
+R1 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<|User|>' + m.content }}"
+    "{% elif m.role == 'assistant' %}{% set c = m.content %}"
+    "{% if '</think>' in c %}{% set c = c.split('</think>')[-1] %}{% endif %}{{ '<|Assistant|>' + c + eos_token }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content.strip() + ' [/INST]' }}"
+    "{% elif m.role == 'assistant' %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+MISTRAL1 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+    "{% elif m.role == 'assistant' %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
+)
+ZEPHYR = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '<|user|>\n' + m.content + eos_token + '\n' }}"
+    "{% elif m.role == 'assistant' %}{{ '<|assistant|>\n' + m.content + eos_token + '\n' }}{% endif %}"
+    "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim"
+    " + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+# a space that belongs to the template, before and after an answer
+SPACED = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '<|im_start|>' + m.content }}"
+    "{% else %}{{ ' ' + m.content + '\n--\n' + '<|im_end|>' }}{% endif %}{% endfor %}"
+)
+TEMPLATES = {
+    "chatml": CHATML, "hybrid": HYBRID, "always": ALWAYS, "r1": R1, "llama2": LLAMA2, "mistral1": MISTRAL1,
+    "zephyr": ZEPHYR, "llama3": LLAMA3, "spaced": SPACED,
+}  # fmt: skip
+END = {"llama3": "<|eot_id|>", "chatml": "<|im_end|>", "hybrid": "<|im_end|>", "always": "<|im_end|>"}
+END |= {"spaced": "<|im_end|>"}
+"""The token that closes an answer, where it is not ``</s>``."""
+SPECIAL = [
+    *("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|User|>", "<|Assistant|>", "<|start_header_id|>"),
+    *("<|end_header_id|>", "<|eot_id|>"),
+]
