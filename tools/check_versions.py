@@ -11,8 +11,12 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from packaging.requirements import Requirement
-from packaging.version import Version
+try:
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+except ModuleNotFoundError:
+    print(f"error: packaging is not installed in {sys.executable}: run the Python of the container", file=sys.stderr)
+    sys.exit(2)
 
 SUPPORTED = Path(__file__).resolve().parents[1] / "requirements" / "container.txt"
 GPU_ONLY = ("transformer-engine",)

@@ -1,0 +1,255 @@
+"""Make the embedded default's tokenizer, starting model and training pairs: `python tools/make_tiny_model.py`.
+
+A byte-level BPE tokenizer and a tiny Qwen2 are trained on the built-in question set, on short contexts only, so that
+the model answers well there and badly on long ones: the gap that short-to-long preference optimization is to close.
+Then the model answers training questions on short contexts, many times each, and a right and a wrong answer of each
+question become a pair. `--pairs-only` samples the pairs anew from the model that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
+from solopo_nemo.builders.pairs.backend import Sampling
+from solopo_nemo.builders.pairs.hf import HuggingFaceBackend
+from solopo_nemo.builders.pairs.run import PairSettings, sample_pairs
+from solopo_nemo.embedded import generate_contexts, generate_dialogues
+from studies.tiny import IGNORE, Curriculum, Schedule, attend_back, make_tiny_qwen2, pretrain
+
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Qwen2's splitting rule, except that digits stay together: a year is one token.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}+"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SHORTEST = 4  # paragraphs with which the pre-training begins
+MATCH = 3.0  # a full match then weighs about e^4 times a chance one
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Token ids, and the labels of the responses (`IGNORE` elsewhere)."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+def make_tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerFast:
+    """Train the BPE on generated dialogues; specials and ChatML as Qwen2 has them."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    text = (message["content"] for turns in generate_dialogues(1500, seed, 16, hops=2) for message in turns)
+    roles = (f"{role}\n" for role in ("user", "assistant", "system") for _ in range(1500))
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(itertools.chain(text, roles), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[START],
+        clean_up_tokenization_spaces=False,
+        model_max_length=32768,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int, seed: int) -> Qwen2ForCausalLM:
+    """A Qwen2 whose sizes suit tensor parallelism of 2 and context parallelism of 4."""
+    model = make_tiny_qwen2(
+        len(tokenizer),
+        layers,
+        width,
+        key_value_heads=2,
+        window=32768,
+        end=tokenizer.eos_token_id,
+        pad=tokenizer.pad_token_id,
+        seed=seed,
+    )
+    attend_back(model, (1, 2, 3, 4))  # a fact's object stands one to four tokens behind the words that identify it
+    start_as_induction_heads(model)
+    start_as_copying_heads(model)
+    return model
+
+
+@torch.no_grad()
+def start_as_induction_heads(model: Qwen2ForCausalLM) -> None:
+    """Let the last layer's heads begin by comparing what the first layer's heads saw further back.
+
+    Before the object of a fact the subject stands four tokens back in the passage, three tokens back where the answer
+    is about to name it: the first two heads compare these. The other two look for a token like the last one and see
+    what came next, which is what the second half of a name needs.
+    """
+    config = model.config
+    size = model.model.layers[0].self_attn.head_dim
+    output = model.model.layers[0].self_attn.o_proj.weight
+    values = model.model.layers[0].self_attn.v_proj.weight
+    seen = [output[:, head * size : (head + 1) * size].T for head in range(config.num_attention_heads)]
+    attention = model.model.layers[-1].self_attn
+    attention.q_proj.weight[: 2 * size] = MATCH * torch.cat([seen[2], seen[2]])
+    attention.q_proj.weight[2 * size :] = MATCH * 0.25 * torch.cat([values[:size], values[:size]])
+    attention.k_proj.weight.copy_(MATCH * torch.cat([seen[3], seen[0]]))
+
+
+@torch.no_grad()
+def start_as_copying_heads(model: Qwen2ForCausalLM) -> None:
+    """Let the last layer's heads begin by voting for the tokens they attend to.
+
+    The output projection starts as the transpose of the value projection, the head as the scaled embedding; both are
+    trained on and end up different. What remains to be learned is where to look.
+    """
+    config = model.config
+    attention = model.model.layers[-1].self_attn
+    values = attention.v_proj.weight.view(config.num_key_value_heads, attention.head_dim, -1)
+    heads = values.repeat_interleave(config.num_attention_heads // config.num_key_value_heads, 0)
+    attention.o_proj.weight.copy_(heads.flatten(0, 1).T)
+    model.lm_head.weight.copy_(0.2 * model.model.embed_tokens.weight)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, dialogues: list[list[dict[str, str]]]) -> list[Dialogue]:
+    """Tokenize dialogues; only the responses, with their closing token, are labelled."""
+    pieces = [
+        (index, text, learned)
+        for index, turns in enumerate(dialogues)
+        for turn in turns
+        for text, learned in (
+            (f"{START}{turn['role']}\n", False),
+            (f"{turn['content']}{END}", turn["role"] == "assistant"),
+            ("\n", False),
+        )
+    ]
+    encoded = [Dialogue([], []) for _ in dialogues]
+    for (index, _, learned), ids in zip(pieces, tokenizer([text for _, text, _ in pieces])["input_ids"], strict=True):
+        encoded[index].ids.extend(ids)
+        encoded[index].labels.extend(ids if learned else [IGNORE] * len(ids))
+    return encoded
+
+
+def pretrain_on_answers(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, schedule: Schedule, paragraphs: int, tokens: int
+) -> None:
+    """Train on the responses of short contexts, in batches of about `tokens` tokens."""
+
+    def draw(length: int, step: int, _: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        count = max(4, tokens // (70 * max(1, length // 2)))
+        seed = schedule.seed * 1_000_003 + step
+        dialogues = encode(tokenizer, list(generate_dialogues(count, seed, length, 2, questions=length)))
+        longest = max(len(dialogue.ids) for dialogue in dialogues)
+        ids = [d.ids + [tokenizer.pad_token_id] * (longest - len(d.ids)) for d in dialogues]
+        labels = [d.labels + [IGNORE] * (longest - len(d.labels)) for d in dialogues]
+        return torch.tensor(ids), torch.tensor(labels)
+
+    curriculum = Curriculum(
+        SHORTEST, paragraphs, enough=0.98, afterwards=0.9, growth=lambda length: 2, counted=slice(None)
+    )
+    with Progress() as progress:
+        task = progress.add_task("pre-training", total=schedule.steps)
+        pretrain(
+            model,
+            schedule,
+            curriculum,
+            draw,
+            lambda step, state: progress.update(task, completed=step, description=state),
+        )
+
+
+def make_pairs(out: Path, size: int, sampling: Sampling) -> None:
+    """Sample answers of the model on short training contexts, and keep a right and a wrong one of each question.
+
+    Args:
+        out: gzipped JSON lines with the number of the question, the right and the wrong answer.
+        size: pairs.
+        sampling: from which model, and how.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        contexts, triplets = Path(scratch) / "contexts.jsonl", Path(scratch) / "triplets.jsonl"
+        rows = generate_contexts(4 * size, seed=0)
+        contexts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sample_pairs(PairSettings(contexts, triplets, on="short", size=size), sampling, HuggingFaceBackend)
+        found = [json.loads(line) for line in triplets.read_text().splitlines()]
+    pairs = [
+        {"number": int(row["id"].rpartition("_")[2]), "chosen": row["chosen"], "rejected": row["rejected"]}
+        for row in found
+    ]
+    text = "".join(json.dumps(pair) + "\n" for pair in pairs)
+    out.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse the command line, make the tokenizer, train, sample, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("solopo_nemo/assets/tiny_qwen2"),
+        help="folder of the model; its pairs go beside it",
+    )
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens a step, about")
+    parser.add_argument("--paragraphs", type=int, default=8, help="longest context, reached step by step")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--vocabulary", type=int, default=2048)
+    parser.add_argument("--pairs", type=int, default=1280)
+    parser.add_argument("--samples", type=int, default=32, help="answers a question")
+    parser.add_argument("--temperature", type=float, default=1.2, help="of the answers")
+    parser.add_argument("--pairs-only", action="store_true", help="keep the model that is there")
+    parser.add_argument("--json", action="store_true", help="end with a line of JSON")
+    arguments = parser.parse_args(argv)
+
+    if arguments.layers < 2 or arguments.layers % 2 or arguments.width % 16:
+        parser.error(
+            "--layers must be an even number, --width a multiple of 16: the model is split over two and four ranks"
+        )
+
+    torch.set_num_threads(1)  # so that the result does not depend on the number of cores
+    began = time.monotonic()
+    if not arguments.pairs_only:
+        tokenizer = make_tokenizer(arguments.vocabulary, arguments.seed)
+        model = make_model(tokenizer, arguments.layers, arguments.width, arguments.seed)
+        schedule = Schedule(arguments.steps, arguments.learning_rate, warm_up=50, decay=1.0, seed=arguments.seed + 1)
+        pretrain_on_answers(model, tokenizer, schedule, arguments.paragraphs, arguments.tokens)
+        model.save_pretrained(arguments.out)
+        tokenizer.save_pretrained(arguments.out)
+    pairs = arguments.out.with_name(f"{arguments.out.name}_pairs.jsonl.gz")
+    sampling = Sampling(
+        "hf", str(arguments.out), arguments.samples, arguments.temperature, max_new_tokens=48, seed=arguments.seed
+    )
+    make_pairs(pairs, arguments.pairs, sampling)
+    summary = {
+        "pairs": arguments.pairs,
+        "bytes": sum(path.stat().st_size for path in (*arguments.out.iterdir(), pairs)),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    print(json.dumps(summary) if arguments.json else f"wrote {arguments.out} and {pairs}: {summary}")
