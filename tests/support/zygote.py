@@ -28,6 +28,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -35,7 +36,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = tuple(f"{ROOT / folder}/" for folder in ("recipes", "tools"))
@@ -80,7 +81,8 @@ def _import_environment(env: dict[str, str]) -> dict[str, str]:
 class Helper:
     """The asking side of a helper process."""
 
-    def __init__(self, channel: socket.socket, environment: dict[str, str]) -> None:
+    def __init__(self, channel: socket.socket, environment: dict[str, str], log: IO[bytes] | None = None) -> None:
+        self.log = log
         self.channel, self.lock, self.forked, self.owner = channel, threading.Lock(), 0, os.getpid()
         self.environment = _import_environment(environment)
 
@@ -92,9 +94,15 @@ class Helper:
             try:
                 socket.send_fds(self.channel, [pickle.dumps(asdict(request))], descriptors)
                 answers = {self.channel.recv(64) for _ in range(2)}
+            except OSError:
+                answers = {b""}
             finally:
                 prctl(SUBREAPER, 0, 0, 0, 0)
             self.forked += 1
+        if b"" in answers:
+            if self.log:
+                self.log.seek(0)
+            raise RuntimeError("the helper has ended: " + (self.log.read().decode()[-3000:] if self.log else ""))
         (pid,) = answers - {b"orphaned"}
         return int(pid)
 
@@ -168,13 +176,14 @@ def warm() -> Helper | None:
         return None
     if _helper is None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        log = tempfile.TemporaryFile()  # noqa: SIM115
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
         subprocess.Popen(
             [sys.executable, "-c", f"import zygote; zygote.start_serving({theirs.fileno()})"], env=env, cwd=ROOT, pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
         )  # fmt: skip
         theirs.close()
-        _helper = Helper(ours, env)
+        _helper = Helper(ours, env, log)
         atexit.register(ours.close)
         _install()
     return _helper
