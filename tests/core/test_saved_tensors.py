@@ -13,7 +13,7 @@ from spawn import run_ranks
 
 from solopo_nemo.objectives import build_objective
 from solopo_nemo.planning import cpu_layers
-from solopo_nemo.planning.sizes import Sizes
+from solopo_nemo.planning.sizes import Size, Sizes
 from solopo_nemo.planning.timeline import kept
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -51,11 +51,12 @@ def saved_by_a_layer() -> tuple[int, int]:
 def test_a_layer_saves_what_the_planner_lists(tmp_path: Path) -> None:
     tokens, measured = run_ranks(1, saved_by_a_layer, (), tmp_path / "out.pt")
     head = engine.HIDDEN // engine.HEADS
-    z = Sizes(
+    numbers = dict(
         T=tokens, s=1, h=engine.HIDDEN, f=engine.FFN, a=engine.HIDDEN, k=engine.KV_HEADS * head, d=head, n=engine.HEADS,
-        v=engine.VOCAB, R=1, C=1, S=tokens, t=1, c=1, e=4, mode="p2p",
+        v=engine.VOCAB, R=1, C=1, S=tokens, t=1, c=1, e=4,
     )  # fmt: skip
+    z = Sizes(**{name: Size(number, name) for name, number in numbers.items()}, mode="p2p")
     listed = {tensor.name: tensor.bytes for tensor in kept(cpu_layers.forward(z, checkpoint_attention=False))}
     assert listed.pop("layer output")
-    expected = sum(listed.values()) + z.tensor("layer input", "T * h * e").bytes
+    expected = sum(listed.values()) + float(z.T * z.h * z.e)
     assert measured == pytest.approx(expected, rel=0.01), listed
