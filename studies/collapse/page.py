@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import product
 from pathlib import Path
 
@@ -203,19 +203,15 @@ def _agreements(study: Study) -> dict[str, dict[str, Agreement]]:
 def _agreement_table(agreements: dict[str, dict[str, Agreement]]) -> Table:
     kinds = ("called safe, kept", "called safe, collapsed", "called unsafe, kept", "called unsafe, collapsed")
     rows = [
-        (name, FORMS[form].title, *map(str, (c.safe_kept, c.safe_collapsed, c.unsafe_kept, c.unsafe_collapsed)))
+        (name, FORMS[form].title, *map(str, astuple(counts)))
         for name, by_form in agreements.items()
-        for form, c in by_form.items()
+        for form, counts in by_form.items()
     ]
     return Table(("seeds", "form", *kinds), rows, "l")
 
 
 def _alarms(study: Study) -> Table:
-    found = [alarm(study.outcomes, least) for least in LEAST]
-    rows = [
-        (f"{a.least:g}", *map(str, (a.collapsed_warned, a.collapsed_silent, a.kept_warned, a.kept_silent)))
-        for a in found
-    ]
+    rows = [[f"{value:g}" for value in astuple(alarm(study.outcomes, least))] for least in LEAST]
     kinds = ("collapsed, warned", "collapsed, silent", "kept, warned", "kept, silent")
     return Table(("least fall (nats)", *kinds), rows, "l")
 

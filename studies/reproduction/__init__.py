@@ -1,6 +1,6 @@
-"""The paper in miniature: its experiments on a made-up world, by this project's own recipes, and the page made of them.
+"""The paper in miniature: experiments on synthetic facts, run by this project's own recipes, and the page of results.
 
-The parts, in the order in which they build on each other:
+The modules, each built on those above it:
 
 | module | what it gives |
 |---|---|
@@ -9,5 +9,6 @@ The parts, in the order in which they build on each other:
 | `pairs` | `make_pairs(PairPlan(side, seed), start, folder)`: triplets sampled from that model |
 | `methods` | `METHODS`: each row of the tables as a recipe with overrides |
 | `runs` | `run_method(Run(method, seed, overrides), start, pairs, folder)`: trained by the recipe, scored by length |
-| `pool` | `open_pool(workers, logs)`: processes to run these in, side by side |
+| `schedule` | `run_all(work, workers)`: everything that is missing, side by side in `studies.pool` |
+| `claims`, `charts`, `page` | the paper's claims decided from the results, and `docs/reproduction.md` |
 """
