@@ -67,7 +67,7 @@ DATA: dict[str, tuple[list[Any], tuple[str, ...]]] = {
         [ROW | {"prompt_short": "Who: ", "prompt_long": "Who: "}],
         (":1", "chosen", "white space"),
     ),
-    "too long": ([ROW | {"prompt_short": "a", "prompt_long": "word " * 20000}], (":1", "data.max_tokens")),
+    "too long": ([ROW | {"prompt_long": [{"role": "user", "content": "word " * 20000}]}], (":1", "data.max_tokens")),
 }
 
 
