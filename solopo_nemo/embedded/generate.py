@@ -135,6 +135,11 @@ def generate_triplets(count: int, long_paragraphs: int = 64) -> Iterator[dict[st
         yield row | {"chosen": pair["chosen"], "rejected": pair["rejected"]}
 
 
+def right_response(number: int, seed: int, long_paragraphs: int = 64, hops: int = 2) -> str:
+    """The chain of thought that answers question `number` of :func:`generate_contexts`."""
+    return response(_world("train", seed, number, long_paragraphs, hops)[0].chains[0])
+
+
 def _context(number: int, seed: int, short_paragraphs: int, long_paragraphs: int, hops: int) -> dict[str, Any]:
     if not 2 * hops <= short_paragraphs <= long_paragraphs:
         raise UserError(

@@ -116,17 +116,16 @@ def test_short_context_is_nested_in_the_long_one() -> None:
 
 
 def test_the_embedded_pairs_are_a_right_and_a_wrong_answer_to_their_own_question() -> None:
-    triplets = list(generate_triplets(1280))
-    assert len({triplet["id"] for triplet in triplets}) == 1280
+    triplets = list(generate_triplets(1220))
+    assert len({triplet["id"] for triplet in triplets}) == 1220
     for triplet in triplets:
         short, question = split_prompt(triplet["prompt_short"])
-        answers, _ = solve("\n".join(short), question)
+        answers, used = solve("\n".join(short), question)
+        assert triplet["chosen"].strip() == f"Facts: {' '.join(used)} {ANSWER_PREFIX} {answers[0]}."
         assert answers == triplet["answers"] == solve("\n".join(split_prompt(triplet["prompt_long"])[0]), question)[0]
-        assert is_right(stated_answer(triplet["chosen"]), answers)
         assert not is_right(stated_answer(triplet["rejected"]), answers)
-    # the model's own words: nearly always a chain of thought that states the facts
-    assert sum(triplet["chosen"].startswith("Facts: ") for triplet in triplets) > 1200
-    assert sum(triplet["rejected"].startswith("Facts: ") for triplet in triplets) > 1200
+    # the model's own words: nearly always a chain of thought too
+    assert sum(triplet["rejected"].startswith("Facts: ") for triplet in triplets) > 1100
 
 
 def test_a_part_of_the_embedded_pairs_is_the_beginning_of_all_of_them() -> None:
@@ -134,7 +133,7 @@ def test_a_part_of_the_embedded_pairs_is_the_beginning_of_all_of_them() -> None:
     assert few == list(generate_triplets(5))[:3]
     assert [row["answers"] for row in few] == [row["answers"] for row in shorter]
     assert [len(split_prompt(row["prompt_long"])[0]) for row in shorter] == [16] * 3
-    with pytest.raises(UserError, match=r"data.builtin.samples=5000: .* has 1280 samples"):
+    with pytest.raises(UserError, match=r"data.builtin.samples=5000: .* has 1220 samples"):
         list(generate_triplets(5000))
 
 

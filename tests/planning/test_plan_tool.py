@@ -55,7 +55,7 @@ def test_samples_come_from_the_data_where_they_are_at_hand(
     data.write_text('{"id": "a"}\n{"id": "b"}\n{"id": "c"}\n')
     assert answer(main, capsys, "model=qwen2_5_7b", f"data.train={data}")["samples"] == 3
     assert answer(main, capsys, "model=qwen2_5_7b", "data.train=elsewhere.jsonl")["samples"] == 5000
-    assert answer(main, capsys, "trainer.global_batch=32")["samples"] == 1280
+    assert answer(main, capsys, "trainer.global_batch=32")["samples"] == 1216
 
 
 @pytest.mark.parametrize(
