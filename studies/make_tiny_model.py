@@ -27,6 +27,7 @@ from solopo_nemo.builders.pairs.backend import Sampling
 from solopo_nemo.builders.pairs.hf import HuggingFaceBackend
 from solopo_nemo.builders.pairs.run import PairSettings, sample_pairs
 from solopo_nemo.embedded import generate_contexts, generate_dialogues
+from solopo_nemo.embedded.generate import right_response
 from studies.tiny import IGNORE, Curriculum, Schedule, attend_back, make_tiny_qwen2, pretrain
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -185,9 +186,11 @@ def pretrain_on_answers(
 def make_pairs(out: Path, size: int, sampling: Sampling) -> None:
     """Sample answers of the model on short training contexts, and keep a right and a wrong one of each question.
 
+    Questions whose right answer follows from facts that the context does not state are left out.
+
     Args:
         out: gzipped JSON lines with the number of the question, the right and the wrong answer.
-        size: pairs.
+        size: pairs, before some are left out.
         sampling: from which model, and how.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -200,6 +203,7 @@ def make_pairs(out: Path, size: int, sampling: Sampling) -> None:
         {"number": int(row["id"].rpartition("_")[2]), "chosen": row["chosen"], "rejected": row["rejected"]}
         for row in found
     ]
+    pairs = [pair for pair in pairs if pair["chosen"].strip() == right_response(pair["number"], seed=0)]
     text = "".join(json.dumps(pair) + "\n" for pair in pairs)
     out.write_bytes(gzip.compress(text.encode(), mtime=0))
 
@@ -248,7 +252,6 @@ def main(argv: Sequence[str]) -> None:
     )
     make_pairs(pairs, arguments.pairs, sampling)
     summary = {
-        "pairs": arguments.pairs,
         "bytes": sum(path.stat().st_size for path in (*arguments.out.iterdir(), pairs)),
         "seconds": round(time.monotonic() - began, 1),
     }
