@@ -21,7 +21,10 @@ part() { # NAME COMMAND...
 
 lane() { # FUNCTION: start it, with a process group and Ctrl-C of its own
     set -m
-    "$1" &
+    (
+        trap 'exit 130' INT TERM # once the part that runs has ended: no further one begins
+        "$1"
+    ) &
     lanes+=($!)
     set +m
 }
