@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import SECRETS, inject, rows, run, started
+from runs import ROOT, SECRETS, inject, rows, run, started
 
 pytestmark = pytest.mark.slow
 
@@ -109,10 +109,12 @@ def test_a_run_that_changes_its_layout_after_every_step(finished: Path, tmp_path
     from solopo_nemo.training.datamodule import SampleStream
 
     # a rate at which Adam's first steps do not blow up rounding: what is wrong after a resume shows a hundred times larger
-    gentle = ["evaluation.name=none", "optim.lr=1.0e-5", "optim.min_lr=1.0e-6"]
+    frozen = ROOT / "tests" / "support" / "frozen" / "triplets.jsonl.gz"  # log-probabilities of about -1, not -3
+    gentle = ["evaluation.name=none", "optim.lr=1.0e-5", "optim.min_lr=1.0e-6", f"data.train={frozen}"]
+    gentle += ["objective.alpha=3.0"]
     whole, output = started(finished, tmp_path / "whole"), started(finished, tmp_path / "moved")
     run(whole, *gentle)
-    prepared = load_prepared(finished / "data" / "tokenized").dataset
+    prepared = load_prepared(whole / "data" / "tokenized").dataset
     stream = SampleStream(prepared, steps=4, global_batch=4, seed=1234, costs=np.ones(len(prepared)))
     layouts = (
         ["parallel.tensor=2", "parallel.sequence=true"],
