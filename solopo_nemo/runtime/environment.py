@@ -8,6 +8,8 @@ from solopo_nemo.runtime.errors import UserError
 
 # Tensors of 2 MiB and more on huge pages: fresh memory then costs a fraction (read by torch at its first allocation)
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# torch/cuda/__init__.py:64 warns in every process that imports it, those that Megatron starts included
+os.environ.setdefault("PYTHONWARNINGS", "ignore:The pynvml package is deprecated")
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 _RANK_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI", "OMPI_", "SOLOPO_")

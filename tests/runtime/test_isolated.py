@@ -93,7 +93,7 @@ def test_a_task_is_taken_when_a_worker_is_free(tmp_path: Path) -> None:
             die_at_three,
             endless,
             RunFault,
-            r"^(task \d or )?task 3( or task \d)?: its process was killed.*fewer workers",
+            r"^(task \d+ or )?task 3( or task \d+)?: its process was killed.*fewer workers",
         ),
         (square, broken, UserError, "the source broke"),
     ],
