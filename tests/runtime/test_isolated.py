@@ -149,6 +149,7 @@ def test_an_isolated_process_is_no_rank_and_prints_only_when_it_crashes(
 
 
 PROGRAM = """
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -165,6 +166,7 @@ def main():
     run_isolated("it", isolated_pid, folder)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
     cli.run(main)
 """
 
