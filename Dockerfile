@@ -25,6 +25,9 @@ COPY pyproject.toml README.md LICENSE ./
 COPY tools/setup.sh tools/
 COPY solopo_nemo/__init__.py solopo_nemo/
 COPY studies/pyproject.toml studies/__init__.py studies/
+COPY studies/benchmarks/__init__.py studies/benchmarks/
+COPY studies/collapse/__init__.py studies/collapse/
+COPY studies/reproduction/__init__.py studies/reproduction/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf tools/setup.sh
 ENV PATH=/opt/solopo_nemo/.venv/bin:$PATH
 COPY . .
@@ -47,6 +50,9 @@ COPY pyproject.toml README.md LICENSE ./
 COPY tools/setup.sh tools/check_versions.py tools/
 COPY solopo_nemo/__init__.py solopo_nemo/
 COPY studies/pyproject.toml studies/__init__.py studies/
+COPY studies/benchmarks/__init__.py studies/benchmarks/
+COPY studies/collapse/__init__.py studies/collapse/
+COPY studies/reproduction/__init__.py studies/reproduction/
 # torch, NeMo, Megatron-core, Transformer Engine, flash-attn and apex stay as the base brings them
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python tools/check_versions.py --gpu && PYTHON=python tools/setup.sh --system
