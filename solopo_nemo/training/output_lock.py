@@ -3,7 +3,7 @@
 1. The first process of a start (the recipe, or rank 0 under ``torchrun`` and Slurm) writes host, process and time.
 2. It touches the file every few seconds until it ends, and removes it.
 3. Another start checks whether the owner lives: by its process where it can see it, else by the file's time.
-   It refuses the folder, or takes over what a dead process left.
+   It refuses the folder, or takes over what a dead process left. A restarted job first waits for its earlier start.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from typing import Any
 
 import psutil
 
+from solopo_nemo.runtime import environment
 from solopo_nemo.runtime.errors import UserError
 
 BEAT = 5.0
 """Seconds between two touches of the file."""
 PATIENCE = 30.0
 """Seconds without a touch after which an owner on another host counts as dead."""
+
+RESTART_PATIENCE = 120.0
+"""Seconds that a job which its scheduler started again waits for its earlier start to end."""
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -50,7 +54,6 @@ class OutputLock:
 
     def __enter__(self) -> OutputLock:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             while not self._taken():
                 pass  # an owner removed the file while it was opened here
         except OSError as error:
@@ -66,13 +69,14 @@ class OutputLock:
             self.path.parent.rmdir()  # where a refused run wrote nothing else
 
     def _taken(self) -> bool:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+", encoding="utf-8") as stream:
             with suppress(OSError):  # not every shared file system has it
                 fcntl.flock(stream, fcntl.LOCK_EX)  # of two starts at once, one looks first
-            if not self.path.exists() or self.path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
-                return False
             stream.seek(0)
             self._refuse_if_owned(stream.read())
+            if not self.path.exists() or self.path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
+                return False
             stream.truncate(0)
             stream.write(json.dumps(_this_process()) + "\n")
         return True
@@ -80,7 +84,10 @@ class OutputLock:
     def _refuse_if_owned(self, text: str) -> None:
         try:
             owner = json.loads(text)
-            alive = self._lives(owner)
+            # a scheduler may start a job again while its earlier start still saves
+            until = time.monotonic() + (RESTART_PATIENCE if environment.restarted() else 0)
+            while (alive := self._lives(owner)) and time.monotonic() < until:
+                time.sleep(0.5)
         except (ValueError, KeyError, TypeError):  # empty, or cut short by a kill
             return
         if alive:

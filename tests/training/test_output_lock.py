@@ -97,3 +97,12 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         OutputLock(tmp_path / "file" / "run").__enter__()
+
+
+def test_a_restarted_job_waits_for_its_earlier_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with another_run(tmp_path) as first:
+        monkeypatch.setattr("solopo_nemo.training.output_lock.time.sleep", lambda _: first.communicate())
+        with OutputLock(tmp_path):
+            assert first.poll() == 0
+            assert lock_file(tmp_path).exists()
