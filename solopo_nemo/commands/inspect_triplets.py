@@ -35,8 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     encoder = TripletEncoder(load_tokenizer(given.tokenizer)) if given.tokenizer else None
     found = inspect_file(given.file, encoder, given.show, given.seed)
     _report(found)
-    remarks = (f"{remark} is text of a special token, trained as letters" for remark in found.remarks)
-    for line in (*found.problems, *remarks):
+    for line in (*found.problems, *found.remarks):
         print(line)
     show_json(given, found.summary())
     return EXIT_USER_ERROR if found.problems else 0

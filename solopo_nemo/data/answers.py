@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 ANSWER_PREFIX = "The answer is:"
@@ -70,6 +70,19 @@ def stated_answer(response: str) -> Stated:
 def is_right(stated: Stated, answers: Iterable[str]) -> bool:
     """Sub-EM: tell whether a gold answer or alias is contained in the stated answer, all in normal form."""
     return holds_answer(normalize(stated.text), [normalize(answer) for answer in answers])
+
+
+def same_answers(chosen: str | None, rejected: str | None, ids: Mapping[str, Sequence[int]]) -> bool:
+    """Tell whether a chosen and a rejected answer differ in white space at most, or have the same tokens.
+
+    Args:
+        chosen: An answer; None where the objective reads none.
+        rejected: Another.
+        ids: Their token ids, under their names; may be empty.
+    """
+    if chosen is None or rejected is None:
+        return False
+    return chosen.strip() == rejected.strip() or ("rejected" in ids and ids["chosen"] == ids["rejected"])
 
 
 def _lines(text: str) -> list[str]:

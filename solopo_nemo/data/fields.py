@@ -7,6 +7,9 @@ from typing import Any
 
 from solopo_nemo.runtime.errors import UserError
 
+_LARGEST_ID = 2**53
+"""Of a float: larger ones may stand for several whole numbers."""
+
 
 def bad_field(where: str, field: str, what: str) -> UserError:
     """Return the error for a field; the caller raises it."""
@@ -79,9 +82,15 @@ def records(value: Any, field: str, where: str) -> list[dict[str, Any]]:
 def identifier(value: Any, where: str) -> str:
     """Return a row's id, a string or a whole number, as a string.
 
+    pandas writes the ids 17 and 18 as 17.0 and 18.0 where another row has none: 17.0 is 17.
+
     Raises:
         UserError: Anything else.
     """
+    if isinstance(value, float):
+        if not value.is_integer() or abs(value) > _LARGEST_ID:
+            raise bad_field(where, "id", f"is {value}, must be a string or a whole number of at most 2**53")
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return text(value, "id", where)

@@ -17,6 +17,7 @@ import tokenizers
 import transformers
 from datasets.arrow_writer import ArrowWriter
 
+from solopo_nemo.data.answers import same_answers
 from solopo_nemo.data.lengths import Lengths, compression_rate
 from solopo_nemo.data.rows import data_files
 from solopo_nemo.data.tokenize import TripletEncoder
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 TooLong = Literal["error", "drop"]
 
-FORMAT = 3
+FORMAT = 4
 """Number of the encoding. Raise it with a change of the code that gives other token ids, columns or checks for the same
 file, tokenizer and settings: prepared data is then made anew. A change of names, comments or messages is none."""
 _BATCH = 32
@@ -147,12 +148,14 @@ class _Encoder:
     Attributes:
         largest: The largest token id yet, and where it was.
         special: Answers that hold the text of a special token, by their place.
+        equal: Places of the samples whose answers are the same.
     """
 
     def __init__(self, encoder: TripletEncoder, needs: Needs, vocab_size: int) -> None:
         self._encoder, self._needs, self._vocab_size = encoder, needs, vocab_size
         self.largest: dict[str, Any] = {"id": -1, "where": ""}
         self.special: list[str] = []
+        self.equal: list[str] = []
 
     def __call__(self, path: Path) -> Iterator[tuple[Triplet, dict[str, list[int]]]]:
         samples = read_triplets(path, self._needs)
@@ -170,6 +173,27 @@ class _Encoder:
                 self.largest = {"id": largest, "where": f"{triplet.where}: field {column}"}
                 require_token(largest, self._encoder.tokenizer, self._vocab_size, self.largest["where"])
         self.special += self._encoder.special_text(triplet, self._needs.responses)
+        if same_answers(triplet.chosen, triplet.rejected, ids):
+            self.equal.append(triplet.where)
+
+    def report(self, path: Path, kept: int) -> None:
+        """Warn of what is unusual.
+
+        Raises:
+            UserError: The answers of every sample are the same.
+        """
+        if len(self.equal) == kept:
+            raise UserError(
+                f"{path}: chosen and rejected are the same answer in every row, first in {self.equal[0]}: there is "
+                "nothing to prefer; check how the file was made"
+            )
+        for what, places in (
+            ("answers hold the text of a special token, which is trained as letters", self.special),
+            ("samples have the same answer as chosen and as rejected, which teaches nothing", self.equal),
+        ):
+            if places:
+                more = "; …" if len(places) > _NAMED else ""
+                logger.warning("data: %d %s: %s%s", len(places), what, "; ".join(places[:_NAMED]), more)
 
 
 def _write(
@@ -194,13 +218,7 @@ def _write(
         if not kept:
             raise UserError(f"{path}: none of the {total} samples fits data.max_tokens={max_tokens}: raise it")
         writer.finalize()
-    if encoder.special:
-        logger.warning(
-            "data: %d answers hold the text of a special token, which is trained as letters: %s%s",
-            len(encoder.special),
-            "; ".join(encoder.special[:_NAMED]),
-            "; …" if len(encoder.special) > _NAMED else "",
-        )
+    encoder.report(path, kept)
     return {
         "in": total,
         "kept": kept,
@@ -209,6 +227,7 @@ def _write(
         "rho": compression_rate(lengths["prompt_short"], lengths["prompt_long"]) if len(needs.prompts) == 2 else None,
         "largest_id": encoder.largest,
         "special_text": len(encoder.special),
+        "same_answers": len(encoder.equal),
     }
 
 

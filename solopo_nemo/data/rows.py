@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -16,6 +19,16 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # what the project's tools write beside their results
 SIDE_SUFFIXES = (".rejects.jsonl", ".dropped.jsonl", ".samples.jsonl")
 _PARQUET_BATCH_ROWS = 64
+# as `datasets` names the splits of a folder of files
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SHARD = re.compile(r"(\w+)-\d{5}-of-\d{5}\.")
+_NAMED = 6
+
+logger = logging.getLogger("solopo_nemo")
 
 
 @dataclass(frozen=True)
@@ -51,8 +64,11 @@ def is_saved_dataset(path: Path) -> bool:
 def data_files(path: Path) -> list[Path]:
     """List the files that hold the rows under `path`, in the order they are read.
 
+    Of a directory with `train.jsonl`, `validation.jsonl` and `test.jsonl` the training split alone is read.
+
     Raises:
-        UserError: The path is missing, of an unknown kind, or a directory without data files.
+        UserError: The path is missing, of an unknown kind, or a directory without data files, or with files of several
+            splits.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or directory: check the path")
@@ -70,7 +86,45 @@ def data_files(path: Path) -> list[Path]:
     )
     if not files:
         raise UserError(f"{path}: no data in this directory: expected {', '.join(SUFFIXES)} or a saved dataset")
-    return files
+    return _training_split(path, files)
+
+
+def _training_split(folder: Path, files: list[Path]) -> list[Path]:
+    """Leave out the files that are named as another split than the training one, and say so.
+
+    Raises:
+        UserError: Of files of several splits, which are for training cannot be told by their names.
+    """
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        splits.setdefault(_split_of(file.name), []).append(file)
+    if len(splits) == 1 or splits.keys() == {"train", ""}:
+        return files
+    if "train" not in splits or "" in splits:
+        raise UserError(
+            f"{folder}: holds files of several splits ({_names(files)}): give one file, or a folder with the files of "
+            "one split"
+        )
+    others = [file for name, found in splits.items() if name != "train" for file in found]
+    _warn_once(f"{folder}: the training split is read ({_names(splits['train'])}), and not {_names(others)}")
+    return splits["train"]
+
+
+def _split_of(name: str) -> str:
+    """Return the split that a file's name tells, as `datasets` finds it: `train`, another one, or empty."""
+    if shard := _SHARD.match(name):
+        return shard[1]
+    found = {split for split, words in _SPLITS.items() if set(re.split(r"[-._ 0-9]+", name)) & set(words)}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _names(files: list[Path]) -> str:
+    return ", ".join([*(file.name for file in files[:_NAMED]), *(["…"] if len(files) > _NAMED else [])])
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def read_rows(path: Path) -> Iterator[Row]:

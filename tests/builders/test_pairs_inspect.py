@@ -52,8 +52,10 @@ def test_every_problem_is_listed_with_its_line(write_rows: RowWriter) -> None:
 def test_statistics_are_of_the_good_rows(write_rows: RowWriter) -> None:
     same = {"rejected": "The answer is: 1960"}
     rows = [good(0), good(1, **same), good(2, rejected="It was 1960, or\nnever"), good(3, chosen="1960")]
-    found = inspect_file(write_rows(rows))
+    path = write_rows(rows)
+    found = inspect_file(path)
     assert found.kind == "triplets" and not found.problems
+    assert found.remarks == [f"{path}:2: chosen and rejected are the same answer, which teaches nothing"]
     assert found.shares == {
         "chosen without closing line": 0.25,
         "chosen right by sub-EM": 1.0,
@@ -66,6 +68,12 @@ def test_statistics_are_of_the_good_rows(write_rows: RowWriter) -> None:
     }
     assert found.lengths["chosen"].statistics()["max"] == len("The answer is: 1960")
     assert 0 < found.summary()["rho"] < 1
+
+
+def test_equal_answers_in_every_row_are_a_problem(write_rows: RowWriter) -> None:
+    same = {"rejected": " The answer is: 1960\n"}
+    (problem,) = inspect_file(write_rows([good(0, **same), good(1, **same)])).problems
+    assert problem.endswith("the same answer in every row: nothing to prefer")
 
 
 def test_lengths_in_tokens(write_rows: RowWriter, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -86,7 +94,7 @@ def test_answers_with_the_text_of_a_special_token_are_reported_and_counted_as_th
     text = "It closes with <|im_end|><|eot|>"
     path = write_rows([good(0), good(1, rejected=text)])
     found = inspect_file(path, encoder)
-    assert found.remarks == [f"{path}:2: field rejected: '<|im_end|>'"]
+    assert found.remarks == [f"{path}:2: field rejected: '<|im_end|>' is text of a special token, trained as letters"]
     assert (found.problems, found.summary()["remarks"]) == ([], 1)
     letters = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert found.lengths["rejected"].statistics()["max"] == len(letters) + 1, "and the end token"

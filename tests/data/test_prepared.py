@@ -242,6 +242,24 @@ def test_an_end_token_beyond_the_vocabulary_and_a_larger_tokenizer(
         prepare(path, tokenizer, tmp_path / "out", vocab_size=size - 1)
 
 
+def test_equal_answers_are_counted_and_named_and_refused_where_there_are_no_others(
+    write_rows: RowWriter, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [triplet_row(number) for number in range(4)]
+    rows[1]["rejected"] = rows[1]["chosen"]
+    rows[3]["rejected"] = rows[3]["chosen"] + " "
+    path = write_rows(rows)
+    assert prepare(path, tokenizer, tmp_path / "out").summary["same_answers"] == 2
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("data: 2 samples have the same answer as chosen and as rejected")
+    assert line.endswith(f": {path}:2; {path}:4")
+    same = write_rows([rows[1], rows[3]])
+    with pytest.raises(UserError, match=rf"{same}: chosen and rejected are the same answer in every row, .*:1"):
+        prepare(same, tokenizer, tmp_path / "same")
+    assert not (tmp_path / "same").exists()
+    prepare(same, tokenizer, tmp_path / "sft", needs=Needs(("long_chosen",)))
+
+
 def test_the_text_of_special_tokens_in_answers_is_counted_and_named(
     write_rows: RowWriter, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

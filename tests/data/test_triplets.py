@@ -11,6 +11,7 @@ import datasets
 import pytest
 from samples import RowWriter, triplet_row
 
+from solopo_nemo.data.rows import data_files
 from solopo_nemo.data.triplets import Needs, read_triplets
 from solopo_nemo.runtime.errors import UserError
 
@@ -124,6 +125,10 @@ ERRORS = {
     "missing prompt": (one(prompt_long=None), "field prompt_long: missing"),
     "missing id": (one(id=None), "field id: missing"),
     "id of a wrong type": (one(id=[1]), "field id: is a list"),
+    "id that is a fraction": (one(id=17.5), "field id: is 17.5, must be a string or a whole number"),
+    "id of a table without it": (one(id=float("nan")), "field id: is nan, must be"),
+    "id beyond a float's precision": (one(id=2.0**60), "field id: is 1.152921504606847e+18, must be"),
+    "ids that collide": (one(id=17.0) + "\n" + one(id="17"), "rows.jsonl:2: field id: '17' was used by an earlier"),
     "wrong type": (one(chosen=7), "field chosen: is a number, must be a list of objects"),
     "empty response": (one(chosen=" \n"), "field chosen: is empty"),
     "empty prompt": (one(prompt_short="  "), "field prompt_short: is empty"),
@@ -219,6 +224,43 @@ def test_paths_without_data(tmp_path: Path) -> None:
     for name, message in cases.items():
         with pytest.raises(UserError, match=message):
             list(read_triplets(tmp_path / name, SOLO))
+
+
+def test_a_float_id_is_the_whole_number_that_pandas_made_it_from(tmp_path: Path) -> None:
+    path = save_parquet([triplet_row(0, id=17.0), triplet_row(1, id=2.0**53)], tmp_path)
+    assert [triplet.id for triplet in read_triplets(path, SOLO)] == ["17", "9007199254740992"]
+
+
+@pytest.mark.parametrize(
+    ("files", "read"),
+    [
+        ("train.jsonl validation.jsonl test.jsonl", "train.jsonl"),
+        ("train-1.jsonl train-2.jsonl dev.jsonl", "train-1.jsonl train-2.jsonl"),
+        ("my_training.jsonl eval_0.jsonl", "my_training.jsonl"),
+        ("train-00000-of-00002.parquet train-00001-of-00002.parquet test-00000-of-00001.parquet", "train-0000*"),
+        ("train.jsonl more.jsonl", "*"),
+        ("test.jsonl", "*"),
+        ("a.jsonl b.jsonl contest.jsonl", "*"),
+        ("a.jsonl test.jsonl", None),
+        ("train.jsonl a.jsonl test.jsonl", None),
+        ("train_sft-00000-of-00001.parquet train_prefs-00000-of-00001.parquet", None),
+    ],
+)
+def test_the_training_split_of_a_folder_is_read_and_the_others_are_named(
+    files: str, read: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in files.split():
+        (tmp_path / name).touch()
+    if read is None:
+        with pytest.raises(UserError, match=r"holds files of several splits \(.*\): give one file"):
+            data_files(tmp_path)
+        return
+    found = {file for pattern in read.split() for file in tmp_path.glob(pattern)}
+    assert set(data_files(tmp_path)) == set(data_files(tmp_path)) == found
+    left = {name for name in files.split() if tmp_path / name not in found}
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == bool(left)
+    assert all(name in messages[0].partition("and not")[2] for name in left)
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ a cut archive                | data.train={bad}/cut.jsonl.gz           | cut.jso
 no archive                   | data.train={bad}/not.jsonl.gz           | not.jsonl.gz
 no parquet                   | data.train={bad}/not.parquet            | not.parquet
 several splits               | data.train={bad}/splits                 | splits
+files of several splits      | data.train={bad}/test_alone             | test.jsonl
 output is a file             | output_dir={bad}/text.txt               | output_dir
 output below a file          | output_dir={bad}/text.txt/out           | output_dir
 output nowhere               | output_dir=/proc/no/such                | output_dir

@@ -46,6 +46,9 @@ DATA: dict[str, tuple[list[Any], tuple[str, ...]]] = {
     "a bare NaN": (["NaN"], (":1", "float")),
     "no id": ([without("id")], (":1", "id")),
     "id of another type": ([ROW | {"id": [1]}], (":1", "id")),
+    "id that pandas left out": ([ROW | {"id": float("nan")}], (":1", "id", "nan")),
+    "same id in two spellings": ([ROW | {"id": 17.0}, ROW | {"id": 17}], (":2", "id", "'17'")),
+    "same answers": ([ROW | {"rejected": ROW["chosen"] + " "}], (":1", "same answer in every row")),
     "same id twice": ([ROW, ROW], (":2", "id")),
     "missing chosen": ([without("chosen")], (":1", "chosen")),
     "missing rejected": ([without("rejected")], (":1", "rejected")),
@@ -110,6 +113,9 @@ def make_material(bad: Path, model: Path) -> None:
     (bad / "not.parquet").write_bytes(b"plain")
     splits = datasets.DatasetDict({name: datasets.Dataset.from_list([{"id": "a"}]) for name in ("train", "test")})
     splits.save_to_disk(bad / "splits")
+    (bad / "test_alone").mkdir()
+    for name in ("a.jsonl", "test.jsonl"):
+        write(bad / "test_alone" / name, [ROW])
     _make_models(bad, model)
     _make_checkpoints(bad, model)
 

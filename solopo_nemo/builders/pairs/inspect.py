@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from solopo_nemo.data.answers import holds_answer, is_right, normalize, stated_answer
+from solopo_nemo.data.answers import holds_answer, is_right, normalize, same_answers, stated_answer
 from solopo_nemo.data.fields import bad_field, has, text_list
 from solopo_nemo.data.lengths import Lengths, compression_rate
 from solopo_nemo.data.rows import Row, read_rows
@@ -35,7 +35,7 @@ class Inspection:
         kind: `triplets`, `preferences` (one prompt) or `fine-tuning` (no rejected answers).
         rows: Rows of the file, good and bad.
         problems: One line each, with file, line and field.
-        remarks: What a run would warn of in good rows: answers with the text of a special token.
+        remarks: What a run would warn of in good rows, one line each: text of special tokens, equal answers.
         bad_rows: Rows with a problem.
         lengths: Of each field, over the good rows; `prompt` where there is one only.
         unit: What lengths count, `tokens` or `characters`.
@@ -87,13 +87,14 @@ def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int
     shares = _Shares()
     seen: set[str] = set()
     kept: list[tuple[int, Triplet]] = []
+    equal = 0
     for row in with_progress(read_rows(path), "reading"):
         found.rows += 1
         triplet, problems = _check(row, found.kind, f"row-{found.rows - 1}", seen)
-        lengths: list[tuple[str, int]] = []
+        ids: dict[str, list[int]] = {}
         if triplet is not None and not problems:
             try:
-                lengths = list(_lengths(triplet, found.kind, encoder))
+                ids = {} if encoder is None else encoder.encode([triplet], Needs(_WANTED[found.kind]))[0]
             except UserError as error:
                 problems = [str(error)]
         if problems or triplet is None:
@@ -101,10 +102,14 @@ def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int
             found.problems += problems
             continue
         good = found.rows - found.bad_rows
-        for name, length in lengths:
+        for name, length in _lengths(triplet, found.kind, ids):
             found.lengths.setdefault(name, Lengths()).add(length)
         if encoder is not None:
-            found.remarks += encoder.special_text(triplet, ("chosen", "rejected"))
+            special = encoder.special_text(triplet, ("chosen", "rejected"))
+            found.remarks += [f"{text} is text of a special token, trained as letters" for text in special]
+        if same_answers(triplet.chosen, triplet.rejected, ids):
+            equal += 1
+            found.remarks.append(f"{row.where}: chosen and rejected are the same answer, which teaches nothing")
         shares.add(triplet, (row.value or {}).get("answers"))
         # every good row has the same chance to stay
         if len(kept) < samples:
@@ -113,6 +118,8 @@ def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int
             kept[place] = (good, triplet)
     if not found.rows:
         raise UserError(f"{path}: no samples in it: give a file with at least one row")
+    if equal and equal == found.rows - found.bad_rows:
+        found.problems.append(f"{path}: chosen and rejected are the same answer in every row: nothing to prefer")
     found.shares = shares.values()
     found.samples = [triplet for _, triplet in sorted(kept, key=lambda item: item[0])]
     return found
@@ -148,19 +155,13 @@ def _check(row: Row, kind: str, default_id: str, seen: set[str]) -> tuple[Triple
     return triplet, list(problems)
 
 
-def _lengths(triplet: Triplet, kind: str, encoder: TripletEncoder | None) -> Iterator[tuple[str, int]]:
-    """Yield the lengths of a row's fields; tokens are those that training runs, end tokens included.
-
-    Raises:
-        UserError: Training would refuse the row.
-    """
-    needs = Needs(_WANTED[kind])
-    ids = None if encoder is None else encoder.encode([triplet], needs)[0]
-    for name in needs.columns:
+def _lengths(triplet: Triplet, kind: str, ids: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, int]]:
+    """Yield the lengths of a row's fields; tokens are those that training runs, end tokens included."""
+    for name in Needs(_WANTED[kind]).columns:
         value = getattr(triplet, name)
         texts = [value] if isinstance(value, str) else [message["content"] for message in value]
         label = "prompt" if name == "prompt_long" and triplet.prompt_short is None else name
-        yield label, sum(map(len, texts)) if ids is None else len(ids[name])
+        yield label, len(ids[name]) if ids else sum(map(len, texts))
 
 
 class _Shares:
@@ -179,7 +180,7 @@ class _Shares:
             self._add("short prompt is the long one", triplet.prompt_short == triplet.prompt_long)
         if rejected is None:
             return
-        self._add("chosen equals rejected", chosen == rejected)
+        self._add("chosen equals rejected", chosen.strip() == rejected.strip())
         self._add("chosen longer than rejected", len(chosen) > len(rejected))
         wrong = stated_answer(rejected)
         self._add("rejected without closing line", not wrong.prefixed)
