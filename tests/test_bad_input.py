@@ -15,7 +15,7 @@ from solopo_nemo.commands import main as command
 from solopo_nemo.runtime import cli
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
-from solopo_nemo.training import prepare, ranks
+from solopo_nemo.training import checks, ranks
 from solopo_nemo.training.launch import run_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +78,7 @@ def test_bad_input(
     def begun(*_: object) -> None:
         raise AssertionError("work had begun")
 
-    monkeypatch.setattr(prepare, "_import_weights", begun)
+    monkeypatch.setattr(checks, "import_weights", begun)
     monkeypatch.setattr(ranks, "start_ranks", begun)
     case = CASES[name]
     words = words_of(case)
@@ -97,7 +97,7 @@ def test_rope_scaling_extends_the_window(tmp_path: Path, monkeypatch: pytest.Mon
     def begun(*_: object) -> None:
         raise AssertionError("work had begun")
 
-    monkeypatch.setattr(prepare, "_import_weights", begun)
+    monkeypatch.setattr(checks, "import_weights", begun)
     overrides = ["data.builtin.samples=2", "data.max_tokens=131072", "model.rope_scaling={type: yarn, factor: 4.0}"]
     with pytest.raises(AssertionError, match="had begun"):
         run_recipe("solo_dpo", [f"output_dir={tmp_path}", *overrides])

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     config = load_config(recipe, overrides)
     shape = load_shape(config.model.init)
     check_world(config, machine.gpus)
-    check_model(config, shape)
+    check_model(config, shape, on_gpu=True)
     window = config.data.max_tokens or shape.max_position_embeddings
     long = given.length or max(window - given.response, 1)
     lengths = Lengths(long, min(given.short, long), given.response)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.config.schema import ParallelConfig, RunConfig
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.runtime import device
 from solopo_nemo.runtime.errors import require
@@ -32,36 +32,55 @@ def check_world(config: RunConfig, world: int) -> None:
     )
 
 
-def check_model(config: RunConfig, model: ModelDescription) -> None:
+def check_model(config: RunConfig, model: ModelDescription, on_gpu: bool | None = None) -> None:
     """Check the layout against the model's shape.
 
     Args:
+        config: of the run.
         model: what the model's folder says.
+        on_gpu: whether the run computes on GPUs; by default what this process does.
 
     Raises:
         UserError: with the key to change.
     """
-    p = config.parallel
-    heads, layers, vocab = model.num_attention_heads, model.num_hidden_layers, model.vocab_size
-    kv_heads, ffn = model.num_key_value_heads, model.intermediate_size
-    require(heads % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's {heads} attention heads")
+    check_tensor(config.parallel, model)
+    check_pipeline(config.parallel, model)
+    check_context(config.parallel, model, device.cuda() if on_gpu is None else on_gpu)
+
+
+def check_tensor(p: ParallelConfig, model: ModelDescription) -> None:
+    """Check tensor parallelism; see :func:`check_model`."""
+    parts = {
+        "attention heads": model.num_attention_heads,
+        "key/value heads": model.num_key_value_heads,
+        "MLP channels (intermediate_size)": model.intermediate_size,
+    }
+    for part, size in parts.items():
+        require(size % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's {size} {part}")
     require(
-        kv_heads % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's {kv_heads} key/value heads"
-    )
-    require(ffn % p.tensor == 0, f"parallel.tensor={p.tensor} does not divide the model's intermediate size of {ffn}")
-    require(
-        vocab % p.tensor == 0,
-        f"parallel.tensor={p.tensor} does not divide the model's vocabulary of {vocab}; transformers' "
+        model.vocab_size % p.tensor == 0,
+        f"parallel.tensor={p.tensor} does not divide the model's vocabulary of {model.vocab_size}; transformers' "
         "resize_token_embeddings(pad_to_multiple_of=64) pads it",
     )
+
+
+def check_pipeline(p: ParallelConfig, model: ModelDescription) -> None:
+    """Check pipeline parallelism; see :func:`check_model`."""
+    layers = model.num_hidden_layers
     require(layers % p.pipeline == 0, f"parallel.pipeline={p.pipeline} does not divide the model's {layers} layers")
+
+
+def check_context(p: ParallelConfig, model: ModelDescription, on_gpu: bool) -> None:
+    """Check context parallelism; see :func:`check_model`."""
+    if p.context == 1:
+        return
     require(
-        p.context == 1 or p.cp_comm_type == "a2a" or model.attention_window is None,
+        p.cp_comm_type == "a2a" or model.attention_window is None,
         f"parallel.cp_comm_type={p.cp_comm_type}: the model's sliding-window attention needs a2a",
     )
-    if p.cp_comm_type == "a2a" and p.context > 1:
+    if p.cp_comm_type == "a2a":
         # Transformer Engine splits the key/value heads too; our own attention repeats them where there are too few
-        split = {"attention": heads} | ({"key/value": kv_heads} if device.cuda() else {})
+        split = {"attention": model.num_attention_heads} | ({"key/value": model.num_key_value_heads} if on_gpu else {})
         for kind, count in split.items():
             require(
                 count // p.tensor % p.context == 0,

@@ -74,6 +74,7 @@ def prepare_dataset(
     vocab_size: int,
     template_kwargs: dict[str, Any] | None = None,
     in_progress: bool = False,
+    known: Path | None = None,
 ) -> PreparedDataset:
     """Read, validate and tokenize a data set, or take the result of an earlier call with the same inputs.
 
@@ -91,6 +92,7 @@ def prepare_dataset(
         vocab_size: Rows of the policy's embedding, which every token id needs.
         template_kwargs: Values for the chat template's switches.
         in_progress: A run has been trained on what is in `out_dir`: refuse to replace it by other token ids.
+        known: Folder of the earlier result, where that is not `out_dir`.
 
     Raises:
         UserError: Bad data, a sample that is too long, a token id beyond the vocabulary, nothing left, other token ids
@@ -100,7 +102,8 @@ def prepare_dataset(
     check_tokenizer(tokenizer, vocab_size, f"the tokenizer of {tokenizer_id}")
     encoder = TripletEncoder(tokenizer, template_kwargs)
     inputs = _hash_inputs(path, encoder, needs, max_tokens, too_long)
-    earlier = load_prepared(out_dir) if _is_prepared(out_dir) else None
+    known = known or out_dir
+    earlier = load_prepared(known) if _is_prepared(known) else None
     if earlier is not None and earlier.summary.get("inputs") == inputs:
         largest = earlier.summary["largest_id"]
         require_token(largest["id"], tokenizer, vocab_size, largest["where"])

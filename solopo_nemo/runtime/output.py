@@ -13,19 +13,26 @@ from typing import IO, Any
 from solopo_nemo.runtime.errors import UserError
 
 
-def check_writable(folder: Path, key: str) -> None:
+def nearest_existing(folder: Path) -> Path:
+    """A folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def check_writable(folder: Path, key: str, *, make: bool = True) -> None:
     """Make a folder and a file in it, before there is a result that could be lost.
 
     Args:
         folder: where results will go.
         key: the option that names it, for messages.
+        make: make the folder; else the nearest one above it that exists has to take a file.
 
     Raises:
         UserError: that cannot be done.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=nearest_existing(folder)):
             pass
     except OSError as error:
         raise UserError(f"{key}={folder}: cannot be written ({error.strerror})") from None

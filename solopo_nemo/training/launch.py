@@ -9,21 +9,25 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from solopo_nemo.config.schema import RunConfig, load_config, read_config, save_config
-from solopo_nemo.config.world import check_world, local_world
+from solopo_nemo.config.world import local_world
 from solopo_nemo.runtime import environment, logs
 from solopo_nemo.runtime.cli import EXIT_RESUMABLE
-from solopo_nemo.runtime.output import atomic_text, check_writable
+from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.runtime.signals import SIGNALS, Stopped, StopRequest, spare_helpers, stopping_at_once
 from solopo_nemo.training.checkpoints.files import saved_checkpoints, step_of
-from solopo_nemo.training.checkpoints.resume import changes, settle_earlier_run
-from solopo_nemo.training.checkpoints.selection import Selection, check_suite
+from solopo_nemo.training.checkpoints.resume import changes
+from solopo_nemo.training.checkpoints.selection import Selection
 from solopo_nemo.training.output_lock import OutputLock
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.preparation import SharedPreparation
+
+if TYPE_CHECKING:
+    from solopo_nemo.training.checks import Start
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -50,7 +54,6 @@ def run_recipe(
     """
     logs.show_own_messages(environment.rank())
     config = load_config(recipe, arguments)
-    check_suite(config)
     try:
         if environment.started_as_rank():
             return _run_rank(config, only_reference)
@@ -61,11 +64,13 @@ def run_recipe(
         return EXIT_RESUMABLE
 
 
-def _run_here(config: RunConfig, only_reference: bool, start: StartRanks | None) -> int:
+def _run_here(config: RunConfig, only_reference: bool, run_ranks: StartRanks | None) -> int:
     """As the one process that a user started: prepare, run the ranks, finish."""
+    from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
     from solopo_nemo.training.ranks import start_ranks
 
-    check_world(config, local_world(config))
+    start = Start(config, local_world(config))
+    check_all(start, EVERYWHERE)
     if not only_reference and _finished(config):
         Console().print(
             f"{config.output} holds this run, finished; trainer.resume=never starts it anew", highlight=False
@@ -73,9 +78,9 @@ def _run_here(config: RunConfig, only_reference: bool, start: StartRanks | None)
         _show(config)
         return 0
     with OutputLock(config.output):
-        _prepare_once(config)
-        run_ranks = start or start_ranks
-        code = 0 if _trained(config) and not only_reference else run_ranks(local_world(config), config.output)
+        _prepare_once(start)
+        trained = _trained(config) and not only_reference
+        code = 0 if trained else (run_ranks or start_ranks)(start.world, config.output)
         if code == 0 and not only_reference:
             _finish(config)
     return code
@@ -83,12 +88,15 @@ def _run_here(config: RunConfig, only_reference: bool, start: StartRanks | None)
 
 def _run_rank(config: RunConfig, only_reference: bool) -> int:
     """As one rank of a job; rank 0 owns the output folder, unless the process that started the ranks does."""
-    check_world(config, environment.world_size())
+    from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
+
+    start = Start(config, environment.world_size())
+    check_all(start, EVERYWHERE)
     with ExitStack() as owned:
 
         def prepare() -> None:
             owned.enter_context(OutputLock(config.output))
-            _prepare_once(config)
+            _prepare_once(start)
 
         return _run_rank_owning(config, only_reference, prepare)
 
@@ -130,17 +138,15 @@ def _trained(config: RunConfig) -> bool:
     return any(step_of(checkpoint) == steps for checkpoint in saved_checkpoints(paths.checkpoints))
 
 
-def _prepare_once(config: RunConfig) -> None:
-    from solopo_nemo.training.prepare import find_model, prepare
+def _prepare_once(start: Start) -> None:
+    from solopo_nemo.training.checks import prepare
 
-    paths = Paths(config.output)
-    settle_earlier_run(config, paths)
-    check_writable(config.output, "output_dir")
-    summary = prepare(config)
-    save_config(config, paths.config)
+    prepare(start)
+    save_config(start.config, start.paths.config)
+    summary = start.prepared.summary
     logger.info("data: %d samples, %d dropped", summary["kept"], summary["dropped"])
-    _evaluate(config, "before", find_model(config.model.init))
-    SharedPreparation(config.output).remove_earlier()
+    _evaluate(start.config, "before", start.source)
+    SharedPreparation(start.paths.output).remove_earlier()
 
 
 def _finished(config: RunConfig) -> bool:

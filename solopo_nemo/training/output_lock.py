@@ -52,6 +52,15 @@ class OutputLock:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="output lock", daemon=True)
 
+    def refuse_if_owned(self) -> None:
+        """Look whether the folder can be taken, and change nothing.
+
+        Raises:
+            UserError: another run owns it.
+        """
+        with suppress(OSError):
+            self._refuse_if_owned(self.path.read_text(encoding="utf-8"))
+
     def __enter__(self) -> OutputLock:
         try:
             while not self._taken():

@@ -8,10 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from solopo_nemo.config.schema import load_config
-from solopo_nemo.config.world import check_world
 from solopo_nemo.runtime import cli
 from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.training.checkpoints.selection import check_suite
+from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -22,8 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     recipe, ranks, *overrides = arguments
     config = load_config(recipe, overrides)
-    check_suite(config)
-    check_world(config, int(ranks))
+    check_all(Start(config, int(ranks)), EVERYWHERE)
     if config.trainer.resume != "auto":
         raise UserError(
             f"trainer.resume={config.trainer.resume}: a job that is requeued would not go on from its own checkpoints; "

@@ -104,18 +104,17 @@ def overrides_of(spec: StepSpec, material: Material, output: Path) -> list[str]:
 
 def _own(spec: StepSpec, material: Material, run: Path) -> dict[str, Any]:
     from solopo_nemo.config.schema import load_config
-    from solopo_nemo.config.world import check_world
     from solopo_nemo.data.prepared import load_prepared
+    from solopo_nemo.training.checks import EVERYWHERE, Start, check_all, prepare
     from solopo_nemo.training.paths import Paths
-    from solopo_nemo.training.prepare import prepare
     from solopo_nemo.training.report.rows import read_metrics
 
     make_checkpoint(material)
     overrides = overrides_of(spec, material, run / "out")
     config = load_config(spec.system, overrides)
-    check_world(config, spec.ranks)
-    config.output.mkdir(parents=True)
-    prepare(config)
+    start = Start(config, spec.ranks)
+    check_all(start, EVERYWHERE)
+    prepare(start)
     paths = Paths(config.output)
     request = {"recipe": spec.system, "overrides": overrides, "steps": spec.steps, "results": str(run)}
     (run / "request.json").write_text(json.dumps(request))

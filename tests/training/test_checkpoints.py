@@ -61,13 +61,13 @@ def test_damage_is_found_named_and_passed_over(case: str, tmp_path: Path, caplog
     damage(second)
     assert words in str(find_damage(second))
     logging.getLogger("solopo_nemo").propagate = True
-    put_damaged_aside(tmp_path)
+    put_damaged_aside(saved_checkpoints(tmp_path))
     assert words in caplog.text
     assert saved_checkpoints(tmp_path) == [first]
     assert (tmp_path / "damaged_step_000020").is_dir()
     damage(first)
     with pytest.raises(UserError, match="every checkpoint is damaged"):
-        put_damaged_aside(tmp_path)
+        put_damaged_aside(saved_checkpoints(tmp_path))
 
 
 def test_what_a_kill_leaves_is_no_checkpoint_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

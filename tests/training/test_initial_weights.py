@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from solopo_nemo.config.schema import load_config
 from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.training import prepare
+from solopo_nemo.training import checks
+from solopo_nemo.training.checkpoints.files import saved_checkpoints
 from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.prepare import import_weights
 
 OLD = 10**9
 
@@ -29,7 +32,7 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
     """A model, an output folder, and what was imported and hashed."""
     seen = SimpleNamespace(model=tmp_path / "model", paths=Paths(tmp_path / "run"), imports=0, hashes=0)
     write(seen.model, "first")
-    hash_weights = prepare.hash_weights
+    hash_weights = checks.hash_weights
 
     def count_import(source: Path, destination: Path, **_: Any) -> None:
         destination.mkdir(parents=True)
@@ -40,8 +43,16 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
         return hash_weights(*arguments)
 
     monkeypatch.setattr("solopo_nemo.nemo_model.convert.import_hf", count_import)
-    monkeypatch.setattr(prepare, "hash_weights", count_hash)
-    seen.start = lambda: prepare._import_weights(seen.model, seen.paths, None, None)
+
+    def start() -> None:
+        begun = checks.Start(config, 1)
+        vars(begun)["saved"] = saved_checkpoints(seen.paths.checkpoints)
+        checks._check_same_weights(begun)
+        import_weights(begun)
+
+    monkeypatch.setattr(checks, "hash_weights", count_hash)
+    config = load_config("solo_dpo", [f"model.init={seen.model}", f"output_dir={seen.paths.output}"])
+    seen.start = start
     return seen
 
 

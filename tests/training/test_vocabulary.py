@@ -12,7 +12,7 @@ from bad_input import ROW, add_token, write
 
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
-from solopo_nemo.training import prepare
+from solopo_nemo.training import checks
 from solopo_nemo.training.launch import run_recipe
 from solopo_nemo.training.paths import Paths
 
@@ -24,7 +24,7 @@ SIZE = json.loads((EMBEDDED_MODEL / "config.json").read_text())["vocab_size"]
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The embedded model with one more token than embeddings, and no import of its weights."""
-    monkeypatch.setattr(prepare, "_import_weights", lambda *_: None)
+    monkeypatch.setattr(checks, "import_weights", lambda *_: None)
     shutil.copytree(EMBEDDED_MODEL, tmp_path / "model")
     add_token(tmp_path / "model", "<|tool|>")
     return tmp_path / "model"
@@ -63,7 +63,7 @@ def test_the_cached_reference_and_data_prepared_before_are_checked_too(model: Pa
     text = config.read_text()
     config.write_text(text.replace(f'"vocab_size": {SIZE}', f'"vocab_size": {SIZE + 128}'))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "find_weights", lambda *_: None)
+        patch.setattr(checks, "find_weights", lambda *_: None)
         assert start(model, data) == 101
     config.write_text(text)
     for only_reference in (False, True):

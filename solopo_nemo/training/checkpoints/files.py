@@ -188,17 +188,29 @@ def check_origin(checkpoint: Path, key: str, trusted: bool, vouch: str = "model.
     logger.info("%s: loading a NeMo checkpoint unpickles files and builds what they name", checkpoint)
 
 
-def put_damaged_aside(folder: Path) -> None:
+def put_damaged_aside(checkpoints: list[Path], only_look: bool = False) -> list[Path]:
     """Rename checkpoints whose files are not as they were written, from the newest down to the first good one.
+
+    Args:
+        checkpoints: of one folder, oldest first.
+        only_look: rename none.
+
+    Returns:
+        The others.
 
     Raises:
         UserError: none is good.
     """
-    checkpoints = saved_checkpoints(folder)
-    for checkpoint in reversed(checkpoints):
-        damage = find_damage(checkpoint)
+    good = list(checkpoints)
+    while good:
+        damage = find_damage(good[-1])
         if damage is None:
-            return
+            return good
+        checkpoint = good.pop()
+        if only_look:
+            logger.warning("%s: %s: it will be put aside", checkpoint, damage)
+            continue
+        folder = checkpoint.parent
         aside = folder / f"damaged_{checkpoint.name}"
         number = 1
         while aside.exists():
@@ -211,6 +223,7 @@ def put_damaged_aside(folder: Path) -> None:
             f"{folder}: every checkpoint is damaged (see the warnings above): bring one back from a copy, "
             "or trainer.resume=never starts anew"
         )
+    return []
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -47,8 +47,16 @@ def to_resume_from(resume: str, folder: Path) -> Path | None:
     return newest if newest is not None and step_of(newest) > step_of(path) else path
 
 
-def settle_earlier_run(config: RunConfig, paths: Paths) -> None:
+def settle_earlier_run(config: RunConfig, paths: Paths, only_look: bool = False) -> list[Path]:
     """Make the output folder ready for this start, before anything else is done in it; by one process.
+
+    Args:
+        config: of the run.
+        paths: of its files.
+        only_look: change nothing there.
+
+    Returns:
+        The folder's checkpoints that this start may go on from, oldest first.
 
     Raises:
         UserError: the folder holds a run with other settings, ``trainer.resume`` names no checkpoint, or none is good.
@@ -60,8 +68,9 @@ def settle_earlier_run(config: RunConfig, paths: Paths) -> None:
     if own and resume == "never" and not (again and environment.restarted()):
         parts = [paths.config, paths.metrics, paths.checkpoints, paths.hf, paths.report]
         parts += [paths.accuracy, paths.alpha, paths.selection]
-        _put_aside(paths, parts)
-        return
+        if not only_look:
+            _put_aside(paths, parts)
+        return []
     if earlier is not None and (changed := changes(earlier, config)):
         raise UserError(
             f"{config.output} holds a run with other settings ({'; '.join(changed)}): choose another output_dir, or "
@@ -70,10 +79,12 @@ def settle_earlier_run(config: RunConfig, paths: Paths) -> None:
     later = [checkpoint for checkpoint in own if named is not None and step_of(checkpoint) > step_of(named)]
     if named is not None and not (again and later):
         _check_named(named, config.model.trust_checkpoint)
-        if later:
+        own = [checkpoint for checkpoint in own if checkpoint not in later]
+        if later and not only_look:
             _put_aside(paths, later)
-    remove_leftovers(paths.checkpoints)
-    put_damaged_aside(paths.checkpoints)
+    if not only_look:
+        remove_leftovers(paths.checkpoints)
+    return put_damaged_aside(own, only_look)
 
 
 def _named_checkpoint(resume: str) -> Path:

@@ -1,0 +1,245 @@
+"""What is looked at before a run begins: one list, which the run itself and ``solopo check`` go through.
+
+A run stops at the first thing that is wrong, before any weight is read; ``solopo check`` goes on to the end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.config.world import check_context, check_pipeline, check_tensor, check_world
+from solopo_nemo.data.prepared import PreparedDataset, TooLong, prepare_dataset
+from solopo_nemo.data.tokenizer_files import load_tokenizer
+from solopo_nemo.data.triplets import Needs
+from solopo_nemo.families import hf
+from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.families.hf import is_checkpoint
+from solopo_nemo.families.weights import find_weights
+from solopo_nemo.runtime import device
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.output import check_writable
+from solopo_nemo.training.checkpoints.files import check_origin
+from solopo_nemo.training.checkpoints.resume import settle_earlier_run
+from solopo_nemo.training.checkpoints.selection import check_selection, check_suite
+from solopo_nemo.training.checkpoints.space import check_space
+from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.prepare import (
+    file_states,
+    find_model,
+    hash_weights,
+    import_weights,
+    total_steps,
+    training_file,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+logger = logging.getLogger("solopo_nemo")
+
+
+class once(cached_property[T]):
+    """A property that is read once; a refusal is kept as well, and raised again."""
+
+    def __get__(self, start: Any, owner: type[Any] | None = None) -> Any:
+        """Read it, or take what was read."""
+        refused: dict[str, UserError] = start.__dict__.setdefault("refused", {})
+        name = str(self.attrname)
+        if name in refused:
+            raise refused[name]
+        try:
+            return super().__get__(start, owner)
+        except UserError as error:
+            refused[name] = error
+            raise
+
+
+@dataclass
+class Start:
+    """A start of a run, and what it starts from; each part is read once.
+
+    Attributes:
+        config: of the run.
+        world: ranks.
+        on_gpu: the run computes on GPUs.
+        scratch: where ``solopo check`` writes, which leaves the output folder as it is. None: this is the run itself.
+    """
+
+    config: RunConfig
+    world: int
+    on_gpu: bool = field(default_factory=device.cuda)
+    scratch: Path | None = None
+
+    @property
+    def paths(self) -> Paths:
+        """The run's files."""
+        return Paths(self.config.output)
+
+    @property
+    def bf16(self) -> bool:
+        """The weights are in bf16."""
+        return (self.config.trainer.precision or device.default_precision(self.on_gpu)) == "bf16"
+
+    @once
+    def saved(self) -> list[Path]:
+        """The checkpoints that this start may go on from."""
+        return settle_earlier_run(self.config, self.paths, only_look=self.scratch is not None)
+
+    @once
+    def source(self) -> Path:
+        """The folder that ``model.init`` means."""
+        return find_model(self.config.model.init, weights=self.scratch is None)
+
+    @property
+    def template(self) -> Path:
+        """The Hugging Face folder there, which in a NeMo checkpoint has no weights."""
+        return self.source / "hf" if is_checkpoint(self.source) else self.source
+
+    @once
+    def model(self) -> ModelDescription:
+        """What the folder says of the model."""
+        scaling = self.config.model.rope_scaling
+        try:
+            return hf.read_config(self.template, rope_scaling=scaling, rope_key="model.rope_scaling")
+        except UserError as error:
+            raise UserError(f"model.init={self.config.model.init}: {error}") from None
+
+    @once
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return load_tokenizer(self.template)
+
+    @once
+    def prepared(self) -> PreparedDataset:
+        """The tokenized data."""
+        config, objective = self.config, self.config.build_objective()
+        written = self.paths if self.scratch is None else Paths(self.scratch)
+        train, window = training_file(config, written), self.model.window
+        max_tokens = config.data.max_tokens or window
+        if max_tokens > window:
+            raise UserError(
+                f"data.max_tokens={max_tokens} is more than the model's window of {window} tokens; model.rope_scaling "
+                "extends it: 'model.rope_scaling={type: yarn, factor: 4.0}'"
+            )
+        return prepare_dataset(
+            train,
+            self.tokenizer,
+            Needs(tuple(dict.fromkeys((*objective.sequences, *objective.reference_sequences)))),
+            max_tokens,
+            cast(TooLong, config.data.too_long),
+            written.tokenized,
+            config.model.init,
+            vocab_size=self.model.vocab_size,
+            template_kwargs=config.data.chat_template_kwargs,
+            in_progress=bool(self.saved),
+            known=self.paths.tokenized,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return total_steps(self.config, len(self.prepared.dataset))
+
+    @property
+    def imported(self) -> dict[str, Any]:
+        """What :attr:`origin` was when the initial weights were imported; empty before."""
+        marker = self.paths.initial / "source.json"
+        return json.loads(marker.read_text()) if marker.is_file() else {}
+
+    @once
+    def origin(self) -> dict[str, Any]:
+        """Hash of the source's weights, and the states of its files; while these stay, nothing is hashed again."""
+        scaling, known = self.config.model.rope_scaling, self.imported
+        files = file_states(self.source, scaling)
+        if files and known.get("files") == files:
+            return known
+        return {"weights": hash_weights(self.source, scaling), "files": files}
+
+
+def _check_origin(start: Start) -> None:
+    if is_checkpoint(start.source):
+        check_origin(start.source, "model.init", start.config.model.trust_checkpoint)
+
+
+def _check_weights(start: Start) -> None:
+    if start.template is not start.source:
+        return
+    if start.scratch and not Path(start.config.model.init).is_dir() and not list(start.source.glob("*.safetensors")):
+        logger.warning("model.init=%s: the run downloads the weights; they are not checked", start.config.model.init)
+    else:
+        find_weights(start.source, start.model)
+
+
+def _check_same_weights(start: Start) -> None:
+    if start.imported and start.saved and start.origin["weights"] != start.imported.get("weights"):
+        raise UserError(
+            f"{start.paths.output} holds a run that started from other weights or another rope_scaling than "
+            f"model.init={start.source} has now: choose another output_dir, or trainer.resume=never to put that run "
+            "aside"
+        )
+
+
+def _check_selection(start: Start) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        changes, template = start.model.changes(), start.template
+        if changes:
+            template = Path(folder)
+            hf.copy_template(start.template, template, changes)
+        check_selection(start.config, template)
+
+
+Check = Callable[[Start], object]
+"""Raises a `UserError` where a start has to be refused, and logs a warning where it is odd."""
+
+EVERYWHERE: tuple[Check, ...] = (
+    lambda start: check_suite(start.config),
+    lambda start: check_world(start.config, start.world),
+)
+"""What every rank checks, and whoever submits a job: needs neither the model nor the data."""
+
+CHECKS: tuple[Check, ...] = (
+    lambda start: start.saved,
+    lambda start: check_writable(start.config.output, "output_dir", make=start.scratch is None),
+    _check_origin,
+    lambda start: check_tensor(start.config.parallel, start.model),
+    lambda start: check_pipeline(start.config.parallel, start.model),
+    lambda start: check_context(start.config.parallel, start.model, start.on_gpu),
+    lambda start: check_space(start.config, start.model, start.bf16, saved=len(start.saved)),
+    _check_weights,
+    _check_same_weights,
+    lambda start: start.tokenizer,
+    lambda start: start.prepared,
+    lambda start: check_space(start.config, start.model, start.bf16, start.steps, len(start.saved)),
+    _check_selection,
+)
+"""What the owner of the output folder checks after :data:`EVERYWHERE`, in this order, before any weight is read."""
+
+
+def check_all(start: Start, checks: Iterable[Check]) -> None:
+    """Check a start.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    for check in checks:
+        check(start)
+
+
+def prepare(start: Start) -> None:
+    """Check and make everything that the ranks share. Idempotent; nothing is done twice.
+
+    Raises:
+        UserError: as :func:`check_all`.
+    """
+    check_all(start, CHECKS)
+    import_weights(start)
