@@ -159,8 +159,9 @@ def test_training_sees_other_rope_scaling(tmp_path: Path) -> None:
     scores = {row["id"]: row["short_chosen"] for row in map(json.loads, lines)}
     config = AutoConfig.from_pretrained(paths.initial / "hf")
     assert config.rope_scaling["rope_type"] == "yarn"
-    scaled: Any = AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL, config=config)
-    plain: Any = AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL)
+    # in float64: in float32 transformers itself is 1e-5 from it where an answer is almost sure
+    scaled: Any = AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL, config=config, dtype=torch.float64)
+    plain: Any = AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL, dtype=torch.float64)
     for sample in load_prepared(paths.tokenized).dataset:
         want, unscaled = (
             _log_probability(model, sample["prompt_short"], sample["chosen"]) for model in (scaled, plain)

@@ -54,7 +54,7 @@ PRELOADED = (
     "torch.utils.tensorboard",
 )
 AT_IMPORT = re.compile(
-    r"(HF(?!_TOKEN)|TRANSFORMERS|TOKENIZERS|OMP|MKL|OPENBLAS|CUDA|NCCL|TORCH(?!ELASTIC|_NCCL|INDUCTOR|DYNAMO)|NVTE|LD|MALLOC|PYTHON(?!PATH))_?"
+    r"(HF(?!_TOKEN)|TRANSFORMERS|TOKENIZERS|OMP|MKL|OPENBLAS|CUDA|NCCL|TORCH(?!ELASTIC|_NCCL|INDUCTOR|DYNAMO)|NVTE|LD|MALLOC|PYTHON(?!PATH|WARNINGS))_?"
 )
 """Variables that libraries read as they are imported: a program that differs in one is started for real."""
 SPAWN = re.compile(r"from multiprocessing.spawn import spawn_main; spawn_main\(tracker_fd=(\d+), pipe_handle=(\d+)\)")
