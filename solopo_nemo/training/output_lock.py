@@ -110,7 +110,10 @@ class OutputLock:
         own = _this_process()
         if owner["machine"] == own["machine"]:
             try:
-                return abs(psutil.Process(owner["pid"]).create_time() - owner["created"]) < 1
+                process = psutil.Process(owner["pid"])
+                # in a container nobody may reap what has ended
+                is_over = process.status() == psutil.STATUS_ZOMBIE
+                return not is_over and abs(process.create_time() - owner["created"]) < 1
             except psutil.NoSuchProcess:
                 return False
         logger.info("%s: a run on %s was here; looking whether it lives", self.path.parent, owner["host"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from solopo_nemo.runtime.errors import UserError
@@ -56,6 +58,15 @@ def test_what_a_killed_run_left_is_taken_over(tmp_path: Path) -> None:
     assert lock_file(tmp_path).exists()
     with OutputLock(tmp_path):
         pass
+
+
+def test_a_run_that_has_ended_and_that_nobody_has_reaped_is_no_owner(tmp_path: Path) -> None:
+    with another_run(tmp_path) as first:
+        first.kill()
+        os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
+        assert psutil.Process(first.pid).status() == psutil.STATUS_ZOMBIE
+        with OutputLock(tmp_path):
+            pass
 
 
 def test_a_process_number_that_was_given_again_is_no_owner(tmp_path: Path) -> None:
