@@ -29,8 +29,8 @@ READ = {
     *("max_position_embeddings", "num_key_value_heads", "head_dim", "initializer_range", "rms_norm_eps"),
     *("tie_word_embeddings", "dtype", "torch_dtype", "layer_types", *TOKEN_IDS, *SIZES),
 }
-PROVENANCE = """transformers_version _name_or_path _model_name_or_path name_or_path _commit_hash auto_map transformers.js_config
-is_llama_config unsloth_version unsloth_fixed model_name source license"""
+PROVENANCE = """transformers_version _name_or_path _model_name_or_path name_or_path _commit_hash auto_map
+transformers.js_config is_llama_config unsloth_version unsloth_fixed model_name source license"""
 RUNNING = """use_cache pretraining_tp attn_implementation _attn_implementation _attn_implementation_autoset
 _attn_implementation_internal experts_implementation _experts_implementation _flash_attn_2_enabled
 gradient_checkpointing torchscript use_bfloat16 tf_legacy_loss output_attentions output_hidden_states return_dict
