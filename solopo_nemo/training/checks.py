@@ -36,6 +36,7 @@ from solopo_nemo.training.prepare import (
     find_model,
     hash_weights,
     import_weights,
+    length_in_words,
     total_steps,
     training_file,
 )
@@ -189,6 +190,12 @@ def _check_same_weights(start: Start) -> None:
         )
 
 
+def _say_length(start: Start) -> None:
+    samples = len(start.prepared.dataset)
+    level = logging.WARNING if samples < start.config.trainer.global_batch else logging.INFO
+    logger.log(level, length_in_words(start.config, samples))
+
+
 def _check_selection(start: Start) -> None:
     with tempfile.TemporaryDirectory() as folder:
         changes, template = start.model.changes(), start.template
@@ -219,6 +226,7 @@ CHECKS: tuple[Check, ...] = (
     _check_same_weights,
     lambda start: start.tokenizer,
     lambda start: start.prepared,
+    _say_length,
     lambda start: check_space(start.config, start.model, start.bf16, start.steps, len(start.saved)),
     _check_selection,
 )

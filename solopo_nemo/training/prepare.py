@@ -105,6 +105,23 @@ def total_steps(config: RunConfig, samples: int) -> int:
     return -(-samples * config.trainer.epochs // config.trainer.global_batch)
 
 
+def length_in_words(config: RunConfig, samples: int) -> str:
+    """How many steps a run has, and what of its ``samples`` they see, left out and repeated samples included."""
+    trainer, steps = config.trainer, total_steps(config, samples)
+    batch, seen = trainer.global_batch, steps * trainer.global_batch
+    text = f"{steps} steps of trainer.global_batch={batch} see {seen / samples:.4g} epochs of {samples} samples"
+    if seen < samples:
+        text += f": {samples - seen} samples are never seen (trainer.max_steps={steps})"
+    elif trainer.max_steps is None and (more := seen - samples * trainer.epochs):
+        text += f": trainer.epochs={trainer.epochs}, and {more} samples again, which fill the last batch"
+    if batch > samples:
+        text += (
+            f"; the batch is larger than the data, so that one step sees a sample {batch / samples:.3g} times: give a "
+            f"trainer.global_batch of at most {samples}"
+        )
+    return text
+
+
 def training_file(config: RunConfig, paths: Paths) -> Path:
     """The file that ``data.train`` means; the built-in one is written below ``paths``."""
     if config.data.train != "builtin":
