@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from solopo_nemo.runtime.environment import provide_home
 from solopo_nemo.runtime.errors import RunFault, UserError
 from solopo_nemo.runtime.signals import ignore_signals
 from solopo_nemo.runtime.units import token_count
@@ -123,6 +124,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """
     try:
         try:
+            provide_home()
             code = main()
         except ModuleNotFoundError as error:
             raise UserError(_not_installed(error)) from error

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
+import logging
 import os
+import tempfile
+from pathlib import Path
 
 from solopo_nemo.runtime.errors import UserError
 
@@ -14,6 +18,8 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:The pynvml package is deprecated
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 _RANK_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI", "OMPI_", "SOLOPO_")
 _START = "SOLOPO_START"
+
+logger = logging.getLogger("solopo_nemo")
 
 
 CP_COMM_TYPES = ("p2p", "a2a")
@@ -49,6 +55,45 @@ def start_here(name: str) -> None:
 def started_here() -> bool:
     """Whether the recipe itself, and not ``torchrun`` or Slurm, started this rank."""
     return _START in os.environ
+
+
+def provide_home() -> None:
+    """Give the caches of libraries a place where the home folder is missing or cannot be written, and say so.
+
+    Call it before a library is imported: some read their variables then, and NeMo fails without a home folder. A home
+    folder that is there keeps its variable, as what it holds may be read.
+
+    Raises:
+        UserError: there is no place for them.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # of a user that the system does not know, as containers start them
+        os.environ["LOGNAME"] = str(os.getuid())
+    home = Path(os.path.expanduser(os.environ.get("HOME") or "~"))
+    places = {"HOME": ""}
+    if home.is_absolute() and home.is_dir():
+        places = {"XDG_CACHE_HOME": "cache", "MPLCONFIGDIR": "matplotlib", "TRITON_CACHE_DIR": "triton"}
+        if os.access(home, os.W_OK) or places.keys() <= os.environ.keys():
+            return
+        for name, there in (("XDG_CACHE_HOME", home / ".cache"), ("HF_HOME", home / ".cache" / "huggingface")):
+            if there.is_dir() and (name == "HF_HOME" or os.access(there, os.W_OK)):
+                os.environ.setdefault(name, str(there))
+    try:
+        folder = Path(tempfile.gettempdir()) / f"solopo-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(0, "another user's folder")
+    except OSError as error:
+        raise UserError(
+            f"HOME={home} cannot be written, and neither can the folder for temporary files ({error.strerror}): set HOME "
+            "to a folder that can"
+        ) from None
+    logger.warning("HOME=%s cannot be written: caches are in %s; set HOME to a folder of your own", home, folder)
+    for name, below in places.items():
+        if name == "HOME":
+            os.environ[name] = str(folder)
+        os.environ.setdefault(name, str(folder / below))
 
 
 def _number(*names: str, default: int = 0) -> int:
