@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from solopo_nemo.builders.contexts.sources import FORMATS
-from solopo_nemo.runtime.cli import ArgumentParser, show_json
+from solopo_nemo.runtime.cli import ArgumentParser, path_or_name, show_json
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,16 +39,16 @@ def _parser() -> ArgumentParser:
         "supporting[] and distractors[]: .jsonl, .json (both also .gz), .parquet, a saved dataset's folder, or what "
         "`datasets` loads by its name, such as a dataset on the Hugging Face hub"
     )
-    option("--source PATH|NAME", source, required=True)
+    option("--source PATH|NAME", source, type=path_or_name, required=True)
     tokenizer = "local Hugging Face folder of the model to train; it needs a chat template"
     option("--tokenizer FOLDER", tokenizer, type=Path, required=True)
     short = "token target of the short prompt: 1100, a range 800-1400, or a file with one length a line to draw from"
-    option("--short-tokens N", short, required=True)
+    option("--short-tokens N", short, type=path_or_name, required=True)
     long = (
         "the same of the long prompt, e.g. 7500; several as 4096,8192,16384 give one output each, NAME.4096.jsonl, "
         "all of the same questions: one that fails at one length is in none"
     )
-    option("--long-tokens N[,N]", long, required=True)
+    option("--long-tokens N[,N]", long, type=path_or_name, required=True)
     out = "JSON lines to write; FILE.report.json has the figures, FILE.dropped.jsonl the questions a rule left out"
     option("--out FILE", out, type=Path, required=True)
 
@@ -60,7 +60,7 @@ def _parser() -> ArgumentParser:
         "draw distractors from these files or datasets and not from the other questions: rows of title and "
         "paragraph_text, or of text, or questions as --source takes them"
     )
-    option("--pool PATH", pool, nargs="+")
+    option("--pool PATH", pool, type=path_or_name, nargs="+")
     pairs = "gold: also write chosen (gold answer) and rejected (wrong answer of the same kind), without sampling"
     option("--pairs", pairs, "none", choices=["none", "gold"])
     option("--seed N", "seed of all draws", 0)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from solopo_nemo.evaluation.suites import SUITES
-from solopo_nemo.runtime.cli import ArgumentParser, list_of, settings_of, show_json
+from solopo_nemo.runtime.cli import ArgumentParser, list_of, path_or_name, settings_of, show_json
 from solopo_nemo.runtime.errors import require
 from solopo_nemo.runtime.units import token_count
 
@@ -68,7 +68,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     option = parser.options("what")
     model = "Hugging Face folder, a checkpoint of a run (its weights and context folders), or a server's model name"
-    option("--model MODEL", model)
+    option("--model MODEL", model, type=path_or_name)
     option("--suite NAME[,NAME]", f"of {', '.join(SUITES)}")
     compare = "put folders that were evaluated side by side; differences are to the first"
     option("--compare FOLDER", compare, type=Path, nargs="+")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solopo_nemo.runtime.cli import EXIT_RESUMABLE, STOPPED, ArgumentParser, settings_of, show_json
+from solopo_nemo.runtime.cli import EXIT_RESUMABLE, STOPPED, ArgumentParser, path_or_name, settings_of, show_json
 from solopo_nemo.runtime.errors import require
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def _parser() -> ArgumentParser:
     option("--contexts FILE", contexts, type=Path, required=True)
     backend = "hf: generate here with transformers; openai: ask an OpenAI-compatible server (vLLM, NIM, SGLang, ...)"
     option("--backend", backend, choices=["hf", "openai"], required=True)
-    option("--model MODEL", "local Hugging Face folder, or the name that the server gives the model", required=True)
+    model = "local Hugging Face folder, or the name that the server gives the model"
+    option("--model MODEL", model, type=path_or_name, required=True)
     out = "triplets to write (.jsonl); FILE.dropped.jsonl lists questions that a rule left out"
     option("--out FILE", out, type=Path, required=True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -26,8 +29,8 @@ from solopo_nemo.embedded.world import MAX_PARAGRAPHS
 from solopo_nemo.runtime import environment
 from solopo_nemo.runtime.cli import command_name
 from solopo_nemo.runtime.errors import UserError, require
-from solopo_nemo.runtime.options import check_options, choice, number
-from solopo_nemo.runtime.paths import CONF
+from solopo_nemo.runtime.options import check_options, choice, number, path, path_options
+from solopo_nemo.runtime.paths import CONF, expand_home
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -36,7 +39,7 @@ logger = logging.getLogger("solopo_nemo")
 class ModelConfig:
     """Where the weights come from and how the model is computed."""
 
-    init: str
+    init: str = path()
     rope_scaling: dict[str, Any] | None
     trust_checkpoint: bool
     recompute: str = choice(allowed=("none", "selective", "full"))
@@ -55,7 +58,7 @@ class BuiltinDataConfig:
 class DataConfig:
     """Training samples."""
 
-    train: str
+    train: str = path()
     max_tokens: int | None = number(minimum=2, optional=True)
     too_long: str = choice(allowed=("error", "drop"))
     chat_template_kwargs: dict[str, Any] | None = None  # absent in the configuration of earlier runs
@@ -106,7 +109,7 @@ class TrainerConfig:
     checkpoint_every: int = number(minimum=1)
     keep_checkpoints: int = number(minimum=1)
     select_best: str | None
-    resume: str
+    resume: str = path()
     nonfinite: str = choice(allowed=("stop", "skip"))
     timeout_minutes: float = number(above=0)
 
@@ -126,17 +129,17 @@ class EvaluationConfig:
     name: str = choice(allowed=("auto", "builtin", "none"))
     lengths: list[int]
     questions: int = number(minimum=1)
-    data: str
+    data: str = path()
     limit: int | None = number(minimum=1, optional=True)
     seed: int
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunConfig:
     """A whole run."""
 
     recipe: str
-    output_dir: str
+    output_dir: str = path()
     model: ModelConfig
     objective: dict[str, Any]
     data: DataConfig
@@ -188,6 +191,9 @@ class RunConfig:
         return objective
 
 
+_PATHS = tuple(path_options(RunConfig))
+"""The keys that name a file or a folder."""
+
 _FORMER_KEYS = {"parallel.context_mode": "parallel.cp_comm_type", "model.row_chunk": "model.logits_chunk_size"}
 """Keys that were renamed, and their names now: the former name still works."""
 
@@ -208,13 +214,38 @@ def _one_line(error: Exception) -> str:
     return f"{key}: {message}" if key else message
 
 
+def _readable(override: str) -> str:
+    """An override in Hydra's grammar; the value of a path option is taken as it stands, whatever characters it has.
+
+    A path in quotes, or with Hydra's backslashes, is what Hydra makes of it: ``output_dir="a b"`` is ``a b``.
+
+    Raises:
+        UserError: Hydra cannot read it, or takes it for several values.
+    """
+    key, equals, value = override.partition("=")
+    problem, own = "", None
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        own = None if parsed.is_sweep_override() else parsed.value()
+        problem = "several values" if parsed.is_sweep_override() else ""
+    except HydraException as error:
+        problem = _one_line(error)
+    if equals and key.lstrip("+") in _PATHS and value != "null":
+        quoted = value[:1] in ("'", '"') and value[:1] == value[-1:]
+        taken = isinstance(own, str) and (quoted or "\\" in value)
+        return override if taken else f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    if problem:
+        example = "'model.rope_scaling={type: yarn, factor: 4.0}'"
+        if value[:1] not in ("[", "{"):
+            example = shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
+        how = f", what needs quotes as in {example}" if key and value else ""
+        raise UserError(f"configuration: {override!r} cannot be read ({problem}): write key=value{how}")
+    return override
+
+
 def _compose(recipe: str, overrides: Sequence[str]) -> Any:
     try:
-        return compose(recipe, overrides=list(overrides), return_hydra_config=True)
-    except OverrideParseException as error:
-        raise UserError(
-            f"configuration: {error.override!r} cannot be read ({_one_line(error)}): write key=value"
-        ) from None
+        return compose(recipe, overrides=[_readable(override) for override in overrides], return_hydra_config=True)
     except (ValueError, TypeError) as error:  # what Hydra does not say itself
         raise UserError(f"configuration: {error} (in: {' '.join(overrides)})") from None
 
@@ -235,6 +266,8 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
         missing = OmegaConf.missing_keys(merged)
         if missing:
             raise UserError(f"{', '.join(sorted(missing))}: no value given; set it on the command line as key=value")
+        for key in _PATHS:
+            OmegaConf.update(merged, key, expand_home(OmegaConf.select(merged, key), f"{key}="))
         config: RunConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"configuration: {_one_line(error)} ({command_name()} --help lists the keys)") from None

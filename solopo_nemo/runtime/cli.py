@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 from solopo_nemo.runtime.environment import provide_home
 from solopo_nemo.runtime.errors import RunFault, UserError
+from solopo_nemo.runtime.paths import expand_home
 from solopo_nemo.runtime.signals import ignore_signals
 from solopo_nemo.runtime.units import token_count
 
@@ -38,6 +39,8 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, description: str | None = None, **settings: Any) -> None:
         settings = {"prog": command_name(), "formatter_class": argparse.RawDescriptionHelpFormatter, **settings}
         super().__init__(description=description, **settings)
+        for kind in (Path, type(Path())):
+            self.register("type", kind, _path)
 
     def error(self, message: str) -> NoReturn:
         """Refuse the arguments."""
@@ -99,6 +102,15 @@ def positive_count(text: str) -> int:
     if value < 1:
         raise ValueError
     return value
+
+
+def path_or_name(text: str) -> str:
+    """Argument type: a path, or a name; `~` stands for the home folder. A plain `Path` expands it too."""
+    return expand_home(text)
+
+
+def _path(text: str) -> Path:
+    return Path(expand_home(text))
 
 
 def list_of(one: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:

@@ -6,6 +6,7 @@ import getpass
 import logging
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from solopo_nemo.runtime.errors import UserError
@@ -70,7 +71,9 @@ def provide_home() -> None:
         getpass.getuser()
     except (KeyError, OSError):  # of a user that the system does not know, as containers start them
         os.environ["LOGNAME"] = str(os.getuid())
-    home = Path(os.path.expanduser(os.environ.get("HOME") or "~"))
+    home = Path(os.environ.get("HOME") or "~")
+    with suppress(RuntimeError):
+        home = home.expanduser()
     places = {"HOME": ""}
     if home.is_absolute() and home.is_dir():
         places = {"XDG_CACHE_HOME": "cache", "MPLCONFIGDIR": "matplotlib", "TRITON_CACHE_DIR": "triton"}
@@ -79,6 +82,7 @@ def provide_home() -> None:
         for name, there in (("XDG_CACHE_HOME", home / ".cache"), ("HF_HOME", home / ".cache" / "huggingface")):
             if there.is_dir() and (name == "HF_HOME" or os.access(there, os.W_OK)):
                 os.environ.setdefault(name, str(there))
+    named = f"HOME={home}" if home.is_absolute() else "the home folder (HOME is not set)"
     try:
         folder = Path(tempfile.gettempdir()) / f"solopo-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -86,10 +90,10 @@ def provide_home() -> None:
             raise PermissionError(0, "another user's folder")
     except OSError as error:
         raise UserError(
-            f"HOME={home} cannot be written, and neither can the folder for temporary files ({error.strerror}): set HOME "
-            "to a folder that can"
+            f"{named} cannot be written, and neither can the folder for temporary files ({error.strerror}): set "
+            "HOME to a folder that can"
         ) from None
-    logger.warning("HOME=%s cannot be written: caches are in %s; set HOME to a folder of your own", home, folder)
+    logger.warning("%s cannot be written: caches are in %s; set HOME to a folder of your own", named, folder)
     for name, below in places.items():
         if name == "HOME":
             os.environ[name] = str(folder)

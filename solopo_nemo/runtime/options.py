@@ -13,9 +13,9 @@ Objectives and the configuration of a run use it alike. Example::
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import MISSING, Field, field, fields, is_dataclass
-from typing import Any
+from typing import Any, cast, get_type_hints
 
 from solopo_nemo.runtime.errors import UserError
 
@@ -75,6 +75,21 @@ def flag(default: bool, help: str) -> Any:
         return None if isinstance(value, bool) else "true or false"
 
     return _option(default, check, help)
+
+
+def path() -> Any:
+    """A path, or a name that may stand for one; :func:`path_options` finds it."""
+    return field(metadata={"path": True})
+
+
+def path_options(cls: type) -> Iterator[str]:
+    """The dotted names of the options of a dataclass, and of the dataclasses in it, that :func:`path` declares."""
+    kinds = get_type_hints(cls)
+    for option in fields(cls):
+        if option.metadata.get("path"):
+            yield option.name
+        elif is_dataclass(kind := kinds[option.name]):
+            yield from (f"{option.name}.{name}" for name in path_options(cast(type, kind)))
 
 
 def fixed(default: object) -> Any:

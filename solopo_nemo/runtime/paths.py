@@ -1,8 +1,10 @@
-"""Folders that the package brings along."""
+"""Folders that the package brings along, and the ``~`` of paths that users give."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from solopo_nemo.runtime.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -17,3 +19,21 @@ EMBEDDED_MODEL = ASSETS / "tiny_qwen2"
 
 EMBEDDED_PAIRS = ASSETS / "tiny_qwen2_pairs.jsonl.gz"
 """The answers that ``data.train=builtin`` trains on, sampled from that model."""
+
+
+def expand_home(path: str, key: str = "") -> str:
+    """A path with its leading ``~`` or ``~user`` replaced by the home folder, as a shell does for words of their own.
+
+    Args:
+        path: a path, or a name that is none.
+        key: how messages name the option, such as ``output_dir=``.
+
+    Raises:
+        UserError: there is no such home folder.
+    """
+    try:
+        # not the Path itself, which would drop the ./ of ./name
+        return path if path[:1] != "~" else str(Path(path).expanduser())
+    except RuntimeError:
+        user = path.split("/")[0]
+        raise UserError(f"{key}{path}: no home folder {user} here: write ./{path} for a name that begins so") from None

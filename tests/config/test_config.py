@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
-from solopo_nemo.config.schema import load_config, read_config, save_config
+from solopo_nemo.config.schema import RunConfig, load_config, read_config, save_config
 from solopo_nemo.config.usage import describe
 from solopo_nemo.config.world import check_world
 from solopo_nemo.objectives import build_objective
 from solopo_nemo.objectives.registry import option_fields
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.options import path_options
 from solopo_nemo.runtime.paths import CONF
 
 RECIPES = sorted(p.stem for p in (CONF.parent / "recipes").glob("*.py"))
@@ -109,6 +112,41 @@ def test_a_users_own_objective_is_found(tmp_path: Path, monkeypatch: pytest.Monk
     objective = load_config("solo_dpo", [*overrides, "+plugins=[my_po_of_a_test]"]).build_objective()
     assert objective.name == "halved_dpo_of_a_test"
     assert objective.beta == 0.5
+
+
+PATHS = {
+    "lr=1e-6": "lr=1e-6",
+    "1e-6": "1e-6",
+    "true": "true",
+    "a,b [c] {d} 'e' \"f~(1)#é;": "a,b [c] {d} 'e' \"f~(1)#é;",
+    "a\\": "a\\",
+    "'a, b'": "a, b",
+    '"it\'s"': "it's",
+    "a\\=b\\ c": "a=b c",
+    "./${recipe}=1": "./solo_dpo=1",
+    "~/a=b": "/home/me/a=b",
+    "~": "/home/me",
+    "a/~/b": "a/~/b",
+}
+
+
+def test_paths_are_taken_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    keys = ("output_dir", "model.init", "data.train", "evaluation.data", "trainer.resume")
+    assert set(keys) == set(path_options(RunConfig))
+    for start in range(0, len(PATHS), len(keys)):
+        given = dict(zip(keys, list(PATHS)[start : start + len(keys)], strict=False))
+        config = load_config("solo_dpo", [f"++{key}={text}" for key, text in given.items()])
+        for key, text in given.items():
+            assert attrgetter(key)(config) == PATHS[text]
+
+
+@pytest.mark.parametrize("text", ["a=b", "a,b", 'it\'s "x" #'])
+def test_the_message_shows_the_quoting_that_works(text: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be read .* write key=value, what needs quotes as in '") as refused:
+        load_config("solo_dpo", [f"logger.wandb={text}"])
+    (word,) = shlex.split(str(refused.value).partition("quotes as in ")[2])
+    assert load_config("solo_dpo", [word]).logger.wandb == text
 
 
 def test_what_is_saved_is_what_is_read(tmp_path: Path) -> None:

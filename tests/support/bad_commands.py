@@ -13,6 +13,8 @@ unknown group option         | objective=nope                          | nope
 unknown model                | model=gpt5                              | gpt5
 unknown group                | objectiv=dpo                            | objectiv
 not an override              | alpha                                   | alpha
+text that needs quotes       | logger.wandb=a=b                        | 'logger.wandb="a=b"'
+a home of nobody             | data.train=~no_such_user/x.jsonl        | ~no_such_user
 half a list                  | +plugins=[a                             | +plugins=[a
 no key                       | =3                                      | =3
 added without a plus         | trainer.steps=3                         | trainer.steps
@@ -149,6 +151,7 @@ output of nothing            | output_dir=                             | output_
 TOOLS = """
 contexts of nothing     | build_contexts   |                                                         | --source
 contexts, no source     | build_contexts   | {contexts} --source /no/such.jsonl                      | /no/such.jsonl
+contexts, nobody's home | build_contexts   | {contexts} --source=~no_such_user/x.jsonl               | ~no_such_user
 contexts, empty source  | build_contexts   | {contexts} --source {bad}/empty_file.jsonl              | empty_file.jsonl
 contexts, other source  | build_contexts   | {contexts} --source {bad}/ok.jsonl                      | ok.jsonl
 contexts, broken source | build_contexts   | {contexts} --source {bad}/broken_line_4711.jsonl        | broken_line_4711.jsonl
