@@ -23,9 +23,9 @@ from rich.console import Console
 
 from solopo_nemo.commands.dispatch import TOOLS, recipes
 from solopo_nemo.runtime import cli, environment
-from studies.benchmarks.process import MeasurementError
 from studies.benchmarks.suite import RESULTS
 from studies.paths import ROOT
+from studies.pool import MeasurementError
 from studies.results import Results, machine, revision, versions
 
 STUDIES = ("benchmark", "collapse", "reproduce")
