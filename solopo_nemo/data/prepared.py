@@ -20,6 +20,7 @@ from datasets.arrow_writer import ArrowWriter
 from solopo_nemo.data.answers import same_answers
 from solopo_nemo.data.lengths import Lengths, compression_rate
 from solopo_nemo.data.rows import data_files
+from solopo_nemo.data.template_date import pinned_date
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.triplets import Needs, Triplet, read_triplets, sequence_columns
 from solopo_nemo.data.vocabulary import check_tokenizer, require_token
@@ -49,7 +50,8 @@ class PreparedDataset:
     Attributes:
         path: Its folder.
         dataset: Memory-mapped; `id` (string) and, as lists of int32, the fields that the objective needs.
-        summary: Contents of `summary.json`: counts (`in` = `kept` + `dropped`), token statistics, rho, hashes.
+        summary: Contents of `summary.json`: counts (`in` = `kept` + `dropped`), token statistics, rho, hashes, and the
+            date that a chat template wrote.
     """
 
     path: Path
@@ -118,6 +120,7 @@ def prepare_dataset(
     try:
         summary: dict[str, Any] = {"inputs": inputs, "source": str(path), "tokenizer": tokenizer_id}
         summary |= {"sequences": list(needs.sequences), "max_tokens": max_tokens, "too_long": too_long}
+        summary["date"] = pinned_date(tokenizer)
         summary |= _write(path, _Encoder(encoder, needs, vocab_size), needs, max_tokens, too_long, temporary)
         summary["fingerprint"] = _fingerprint(temporary, earlier, in_progress, path)
         (temporary / _SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -139,6 +142,11 @@ def load_prepared(out_dir: Path | str) -> PreparedDataset:
         raise UserError(f"{out_dir}: no prepared data set in it: run the recipe's data preparation first")
     summary = json.loads((out_dir / _SUMMARY).read_text(encoding="utf-8"))
     return PreparedDataset(out_dir, datasets.Dataset.from_file(str(out_dir / _ARROW)), summary)
+
+
+def prepared_date(out_dir: Path) -> str | None:
+    """The day that the chat template wrote into the prompts of a prepared data set; None without such a day."""
+    return load_prepared(out_dir).summary.get("date") if _is_prepared(out_dir) else None
 
 
 def _is_prepared(out_dir: Path) -> bool:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.warn import warn_once
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # what the project's tools write beside their results
@@ -27,8 +26,6 @@ _SPLITS = {
 }
 _SHARD = re.compile(r"(\w+)-\d{5}-of-\d{5}\.")
 _NAMED = 6
-
-logger = logging.getLogger("solopo_nemo")
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ def _training_split(folder: Path, files: list[Path]) -> list[Path]:
             "one split"
         )
     others = [file for name, found in splits.items() if name != "train" for file in found]
-    _warn_once(f"{folder}: the training split is read ({_names(splits['train'])}), and not {_names(others)}")
+    warn_once(f"{folder}: the training split is read ({_names(splits['train'])}), and not {_names(others)}")
     return splits["train"]
 
 
@@ -120,11 +117,6 @@ def _split_of(name: str) -> str:
 
 def _names(files: list[Path]) -> str:
     return ", ".join([*(file.name for file in files[:_NAMED]), *(["…"] if len(files) > _NAMED else [])])
-
-
-@cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from solopo_nemo.data import template_date
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.warn import warn_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,12 +24,16 @@ _ONLY_5 = ("backend", "is_local", "local_files_only")
 logger = logging.getLogger("solopo_nemo")
 
 
-def load_tokenizer(folder: Path | str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    folder: Path | str, trust_remote_code: bool = False, day: str | None = None
+) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a local Hugging Face folder; the network is never asked.
 
     Args:
         folder: the folder, written by transformers 4 or 5.
         trust_remote_code: run Python code that it brings.
+        day: what a chat template that writes the date writes, as 2026-11-29; by default the day that the model was
+            trained with, else today.
 
     Raises:
         UserError: The folder is missing or holds no tokenizer that can be loaded.
@@ -48,7 +55,19 @@ def load_tokenizer(folder: Path | str, trust_remote_code: bool = False) -> PreTr
         except Exception as error:  # tokenizers raises bare Exception for a damaged file
             raise UserError(f"{folder}: no tokenizer can be loaded from it ({' '.join(str(error).split())})") from error
     tokenizer.name_or_path = str(folder)
+    _pin_date(tokenizer, folder, day)
     return tokenizer
+
+
+def _pin_date(tokenizer: PreTrainedTokenizerBase, folder: Path, day: str | None) -> None:
+    kept, today = tokenizer.init_kwargs.get(template_date.KEY), str(date.today())
+    try:
+        dated = template_date.pin_date(tokenizer, date.fromisoformat(day or kept or today))
+    except (TypeError, ValueError):
+        raise UserError(f"{folder}: {_CONFIG}: {template_date.KEY}={kept!r} is no day such as {today}") from None
+    if dated:
+        of = "the day of this run's data" if day else "the day that it was trained with" if kept else "today"
+        warn_once(f"{folder}: its chat template writes the date: {day or kept or today}, {of}, in every prompt")
 
 
 def _with_config(folder: Path, settings: dict[str, Any], view: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.config.world import check_context, check_pipeline, check_tensor, check_world
-from solopo_nemo.data.prepared import PreparedDataset, TooLong, prepare_dataset
+from solopo_nemo.data.prepared import PreparedDataset, TooLong, prepare_dataset, prepared_date
 from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.data.triplets import Needs
 from solopo_nemo.families import hf
@@ -36,6 +36,7 @@ from solopo_nemo.training.prepare import (
     find_model,
     hash_weights,
     import_weights,
+    keep_date,
     length_in_words,
     total_steps,
     training_file,
@@ -117,8 +118,8 @@ class Start:
 
     @once
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
-        return load_tokenizer(self.template)
+        """The model's tokenizer; a date in its chat template is the one that the data were prepared with."""
+        return load_tokenizer(self.template, day=prepared_date(self.paths.tokenized))
 
     @once
     def prepared(self) -> PreparedDataset:
@@ -251,3 +252,4 @@ def prepare(start: Start) -> None:
     """
     check_all(start, CHECKS)
     import_weights(start)
+    keep_date(start)

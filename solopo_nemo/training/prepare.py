@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.data.template_date import KEY as DATE_KEY
 from solopo_nemo.families import hf
 from solopo_nemo.families.hf import is_checkpoint
 from solopo_nemo.runtime.errors import UserError
@@ -155,6 +156,21 @@ def import_weights(start: Start) -> None:
             import_hf(source, initial, rope_scaling=start.config.model.rope_scaling)
     with atomic_text(initial / "source.json") as stream:
         write_json_line(stream, start.origin)
+
+
+def keep_date(start: Start) -> None:
+    """Write the date in the run's prompts beside the initial weights, from which checkpoints and the export have it."""
+    day, folder = start.prepared.summary.get("date"), start.paths.initial / "hf"
+    if day is None:
+        return
+    if folder.is_symlink():  # to the user's own checkpoint, which stays as it is
+        folder.unlink()
+        hf.copy_template(start.template, folder, {})
+    file = folder / "tokenizer_config.json"
+    settings = hf.read_json(file) if file.is_file() else {}
+    if settings.get(DATE_KEY) != day:
+        with atomic_text(file) as stream:
+            stream.write(json.dumps(settings | {DATE_KEY: day}, indent=2, ensure_ascii=False) + "\n")
 
 
 def _link_checkpoint(source: Path, destination: Path) -> None:

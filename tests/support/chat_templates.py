@@ -62,6 +62,12 @@ SPACED = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ '<|im_start|>' + m.content }}"
     "{% else %}{{ ' ' + m.content + '\n--\n' + '<|im_end|>' }}{% endif %}{% endfor %}"
 )
+# Llama 3.2: the date of the day, unless a switch gives it
+DATED = (
+    "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y %H:%M:%S') %}{% else %}{% set date_string = 'unknown' %}{% endif %}"
+    "{% endif %}{{ '<|im_start|>system\nToday Date: ' + date_string + '<|im_end|>\n' }}"
+) + CHATML
 TEMPLATES = {
     "chatml": CHATML, "hybrid": HYBRID, "always": ALWAYS, "r1": R1, "llama2": LLAMA2, "mistral1": MISTRAL1,
     "zephyr": ZEPHYR, "llama3": LLAMA3, "spaced": SPACED,

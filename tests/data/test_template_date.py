@@ -1,0 +1,128 @@
+"""Chat templates that write the date: one day for all prompts of a run, whenever they are encoded."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_templates import CHATML, DATED
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from samples import RowWriter, TokenizerMaker, triplet_row
+
+from solopo_nemo.config.schema import load_config
+from solopo_nemo.data import tokenizer_files
+from solopo_nemo.data.template_date import KEY, pin_date, pinned_date
+from solopo_nemo.data.tokenizer_files import load_tokenizer
+from solopo_nemo.families.hf import copy_template
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.paths import EMBEDDED_MODEL
+from solopo_nemo.runtime.warn import warn_once
+from solopo_nemo.training.checks import Start
+from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.prepare import keep_date
+
+DAY = datetime.date(2026, 3, 5)
+MESSAGES = [{"role": "user", "content": "Which day is it? 5 %d%%"}]
+
+
+def render(template: str, day: datetime.date, **switches: Any) -> str:
+    """As transformers does, on a day."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["strftime_now"] = datetime.datetime.combine(day, datetime.time()).strftime
+    return environment.from_string(template).render(messages=MESSAGES, add_generation_prompt=True, **switches)
+
+
+def travel(monkeypatch: pytest.MonkeyPatch, day: datetime.date) -> None:
+    class Day(datetime.date):
+        @classmethod
+        def today(cls) -> Any:
+            return day
+
+    monkeypatch.setattr(tokenizer_files, "date", Day)
+
+
+@pytest.mark.parametrize("day", [DAY, datetime.date(2027, 12, 31)])
+@pytest.mark.parametrize(
+    ("template", "switches"),
+    [
+        (DATED, {}),
+        (DATED, {"date_string": "1 Apr"}),
+        ("\n  {{- strftime_now('%A, %d/%m/%y %-d %% %j %c') }}\n{% if true %}\n x{% endif %}", {}),
+        ("\n\n{{ strftime_now(form) }}{% macro f() %}{{ strftime_now('%B') }}{% endmacro %}{{ f() }}", {"form": "%Y%%"}),
+        ("{%- set d = strftime_now(\"%b's\") | upper %}{% for m in messages %}{{ d + m.content }}{% endfor %}", {}),
+    ],
+)  # fmt: skip
+def test_a_pinned_template_writes_what_the_template_writes_on_that_day(
+    template: str, switches: dict[str, str], day: datetime.date, make_tokenizer: TokenizerMaker
+) -> None:
+    tokenizer = make_tokenizer(None)
+    tokenizer.chat_template = template
+    assert pin_date(tokenizer, day) and pinned_date(tokenizer) == str(day)
+    written = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True, **switches)
+    assert written == render(template, day, **switches)
+
+
+def test_other_templates_stay_and_named_ones_are_pinned_each(make_tokenizer: TokenizerMaker) -> None:
+    tokenizer = make_tokenizer(None)
+    tokenizer.chat_template = CHATML
+    assert not pin_date(tokenizer, DAY)
+    assert (tokenizer.chat_template, pinned_date(tokenizer)) == (CHATML, None)
+    tokenizer.chat_template = {"default": DATED, "tool_use": CHATML}
+    assert pin_date(tokenizer, DAY)
+    assert "05 Mar 2026" in str(tokenizer.apply_chat_template(MESSAGES, tokenize=False))
+
+
+@pytest.fixture
+def dated_model(tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(EMBEDDED_MODEL, tmp_path / "model"))
+    (folder / "chat_template.jinja").write_text(DATED)
+    return folder
+
+
+def test_a_run_keeps_the_day_of_its_data(
+    dated_model: Path,
+    write_rows: RowWriter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = [f"model.init={dated_model}", f"data.train={write_rows([triplet_row(0), triplet_row(1)])}"]
+    config = load_config("solo_dpo", ["model=custom", *given, f"output_dir={tmp_path / 'run'}"])
+    travel(monkeypatch, DAY)
+    warn_once.cache_clear()
+    start = Start(config, 1, on_gpu=False)
+    first = start.prepared
+    text = start.tokenizer.decode(first.dataset[0]["prompt_short"])
+    assert "Today Date: 05 Mar 2026 00:00:00" in text
+    assert first.summary["date"] == "2026-03-05"
+    travel(monkeypatch, DAY + datetime.timedelta(days=300))
+    again = Start(config, 1, on_gpu=False)
+    assert again.prepared.fingerprint == first.fingerprint
+    assert again.prepared.summary["inputs"] == first.summary["inputs"], "nothing is encoded again"
+    (today, pinned) = [r.getMessage() for r in caplog.records if "writes the date" in r.getMessage()]
+    assert "2026-03-05, today, in every prompt" in today
+    assert "2026-03-05, the day of this run's data" in pinned
+    # the initial weights, of a user's own checkpoint, get a folder of their own; the export has what they have
+    initial, export = Paths(config.output).initial / "hf", tmp_path / "export"
+    initial.parent.mkdir()
+    initial.symlink_to(dated_model)
+    keep_date(again)
+    keep_date(again)
+    copy_template(initial, export, {})
+    assert KEY not in json.loads((dated_model / "tokenizer_config.json").read_text())
+    assert pinned_date(load_tokenizer(export)) == "2026-03-05"
+    assert load_tokenizer(export).chat_template == start.tokenizer.chat_template
+    assert pinned_date(load_tokenizer(dated_model)) == "2026-12-30"
+
+
+def test_a_day_that_is_none(dated_model: Path) -> None:
+    file = dated_model / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {KEY: "tomorrow"}))
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: chat_template_date='tomorrow' is no day such as 20"):
+        load_tokenizer(dated_model)
