@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.families import hf
+from solopo_nemo.nemo_model.end_tokens import lacking_end_tokens
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import run_isolated
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from solopo_nemo.runtime.isolated import Progress
 
 Summary = dict[str, Any]
+
+logger = logging.getLogger("solopo_nemo")
 
 
 def import_hf(
@@ -115,7 +119,10 @@ def export_hf(
     origin = _origin("export", checkpoint, {"max_shard_size": max_shard_size})
     if done := _already(destination, checkpoint, origin, overwrite):
         return done
-    load_tokenizer(checkpoint / "hf", trust_remote_code)
+    tokenizer = load_tokenizer(checkpoint / "hf", trust_remote_code)
+    for name, ids in lacking_end_tokens(checkpoint, checkpoint / "hf").items():
+        tokens = ", ".join(f"{token} ({i})" for token, i in zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
+        logger.info("%s: %s is added to eos_token_id: training ended the answers with it", destination / name, tokens)
     size = sum(path.stat().st_size for path in (checkpoint / "weights").iterdir() if path.suffix == ".distcp")
     with _staged(destination, size // 3) as temporary:  # a checkpoint may hold two fp32 moments beside the weights
         logits, found = run_isolated(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ from solopo_nemo.nemo_model.reduction import ObjectiveReduction
 from solopo_nemo.objectives import Objective
 
 compat.allow_configs()
+
+logger = logging.getLogger("solopo_nemo")
 
 
 class SoLoPOMixin:
@@ -53,6 +56,8 @@ class SoLoPOMixin:
     ) -> None:
         super().__init__(config, optim=optim, tokenizer=tokenizer, model_transform=model_transform)  # type: ignore[call-arg]
         self.objective, self.reference = objective, reference
+        if row_chunk is not None:
+            logger.warning("row_chunk is deprecated: it is called logits_chunk_size now")
         self.logits_chunk_size = row_chunk or logits_chunk_size
 
     def io_transform_args(self, init_fn: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from solopo_nemo.families.weights import (
     to_megatron,
     write_weights,
 )
+from solopo_nemo.nemo_model.end_tokens import add_end_tokens
 from solopo_nemo.nemo_model.mixin import SoLoPOMixin
 from solopo_nemo.nemo_model.rope import RopeScaled
 from solopo_nemo.runtime.isolated import Progress, unseen
@@ -204,7 +205,8 @@ class HFImporter(io.ModelConnector[Any, Any]):
 class HFExporter(io.ModelConnector[Any, Any]):
     """NeMo checkpoint with an ``hf`` folder -> Hugging Face folder, in the type that the model was imported in.
 
-    All but the weights is what was imported. Memory: the model and twice one shard.
+    All but the weights, and the trained end tokens in ``eos_token_id``, is what was imported. Memory: the model and
+    twice one shard.
 
     Attributes:
         max_shard_size: as in transformers' ``save_pretrained``.
@@ -235,6 +237,7 @@ class HFExporter(io.ModelConnector[Any, Any]):
     def write(self, module: Any, output_path: Path) -> int:
         """Write the folder with the weights of a loaded model; how many parameters they are."""
         hf.copy_template(Path(self) / "hf", output_path, self.description.changes(), code=self.trust_remote_code)
+        add_end_tokens(Path(self), output_path)
         expected = expected_tensors(self.description, self.dtype)
         wrote = self.progress("writing weights", len(expected))
         write_weights(module, expected, output_path, self.max_shard_size, wrote)

@@ -32,8 +32,8 @@ Sequences = dict[str, list[list[int]]]
 Logits = dict[str, list[torch.Tensor]]
 
 
-class LogitsDifferError(RuntimeError):
-    """A converted model computes something else than the original."""
+class LogitsDifferError(UserError):
+    """A converted model computes something else than the original: it cannot be taken."""
 
 
 def probes(tokenizer: Any, vocabulary: int) -> Sequences:

@@ -27,6 +27,7 @@ from solopo_nemo.runtime import device
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import check_writable
 from solopo_nemo.training.checkpoints.files import check_origin
+from solopo_nemo.training.checkpoints.record import check_record, write_record
 from solopo_nemo.training.checkpoints.resume import settle_earlier_run
 from solopo_nemo.training.checkpoints.selection import check_selection, check_suite
 from solopo_nemo.training.checkpoints.space import check_space
@@ -40,6 +41,7 @@ from solopo_nemo.training.prepare import (
     length_in_words,
     total_steps,
     training_file,
+    weight_files,
 )
 
 if TYPE_CHECKING:
@@ -162,8 +164,8 @@ class Start:
     def origin(self) -> dict[str, Any]:
         """Hash of the source's weights, and the states of its files; while these stay, nothing is hashed again."""
         scaling, known = self.config.model.rope_scaling, self.imported
-        files = file_states(self.source, scaling)
-        if files and known.get("files") == files:
+        files = [scaling, *file_states(self.source, weight_files(self.source))]
+        if known.get("files") == files:
             return known
         return {"weights": hash_weights(self.source, scaling), "files": files}
 
@@ -228,6 +230,7 @@ CHECKS: tuple[Check, ...] = (
     lambda start: start.tokenizer,
     lambda start: start.prepared,
     _say_length,
+    check_record,
     lambda start: check_space(start.config, start.model, start.bf16, start.steps, len(start.saved)),
     _check_selection,
 )
@@ -253,3 +256,4 @@ def prepare(start: Start) -> None:
     check_all(start, CHECKS)
     import_weights(start)
     keep_date(start)
+    write_record(start)

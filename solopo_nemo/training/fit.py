@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,6 @@ import lightning.pytorch as pl
 import nemo.lightning as nl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from megatron.core.optimizer import OptimizerConfig
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
@@ -34,9 +32,11 @@ from solopo_nemo.training.callbacks.metrics import Metrics, StepValues
 from solopo_nemo.training.callbacks.progress import ProgressLine
 from solopo_nemo.training.callbacks.reference import CopiedReference, ScoredReference
 from solopo_nemo.training.callbacks.validation import Validation
+from solopo_nemo.training.checkpoints.files import saved_checkpoints
 from solopo_nemo.training.checkpoints.resume import to_resume_from
 from solopo_nemo.training.checkpoints.saving import Checkpoints
 from solopo_nemo.training.datamodule import TripletDataModule
+from solopo_nemo.training.loggers import build_loggers
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.prepare import read_weights_hash
 from solopo_nemo.training.reference_cache import ReferenceCache, cache_key
@@ -98,21 +98,6 @@ def build_optimizer(config: RunConfig, steps: int) -> MegatronOptimizerModule:
     )
 
 
-def _loggers(config: RunConfig) -> list[Logger]:
-    loggers: list[Logger] = []
-    if config.logger.tensorboard:
-        loggers.append(TensorBoardLogger(config.output / "logs", name="tensorboard", version=""))
-    if config.logger.wandb:
-        loggers.append(
-            WandbLogger(project=config.logger.wandb, save_dir=config.output / "logs", offline=_wandb_offline())
-        )
-    return loggers
-
-
-def _wandb_offline() -> bool:
-    return os.environ.get("WANDB_MODE", "offline") != "online"
-
-
 def fit(
     config: RunConfig, stop: StopRequest, only_reference: bool = False, callbacks: Sequence[pl.Callback] = ()
 ) -> None:
@@ -142,7 +127,7 @@ def fit(
     build_optimizer(config, data.steps).connect(model)
 
     # the reference policy is the initial one, whatever has been trained since
-    resume = None if only_reference else to_resume_from(config.trainer.resume, paths.checkpoints)
+    resume = None if only_reference else to_resume_from(config.trainer.resume, saved_checkpoints(paths.checkpoints))
 
     trainer_callbacks: list[pl.Callback] = [reference] if reference else []
     if config.auto_alpha and not only_reference:
@@ -156,9 +141,10 @@ def fit(
     ]
     suite, every = config.trainer.select_best, config.trainer.checkpoint_every
     keep = None if suite else config.trainer.keep_checkpoints  # the best one is known once it is scored
-    trainer_callbacks.append(Checkpoints(paths.checkpoints, every, keep, paths.initial, resume, stop))
+    checkpoints = Checkpoints(paths, every, keep, resume, stop)
+    trainer_callbacks.append(checkpoints)
     if suite:
-        trainer_callbacks.append(Validation(config, suite, stop))
+        trainer_callbacks.append(Validation(config, suite, stop, checkpoints))
     trainer_callbacks += callbacks
     local = environment.local_world_size()
     # not nl.Trainer: that one deep-copies its arguments, callbacks and data included, to store them
@@ -180,7 +166,7 @@ def fit(
         if precision_of(config) == "bf16"
         else None,
         callbacks=trainer_callbacks,
-        logger=_loggers(config),
+        logger=[] if only_reference else build_loggers(config, resume),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

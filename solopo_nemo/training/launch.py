@@ -153,10 +153,12 @@ def _finished(config: RunConfig) -> bool:
     paths = Paths(config.output)
     if config.trainer.resume == "never" or not (paths.report / "index.html").is_file() or not paths.config.is_file():
         return False
-    selection = Selection.read(paths)
-    return (selection.suite if selection else None) == config.trainer.select_best and not changes(
-        read_config(paths.config), config
-    )
+    from solopo_nemo.training.checkpoints.record import same_sources
+
+    selection, earlier = Selection.read(paths), read_config(paths.config)
+    if (selection.suite if selection else None) != config.trainer.select_best or changes(earlier, config):
+        return False
+    return same_sources(paths, earlier, config)
 
 
 def _finish(config: RunConfig) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from solopo_nemo.nemo_model.end_tokens import RUN_RECORD
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -16,6 +18,11 @@ class Paths:
     def config(self) -> Path:
         """The resolved configuration."""
         return self.output / "config.yaml"
+
+    @property
+    def record(self) -> Path:
+        """What the run depends on beyond its configuration; see :mod:`solopo_nemo.training.checkpoints.record`."""
+        return self.output / RUN_RECORD
 
     @property
     def metrics(self) -> Path:
@@ -36,6 +43,11 @@ class Paths:
     def report(self) -> Path:
         """Plots and tables."""
         return self.output / "report"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's events."""
+        return self.output / "logs" / "tensorboard"
 
     @property
     def alpha(self) -> Path:

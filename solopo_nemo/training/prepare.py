@@ -7,10 +7,12 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.data.rows import data_files
 from solopo_nemo.data.template_date import KEY as DATE_KEY
 from solopo_nemo.families import hf
 from solopo_nemo.families.hf import is_checkpoint
@@ -64,25 +66,36 @@ def find_model(init: str, weights: bool = True) -> Path:
         ) from None
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """What decides what a model computes: weights and configuration."""
     return sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".distcp") or p.name == "config.json")
 
 
-def file_states(folder: Path, rope_scaling: dict[str, Any] | None) -> list[Any]:
-    """Names, sizes, times and inodes of the files behind :func:`hash_weights`: unchanged, they need no new hash.
+def file_states(folder: Path, files: Iterable[Path]) -> list[Any]:
+    """Names, sizes, times and inodes of files: where these are the same, so are the contents.
 
-    Empty where a file is younger than two seconds, in which it may change without another time.
+    Files younger than two seconds, in which they may change without another time, equal nothing.
     """
-    states = [(str(p.relative_to(folder)), p.stat()) for p in _weight_files(folder)]
-    if any(time.time_ns() - state.st_mtime_ns < 2_000_000_000 for _, state in states):
-        return []
-    return [rope_scaling, *([name, s.st_size, s.st_mtime_ns, s.st_ino] for name, s in states)]
+    states = [(str(p.relative_to(folder)), p.stat()) for p in files]
+    young = [time.time_ns() for _, state in states if time.time_ns() - state.st_mtime_ns < 2_000_000_000]
+    return [*([name, s.st_size, s.st_mtime_ns, s.st_ino] for name, s in states), *young]
+
+
+def source_states(config: RunConfig) -> dict[str, Any]:
+    """The files of ``data.train`` and ``model.init``, to be compared without reading them; a name that is no path."""
+    found: dict[str, Any] = {"data": config.data.train, "weights": config.model.init}
+    data, model = Path(config.data.train), Path(config.model.init)
+    if data.exists():
+        found["data"] = file_states(data.parent, data_files(data))
+    if model.is_dir():
+        found["weights"] = file_states(model, weight_files(model))
+    return found
 
 
 def hash_weights(folder: Path, rope_scaling: dict[str, Any] | None) -> str:
     """Hash of what a model folder computes: its weight files and configuration, and other rope scaling."""
     digest = hashlib.sha256(json.dumps(rope_scaling, sort_keys=True).encode())
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):

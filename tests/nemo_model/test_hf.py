@@ -201,6 +201,17 @@ def described(**changes: Any) -> ModelDescription:
     return ModelDescription.from_hf({"model_type": "qwen2"} | hf_models.SIZES | changes)
 
 
+def test_a_model_that_computes_something_else_is_refused_in_one_line(
+    model: Path, tmp_path: Path, refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compare(*_: object, **__: object) -> None:
+        verify.compare({"text": [torch.ones(3, 4)]}, {"text": [torch.full((3, 4), 2.0)]}, f"import of {model}")
+
+    monkeypatch.setattr(convert, "run_isolated", compare)
+    assert "the logits differ" in refuse("import", model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_windows() -> None:
     yarn = {"type": "yarn", "factor": 4.0}
     assert described().window == 512

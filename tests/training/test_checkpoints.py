@@ -95,7 +95,7 @@ def start(paths: Paths, resume: str, *overrides: str) -> Path | None:
     config = configure(paths, resume, *overrides)
     settle_earlier_run(config, paths)
     save_config(config, paths.config)
-    return to_resume_from(resume, paths.checkpoints)
+    return to_resume_from(resume, saved_checkpoints(paths.checkpoints))
 
 
 def test_auto_goes_on_from_the_newest(paths: Paths) -> None:

@@ -20,7 +20,7 @@ from solopo_nemo.runtime.errors import RunFault, UserError
 from solopo_nemo.runtime.isolated import begin_isolated
 from solopo_nemo.runtime.signals import StopRequest
 from solopo_nemo.training.checkpoints.files import step_of
-from solopo_nemo.training.checkpoints.saving import finish_pending
+from solopo_nemo.training.checkpoints.saving import Checkpoints
 from solopo_nemo.training.checkpoints.selection import (
     ScoredCheckpoint,
     best_checkpoint,
@@ -46,17 +46,18 @@ class Validation(pl.Callback):
         config: of the run.
         suite: by which checkpoints are compared.
         stop: a signal's wish to stop; what was being scored is scored by the next start.
+        checkpoints: saves them.
     """
 
-    def __init__(self, config: RunConfig, suite: str, stop: StopRequest) -> None:
-        self.config, self.suite, self.stop = config, suite, stop
+    def __init__(self, config: RunConfig, suite: str, stop: StopRequest, checkpoints: Checkpoints) -> None:
+        self.config, self.suite, self.stop, self.checkpoints = config, suite, stop, checkpoints
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Score what has been saved in this step, and what an earlier start left."""
         step, every = trainer.global_step, self.config.trainer.checkpoint_every
         if step % every and step != trainer.max_steps:
             return
-        finish_pending(trainer)
+        self.checkpoints.finish(trainer)
         waiting = [unscored_checkpoints(self.config, self.suite)]
         dist.broadcast_object_list(waiting)  # rank 0's view: it alone writes scores
         device.release_cached_memory()

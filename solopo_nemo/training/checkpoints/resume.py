@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from solopo_nemo.config.schema import RunConfig, read_config
@@ -21,8 +21,8 @@ from solopo_nemo.training.checkpoints.files import (
 )
 from solopo_nemo.training.paths import Paths
 
-CHANGEABLE = ("parallel", "logger", "evaluation", "output_dir", "model.trust_checkpoint")
-"""Parts of the configuration that may differ when a run is resumed."""
+CHANGEABLE = ("parallel", "logger", "evaluation", "output_dir", "model.trust_checkpoint", "data.train", "model.init")
+"""Parts of the configuration that may differ when a run is resumed; of data and weights the contents count."""
 CHANGEABLE_TRAINER = (
     *("micro_batch", "checkpoint_every", "keep_checkpoints", "select_best"),
     *("resume", "nonfinite", "timeout_minutes"),
@@ -31,16 +31,16 @@ CHANGEABLE_TRAINER = (
 logger = logging.getLogger("solopo_nemo")
 
 
-def to_resume_from(resume: str, folder: Path) -> Path | None:
+def to_resume_from(resume: str, saved: Sequence[Path]) -> Path | None:
     """The checkpoint that a run goes on from, once :func:`settle_earlier_run` has cleared the folder.
 
     A named one is where the run started: once there are later ones in the folder, the newest of them.
 
     Args:
         resume: ``trainer.resume``.
-        folder: the run's own checkpoints.
+        saved: the run's own checkpoints, oldest first.
     """
-    newest = next(iter(reversed(saved_checkpoints(folder))), None)
+    newest = next(iter(reversed(saved)), None)
     if resume in ("auto", "never"):
         return newest
     path = Path(resume)
@@ -63,22 +63,19 @@ def settle_earlier_run(config: RunConfig, paths: Paths, only_look: bool = False)
     """
     resume, own = config.trainer.resume, saved_checkpoints(paths.checkpoints)
     earlier = read_config(paths.config) if own else None
-    again = earlier is not None and earlier.trainer.resume == resume
+    again = earlier is not None and Path(earlier.trainer.resume).resolve() == Path(resume).resolve()
     named = None if resume in ("auto", "never") else _named_checkpoint(resume)
     if own and resume == "never" and not (again and environment.restarted()):
-        parts = [paths.config, paths.metrics, paths.checkpoints, paths.hf, paths.report]
-        parts += [paths.accuracy, paths.alpha, paths.selection]
+        parts = [paths.config, paths.record, paths.metrics, paths.checkpoints, paths.hf, paths.report]
+        parts += [paths.accuracy, paths.alpha, paths.selection, paths.tensorboard]
         if not only_look:
             _put_aside(paths, parts)
         return []
     if earlier is not None and (changed := changes(earlier, config)):
-        raise UserError(
-            f"{config.output} holds a run with other settings ({'; '.join(changed)}): choose another output_dir, or "
-            "trainer.resume=never to put that run aside"
-        )
+        raise other_run(paths.output, paths, changed)
     later = [checkpoint for checkpoint in own if named is not None and step_of(checkpoint) > step_of(named)]
     if named is not None and not (again and later):
-        _check_named(named, config.model.trust_checkpoint)
+        _check_named(named, config, paths)
         own = [checkpoint for checkpoint in own if checkpoint not in later]
         if later and not only_look:
             _put_aside(paths, later)
@@ -96,10 +93,23 @@ def _named_checkpoint(resume: str) -> Path:
     return path
 
 
-def _check_named(path: Path, trusted: bool) -> None:
+def _check_named(path: Path, config: RunConfig, paths: Paths) -> None:
     if not is_checkpoint(path):
         raise UserError(f"trainer.resume={path}: no checkpoint there; give auto, never or a folder of one")
-    check_origin(path, "trainer.resume", trusted)
+    check_origin(path, "trainer.resume", config.model.trust_checkpoint)
+    settings = path / paths.config.name
+    if not settings.is_file():
+        logger.warning("trainer.resume=%s: of version 0.1: whether its settings are this run's is not checked", path)
+    elif changed := changes(read_config(settings), config):
+        raise other_run(path, paths, changed)
+
+
+def other_run(place: Path, paths: Paths, changed: Sequence[str]) -> UserError:
+    """The error for a checkpoint, or a run's folder, that belongs to another run than the one being started."""
+    way = "choose another output_dir, or trainer.resume=never to put that run aside"
+    if not place.resolve().is_relative_to(paths.output.resolve()):
+        way = f"model.init={place} starts a new run from its weights"
+    return UserError(f"{place}: holds a run with other settings ({'; '.join(changed)}): {way}")
 
 
 def _put_aside(paths: Paths, parts: Iterable[Path]) -> None:

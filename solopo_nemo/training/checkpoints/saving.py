@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,108 +26,155 @@ from solopo_nemo.runtime.signals import SIGNALS, StopRequest
 from solopo_nemo.training.checkpoints.files import (
     PREFIX,
     FileRecord,
+    last_saved,
     record_file,
     remove_checkpoints,
     saved_checkpoints,
     sync_folder,
     write_manifest,
 )
+from solopo_nemo.training.checkpoints.resume import other_run
+from solopo_nemo.training.paths import Paths
+
+Records = dict[str, FileRecord]
+"""Size and hash of files, by their path below a checkpoint."""
 
 
 class Checkpoints(pl.Callback):
     """Saves every so many steps, when the run is asked to stop, and at its end.
 
+    1. Every rank writes to a temporary folder; on a GPU a process of Megatron's does, while the training goes on.
+    2. A thread of every rank reads back and hashes what the rank wrote; on a GPU the training goes on here too.
+    3. When all ranks are through, rank 0 writes the manifest, renames the folder, and removes older checkpoints.
+
+    A crash before the last step leaves the earlier checkpoints unchanged. Works at any layout.
+
     Args:
-        folder: where.
+        paths: of the run; a checkpoint also takes ``context`` and ``hf`` of the initial one, configuration and record.
         every: steps.
         keep: newest ones kept; None keeps all.
-        initial: checkpoint that the run started from; its ``context`` and ``hf`` are the same for all.
         resumed: checkpoint that this run goes on from.
         stop: ends the run after the step in which any rank was asked to.
     """
 
-    def __init__(
-        self, folder: Path, every: int, keep: int | None, initial: Path, resumed: Path | None, stop: StopRequest
-    ) -> None:
-        self.folder, self.every, self.keep, self.initial = folder, every, keep, initial
-        self.resumed, self.stop = resumed, stop
+    def __init__(self, paths: Paths, every: int, keep: int | None, resumed: Path | None, stop: StopRequest) -> None:
+        self.paths, self.every, self.keep, self.resumed, self.stop = paths, every, keep, resumed, stop
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._written: tuple[int, Path, Future[Records | str]] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Replace Lightning's signal handlers, which stop only the rank that gets the signal."""
+        """Replace Lightning's signal handlers, which stop only the rank that gets the signal.
+
+        Raises:
+            UserError: the restored learning rate ends at another step than this run, which is then another run.
+        """
         for number in SIGNALS:
             signal.signal(number, self.stop.note)
         if self.resumed:
+            scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
+            if scheduler.max_steps != trainer.max_steps:
+                raise other_run(
+                    self.resumed,
+                    self.paths,
+                    [f"optimizer steps: {scheduler.max_steps} there, {trainer.max_steps} here"],
+                )
             restore_random_numbers(self.resumed)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save after every ``every`` steps, after the last one, and before stopping early."""
         step, stop = trainer.global_step, self.stop.agree()
+        self._complete(wait=False)
         if step % self.every == 0 or step == trainer.max_steps or stop:
             self.save(trainer)
         if stop:
-            finish_pending(trainer)
+            self.finish(trainer)
             raise SIGTERMException  # on all ranks: Lightning's way out of a run
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Wait for the last checkpoint."""
+        self.finish(trainer)
+
     def save(self, trainer: pl.Trainer) -> None:
-        """Write to a temporary name, verify, rename: a crash in between leaves the earlier checkpoints unchanged."""
-        finish_pending(trainer)
+        """Begin a checkpoint; without a GPU, complete it too."""
+        self.finish(trainer)
         step = trainer.global_step
         # no other start of the job, nor what a killed one left running, writes to this name
-        temporary = self.folder / f".{PREFIX}{step:06d}.{environment.job_token()}.tmp"
+        temporary = self.paths.checkpoints / f".{PREFIX}{step:06d}.{environment.job_token()}.tmp"
         if dist.get_rank() == 0:
             temporary.mkdir(parents=True)
             (temporary / "rng").mkdir()
         dist.barrier()
-        complete = partial(self._complete, step, temporary)
+        read_back = partial(self._begin_reading, step, temporary)
         try:
             save_random_numbers(temporary)
             if device.saves_asynchronously():
-                trainer.save_checkpoint(temporary, storage_options={"finalize_fn": complete})
+                trainer.save_checkpoint(temporary, storage_options={"finalize_fn": read_back})
             else:
                 trainer.save_checkpoint(temporary)
-                complete()
+                read_back()
+                self._complete()
         except (Exception, CheckpointException):
             shutil.rmtree(temporary, ignore_errors=True)  # the disk may be full
             raise
 
-    def _complete(self, step: int, temporary: Path) -> None:
+    def finish(self, trainer: pl.Trainer) -> None:
+        """Wait for a checkpoint that is still being written or read back; a collective."""
+        writer = trainer.strategy.checkpoint_io
+        if isinstance(writer, AsyncFinalizableCheckpointIO):
+            writer.maybe_finalize_save_checkpoint(blocking=True)
+        self._complete()
+
+    def _begin_reading(self, step: int, temporary: Path) -> None:
         """On all ranks, when all of them have written their files."""
-        rank = dist.get_rank()
-        if rank == 0:
-            for part in ("context", "hf"):
-                shutil.copytree(self.initial / part, temporary / part, dirs_exist_ok=True)
-        results: list[Any] = [None] * dist.get_world_size()
+        self._written = step, temporary, self._reader.submit(self._read_back, temporary, dist.get_rank())
+
+    def _read_back(self, temporary: Path, rank: int) -> Records | str:
+        """The records of a rank's files, or what is wrong with them; in the thread."""
         try:
+            if rank == 0:
+                for part in ("context", "hf"):
+                    shutil.copytree(self.paths.initial / part, temporary / part, dirs_exist_ok=True)
+                for file in filter(Path.is_file, (self.paths.config, self.paths.record)):
+                    shutil.copy(file, temporary)
             entries = written_entries(temporary / "weights", rank)
-            own: Any = {
+            own = {
                 str(path.relative_to(temporary)): record_file(path, entries=entries.pop(path, ()))
                 for path in _own_files(temporary, rank)
             }
-            if entries:
-                raise ValueError(f"{min(entries).name} is missing")
         except (OSError, ValueError) as error:
-            own = str(error)
-        dist.all_gather_object(results, own)
+            return str(error)
+        return f"{min(entries).name} is missing" if entries else own
+
+    def _complete(self, wait: bool = True) -> None:
+        """Give a checkpoint that all ranks have read back its name; a collective where there is one.
+
+        Raises:
+            RunFault: a file is not as it was written.
+        """
+        if self._written is None:
+            return
+        step, temporary, own = self._written
+        if not wait:
+            done = torch.tensor(int(own.done()), device=device.current())
+            dist.all_reduce(done, op=dist.ReduceOp.MIN)
+            if not done:
+                return
+        self._written = None
+        results: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(results, own.result())
         problem = next((result for result in results if isinstance(result, str)), None)
         if problem:
             raise RunFault(
-                f"{temporary.name}: the checkpoint of step {step} was not written as it should be: {problem}"
+                f"{temporary.name}: the checkpoint of step {step} was not written as it should be: {problem}; "
+                f"{last_saved(self.paths.checkpoints)}"
             )
-        if rank == 0:
-            files: dict[str, FileRecord] = {name: record for part in results for name, record in part.items()}
-            write_manifest(temporary, files)
-            temporary.rename(self.folder / f"{PREFIX}{step:06d}")
-            sync_folder(self.folder)
+        if dist.get_rank() == 0:
+            write_manifest(temporary, {name: record for part in results for name, record in part.items()})
+            temporary.rename(self.paths.checkpoints / f"{PREFIX}{step:06d}")
+            sync_folder(self.paths.checkpoints)
             if self.keep is not None:
-                remove_checkpoints(saved_checkpoints(self.folder)[: -self.keep])
+                remove_checkpoints(saved_checkpoints(self.paths.checkpoints)[: -self.keep])
         dist.barrier()
-
-
-def finish_pending(trainer: pl.Trainer) -> None:
-    """Wait for a checkpoint that is still being written."""
-    writer = trainer.strategy.checkpoint_io
-    if isinstance(writer, AsyncFinalizableCheckpointIO):
-        writer.maybe_finalize_save_checkpoint(blocking=True)
 
 
 def _own_files(checkpoint: Path, rank: int) -> Iterable[Path]:

@@ -1,0 +1,46 @@
+"""The tokens at which an exported model has to stop: those with which training ended the answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from solopo_nemo.families.hf import read_json
+from solopo_nemo.families.reading import TOKEN_IDS
+
+RUN_RECORD = "run.json"
+"""What a run leaves in its folder and in each checkpoint; ``end_tokens`` are the ids that end its training answers."""
+
+
+def lacking_end_tokens(checkpoint: Path, folder: Path) -> dict[str, list[int]]:
+    """The trained end tokens that are not among ``eos_token_id`` of a Hugging Face folder, by file.
+
+    Args:
+        checkpoint: of a run; one that no run wrote has none.
+        folder: with ``config.json``; it counts for programs that do not read ``generation_config.json``.
+    """
+    record = checkpoint / RUN_RECORD
+    trained = read_json(record)["end_tokens"] if record.is_file() else []
+    lacking = {name: [i for i in trained if i not in _ids(content)] for name, content in _contents(folder).items()}
+    return {name: ids for name, ids in lacking.items() if ids}
+
+
+def add_end_tokens(checkpoint: Path, folder: Path) -> None:
+    """Put the trained end tokens that an exported folder lacks before the others."""
+    for name, missing in lacking_end_tokens(checkpoint, folder).items():
+        content = _contents(folder)[name]
+        text = json.dumps(content | {"eos_token_id": [*missing, *_ids(content)]}, indent=2, ensure_ascii=False) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _contents(folder: Path) -> dict[str, dict[str, Any]]:
+    config, generation = read_json(folder / "config.json"), folder / "generation_config.json"
+    # without this file transformers takes the ids from config.json
+    stops = read_json(generation) if generation.is_file() else {k: config[k] for k in TOKEN_IDS if k in config}
+    return {generation.name: stops, "config.json": config}
+
+
+def _ids(content: dict[str, Any]) -> list[int]:
+    stated = content.get("eos_token_id")
+    return stated if isinstance(stated, list) else [] if stated is None else [stated]

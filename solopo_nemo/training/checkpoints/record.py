@@ -1,0 +1,150 @@
+"""What a run depends on beyond its settings: written with the run and into every checkpoint, compared on resume.
+
+``run.json`` holds contents, not names: data and weights by their hashes, so that another path to the same file is the
+same run, and another file under the same path is not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.families.hf import read_config
+from solopo_nemo.nemo_model.end_tokens import RUN_RECORD
+from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.training.checkpoints.resume import other_run, to_resume_from
+from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.prepare import source_states
+
+if TYPE_CHECKING:
+    from solopo_nemo.training.checks import Start
+
+COMPUTATION = 1
+"""Number of what a step computes. Raise it with a change of the code that gives another loss, gradient, update or order
+of samples for the same settings, data and weights: a run that an earlier version began is then refused, not mixed. A
+change of names, messages, speed or rounding is none. Other token ids for the same data: ``data.prepared.FORMAT``."""
+_COMPARED = {
+    "computation": "what this program computes in a step",
+    "steps": "optimizer steps",
+    "precision": "precision",
+    "data": "token ids of the samples",
+    "weights": "initial weights",
+}
+
+logger = logging.getLogger("solopo_nemo")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What ``run.json`` says.
+
+    Attributes:
+        id: names the run, for loggers that go on in it.
+        computation: :data:`COMPUTATION` of the program.
+        steps: of the whole run; the learning rate's schedule ends there.
+        precision: ``fp32`` or ``bf16``.
+        data: hash of the samples' token ids.
+        weights: hash of the initial weights and their configuration.
+        end_tokens: ids with which the training answers end.
+        sources: see :func:`~solopo_nemo.training.prepare.source_states`.
+    """
+
+    id: str
+    computation: int
+    steps: int
+    precision: str
+    data: str
+    weights: str
+    end_tokens: list[int]
+    sources: dict[str, object]
+
+    @classmethod
+    def of(cls, start: Start) -> RunRecord:
+        """The record of a start whose data are prepared, under a new id."""
+        ends: set[int] = set()
+        for chunk in start.prepared.dataset.data.column("chosen").chunks:
+            ends |= set(chunk.values.take(chunk.offsets[1:].cast("int64").to_numpy() - 1).to_pylist())
+        return cls(
+            id=uuid.uuid4().hex[:16],
+            computation=COMPUTATION,
+            steps=start.steps,
+            precision="bf16" if start.bf16 else "fp32",
+            data=start.prepared.fingerprint,
+            weights=start.origin["weights"],
+            end_tokens=sorted(ends),
+            sources=source_states(start.config),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord | None:
+        """The file's contents; None where there is no file, as in runs of version 0.1."""
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        with atomic_text(path) as stream:
+            stream.write(json.dumps(asdict(self), indent=1) + "\n")
+
+    def changes(self, new: RunRecord) -> Iterable[str]:
+        """What differs between a run and this start of it."""
+        for key, words in _COMPARED.items():
+            before, after = str(getattr(self, key)), str(getattr(new, key))
+            if before != after:
+                yield f"{words}: {before[:12]} there, {after[:12]} here"
+
+
+def check_record(start: Start) -> None:
+    """Compare a start with the run of the checkpoint that it goes on from.
+
+    Raises:
+        UserError: data, weights, precision, number of steps or program differ.
+    """
+    checkpoint = to_resume_from(start.config.trainer.resume, start.saved)
+    if checkpoint is None:
+        return
+    old = RunRecord.read(checkpoint / RUN_RECORD)
+    if old and (changed := [*old.changes(RunRecord.of(start))]):
+        raise other_run(checkpoint, start.paths, changed)
+    _check_rope(checkpoint, start.paths)
+
+
+def write_record(start: Start) -> None:
+    """Write the record of a start that has been checked; the id stays while there is a checkpoint."""
+    new, former = RunRecord.of(start), RunRecord.read(start.paths.record) if start.saved else None
+    (replace(new, id=former.id) if former else new).write(start.paths.record)
+
+
+def same_sources(paths: Paths, earlier: RunConfig, config: RunConfig) -> bool:
+    """Whether data and weights are known to be those of a finished run; no file is read, names count where none is."""
+    record = RunRecord.read(paths.record)
+    names = [{"data": one.data.train, "weights": one.model.init} for one in (earlier, config)]
+    if record is None:
+        return names[0] == names[1]
+    now = source_states(config)
+    return all(
+        now[key] == (name if isinstance(now[key], str) else record.sources[key]) for key, name in names[0].items()
+    )
+
+
+def _check_rope(checkpoint: Path, paths: Paths) -> None:
+    """Refuse a checkpoint that version 0.1 trained with misread rotary embeddings.
+
+    It read no ``rope_parameters``, which transformers 5 writes. Later versions write both spellings into a checkpoint.
+
+    Raises:
+        UserError: it is one.
+    """
+    if not (checkpoint / "hf" / "config.json").is_file():
+        return
+    now = read_config(checkpoint / "hf")
+    then = ModelDescription.from_hf({key: value for key, value in now.source.items() if key != "rope_parameters"})
+    before, after = ({"rope_theta": m.rope_theta} | (m.rope_scaling or {}) for m in (then, now))
+    if before != after:
+        raise other_run(checkpoint, paths, [f"rotary embeddings, misread by version 0.1: {before} there, {after} here"])
