@@ -65,6 +65,7 @@ class EvaluatedModel:
     """A model whose tokenizer and window are known at once, and whose weights are loaded when they are needed.
 
     Attributes:
+        day: what a chat template that writes the date writes; None takes what :func:`load_tokenizer` does.
         identity: changes with everything that its answers depend on, but the prompts.
         remote: a server runs it.
         window: longest sequence in tokens; None where nobody said.
@@ -81,6 +82,7 @@ class EvaluatedModel:
             UserError: no such model, or it cannot be used.
         """
         self._settings, self._work = settings, work
+        self.day: str | None = None
         self.remote = settings.base_url is not None
         self._lm: Any = None
         if self.remote:
@@ -105,7 +107,7 @@ class EvaluatedModel:
             UserError: there is none.
         """
         if not self.remote:
-            tokenizer = load_tokenizer(self._folder)
+            tokenizer = load_tokenizer(self._folder, day=self.day)
             check_tokenizer(tokenizer, self._config.vocab_size, f"--model {self._folder}")
             return tokenizer
         if self._settings.tokenizer is None:

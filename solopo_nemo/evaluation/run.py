@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 import solopo_nemo
+from solopo_nemo.data.template_date import pinned_date
 from solopo_nemo.evaluation.answers import AnswerCache
 from solopo_nemo.evaluation.measured import CELLS, RECORD, Measured
 from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
@@ -83,7 +84,9 @@ def evaluate(
 def _settle(out: Path, model: ModelSettings, opened: EvaluatedModel) -> None:
     """Say in the folder which model it is about."""
     path = out / RECORD
-    if path.is_file() and (earlier := json.loads(path.read_text(encoding="utf-8")))["identity"] != opened.identity:
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    opened.day = earlier.get("date")
+    if earlier and earlier["identity"] != opened.identity:
         raise UserError(
             f"--out {out}: holds the evaluation of another model or of other weights ({earlier['model']}): choose "
             "another folder, or remove this one"
@@ -94,6 +97,7 @@ def _settle(out: Path, model: ModelSettings, opened: EvaluatedModel) -> None:
         "yarn": model.yarn,
         "window": opened.window,
         "identity": opened.identity,
+        "date": None if opened.remote else pinned_date(opened.tokenizer),
         "version": solopo_nemo.__version__,
     }
     with atomic_text(path) as stream:

@@ -93,7 +93,8 @@ def provide_home() -> None:
             f"{named} cannot be written, and neither can the folder for temporary files ({error.strerror}): set "
             "HOME to a folder that can"
         ) from None
-    logger.warning("%s cannot be written: caches are in %s; set HOME to a folder of your own", named, folder)
+    if rank() == 0:
+        logger.warning("%s cannot be written: caches are in %s; set HOME to a folder of your own", named, folder)
     for name, below in places.items():
         if name == "HOME":
             os.environ[name] = str(folder)

@@ -11,12 +11,17 @@ from typing import Any
 import pytest
 from chat_templates import CHATML, DATED
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pair_samples import FakeBackend, asked_row
 from samples import RowWriter, TokenizerMaker, triplet_row
 
+from solopo_nemo.builders.pairs.backend import Sampling
+from solopo_nemo.builders.pairs.run import PairSettings, sample_pairs
 from solopo_nemo.config.schema import load_config
 from solopo_nemo.data import tokenizer_files
 from solopo_nemo.data.template_date import KEY, pin_date, pinned_date
 from solopo_nemo.data.tokenizer_files import load_tokenizer
+from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
+from solopo_nemo.evaluation.run import _settle
 from solopo_nemo.families.hf import copy_template
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
@@ -119,6 +124,28 @@ def test_a_run_keeps_the_day_of_its_data(
     assert pinned_date(load_tokenizer(export)) == "2026-03-05"
     assert load_tokenizer(export).chat_template == start.tokenizer.chat_template
     assert pinned_date(load_tokenizer(dated_model)) == "2026-12-30"
+
+
+def test_an_evaluation_and_a_sampling_keep_the_day_on_which_they_began(
+    dated_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contexts, made = tmp_path / "contexts.jsonl", list[Sampling]()
+    contexts.write_text(json.dumps(asked_row(0)) + "\n")
+
+    def make(sampling: Sampling) -> FakeBackend:
+        made.append(sampling)
+        return FakeBackend()
+
+    evaluated, settings = [], ModelSettings(str(dated_model))
+    for days in (0, 1):
+        travel(monkeypatch, DAY + datetime.timedelta(days))
+        opened = EvaluatedModel(settings, tmp_path / "work")
+        _settle(tmp_path, settings, opened)
+        evaluated.append(pinned_date(opened.tokenizer))
+        sampling = Sampling("hf", str(dated_model), samples=4)
+        summary = sample_pairs(PairSettings(contexts, tmp_path / "out.jsonl"), sampling, make)
+        assert summary["prompts"] == {"sampled": 1 - days, "reused": days}
+    assert evaluated == [sampling.date for sampling in made] == ["2026-03-05"] * 2
 
 
 def test_a_day_that_is_none(dated_model: Path) -> None:

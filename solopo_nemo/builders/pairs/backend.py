@@ -23,6 +23,7 @@ class Sampling:
         max_new_tokens: Longest answer.
         seed: Seed of all draws.
         batch: Answers to a prompt that are asked for at once, each batch with a seed of its own; 0 for all of them.
+        date: The day, as 2026-11-29, that the chat template of a local model writes; None where it writes none.
     """
 
     backend: str
@@ -33,6 +34,7 @@ class Sampling:
     max_new_tokens: int = 512
     seed: int = 0
     batch: int = 0
+    date: str | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 2:

@@ -38,7 +38,7 @@ class HuggingFaceBackend:
         """
         folder = Path(sampling.model)
         self._sampling = sampling
-        self._tokenizer = load_tokenizer(folder)
+        self._tokenizer = load_tokenizer(folder, day=sampling.date)
         self._encoder = TripletEncoder(self._tokenizer)
         try:
             config = transformers_config(folder)

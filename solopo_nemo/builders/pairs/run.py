@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from solopo_nemo.builders.pairs.datasets import (
 from solopo_nemo.builders.pairs.meter import Meter
 from solopo_nemo.builders.pairs.sampler import REFUSED, Sampler
 from solopo_nemo.builders.pairs.source import SIDES, Source
-from solopo_nemo.builders.pairs.store import Entry, SampleStore, samples_file
+from solopo_nemo.builders.pairs.store import Entry, SampleStore, sampled_date, samples_file
+from solopo_nemo.data.template_date import pinned_date
+from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, beside, write_json_line
 
@@ -77,6 +79,9 @@ def sample_pairs(
         refuse_bad_rows([bad.error for bad in source.bad], settings.skip_bad)
         if not len(source):
             raise UserError(f"{source.bad[0].error} (and no row is good)")
+        if sampling.backend == "hf":
+            day = sampled_date(samples_file(settings.out))
+            sampling = replace(sampling, date=pinned_date(load_tokenizer(sampling.model, day=day)))
         backend = make_backend(sampling)
         with SampleStore(samples_file(settings.out), sampling) as store:
             sampler = Sampler(source, store, backend, settings.sides, settings.size, sampling.seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -194,6 +195,14 @@ class SampleStore:
 def samples_file(out: Path) -> Path:
     """Return where the samples of a result are kept: `pairs.jsonl` gives `pairs.jsonl.samples.sqlite`."""
     return out.with_name(f"{out.name}.samples.sqlite")
+
+
+def sampled_date(path: Path) -> str | None:
+    """Return the day that the chat template wrote for the samples of a file; None without samples or such a day."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        settings = database.execute("SELECT sampling FROM settings").fetchone()
+        return json.loads(settings[0]).get("date") if settings else None
+    return None
 
 
 def _connect(path: Path) -> sqlite3.Connection:
