@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
         done = export_hf(**given)
     else:
         done = import_hf(**given)
-    Console(stderr=True).print(
+    Console(stderr=True, markup=False).print(
         "{destination}: {parameters:,} parameters, {dtype}, {family}, window {window:,} tokens; ".format_map(done)
         + "logits differ by {random:.1e} on random tokens, {text:.1e} on text".format_map(done["logits_difference"]),
         highlight=False,

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         out = given.out or Path("outputs/evaluation") / Path(given.model).resolve().name
         models = [_evaluate(given, out)]
     page = write_report(models, out / "report")
-    console, names = Console(stderr=True), unlike_names(models)
+    console, names = Console(stderr=True, markup=False), unlike_names(models)
     for suite, views in measured_suites(models):
         console.print(suite_table(suite, views, names).terminal())
     console.print(f"report: {page}", highlight=False)

@@ -69,7 +69,7 @@ def evaluate(
     planned = [_planned(suite, cell, opened, out) for suite in suites for cell in suite.cells(opened, settings)]
     missing = [one for one in planned if not _is_there(one)]
     if missing:
-        console = Console(stderr=True, highlight=False)
+        console = Console(stderr=True, highlight=False, markup=False)
         done = progress("evaluating", len(missing)) if progress else None
         with closing(AnswerCache(opened.load(), out / "answers.sqlite", opened.identity)) as answers:
             for number, one in enumerate(missing, start=1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 
 from solopo_nemo.pages.tables import Table
 from solopo_nemo.planning.overview import Overview
@@ -19,7 +20,7 @@ def print_overview(found: Overview, recipe: str, model: str, console: Console) -
     machine, run = found.machine, found.plan.run
     billions = StageParameters.of(run.shape).total / 1e9
     sequences = ", ".join(f"{s.name} {s.inputs:,}" for s in run.workload.policy)
-    console.print(f"[bold]{recipe}[/bold] of {model} ({billions:.2f} billion parameters), {run.layout}")
+    console.print(f"[bold]{recipe}[/bold] of {escape(model)} ({billions:.2f} billion parameters), {run.layout}")
     console.print(f"tokens: {sequences}; {run.global_batch} samples a step, {run.micro_batch} a micro-batch")
     console.print(
         f"{machine.gpus} GPUs of {machine.memory_gib:g} GiB ({machine.usable:.0%} usable), "

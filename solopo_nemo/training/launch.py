@@ -72,7 +72,7 @@ def _run_here(config: RunConfig, only_reference: bool, run_ranks: StartRanks | N
     start = Start(config, local_world(config))
     check_all(start, EVERYWHERE)
     if not only_reference and _finished(config):
-        Console().print(
+        Console(markup=False).print(
             f"{config.output} holds this run, finished; trainer.resume=never starts it anew", highlight=False
         )
         _show(config)
@@ -196,7 +196,7 @@ def _evaluate(config: RunConfig, moment: str, model: Path) -> None:
 def _show(config: RunConfig) -> None:
     from solopo_nemo.evaluation.accuracy import AccuracyRow, comparison_table
 
-    paths, console = Paths(config.output), Console()
+    paths, console = Paths(config.output), Console(markup=False)
     if paths.accuracy.is_file():
         rows = json.loads(paths.accuracy.read_text())
         if {"before", "after"} <= rows.keys():

@@ -16,6 +16,7 @@ from solopo_nemo.objectives.registry import option_fields
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.options import path_options
 from solopo_nemo.runtime.paths import CONF
+from solopo_nemo.training.launch import _show
 
 RECIPES = sorted(p.stem for p in (CONF.parent / "recipes").glob("*.py"))
 PLUGIN = """
@@ -139,6 +140,11 @@ def test_paths_are_taken_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
         config = load_config("solo_dpo", [f"++{key}={text}" for key, text in given.items()])
         for key, text in given.items():
             assert attrgetter(key)(config) == PATHS[text]
+
+
+def test_a_path_in_brackets_is_printed_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    _show(load_config("solo_dpo", ["output_dir=[x] {y}"]))
+    assert capsys.readouterr().out.startswith("policy: [x] {y}/hf\nreport: [x] {y}/report")
 
 
 @pytest.mark.parametrize("text", ["a=b", "a,b", 'it\'s "x" #'])

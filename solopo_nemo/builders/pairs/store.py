@@ -178,7 +178,9 @@ class SampleStore:
                     self._check(earlier, settings)
                     self._write(rows)
         count = self._db.execute("SELECT count(*) FROM samples").fetchone()[0]
-        Console(stderr=True).print(f"{count} samples taken over from {earlier}", highlight=False, soft_wrap=True)
+        Console(stderr=True, markup=False).print(
+            f"{count} samples taken over from {earlier}", highlight=False, soft_wrap=True
+        )
 
     def _check(self, path: Path, before: dict[str, Any]) -> None:
         changed = [
