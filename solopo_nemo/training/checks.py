@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.config.world import check_context, check_pipeline, check_tensor, check_world
 from solopo_nemo.data.prepared import PreparedDataset, TooLong, prepare_dataset, prepared_date
+from solopo_nemo.data.template_date import KEY as DATE_KEY
 from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.data.triplets import Needs
 from solopo_nemo.families import hf
@@ -120,8 +121,10 @@ class Start:
 
     @once
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer; a date in its chat template is the one that the data were prepared with."""
-        return load_tokenizer(self.template, day=prepared_date(self.paths.tokenized))
+        """The model's tokenizer; a date in its chat template is that of the data, or of the checkpoint to resume."""
+        resumed = Path(self.config.trainer.resume) / "hf" / "tokenizer_config.json"
+        kept = hf.read_json(resumed).get(DATE_KEY) if resumed.is_file() else None
+        return load_tokenizer(self.template, day=prepared_date(self.paths.tokenized) or kept)
 
     @once
     def prepared(self) -> PreparedDataset:

@@ -123,7 +123,8 @@ def length_in_words(config: RunConfig, samples: int) -> str:
     """How many steps a run has, and what of its ``samples`` they see, left out and repeated samples included."""
     trainer, steps = config.trainer, total_steps(config, samples)
     batch, seen = trainer.global_batch, steps * trainer.global_batch
-    text = f"{steps} steps of trainer.global_batch={batch} see {seen / samples:.4g} epochs of {samples} samples"
+    passes = "1 epoch" if seen == samples else f"{seen / samples:.4g} epochs"
+    text = f"{steps} steps of trainer.global_batch={batch} see {passes} of {samples} samples"
     if seen < samples:
         text += f": {samples - seen} samples are never seen (trainer.max_steps={steps})"
     elif trainer.max_steps is None and (more := seen - samples * trainer.epochs):

@@ -124,6 +124,12 @@ def test_a_run_keeps_the_day_of_its_data(
     assert pinned_date(load_tokenizer(export)) == "2026-03-05"
     assert load_tokenizer(export).chat_template == start.tokenizer.chat_template
     assert pinned_date(load_tokenizer(dated_model)) == "2026-12-30"
+    # another run, from a checkpoint of this one
+    shutil.copytree(export, tmp_path / "step_000001" / "hf")
+    other = [f"output_dir={tmp_path / 'other'}", f"trainer.resume={tmp_path / 'step_000001'}"]
+    assert Start(load_config("solo_dpo", ["model=custom", *given, *other]), 1).tokenizer.chat_template == (
+        start.tokenizer.chat_template
+    )
 
 
 def test_an_evaluation_and_a_sampling_keep_the_day_on_which_they_began(

@@ -11,7 +11,7 @@ from solopo_nemo.training.prepare import length_in_words, total_steps
 @pytest.mark.parametrize(
     ("samples", "given", "steps", "words"),
     [
-        (128, ["trainer.global_batch=64"], 2, "see 1 epochs of 128 samples"),
+        (128, ["trainer.global_batch=64"], 2, "see 1 epoch of 128 samples"),
         (5000, ["trainer.global_batch=64"], 79, "see 1.011 epochs of 5000 samples: trainer.epochs=1, and 56 samples again"),
         (100, ["trainer.global_batch=64", "trainer.epochs=2"], 4, "2.56 epochs of 100 samples: trainer.epochs=2, and 56"),
         (28, ["trainer.global_batch=64"], 1, "see 2.286 epochs of 28 samples: trainer.epochs=1, and 36 samples again"),
