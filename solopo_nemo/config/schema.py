@@ -26,7 +26,7 @@ from yaml import YAMLError
 
 from solopo_nemo.embedded import SHORT_PARAGRAPHS
 from solopo_nemo.embedded.world import MAX_PARAGRAPHS
-from solopo_nemo.runtime import environment
+from solopo_nemo.runtime import kernels
 from solopo_nemo.runtime.cli import command_name
 from solopo_nemo.runtime.errors import UserError, require
 from solopo_nemo.runtime.options import check_options, choice, number, path, path_options
@@ -72,7 +72,7 @@ class ParallelConfig:
     tensor: int = number(minimum=1)
     sequence: bool
     context: int = number(minimum=1)
-    cp_comm_type: str = choice(allowed=environment.CP_COMM_TYPES)
+    cp_comm_type: str = choice(allowed=kernels.OFFERED)
     pipeline: int = number(minimum=1)
     data: int | None = number(minimum=1, optional=True)
 
@@ -284,11 +284,7 @@ def _check(config: RunConfig) -> None:
     """Everything that needs neither the model nor the data."""
     require(bool(config.output_dir.strip()), "output_dir: is empty; name a folder")
     parallel, optim, builtin = config.parallel, config.optim, config.data.builtin
-    require(
-        parallel.cp_comm_type not in ("all_gather", "a2a+p2p"),
-        f"parallel.cp_comm_type={parallel.cp_comm_type}: Transformer Engine refuses it for packed (THD) sequences, as "
-        "triplets run; p2p has no limit but the length, a2a sends less where the heads divide",
-    )
+    kernels.check_offered(parallel.cp_comm_type)
     check_options(config, "")
     require(
         config.reference in ("cached", "online"),

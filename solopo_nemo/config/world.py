@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from solopo_nemo.config.schema import ParallelConfig, RunConfig
 from solopo_nemo.families.description import ModelDescription
-from solopo_nemo.runtime import device
+from solopo_nemo.runtime import device, kernels
 from solopo_nemo.runtime.errors import require
 
 
@@ -74,11 +74,9 @@ def check_context(p: ParallelConfig, model: ModelDescription, on_gpu: bool) -> N
     """Check context parallelism; see :func:`check_model`."""
     if p.context == 1:
         return
-    require(
-        p.cp_comm_type == "a2a" or model.attention_window is None,
-        f"parallel.cp_comm_type={p.cp_comm_type}: the model's sliding-window attention needs a2a",
-    )
-    if p.cp_comm_type == "a2a":
+    on = kernels.Installed.planned() if on_gpu else None
+    kernels.check_mode(p.cp_comm_type, on, window=model.attention_window is not None)
+    if kernels.CONTEXT_MODES[p.cp_comm_type].splits_heads:
         # Transformer Engine splits the key/value heads too; our own attention repeats them where there are too few
         split = {"attention": model.num_attention_heads} | ({"key/value": model.num_key_value_heads} if on_gpu else {})
         for kind, count in split.items():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from solopo_nemo.core import cpu_patches
+from solopo_nemo.runtime import kernels
 from solopo_nemo.runtime.device import cuda, current
 from solopo_nemo.runtime.errors import UserError
 
@@ -41,7 +42,7 @@ def prepare_process() -> None:
     from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
 
     if not HAVE_TE:
-        raise UserError("CUDA is present but Transformer Engine is not: install transformer-engine[pytorch]")
+        raise UserError(kernels.NO_ENGINE)
 
 
 def configure(config: TransformerConfig) -> None:

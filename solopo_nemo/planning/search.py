@@ -14,13 +14,12 @@ from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.step_time import Machine, StepTime, step_time
 from solopo_nemo.planning.workload import Lengths
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.kernels import OFFERED
 
 if TYPE_CHECKING:
     from solopo_nemo.config.schema import RunConfig
 
 RECOMPUTE = ("none", "selective", "full")
-MODES = ("p2p", "a2a")
-"""Context-parallel communication that packed sequences run on."""
 LONGEST = 1 << 26
 """No longer context is looked for."""
 
@@ -89,7 +88,7 @@ def valid_layouts(config: RunConfig, shape: ModelShape, world: int, gpus_per_nod
         for pipeline in _divisors(world // tensor, shape.num_hidden_layers):
             for context in _divisors(world // (tensor * pipeline), world):
                 data = world // (tensor * pipeline * context)
-                for mode in MODES if context > 1 else (config.parallel.cp_comm_type,):
+                for mode in OFFERED if context > 1 else (config.parallel.cp_comm_type,):
                     layout = Layout(tensor, tensor > 1, context, mode, pipeline, data)
                     if is_valid(config, shape, layout, GPU):
                         yield layout

@@ -40,6 +40,21 @@ def saves_asynchronously() -> bool:
     return cuda()
 
 
+def capability() -> tuple[int, int] | None:
+    """Compute capability of this process's GPU, such as ``(9, 0)``; None without CUDA."""
+    import torch
+
+    return torch.cuda.get_device_capability() if cuda() else None
+
+
+def cudnn_version() -> tuple[int, ...] | None:
+    """Version of torch's cuDNN, such as ``(9, 10, 2)``; None without CUDA."""
+    import torch
+
+    number = torch.backends.cudnn.version() if cuda() else None
+    return (number // 10_000, number // 100 % 100, number % 100) if number else None
+
+
 def default_precision(gpu: bool | None = None) -> str:
     """The precision where the configuration names none: ``bf16`` on a GPU, ``fp32`` on a CPU.
 

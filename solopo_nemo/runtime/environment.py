@@ -23,10 +23,6 @@ _START = "SOLOPO_START"
 logger = logging.getLogger("solopo_nemo")
 
 
-CP_COMM_TYPES = ("p2p", "a2a")
-"""Context-parallel communication that runs on packed sequences, here and in Transformer Engine."""
-
-
 def started_as_rank() -> bool:
     """Whether ``torchrun`` or Slurm's ``srun`` started this process as one rank of a job."""
     return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and _number("SLURM_NTASKS", default=1) > 1)

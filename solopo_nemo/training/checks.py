@@ -24,7 +24,7 @@ from solopo_nemo.families import hf
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.hf import is_checkpoint
 from solopo_nemo.families.weights import find_weights
-from solopo_nemo.runtime import device
+from solopo_nemo.runtime import device, kernels
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import check_writable
 from solopo_nemo.training.checkpoints.files import check_origin
@@ -89,6 +89,11 @@ class Start:
     def paths(self) -> Paths:
         """The run's files."""
         return Paths(self.config.output)
+
+    @property
+    def installed(self) -> kernels.Installed | None:
+        """What decides which attention runs; None on a CPU."""
+        return kernels.Installed.here() if self.on_gpu else None
 
     @property
     def bf16(self) -> bool:
@@ -217,6 +222,7 @@ Check = Callable[[Start], object]
 EVERYWHERE: tuple[Check, ...] = (
     lambda start: check_suite(start.config),
     lambda start: check_world(start.config, start.world),
+    lambda start: kernels.check_device(start.config.trainer.precision, start.installed),
 )
 """What every rank checks, and whoever submits a job: needs neither the model nor the data."""
 
@@ -227,6 +233,7 @@ CHECKS: tuple[Check, ...] = (
     lambda start: check_tensor(start.config.parallel, start.model),
     lambda start: check_pipeline(start.config.parallel, start.model),
     lambda start: check_context(start.config.parallel, start.model, start.on_gpu),
+    lambda start: kernels.check_attention(start.model.head_dim, start.installed),
     lambda start: check_space(start.config, start.model, start.bf16, saved=len(start.saved)),
     _check_weights,
     _check_same_weights,

@@ -20,7 +20,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.autograd.function import once_differentiable
 
-from solopo_nemo.runtime.environment import CP_COMM_TYPES
+from solopo_nemo.runtime.kernels import OFFERED
 
 
 class _AllToAll(torch.autograd.Function):
@@ -258,8 +258,8 @@ class SDPACoreAttention(MegatronModule):
         self.cp_group: dist.ProcessGroup = groups.cp
         self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
         self.cp_comm_type = cp_comm_type or "p2p"
-        if self.cp_comm_type not in CP_COMM_TYPES:
-            modes = ", ".join(CP_COMM_TYPES)
+        if self.cp_comm_type not in OFFERED:
+            modes = ", ".join(OFFERED)
             raise ValueError(f"cp_comm_type {self.cp_comm_type!r}: without Transformer Engine one of {modes}")
         if config.attention_dropout if attention_dropout is None else attention_dropout:
             raise ValueError("attention_dropout must be 0 without Transformer Engine")
