@@ -13,20 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from solopo_nemo.builders.contexts.sources import FORMATS
-from solopo_nemo.runtime.cli import ArgumentParser, path_or_name, show_json
+from solopo_nemo.runtime.cli import TEMPLATE_KWARGS, ArgumentParser, add_template_kwargs, path_or_name, show_json
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     parsed = _parser().parse_args(arguments)
-    given = {name: value for name, value in vars(parsed).items() if name not in ("tokenizer", "json", "pairs")}
+    others = ("tokenizer", "json", "pairs", "chat_template_kwargs")
+    given = {name: value for name, value in vars(parsed).items() if name not in others}
     from solopo_nemo.builders.contexts.build import build_contexts
     from solopo_nemo.builders.contexts.settings import BuildSettings
     from solopo_nemo.data.tokenize import TripletEncoder
     from solopo_nemo.data.tokenizer_files import load_tokenizer
 
     settings = BuildSettings(**{**given, "pool": tuple(parsed.pool or ())}, gold_pairs=parsed.pairs == "gold")
-    summary = build_contexts(settings, TripletEncoder(load_tokenizer(parsed.tokenizer)))
+    encoder = TripletEncoder(load_tokenizer(parsed.tokenizer), parsed.chat_template_kwargs, TEMPLATE_KWARGS)
+    summary = build_contexts(settings, encoder)
     _report(summary)
     show_json(parsed, summary)
 
@@ -63,6 +65,7 @@ def _parser() -> ArgumentParser:
     option("--pool PATH", pool, type=path_or_name, nargs="+")
     pairs = "gold: also write chosen (gold answer) and rejected (wrong answer of the same kind), without sampling"
     option("--pairs", pairs, "none", choices=["none", "gold"])
+    add_template_kwargs(option)
     option("--seed N", "seed of all draws", 0)
     option("--limit N", "use the first N rows only; the others still serve as distractors", type=int)
     option("--allow-answer-leak", "allow distractors that hold the answer or an alias")

@@ -6,12 +6,10 @@ the largest logit. Above 1e-4 it fails and leaves nothing. A conversion that is 
 
 from __future__ import annotations
 
-import json
-from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
-from solopo_nemo.runtime.cli import ArgumentParser, show_json
+from solopo_nemo.runtime.cli import ArgumentParser, json_object, show_json
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -50,7 +48,7 @@ def _parser() -> ArgumentParser:
     inward.add_argument("source", type=Path, metavar="HF_FOLDER", help="config.json, tokenizer, safetensors")
     inward.add_argument("destination", type=Path, metavar="CHECKPOINT", help="folder to make")
     scaling = 'other rope scaling, as JSON: \'{"rope_type": "yarn", "factor": 4.0}\''
-    inward.options()("--rope-scaling JSON", scaling, type=_json)
+    inward.options()("--rope-scaling JSON", scaling, type=json_object)
 
     text = "NeMo checkpoint, of any layout -> Hugging Face folder, in the type of the model's original files"
     outward = commands.add_parser("export", parents=[common], help=text, description=text)
@@ -60,10 +58,3 @@ def _parser() -> ArgumentParser:
     outward.options()("--trust-checkpoint", vouch)
     outward.options()("--max-shard-size SIZE", "largest safetensors file, as in transformers", "5GB")
     return parser
-
-
-def _json(text: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ArgumentTypeError(f"not JSON ({error})") from None

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solopo_nemo.runtime.cli import EXIT_USER_ERROR, ArgumentParser, show_json
+from solopo_nemo.runtime.cli import EXIT_USER_ERROR, TEMPLATE_KWARGS, ArgumentParser, add_template_kwargs, show_json
+from solopo_nemo.runtime.errors import require
 
 if TYPE_CHECKING:
     from solopo_nemo.builders.pairs.inspect import Inspection
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("file", type=Path, metavar="FILE", help="what data.train of the recipes takes")
     option = parser.options()
     option("--tokenizer FOLDER", "local Hugging Face folder: lengths are then tokens, not characters", type=Path)
+    add_template_kwargs(option)
     option("--show N", "samples to show", 2)
     option("--seed N", "draws the samples", 0)
     parser.add_json()
@@ -32,7 +34,10 @@ def main(arguments: Sequence[str]) -> int:
     from solopo_nemo.data.tokenize import TripletEncoder
     from solopo_nemo.data.tokenizer_files import load_tokenizer
 
-    encoder = TripletEncoder(load_tokenizer(given.tokenizer)) if given.tokenizer else None
+    require(given.tokenizer or not given.chat_template_kwargs, "--chat-template-kwargs: needs --tokenizer")
+    encoder = None
+    if given.tokenizer:
+        encoder = TripletEncoder(load_tokenizer(given.tokenizer), given.chat_template_kwargs, TEMPLATE_KWARGS)
     found = inspect_file(given.file, encoder, given.show, given.seed)
     _report(found)
     for line in (*found.problems, *found.remarks):
@@ -69,7 +74,7 @@ def _report(found: Inspection) -> None:
 
 def _shorten(value: Any) -> str:
     """The beginning and the end of a text or of messages; a prompt ends with the question."""
-    text = value if isinstance(value, str) else "\n".join(f"{m['role']}: {m['content']}" for m in value)
+    text = value if isinstance(value, str) else "\n".join(f"{m['role']}: {m.get('content')}" for m in value)
     if len(text) <= 2 * _SHOWN:
         return text
     return f"{text[:_SHOWN]} [... {len(text) - 2 * _SHOWN} characters ...] {text[-_SHOWN:]}"

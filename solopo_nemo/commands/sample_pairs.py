@@ -14,7 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solopo_nemo.runtime.cli import EXIT_RESUMABLE, STOPPED, ArgumentParser, path_or_name, settings_of, show_json
+from solopo_nemo.runtime.cli import (
+    EXIT_RESUMABLE,
+    STOPPED,
+    ArgumentParser,
+    add_template_kwargs,
+    path_or_name,
+    settings_of,
+    show_json,
+)
 from solopo_nemo.runtime.errors import require
 
 if TYPE_CHECKING:
@@ -85,6 +93,7 @@ def _parser() -> ArgumentParser:
     )
     option("--batch N", batch, 0)
     option("--seed N", "seed of all draws", 0)
+    add_template_kwargs(option)
     parser.options("with --backend hf")("--device DEVICE", "torch device (default: the GPU where there is one)")
     option = parser.options(
         "with --backend openai; the key is taken from OPENAI_API_KEY",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,6 +80,22 @@ def records(value: Any, field: str, where: str) -> list[dict[str, Any]]:
     return value
 
 
+def plain_json(value: Any, field: str, where: str, *, may_hold_null: bool = False) -> Any:
+    """Return a value that a file of JSON can hold.
+
+    Raises:
+        UserError: It is none, or has a null inside, which may stand for an absent key in an Arrow file.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise bad_field(where, field, f"is not plain JSON ({error})") from error
+    if not may_hold_null and _holds_null(value):
+        what = "holds null, which Arrow files write for an absent key as well: leave it out, or give JSON as a string"
+        raise bad_field(where, field, what)
+    return value
+
+
 def identifier(value: Any, where: str) -> str:
     """Return a row's id, a string or a whole number, as a string.
 
@@ -94,6 +111,11 @@ def identifier(value: Any, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return text(value, "id", where)
+
+
+def _holds_null(value: Any) -> bool:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value is None or any(map(_holds_null, inside))
 
 
 def _kind(value: Any) -> str:

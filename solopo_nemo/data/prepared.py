@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TooLong = Literal["error", "drop"]
 
-FORMAT = 4
+FORMAT = 5
 """Number of the encoding. Raise it with a change of the code that gives other token ids, columns or checks for the same
 file, tokenizer and settings: prepared data is then made anew. A change of names, comments or messages is none."""
 _BATCH = 32
@@ -297,7 +297,7 @@ def _hash_inputs(path: Path, encoder: TripletEncoder, needs: Needs, max_tokens: 
                 digest.update(block)
     settings = [FORMAT, needs.sequences, max_tokens, too_long, tokenizers.__version__, transformers.__version__]
     digest.update(
-        json.dumps([*settings, _tokenizer_state(encoder.tokenizer), encoder.template_kwargs], sort_keys=True).encode()
+        json.dumps([*settings, _tokenizer_state(encoder.tokenizer), encoder.template.switches], sort_keys=True).encode()
     )
     return digest.hexdigest()
 

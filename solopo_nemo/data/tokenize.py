@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import re
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
+from solopo_nemo.data.chat_template import ChatTemplate
 from solopo_nemo.data.triplets import Message, Needs, Prompt, Triplet, sequence_columns
 from solopo_nemo.runtime.errors import UserError
 
@@ -61,29 +59,26 @@ class TripletEncoder:
 
     A prompt of messages is what the model sees at inference: the template with its generation prompt. The response is
     what the template makes of the whole conversation after that, up to the special token that closes the assistant's
-    turn (`eos_token` in a template without one): the ids of both are those of the whole conversation. A plain prompt is
-    encoded with the special tokens that the tokenizer itself puts first, and its response is closed by `eos_token`.
+    turn (`eos_token` in a template without one): the ids of both are those of the whole conversation. What a row gives
+    the template (tools, documents, switches) goes with its messages, and what the template leaves out is refused. A
+    plain prompt is encoded with the special tokens that the tokenizer itself puts first, and its response is closed by
+    `eos_token`.
     Where the ids of the whole do not begin with those of the prompt, the sample is refused.
     Special-token text inside a response is encoded as plain text, so that only the real end token ends it. Inside a
     prompt it keeps its meaning, as at inference.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any] | None = None) -> None:
-        """Check the switches.
-
-        Args:
-            tokenizer: The tokenizer.
-            template_kwargs: Values for variables of its chat template, `data.chat_template_kwargs`.
-
-        Raises:
-            UserError: The template has no such variable.
-        """
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template_kwargs: Mapping[str, Any] | None = None,
+        key: str = "data.chat_template_kwargs",
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
+        """See `ChatTemplate`."""
         self.tokenizer = tokenizer
-        self.template_kwargs = dict(template_kwargs or {})
-        taken = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
-        for key in self.template_kwargs:
-            if key in taken or not re.search(rf"\b{re.escape(key)}\b", str(tokenizer.chat_template)):
-                raise UserError(f"data.chat_template_kwargs.{key}: the tokenizer's chat template has no such switch")
+        self.template = ChatTemplate(tokenizer, template_kwargs, key, given)
+        self._row: tuple[str, TripletEncoder] = ("", self)
 
     def encode(self, triplets: Sequence[Triplet], needs: Needs) -> list[dict[str, list[int]]]:
         """Encode a batch; the tokenizer works on it in parallel.
@@ -103,12 +98,15 @@ class TripletEncoder:
         texts: dict[str, list[str]] = {}
         for field in needs.prompts:
             prompts = [getattr(t, field) for t in triplets]
-            texts[field] = [self._text(prompt, t.where) for prompt, t in zip(prompts, triplets, strict=True)]
+            texts[field] = [
+                self._of(t)._text(prompt, f"{t.where}: field {field}")
+                for prompt, t in zip(prompts, triplets, strict=True)
+            ]
             columns[field] = self._prompt_ids(texts[field], prompts)
         for name in needs.sequences:
             prompt, response = sequence_columns()[name]
             pairs = [
-                self._pair(getattr(t, prompt), text, getattr(t, response), f"{t.where}: field {response}")
+                self._of(t)._pair(getattr(t, prompt), text, getattr(t, response), f"{t.where}: field {response}")
                 for t, text in zip(triplets, texts[prompt], strict=True)
             ]
             ids = self._response_ids(pairs, columns[prompt])
@@ -141,26 +139,23 @@ class TripletEncoder:
         found = ((field, self._first_special(getattr(triplet, field) or "")) for field in fields)
         return [f"{triplet.where}: field {field}: {token!r}" for field, (start, token) in found if start is not None]
 
-    def require_chat_template(self, where: str = "tokenizer") -> None:
-        """Check that messages can be rendered.
-
-        Raises:
-            UserError: There is no template.
-        """
-        if not self.tokenizer.chat_template:
-            raise UserError(
-                f"{where}: the prompt is chat messages, but the tokenizer has no chat template: "
-                "use an instruct model's tokenizer, or write the prompt as one plain string"
-            )
-
     def render(self, messages: list[Message], where: str) -> str:
         """Render messages through the chat template, up to where the assistant's text begins.
 
         Raises:
-            UserError: There is no template, or it refuses these messages.
+            UserError: There is no template, it refuses these messages, or it leaves out a part of them.
         """
-        self.require_chat_template(where)
-        return self._apply(messages, where, add_generation_prompt=True) + self._header
+        return self.template.prompt(messages, where) + self._header
+
+    def _of(self, triplet: Triplet) -> TripletEncoder:
+        """Return the encoder for what a row gives its chat template."""
+        key = json.dumps(triplet.template) if triplet.template else ""
+        if key and key != self._row[0]:
+            given = dict(triplet.template)
+            switches = self.template.switches | given.pop("chat_template_kwargs", {})
+            where = f"{triplet.where}: field chat_template_kwargs"
+            self._row = key, TripletEncoder(self.tokenizer, switches, where, given)
+        return self._row[1] if key else self
 
     def _text(self, prompt: Prompt, where: str) -> str:
         return prompt if isinstance(prompt, str) else self.render(prompt, where)
@@ -169,7 +164,7 @@ class TripletEncoder:
         """Render a response after its prompt."""
         if isinstance(prompt, str):
             return _Pair(text, response, _Ending("", "", self._eos), self._first_special(response)[0], where)
-        whole = self._apply([*prompt, {"role": "assistant", "content": response}], where, add_generation_prompt=False)
+        whole = self.template.apply([*prompt, {"role": "assistant", "content": response}], where, generate=False)
         self._require_beginning(text, whole, where)
         close, rest = self._ending.close, self._ending.rest
         if not whole.endswith(close + rest):
@@ -218,32 +213,39 @@ class TripletEncoder:
         before = self._ids(tails, add_special_tokens=False)
         whole = self._ids([tail + body for tail, body in zip(tails, bodies, strict=True)], add_special_tokens=False)
         responses = []
-        for pair, prompt, tail, joined, body in zip(pairs, prompts, before, whole, bodies, strict=True):
+        for pair, prompt, joint, tail, joined, body in zip(pairs, prompts, tails, before, whole, bodies, strict=True):
             response, end = joined[len(tail) :], pair.ending.end_id
             fits = joined[: len(tail)] == tail == prompt[len(prompt) - len(tail) :]
             if pair.special is not None:
-                fits = fits and self._letters(body) == response
                 gap = pair.ending.close[: self._first_special(pair.ending.close)[0]]
-                response = [*self._letters(pair.body + gap), end]
+                letters = self._letters(joint, pair.body + gap)
+                fits = fits and bool(letters) and self._letters(joint, body) == response
+                response = [*letters, end]
             elif not pair.ending.close:
                 response = [*response, end]
             if not fits or response[-1] != end:
                 raise UserError(
                     f"{pair.where}: the end of the prompt {pair.prompt[-8:]!r} has other tokens alone, as in use, "
-                    f"than before the answer {pair.body[:12]!r}: change the white space between them (where a thinking "
-                    f"template opens it, the answer begins with its reasoning; {_SWITCH})"
+                    f"than before the answer {pair.body[:12]!r}: begin the answer without white space, or with that "
+                    "which now ends a plain prompt (where a thinking template opens it, the answer begins with its "
+                    f"reasoning; {_SWITCH})"
                 )
             responses.append(response)
         return responses
 
-    def _letters(self, text: str) -> list[int]:
-        return self._ids([text], add_special_tokens=False, split_special_tokens=True)[0]
+    def _letters(self, before: str, text: str) -> list[int]:
+        """Encode a text letter by letter, special tokens too, after another; empty where their ids run together."""
+        own, both = (
+            self._ids([part], add_special_tokens=False, split_special_tokens=True)[0]
+            for part in (before, before + text)
+        )
+        return both[len(own) :] if both[: len(own)] == own else []
 
     @cached_property
     def _header(self) -> str:
         """What opens the assistant's turn, where the template ignores `add_generation_prompt`; else empty."""
         opened, whole = self._probe
-        if opened != self._apply([_QUESTION], add_generation_prompt=False):
+        if opened != self.template.apply([_QUESTION], generate=False):
             return ""
         self._require_beginning(opened, whole, "tokenizer")
         lead = whole[len(opened) :].rpartition(_ANSWER)[0]
@@ -265,8 +267,8 @@ class TripletEncoder:
     @cached_property
     def _probe(self) -> tuple[str, str]:
         """A short conversation, rendered up to its answer and whole."""
-        whole = self._apply([_QUESTION, {"role": "assistant", "content": _ANSWER}], add_generation_prompt=False)
-        return self._apply([_QUESTION], add_generation_prompt=True), whole
+        whole = self.template.apply([_QUESTION, {"role": "assistant", "content": _ANSWER}], generate=False)
+        return self.template.apply([_QUESTION]), whole
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -288,17 +290,6 @@ class TripletEncoder:
         if self.tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no eos_token to close a response with: set it in tokenizer_config.json")
         return int(self.tokenizer.eos_token_id)
-
-    def _apply(self, messages: list[Message], where: str = "tokenizer", *, add_generation_prompt: bool) -> str:
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self.template_kwargs
-            )
-        except jinja2.TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise UserError(f"{where}: the chat template refuses these messages (roles {roles}): {error}") from error
-        assert isinstance(rendered, str)
-        return rendered
 
     def _ids(self, texts: list[str], **options: bool) -> list[list[int]]:
         # verbose: no warning for texts beyond model_max_length, our own limit is data.max_tokens

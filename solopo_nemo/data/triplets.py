@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from solopo_nemo.data.fields import bad_field, has, identifier, records, required, text
+from solopo_nemo.data.fields import bad_field, has, identifier, plain_json, records, required, text
 from solopo_nemo.data.rows import read_rows
 from solopo_nemo.runtime.errors import UserError
 
-Message = dict[str, str]
+Message = dict[str, Any]
 Prompt = str | list[Message]
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+RENDERED = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking", "tools", "documents")
+"""Fields of a message that the chat template must render; others that it does not read change nothing."""
 PROMPT_COLUMNS = ("prompt_short", "prompt_long")
 COLUMNS = (*PROMPT_COLUMNS, "chosen", "rejected")
+
+
+_MEDIA = "is not text, which is all that is trained: remove it, or the row"
+_FIRST = "is not read: write it as the first message of the prompt, of role system"
+_REFUSED = {
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), _MEDIA),
+    **dict.fromkeys(("system", "system_prompt", "system_message"), _FIRST),
+    **dict.fromkeys(("tool_calls", "reasoning_content", "thinking"), "is not read here: it belongs into a message"),
+    "history": "is not read: write its turns as messages of the prompt",
+    "functions": "is not read: write it as tools",
+    "function_call": "is not read: write it as tool_calls",
+    "enable_thinking": "is not read: write it into chat_template_kwargs",
+    "chat_template": "is not read: a template is the tokenizer's",
+}
+"""Fields of a row that would change what the model sees."""
+_MESSAGES_AS_TEXT = re.compile(
+    r"""\s*(?:\[\s*\{\s*(?=["'])|\{\s*(?=["'](?:role|content)["']))"""
+    rf""".*?(["'])role\1\s*:\s*(["'])(?:{"|".join(ROLES)})\2""",
+    re.DOTALL,
+)
 
 
 @cache
@@ -28,7 +52,7 @@ def sequence_columns() -> dict[str, tuple[str, str]]:
     return {name: (f"prompt_{sequence.prompt}", sequence.answer) for name, sequence in SEQUENCES.items()}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Needs:
     """What an objective uses of a triplet.
 
@@ -60,7 +84,7 @@ class Needs:
         return tuple(column for column in self.columns if column not in PROMPT_COLUMNS)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Triplet:
     """One sample; fields that the objective does not need are None.
 
@@ -71,6 +95,7 @@ class Triplet:
         prompt_long: The same question over a longer context.
         chosen: The preferred assistant text.
         rejected: The other one.
+        template: What the row gives its chat template: `tools` and `documents` (lists), `chat_template_kwargs`.
     """
 
     id: str
@@ -79,6 +104,7 @@ class Triplet:
     prompt_long: Prompt | None = None
     chosen: str | None = None
     rejected: str | None = None
+    template: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_triplets(path: Path | str, needs: Needs) -> Iterator[Triplet]:
@@ -139,19 +165,50 @@ def parse_triplet(row: dict[str, Any], needs: Needs, where: str, default_id: str
     own_id = identifier(row["id"], where) if has(row, "id") else None
     if own_id is None and not vanilla:
         required(row, "id", where)
-    return Triplet(id=own_id or default_id, where=where, **values)
+    template = template_fields(row, where)
+    if template and any(isinstance(values[name], str) for name in needs.prompts):
+        raise bad_field(where, next(iter(template)), "is for a chat template, and this prompt is a plain string")
+    return Triplet(id=own_id or default_id, where=where, template=template, **values)
+
+
+def template_fields(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return what a row gives its chat template: those of `tools`, `documents` and `chat_template_kwargs` that it has.
+
+    Each is a JSON value, or that written as a string.
+
+    Raises:
+        UserError: One of them is of another kind, or a field is there that would change the prompt and is not read.
+    """
+    for name, what in _REFUSED.items():
+        if row.get(name) not in (None, "", [], {}):
+            raise bad_field(where, name, what)
+    found = {}
+    for name, kind in (("tools", list), ("documents", list), ("chat_template_kwargs", dict)):
+        value = given = row.get(name)
+        if isinstance(given, str):
+            try:
+                value = json.loads(given or "null")
+            except (ValueError, RecursionError) as error:
+                raise bad_field(where, name, f"is a string that is not JSON ({error})") from error
+        if value not in (None, [], {}):
+            if not isinstance(value, kind):
+                raise bad_field(where, name, f"must be {'an object' if kind is dict else 'a list of objects'}")
+            if kind is list:
+                records(value, name, where)
+            found[name] = plain_json(value, name, where, may_hold_null=isinstance(given, str))
+    return found
 
 
 def parse_prompt(value: Any, field: str, where: str) -> Prompt:
-    """Check a prompt: chat messages that end with the user\'s, or a text.
+    """Check a prompt: chat messages that end with the user's or a tool's, or a text.
 
     Raises:
         UserError: naming the place (`where`) and the field.
     """
     if isinstance(value, str):
-        return text(value, field, where)
+        return _plain(value, field, where)
     messages = _messages(value, field, where)
-    if messages[-1]["role"] != "user":
+    if messages[-1]["role"] not in ("user", "tool"):
         raise bad_field(where, field, f"ends with a message of role {messages[-1]['role']!r}, must end with 'user'")
     return messages
 
@@ -159,15 +216,26 @@ def parse_prompt(value: Any, field: str, where: str) -> Prompt:
 def _response(value: Any, field: str, where: str) -> tuple[str, list[Message] | None]:
     """Return the assistant's text, and the prompt where the field is a whole conversation."""
     if isinstance(value, str):
-        return text(value, field, where), None
+        return _plain(value, field, where), None
     messages = _messages(value, field, where)
-    if messages[-1]["role"] != "assistant":
-        raise bad_field(
-            where, field, f"ends with a message of role {messages[-1]['role']!r}, must end with 'assistant'"
-        )
+    last = messages[-1]
+    if last["role"] != "assistant":
+        raise bad_field(where, field, f"ends with a message of role {last['role']!r}, must end with 'assistant'")
+    for name in RENDERED:
+        if last.get(name):
+            what = "is not trained: write it into content as the chat template writes it, or remove it"
+            raise bad_field(where, f"{field}[{len(messages) - 1}].{name}", what)
     lead = parse_prompt(messages[:-1], field, where) if len(messages) > 1 else None
     assert not isinstance(lead, str)
-    return messages[-1]["content"], lead
+    return last["content"], lead
+
+
+def _plain(value: str, field: str, where: str) -> str:
+    if _MESSAGES_AS_TEXT.match(value):
+        raise bad_field(
+            where, field, "is messages written as a string: write the list itself (or a message that holds this text)"
+        )
+    return text(value, field, where)
 
 
 def _messages(value: Any, field: str, where: str) -> list[Message]:
@@ -177,17 +245,35 @@ def _messages(value: Any, field: str, where: str) -> list[Message]:
         role = text(required(item, "role", f"{where}: field {place}"), f"{place}.role", where)
         if role not in ROLES:
             raise bad_field(where, f"{place}.role", f"unknown role {role!r}, must be one of {', '.join(ROLES)}")
-        content = required(item, "content", f"{where}: field {place}")
-        content = text(content, f"{place}.content", where, may_be_blank=role == "system")
-        messages.append({"role": role, "content": content})
+        message = {key: item[key] for key in item if item[key] is not None or key == "content"}
+        if message.get("content") is not None or not message.get("tool_calls"):
+            content = _content(required(item, "content", f"{where}: field {place}"), f"{place}.content", where)
+            may_be_blank = role in ("system", "tool") or bool(message.get("tool_calls"))
+            message["content"] = text(content, f"{place}.content", where, may_be_blank=may_be_blank)
+        for key, own in message.items():
+            if key in _REFUSED and key not in RENDERED and own:
+                raise bad_field(where, f"{place}.{key}", _REFUSED[key])
+            if key not in ("role", "content"):
+                plain_json(own, f"{place}.{key}", where, may_hold_null=key not in RENDERED)
+        messages.append(message)
     return messages
+
+
+def _content(value: Any, field: str, where: str) -> Any:
+    """Return the text of a list of one text part, and anything else as it is."""
+    if not isinstance(value, list):
+        return value
+    parts = [part.get("type") if isinstance(part, dict) else None for part in value]
+    if parts != ["text"]:
+        raise bad_field(where, field, f"is a list of parts {parts}: one text part is taken, or the text as a string")
+    return value[0].get("text")
 
 
 def _agree(prompt: Prompt, implied: list[Message] | None, field: str, where: str) -> Prompt:
     """Return the prompt of a row whose responses may repeat it as a conversation."""
     if implied is None or prompt == implied:
         return prompt
-    asked = [message["content"] for message in implied if message["role"] != "system"]
+    asked = [message.get("content") for message in implied if message["role"] != "system"]
     if [prompt] == asked:
         return implied
     raise bad_field(

@@ -54,7 +54,13 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def evaluate_accuracy(model_dir: str | Path, lengths: Sequence[int], questions: int, seed: int) -> list[AccuracyRow]:
+def evaluate_accuracy(
+    model_dir: str | Path,
+    lengths: Sequence[int],
+    questions: int,
+    seed: int,
+    chat_template_kwargs: dict[str, Any] | None = None,
+) -> list[AccuracyRow]:
     """Ask built-in evaluation questions at several context lengths, as the suite `builtin` does.
 
     Args:
@@ -62,6 +68,7 @@ def evaluate_accuracy(model_dir: str | Path, lengths: Sequence[int], questions: 
         lengths: context lengths as multiples of the short one.
         questions: a length.
         seed: of the evaluation questions, which share no fact with any training question.
+        chat_template_kwargs: switches of the model's chat template.
 
     Raises:
         UserError: the folder holds no model that can be asked.
@@ -71,7 +78,8 @@ def evaluate_accuracy(model_dir: str | Path, lengths: Sequence[int], questions: 
     from solopo_nemo.evaluation.settings import SuiteSettings
     from solopo_nemo.evaluation.suites.builtin import builtin_suite
 
-    suite, model, rows = builtin_suite(lengths, seed), ModelSettings(str(model_dir)), []
+    suite, rows = builtin_suite(lengths, seed), []
+    model = ModelSettings(str(model_dir), chat_template_kwargs=chat_template_kwargs)
     with TemporaryDirectory() as scratch, Progress(transient=True) as bars, redirect_stderr(io.StringIO()):
         folder = Path(scratch)
         settings = SuiteSettings(folder, limit=questions)

@@ -15,6 +15,7 @@ from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.data.vocabulary import check_tokenizer
 from solopo_nemo.families import hf
 from solopo_nemo.runtime import device
+from solopo_nemo.runtime.cli import TEMPLATE_KWARGS
 from solopo_nemo.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class ModelSettings:
         window: longest sequence a server takes, in tokens.
         yarn: factor by which YaRN extends the window; None leaves the model's own.
         concurrency: prompts a server is asked at once.
+        chat_template_kwargs: switches of the chat template.
     """
 
     model: str
@@ -46,6 +48,7 @@ class ModelSettings:
     window: int | None = None
     yarn: float | None = None
     concurrency: int = 16
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for option, value in (("tokenizer", self.tokenizer), ("window", self.window)):
@@ -97,6 +100,8 @@ class EvaluatedModel:
             files = sorted(file for file in self._folder.iterdir() if file.is_file() and file.name != hf.RECORD)
             what = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
             what.append(settings.yarn)
+        if settings.chat_template_kwargs:
+            what.append(settings.chat_template_kwargs)
         self.identity = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
     @cached_property
@@ -121,11 +126,15 @@ class EvaluatedModel:
         """Whether prompts go through a chat template."""
         return self.remote or self.tokenizer.chat_template is not None
 
+    @property
+    def encoder(self) -> TripletEncoder:
+        """What makes token ids of prompts."""
+        return TripletEncoder(self.tokenizer, self._settings.chat_template_kwargs, TEMPLATE_KWARGS)
+
     def tokens(self, prompt: str) -> int:
         """Length of a prompt as the model sees it, in tokens."""
-        encoder = TripletEncoder(self.tokenizer)
         message: Any = [{"role": "user", "content": prompt}] if self.chat else prompt
-        return len(encoder.encode_prompts([message], ["prompt"])[0])
+        return len(self.encoder.encode_prompts([message], ["prompt"])[0])
 
     def require_window(self, tokens: int, what: str) -> None:
         """Check that a length fits.
@@ -189,7 +198,16 @@ class EvaluatedModel:
         # requests under way when one fails for good each leave a traceback
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         assert self._settings.base_url is not None
-        return LocalChatCompletion(
+        switches = self._settings.chat_template_kwargs
+
+        class Server(LocalChatCompletion):
+            """Sends the switches of the chat template with every prompt."""
+
+            def _create_payload(self, *given: Any, **options: Any) -> dict[str, Any]:
+                payload: dict[str, Any] = super()._create_payload(*given, **options)
+                return payload | ({"chat_template_kwargs": switches} if switches else {})
+
+        return Server(
             model=self._settings.model,
             base_url=f"{self._settings.base_url.rstrip('/')}/chat/completions",
             num_concurrent=self._settings.concurrency,
@@ -210,4 +228,5 @@ class EvaluatedModel:
             device=device.current().type,
             parallelize=device.count() > 1,
             max_length=self.window,
+            chat_template_args=self.encoder.template.switches,
         )

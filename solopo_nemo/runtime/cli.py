@@ -22,6 +22,7 @@ T = TypeVar("T")
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_RESUMABLE = 75
+TEMPLATE_KWARGS = "--chat-template-kwargs"
 STOPPED = "stopped: the same command goes on from here"
 
 
@@ -76,6 +77,20 @@ class ArgumentParser(argparse.ArgumentParser):
         )
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """Argument type: a JSON object."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
+
+
+def add_template_kwargs(option: Callable[..., None]) -> None:
+    """Add ``--chat-template-kwargs``, which is ``data.chat_template_kwargs`` outside a run."""
+    what = "switches of the chat template, as data.chat_template_kwargs of the run: '{\"enable_thinking\": false}'"
+    option(f"{TEMPLATE_KWARGS} JSON", what, type=json_object)
+
+
 def settings_of(arguments: argparse.Namespace, kind: type[T]) -> T:
     """A dataclass out of the arguments of its fields' names; what was not given keeps the dataclass's default."""
     given = {field.name: getattr(arguments, field.name) for field in fields(kind)}  # type: ignore[arg-type]
@@ -125,6 +140,7 @@ def list_of(one: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
 
 # argparse puts the names into its messages
 positive_number.__name__, positive_count.__name__ = "positive number", "positive whole number"
+json_object.__name__ = "JSON object"
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

@@ -187,7 +187,9 @@ def _evaluate(config: RunConfig, moment: str, model: Path) -> None:
     from solopo_nemo.evaluation.accuracy import evaluate_accuracy
 
     logger.info("answer accuracy %s training", moment)
-    measured = evaluate_accuracy(model, evaluation.lengths, evaluation.questions, evaluation.seed)
+    measured = evaluate_accuracy(
+        model, evaluation.lengths, evaluation.questions, evaluation.seed, config.data.chat_template_kwargs
+    )
     rows[moment] = [row.as_json() for row in measured]
     with atomic_text(path) as stream:
         stream.write(json.dumps(rows, indent=2) + "\n")

@@ -44,6 +44,16 @@ def converted(source: Path, to: str, **options: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def test_what_a_row_gives_its_template_goes_on_or_is_refused(write_rows: RowWriter) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    path = write_rows([{"context": ASK, "completions": RANKED, "tools": tools}])
+    assert converted(path, "trl")[0]["tools"] == tools
+    assert converted(path, "triplets")[0]["tools"] == tools
+    for to in ("nemo_rl", "longpo"):
+        with pytest.raises(UserError, match=r"rows\.jsonl:1: field tools: has no place in this format"):
+            converted(path, to)
+
+
 def test_trl(write_rows: RowWriter) -> None:
     row = triplet_row()
     path = write_rows([row])

@@ -186,6 +186,8 @@ def test_a_longer_list_of_questions_reuses_the_samples(write_rows: RowWriter) ->
         ({"prompt_short": " "}, "prompt_short"),
         ({"id": "q0"}, "id"),
         ({"meta": [1]}, "meta"),
+        ({"tools": [{"name": "f"}]}, "tools"),
+        ({"system": "Be brief."}, "system"),
     ],
 )
 def test_bad_rows_stop_before_sampling_or_are_listed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
 
@@ -50,7 +51,9 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
                 raise reply
             return reply
 
-        return ServerBackend(SAMPLING, URL + "/", transport=httpx.MockTransport(answer), **options), asked
+        return ServerBackend(
+            options.pop("sampling", SAMPLING), URL + "/", transport=httpx.MockTransport(answer), **options
+        ), asked
 
     return start
 
@@ -74,6 +77,13 @@ def test_a_server_that_gives_fewer_is_asked_for_the_rest_with_another_seed(make:
     bodies = [json.loads(request.content) for request in asked[1:]]
     assert [body["n"] for body in bodies] == [5, 4, 1]
     assert len({body["seed"] for body in bodies}) == 3
+
+
+def test_switches_of_the_chat_template_are_sent(make: Make) -> None:
+    switches = {"enable_thinking": False}
+    backend, asked = make([choices(5)], sampling=replace(SAMPLING, chat_template_kwargs=switches))
+    backend.sample(ASK, 0)
+    assert json.loads(asked[1].content)["chat_template_kwargs"] == switches
 
 
 def test_plain_strings_are_completed(make: Make) -> None:

@@ -2,78 +2,39 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from functools import cache
-from random import Random
+import json
+from functools import partial
 from typing import Any
 
 import pytest
-from chat_templates import END, SPECIAL, TEMPLATES
+from chat_templates import END, TEMPLATES
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from samples import musique_rows
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from template_tokenizers import TOKENIZERS, trained, with_chat_template
 
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.triplets import Needs, Triplet
 from solopo_nemo.runtime.errors import UserError
 
 NEEDS = Needs(("short_chosen", "short_rejected", "long_chosen"))
-# Qwen's; Llama 3's takes three digits
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-TOKENIZERS = ("byte-level", "sentencepiece", "metaspace")
-
-
-@cache
-def trained(kind: str) -> str:
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=kind != "byte-level", fuse_unk=True))
-    alphabet: list[str] = []
-    if kind == "byte-level":
-        split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])  # type: ignore[assignment]
-        tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-    elif kind == "sentencepiece":  # as transformers converts Llama 2: every piece of text gets a space
-        steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        tokenizer.normalizer = normalizers.Sequence(steps)  # type: ignore[assignment]
-    else:  # the first piece alone
-        space = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-        tokenizer.pre_tokenizer = space  # type: ignore[assignment]
-    texts = [paragraph["paragraph_text"] for row in musique_rows(20) for paragraph in row["paragraphs"]]
-    texts += ["\n\n", "\n\n\n", ".\n", "  ", "    ", " [INST] [/INST]"] * 50
-    special = SPECIAL if kind == "byte-level" else [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(
-        vocab_size=900, initial_alphabet=alphabet, special_tokens=special, show_progress=False, max_token_length=12
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in ("<think>", "</think>")])
-    return str(tokenizer.to_str())
 
 
 def encoder_of(kind: str, template: str, **switches: Any) -> TripletEncoder:
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(trained(kind)), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = TEMPLATES[template]
-    return TripletEncoder(tokenizer, switches)
+    return TripletEncoder(with_chat_template(kind, template), switches)
 
 
 def rendered(kind: str, template: str, messages: list[dict[str, str]], generate: bool, **switches: Any) -> list[int]:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # jinja2's own is for HTML
     text = environment.from_string(TEMPLATES[template]).render(
         messages=messages, add_generation_prompt=generate, bos_token="<s>", eos_token="</s>", **switches
     )
-    return Tokenizer.from_str(trained(kind)).encode(text, add_special_tokens=False).ids
+    return trained(kind).encode(text, add_special_tokens=False).ids
 
 
 def whole(kind: str, template: str, messages: list[dict[str, str]], **switches: Any) -> list[int]:
     """The conversation up to its last end token."""
     ids = rendered(kind, template, messages, False, **switches)
-    end = Tokenizer.from_str(trained(kind)).token_to_id(END.get(template, "</s>"))
+    end = trained(kind).token_to_id(END.get(template, "</s>"))
     return ids[: len(ids) - ids[::-1].index(end)]
 
 
@@ -96,41 +57,6 @@ def check(kind: str, template: str, sample: Triplet, **switches: Any) -> dict[st
         answer = {"role": "assistant", "content": getattr(sample, response)}
         assert own + ids[response] == whole(kind, template, [*messages, answer], **switches)
     return ids
-
-
-PIECES = [
-    *("word", "Who", "é", "日本", "👍", "1960", "def f():", "x", "The answer is:", "<think>", "</think>", "[INST]"),
-    *(" ", "  ", "\n", "\n\n", "\t", "    ", ".", "-", "#", "<", "|", "▁", "\u00a0", "\u200b", "cafe\u0301"),
-]
-
-
-def text(random: Random) -> str:
-    while not (made := "".join(random.choices(PIECES, k=random.randint(1, 8)))).strip():
-        pass
-    return made
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_ids_are_those_of_the_whole_conversation_or_the_row_is_refused(template: str, kind: str) -> None:
-    random, outcomes = Random(f"{template} {kind}"), Counter[str]()
-    for number in range(60):
-        texts = [text(random) for _ in range(4)]
-        if number % 2:  # answers that begin and end with letters, as most do
-            texts = [f"So {part.replace('think>', '')} it is" for part in texts]
-        try:
-            check(kind, template, triplet(*texts))
-            outcomes["same"] += 1
-        except UserError as error:
-            outcomes[str(error)] += 1
-    if template == "r1":
-        assert outcomes["same"] == 0
-        assert all("not the beginning of the whole conversation" in line for line in outcomes), outcomes
-        assert all("before the answer: data.chat_template_kwargs" in line for line in outcomes), outcomes
-    elif template == "always":
-        assert outcomes["same"] < 10, "its answers need their reasoning"
-    else:
-        assert outcomes["same"] >= 30, outcomes
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -156,6 +82,63 @@ def test_think_blocks(kind: str) -> None:
         check(kind, "always", plain)
 
 
+TOOL = {"type": "function", "function": {"name": "f", "description": "finds"}}
+CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+CALLED = [
+    {"role": "user", "content": "Who?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "Ann"},
+]
+GIVEN: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any]]] = {
+    "tools": ("hybrid", CALLED[:1], {"tools": [TOOL]}),
+    "a call and its result": ("hybrid", CALLED, {"tools": [TOOL]}),
+    "with an id": ("tools", [*CALLED[:2], CALLED[2] | {"tool_call_id": "abcdefghi"}], {"tools": [TOOL]}),
+    "no content": ("hybrid", [CALLED[0], CALLED[1] | {"content": None}, CALLED[2]], {}),
+    "documents": ("documents", [CALLED[0] | {"name": "Al"}], {"documents": [{"title": "T", "text": "x"}]}),
+    "a switch": ("hybrid", CALLED[:1], {"chat_template_kwargs": {"enable_thinking": False}}),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_a_row_gives_its_template_is_rendered(name: str) -> None:
+    template, prompt, given = GIVEN[name]
+    switches = given | given.get("chat_template_kwargs", {})
+    sample = Triplet("a", "f:1", prompt_long=prompt, chosen="Ann.", template=given)
+    plain = Triplet("b", "f:2", prompt_long=CALLED[:1], chosen="Ann.")
+    encoder, needs = encoder_of("byte-level", template), Needs(("long_chosen",))
+    ids, other = encoder.encode([sample, plain], needs)
+    assert ids["prompt_long"] == rendered("byte-level", template, prompt, True, **switches)
+    answered = [*prompt, {"role": "assistant", "content": "Ann."}]
+    assert ids["prompt_long"] + ids["chosen"] == whole("byte-level", template, answered, **switches)
+    assert other == encoder_of("byte-level", template).encode([plain], needs)[0], "a row's values are for it alone"
+
+
+LEFT_OUT: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any], str]] = {
+    "tools": ("chatml", CALLED[:1], {"tools": [TOOL]}, "prompt_long: the chat template leaves out the row's tools"),
+    "documents": ("hybrid", CALLED[:1], {"documents": [{"text": "x"}]}, "leaves out the row's documents"),
+    "a switch": ("chatml", CALLED[:1], {"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs.a: .* no such switch"),
+    "a reserved switch": ("chatml", CALLED[:1], {"chat_template_kwargs": {"messages": []}}, "no such switch"),
+    "a name": ("chatml", [CALLED[0] | {"name": "Al"}], {}, r"prompt_long\[0\]\.name: the chat template leaves it out"),
+    "a call": ("chatml", [*CALLED[:1], CALLED[1] | {"content": "x"}, CALLED[2]], {}, r"\[1\]\.tool_calls: .* leaves it"),
+    "the id of a call": ("hybrid", [*CALLED[:2], CALLED[2] | {"tool_call_id": "i"}], {}, r"\[2\]\.tool_call_id: .* leave"),
+    "a system message": ("zephyr", [{"role": "system", "content": "x"}, CALLED[0]], {}, r"\[0\]\.content: .*role system"),
+    "no content, written None": (
+        "system", [CALLED[0], CALLED[1] | {"content": None}, CALLED[2]], {}, r"\[1\]: .* writes a missing content",
+    ),
+    "what the template cannot add": (
+        "chatml", [CALLED[0], CALLED[1] | {"content": None}, CALLED[2]], {}, "refuses these messages .*: .*None",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_the_template_leaves_out_is_refused(name: str) -> None:
+    template, prompt, given, error = LEFT_OUT[name]
+    sample = Triplet("a", "f:1", prompt_long=prompt, chosen="Ann.", template=given)
+    with pytest.raises(UserError, match=f"^f:1: field .*{error}"):
+        encoder_of("byte-level", template).encode([sample], Needs(("long_chosen",)))
+
+
 def test_a_prompt_of_a_reasoning_model_is_rendered_for_sampling() -> None:
     encoder = encoder_of("byte-level", "r1")
     messages = [{"role": "user", "content": "Who?"}]
@@ -179,7 +162,7 @@ def test_switches_that_the_template_does_not_have(switches: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_plain_prompts(kind: str) -> None:
-    encoder, raw = encoder_of(kind, "chatml"), Tokenizer.from_str(trained(kind))
+    encoder, raw = encoder_of(kind, "chatml"), trained(kind)
     for prompt, response in (("Q: who? A:", " Ann"), ("Q: who?\n", "Ann"), ("<s>Q</s>", "Ann"), ("<s>Q: A:", " Ann")):
         sample = Triplet("a", "f:1", prompt_long=prompt, chosen=response)
         (ids,) = encoder.encode([sample], Needs(("long_chosen",)))

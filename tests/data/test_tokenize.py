@@ -105,12 +105,16 @@ def test_nothing_is_cut_by_settings_of_the_tokenizer(make_tokenizer: TokenizerMa
 @pytest.mark.parametrize(
     ("template", "messages", "error"),
     [
-        (None, [USER], r"a\.jsonl:3: the prompt is chat messages, but the tokenizer has no chat template"),
+        (
+            None,
+            [USER],
+            r"a\.jsonl:3: field prompt_long: the prompt is chat messages, but the tokenizer has no chat template",
+        ),
         ("not_a_prefix", [USER], "not the beginning of the whole conversation"),
         (
             "refuses_system",
             [{"role": "system", "content": "x"}, USER],
-            r"a\.jsonl:3: the chat template refuses .*system",
+            r"a\.jsonl:3: field prompt_long: the chat template refuses .*system",
         ),
     ],
 )

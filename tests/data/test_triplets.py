@@ -149,6 +149,36 @@ ERRORS = {
     "duplicate id": (one() + "\n" + one(), "rows.jsonl:2: field id: 't0' was used by an earlier row"),
     "vanilla row": (json.dumps(vanilla("Where?")), "vanilla preference row, which recipes/long_po.py takes"),
     "implicit vanilla row": (json.dumps(vanilla(None, [USER, answer("x")], [USER, answer("y")])), "recipes/long_po.py"),
+    "a system field": (one(system="Be brief."), "field system: is not read: write it as the first message"),
+    "earlier turns": (one(history=[["a", "b"]]), "field history: is not read: write its turns as messages"),
+    "pictures": (one(images=["a.png"]), "field images: is not text"),
+    "a switch in the row": (one(enable_thinking=False), "enable_thinking: is not read: write it into chat_template_kw"),
+    "tools of a wrong type": (one(tools={"name": "f"}), "field tools: must be a list of objects"),
+    "tools that are no JSON": (one(tools="[f]"), "field tools: is a string that is not JSON"),
+    "tools with null": (one(tools=[{"name": "f", "strict": None}]), "field tools: holds null, which Arrow files write"),
+    "tools of a plain prompt": (
+        one(prompt_short="a", prompt_long="b", tools=[{"name": "f"}]),
+        "field tools: is for a chat template, and this prompt is a plain string",
+    ),
+    "messages as text": (one(prompt_short=json.dumps([USER])), "prompt_short: is messages written as a string"),
+    "messages as Python's text": (one(chosen=str([answer("x")])), "chosen: is messages written as a string"),
+    "parts of content": (
+        one(prompt_short=[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}]),
+        "field prompt_short[0].content: is a list of parts ['image', 'text']: one text part is taken",
+    ),
+    "pictures of a message": (one(prompt_short=[USER | {"images": ["a"]}]), "prompt_short[0].images: is not text"),
+    "reasoning of an answer": (
+        one(chosen=[answer("x") | {"reasoning_content": "y"}]),
+        "field chosen[0].reasoning_content: is not trained: write it into content",
+    ),
+    "calls of an answer": (
+        one(chosen=[answer("x") | {"tool_calls": [{}]}]),
+        "field chosen[0].tool_calls: is not trained",
+    ),
+    "not JSON": (
+        one(prompt_short=[USER | {"tool_calls": [{"function": {"x": "\ud800"}}]}]),
+        "field prompt_short[0].tool_calls: is not plain JSON",
+    ),
     "lone surrogate": (one(chosen="bad \ud800"), "field chosen: half a surrogate pair at character 4"),
     "not an object": ("[1, 2]", "rows.jsonl:1: a JSON list: each line must be one JSON object"),
     "deep nesting": ("[" * 100_000, "rows.jsonl:1: broken JSON"),
@@ -164,6 +194,29 @@ def test_errors_name_line_and_field_in_one_line(content: str, message: str, tmp_
     assert message in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_a_row_gives_its_template(write_rows: RowWriter) -> None:
+    tools, call = [{"name": "f", "default": 1}], {"function": {"name": "f", "arguments": {}}}
+    prompt = [
+        USER | {"name": None, "weight": 0},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "", "tool_call_id": "1"},
+        {"role": "developer", "content": [{"type": "text", "text": "x"}]},
+        USER,
+    ]
+    given = {"tools": json.dumps([*tools, None][:1]), "chat_template_kwargs": {"thinking": False}, "documents": []}
+    (triplet,) = read_triplets(write_rows([vanilla(prompt) | given | {"score": [None], "messages": []}]), LONG_PO)
+    assert triplet.template == {"tools": tools, "chat_template_kwargs": {"thinking": False}}
+    prompt[0] = USER | {"weight": 0}
+    prompt[3]["content"] = "x"
+    assert triplet.prompt_long == prompt
+
+
+def test_answers_that_are_json(write_rows: RowWriter) -> None:
+    texts = ['{"role": "engineer", "content": "x"}', '{"messages": [{"role": "user", "content": "x"}]}', "[1]"]
+    rows = [vanilla("Where?", chosen=text) | {"id": text} for text in texts]
+    assert [triplet.chosen for triplet in read_triplets(write_rows(rows), LONG_PO)] == texts
 
 
 def test_responses_must_share_their_prompt(write_rows: RowWriter) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites import SUITES, find_suites, open_llm
 from solopo_nemo.evaluation.suites.builtin import SEED
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.training.checkpoints import selection
 
 ASSET = Path(solopo_nemo.__file__).parent / "assets" / "tiny_qwen2"
 LETTERS = "ABCD"
@@ -103,6 +106,24 @@ def test_yarn_extends_the_window_and_changes_what_is_computed(tmp_path: Path) ->
         plain.require_window(40000, "x")
     assert longer.load().model.config.rope_scaling["factor"] == 4.0
     assert plain.load().model.config.rope_scaling is None
+
+
+def test_switches_of_the_chat_template_reach_the_prompts(tmp_path: Path) -> None:
+    folder, switches = tmp_path / "model", {"enable_thinking": False}
+    shutil.copytree(ASSET, folder)
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text() + "{% if enable_thinking is false %}<think></think>{% endif %}")
+    asked = [{"role": "user", "content": "Who?"}]
+    plain = EvaluatedModel(ModelSettings(str(folder)), tmp_path)
+    switched = EvaluatedModel(ModelSettings(str(folder), chat_template_kwargs=switches), tmp_path)
+    assert plain.identity != switched.identity, "answers are not those of the other"
+    added = len(plain.tokenizer("<think></think>")["input_ids"])
+    assert switched.tokens("Who?") == plain.tokens("Who?") + added
+    assert switched.load().apply_chat_template(asked) == plain.load().apply_chat_template(asked) + "<think></think>"
+    config: Any = SimpleNamespace(data=SimpleNamespace(chat_template_kwargs=switches))
+    assert selection._model(folder, config) == ModelSettings(str(folder), chat_template_kwargs=switches)
+    with pytest.raises(UserError, match=r"--chat-template-kwargs\.enable_thinking: .* no such switch"):
+        EvaluatedModel(ModelSettings(str(ASSET), chat_template_kwargs=switches), tmp_path).load()
 
 
 def test_a_batch_holds_about_as_many_tokens_whatever_their_length(tmp_path: Path) -> None:

@@ -180,6 +180,11 @@ pairs, backend          | sample_pairs     | {pairs} --backend grpc             
 pairs, no address       | sample_pairs     | {pairs} --backend openai                                | --base-url
 pairs, no server        | sample_pairs     | {pairs} --backend openai --base-url http://127.0.0.1:9/v1 --patience 0.1 | --base-url
 pairs, odd address      | sample_pairs     | {pairs} --backend openai --base-url nowhere --patience 0.1 | --base-url
+pairs, switch           | sample_pairs     | {pairs} --chat-template-kwargs {"think":1}              | --chat-template-kwargs.think
+pairs, switches         | sample_pairs     | {pairs} --chat-template-kwargs think                    | --chat-template-kwargs
+contexts, switch        | build_contexts   | {contexts} --chat-template-kwargs {"think":1}           | --chat-template-kwargs.think
+evaluate, switch        | evaluate         | {evaluate} --chat-template-kwargs {"think":1}           | --chat-template-kwargs.think
+inspect, switch         | inspect_triplets | {ok} --chat-template-kwargs {"think":1}                 | --tokenizer
 pairs, one sample       | sample_pairs     | {pairs} --samples 1                                     | --samples
 pairs, temperature      | sample_pairs     | {pairs} --temperature 0                                 | --temperature
 pairs, top-p            | sample_pairs     | {pairs} --top-p 2                                       | --top-p

@@ -70,6 +70,27 @@ DATA: dict[str, tuple[list[Any], tuple[str, ...]]] = {
         [ROW | {"prompt_short": "Who: ", "prompt_long": "Who: "}],
         (":1", "chosen", "white space"),
     ),
+    "a system field": ([ROW | {"system": "Be brief."}], (":1", "system", "first message")),
+    "tools that are not written": ([ROW | {"tools": [{"name": "f"}]}], (":1", "prompt_short", "tools")),
+    "switch of no template": ([ROW | {"chat_template_kwargs": {"think": 1}}], (":1", "chat_template_kwargs.think")),
+    "calls that are not written": (
+        [ROW | {"prompt_short": [*PROMPT, {"role": "assistant", "content": "x", "tool_calls": [{}]}, *PROMPT]}],
+        (":1", "prompt_short[1].tool_calls"),
+    ),
+    "call without text": (
+        [ROW | {"prompt_short": [{"role": "assistant", "content": None, "tool_calls": [{}]}, *PROMPT]}],
+        (":1", "prompt_short", "refuses these messages"),
+    ),
+    "reasoning of an answer": (
+        [ROW | {"chosen": [{"role": "assistant", "content": "x", "reasoning_content": "y"}]}],
+        (":1", "chosen[0].reasoning_content"),
+    ),
+    "messages as text": ([ROW | {"prompt_short": json.dumps(PROMPT)}], (":1", "prompt_short", "the list itself")),
+    "a picture": (
+        [ROW | {"prompt_short": [{"role": "user", "content": [{"type": "image"}]}]}],
+        (":1", "prompt_short[0].content", "['image']"),
+    ),
+    "content null": ([ROW | {"prompt_short": [{"role": "user", "content": None}]}], (":1", "content")),
     "too long": ([ROW | {"prompt_long": [{"role": "user", "content": "word " * 20000}]}], (":1", "data.max_tokens")),
 }
 

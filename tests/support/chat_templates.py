@@ -6,20 +6,25 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# Qwen3: the last answer gets an empty think block where it has no reasoning; earlier answers lose theirs
+# Qwen3: the last answer gets an empty think block where it has no reasoning; earlier answers lose theirs; tools are
+# written first, calls after the text
 _CONVERSATION = """
+{%- if tools %}{{- '<|im_start|>system\\nTools: ' }}{% for t in tools %}{{ t | tojson }}{% endfor %}{{- '<|im_end|>\\n' }}
+{%- endif %}
 {%- set ns = namespace(last=-1) %}
 {%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}
 {%- for m in messages %}
 {%- if m.role == 'assistant' %}
-{%- set content = m.content %}{%- set reason = '' %}
-{%- if '</think>' in content %}
+{%- set content = m.content if m.content is string else '' %}{%- set reason = '' %}
+{%- if m.reasoning_content is string %}{%- set reason = m.reasoning_content %}
+{%- elif '</think>' in content %}
 {%- set reason = content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
 {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
 {%- endif %}
 {%- if loop.index0 > ns.last and (loop.last or reason) %}
 {{- '<|im_start|>assistant\\n<think>\\n' + reason.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
 {%- else %}{{- '<|im_start|>assistant\\n' + content }}{%- endif %}
+{%- for c in m.tool_calls or [] %}{{- '\\n<tool_call>' + (c.function | tojson) + '</tool_call>' }}{%- endfor %}
 {{- '<|im_end|>\\n' }}
 {%- else %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endif %}
 {%- endfor %}"""
@@ -68,12 +73,44 @@ DATED = (
     "{% set date_string = strftime_now('%d %b %Y %H:%M:%S') %}{% else %}{% set date_string = 'unknown' %}{% endif %}"
     "{% endif %}{{ '<|im_start|>system\nToday Date: ' + date_string + '<|im_end|>\n' }}"
 ) + CHATML
+# Mistral 3: roles in turn or an error, calls with their ids, tools before the last question
+TOOLS = (
+    "{{ bos_token }}{% set users = messages | selectattr('role', 'equalto', 'user') | list %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% if tools and m == users[-1] %}"
+    "{{ '[AVAILABLE_TOOLS]' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}{% endif %}{{ '[INST]' + m.content + '[/INST]' }}"
+    "{% elif m.role == 'assistant' and m.tool_calls %}[TOOL_CALLS]{% for c in m.tool_calls %}"
+    "{{ {'name': c.function.name, 'arguments': c.function.arguments, 'id': c.id} | tojson }}{% endfor %}{{ eos_token }}"
+    "{% elif m.role == 'assistant' %}{{ m.content + eos_token }}{% elif m.role == 'tool' %}"
+    "{{ '[TOOL_RESULTS]' + ({'content': m.content, 'call_id': m.tool_call_id} | tojson) + '[/TOOL_RESULTS]' }}"
+    "{% else %}{{ raise_exception('no such role: ' + m.role) }}{% endif %}{% endfor %}"
+)
+# Command R: documents; authors by their names; content may be a list of parts
+DOCUMENTS = (
+    "{% if documents %}{{ '<|im_start|>documents\n' }}{% for d in documents %}{{ d.title ~ ': ' ~ d.text ~ '\n' }}"
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role }}"
+    "{% if m.name is defined %}{{ ' name=' ~ m.name }}{% endif %}{{ '\n' }}{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Qwen 2.5: a system message of its own; the text None for no content
+OWN_SYSTEM = (
+    "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Gemma: the assistant is called model, a system message is an error
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role not in ['user', 'assistant'] %}{{ raise_exception('no ' + m.role) }}"
+    "{% endif %}{{ '<|im_start|>' + ('model' if m.role == 'assistant' else 'user') + '\n' + m.content | trim }}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+)
 TEMPLATES = {
     "chatml": CHATML, "hybrid": HYBRID, "always": ALWAYS, "r1": R1, "llama2": LLAMA2, "mistral1": MISTRAL1,
-    "zephyr": ZEPHYR, "llama3": LLAMA3, "spaced": SPACED,
+    "zephyr": ZEPHYR, "llama3": LLAMA3, "spaced": SPACED, "tools": TOOLS, "documents": DOCUMENTS, "system": OWN_SYSTEM,
+    "gemma": GEMMA,
 }  # fmt: skip
 END = {"llama3": "<|eot_id|>", "chatml": "<|im_end|>", "hybrid": "<|im_end|>", "always": "<|im_end|>"}
-END |= {"spaced": "<|im_end|>"}
+END |= {"spaced": "<|im_end|>", "documents": "<|im_end|>", "system": "<|im_end|>", "gemma": "<|im_end|>"}
 """The token that closes an answer, where it is not ``</s>``."""
 SPECIAL = [
     *("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|User|>", "<|Assistant|>", "<|start_header_id|>"),

@@ -42,7 +42,7 @@ def build_contexts(settings: BuildSettings, encoder: TripletEncoder) -> dict[str
         UserError: Bad rows without `skip_bad`, bad pool rows, or nothing left to write.
     """
     started = time.monotonic()
-    encoder.require_chat_template()
+    encoder.template.require("tokenizer")
     source = RowSource(settings.source, settings.subset, settings.split)
     pool_sources = [RowSource(name) for name in settings.pool]
     rows, pool = _scan(settings, source, pool_sources)

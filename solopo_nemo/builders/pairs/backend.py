@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Protocol
+from typing import Any, Protocol
 
 from solopo_nemo.data.triplets import Prompt
 from solopo_nemo.runtime.errors import UserError
@@ -24,6 +24,7 @@ class Sampling:
         seed: Seed of all draws.
         batch: Answers to a prompt that are asked for at once, each batch with a seed of its own; 0 for all of them.
         date: The day, as 2026-11-29, that the chat template of a local model writes; None where it writes none.
+        chat_template_kwargs: Switches of the chat template.
     """
 
     backend: str
@@ -35,6 +36,7 @@ class Sampling:
     seed: int = 0
     batch: int = 0
     date: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 2:

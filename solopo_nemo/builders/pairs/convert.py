@@ -8,7 +8,8 @@
 | `longpo` | `prompt, questions, short_prompts, chosens, rejecteds`: questions over a long text, each with a short one |
 
 LongPO asks its questions one after the other in one conversation, each prompt being `text + blank line + question`.
-Here every question is a triplet of its own, over the same long text. Fields that training does not use are left out.
+Here every question is a triplet of its own, over the same long text. What a row gives its chat template (`tools`,
+`documents`, `chat_template_kwargs`) goes on to `triplets` and `trl`. Fields that training does not use are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from solopo_nemo.data.fields import bad_field, has, identifier, records, require
 from solopo_nemo.data.rows import Row, read_rows
 
 # the row rules of the recipes, for rows on their way
-from solopo_nemo.data.triplets import Message, Needs, Prompt, Triplet, parse_triplet
+from solopo_nemo.data.triplets import Message, Needs, Prompt, Triplet, parse_triplet, template_fields
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, beside, write_json_line
 from solopo_nemo.runtime.progress import with_progress
@@ -97,9 +98,8 @@ def _from_nemo_rl(fields: dict[str, Any], where: str) -> dict[str, Any]:
     ranked.sort(key=lambda pair: pair[0])
     if ranked[0][0] == ranked[-1][0]:
         raise bad_field(where, "completions", "hold no two ranks, so that none is better than another")
-    own_id = {"id": fields["id"]} if has(fields, "id") else {}
     prompt = required(fields, "context", where)
-    return {"prompt": prompt, "chosen": ranked[0][1], "rejected": ranked[-1][1], **own_id}
+    return {**fields, "prompt": prompt, "chosen": ranked[0][1], "rejected": ranked[-1][1]}
 
 
 def _from_longpo(fields: dict[str, Any], where: str, default_id: str) -> Iterator[Triplet]:
@@ -117,24 +117,27 @@ def _from_longpo(fields: dict[str, Any], where: str, default_id: str) -> Iterato
             prompt_long=[{"role": "user", "content": context + _BLANK_LINE + question}],
             chosen=chosen,
             rejected=rejected,
+            template=template_fields(fields, where),
         )
 
 
 def _to_triplets(triplet: Triplet, side: str | None) -> dict[str, Any]:
     if triplet.prompt_short is None or side is not None:
-        return {"id": triplet.id, "prompt": _prompt_of(triplet, side), **_answers(triplet)}
+        return {"id": triplet.id, "prompt": _prompt_of(triplet, side), **_answers(triplet), **triplet.template}
     prompts = {"prompt_short": triplet.prompt_short, "prompt_long": triplet.prompt_long}
-    return {"id": triplet.id, **prompts, **_answers(triplet)}
+    return {"id": triplet.id, **prompts, **_answers(triplet), **triplet.template}
 
 
 def _to_trl(triplet: Triplet, side: str | None) -> dict[str, Any]:
     prompt = _prompt_of(triplet, side)
     if isinstance(prompt, str):
         return {"prompt": prompt, **_answers(triplet)}
-    return {"prompt": prompt, **{name: _message(value) for name, value in _answers(triplet).items()}}
+    answers = {name: _message(value) for name, value in _answers(triplet).items()}
+    return {"prompt": prompt, **answers, **triplet.template}
 
 
 def _to_nemo_rl(triplet: Triplet, side: str | None) -> dict[str, Any]:
+    _refuse_template(triplet)
     prompt = _prompt_of(triplet, side)
     return {
         "context": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
@@ -145,6 +148,7 @@ def _to_nemo_rl(triplet: Triplet, side: str | None) -> dict[str, Any]:
 
 
 def _to_longpo(triplet: Triplet, side: str | None) -> dict[str, Any]:
+    _refuse_template(triplet)
     if triplet.prompt_short is None:
         raise bad_field(triplet.where, "prompt_short", "missing: LongPO needs a short and a long prompt")
     (short, question), (long, asked) = (
@@ -169,6 +173,11 @@ _WRITERS: dict[str, Callable[[Triplet, str | None], dict[str, Any]]] = {
     "nemo_rl": _to_nemo_rl,
     "longpo": _to_longpo,
 }
+
+
+def _refuse_template(triplet: Triplet) -> None:
+    for name in triplet.template:
+        raise bad_field(triplet.where, name, "has no place in this format: write triplets or trl")
 
 
 def _prompt_of(triplet: Triplet, side: str | None) -> Prompt:

@@ -14,6 +14,7 @@ from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.data.vocabulary import check_tokenizer, require_token
 from solopo_nemo.families.hf import transformers_config
+from solopo_nemo.runtime.cli import TEMPLATE_KWARGS
 from solopo_nemo.runtime.device import current
 from solopo_nemo.runtime.errors import UserError
 
@@ -39,7 +40,7 @@ class HuggingFaceBackend:
         folder = Path(sampling.model)
         self._sampling = sampling
         self._tokenizer = load_tokenizer(folder, day=sampling.date)
-        self._encoder = TripletEncoder(self._tokenizer)
+        self._encoder = TripletEncoder(self._tokenizer, sampling.chat_template_kwargs, TEMPLATE_KWARGS)
         try:
             config = transformers_config(folder)
             model: Any = AutoModelForCausalLM.from_pretrained(

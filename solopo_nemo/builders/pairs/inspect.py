@@ -138,15 +138,18 @@ def _check(row: Row, kind: str, default_id: str, seen: set[str]) -> tuple[Triple
     triplet = None
     try:
         fields = row.fields()
-        for name in _WANTED[kind]:
-            try:
-                parse_triplet(fields, Needs((name,)), row.where, default_id)
-            except UserError as error:
-                problems[str(error)] = None
+        try:
+            triplet = parse_triplet(fields, Needs(_WANTED[kind]), row.where, default_id)
+        except UserError as whole:
+            for name in _WANTED[kind]:
+                try:
+                    parse_triplet(fields, Needs((name,)), row.where, default_id)
+                except UserError as error:
+                    problems[str(error)] = None
+            problems = problems or {str(whole): None}
         if has(fields, "answers"):
             text_list(fields["answers"], "answers", row.where)
-        if not problems:
-            triplet = parse_triplet(fields, Needs(_WANTED[kind]), row.where, default_id)
+        if triplet is not None:
             if triplet.id in seen:
                 raise bad_field(row.where, "id", f"{triplet.id!r} was used by an earlier row, ids must be unique")
             seen.add(triplet.id)
@@ -159,7 +162,7 @@ def _lengths(triplet: Triplet, kind: str, ids: Mapping[str, Sequence[int]]) -> I
     """Yield the lengths of a row's fields; tokens are those that training runs, end tokens included."""
     for name in Needs(_WANTED[kind]).columns:
         value = getattr(triplet, name)
-        texts = [value] if isinstance(value, str) else [message["content"] for message in value]
+        texts = [value] if isinstance(value, str) else [message.get("content") or "" for message in value]
         label = "prompt" if name == "prompt_long" and triplet.prompt_short is None else name
         yield label, len(ids[name]) if ids else sum(map(len, texts))
 

@@ -81,7 +81,9 @@ class ServerBackend:
         if isinstance(request.prompt, str):
             answer = self._ask(completions.create, request, have, prompt=request.prompt)
         else:
-            answer = self._ask(chat.create, request, have, messages=request.prompt)
+            switches = self._sampling.chat_template_kwargs
+            extra = {"extra_body": {"chat_template_kwargs": switches}} if switches else {}
+            answer = self._ask(chat.create, request, have, messages=request.prompt, **extra)
         try:
             samples = [_sample(choice) for choice in answer.choices]
         except (TypeError, AttributeError) as error:

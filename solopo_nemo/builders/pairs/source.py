@@ -17,7 +17,7 @@ from solopo_nemo.data.fields import bad_field, identifier, required, text_list
 from solopo_nemo.data.rows import Row, read_rows
 
 # the prompt rules of triplet files, whose prompts these become
-from solopo_nemo.data.triplets import Prompt, parse_prompt
+from solopo_nemo.data.triplets import Prompt, parse_prompt, template_fields
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.progress import with_progress
 
@@ -103,6 +103,9 @@ class Source:
 
 def _parse(row: Row) -> Asked:
     fields, where = row.fields(), row.where
+    for name in template_fields(fields, where):
+        what = "is not taken for sampling: take it out (--chat-template-kwargs sets switches for all prompts)"
+        raise bad_field(where, name, what)
     prompts = {side: parse_prompt(required(fields, f"prompt_{side}", where), f"prompt_{side}", where) for side in SIDES}
     answers = text_list(required(fields, "answers", where), "answers", where)
     if not answers:

@@ -13,7 +13,6 @@ from solopo_nemo.builders.contexts.question import BadRow, Question
 from solopo_nemo.builders.contexts.sources import read_pool, read_questions
 from solopo_nemo.builders.contexts.sources.source import RowSource
 from solopo_nemo.builders.contexts.targets import Target, Targets
-from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.sources import KINDS, find_source
@@ -61,8 +60,8 @@ def asked_questions(
     if settings.lengths[0] <= room:
         raise UserError(f"--lengths {settings.lengths[0]}: {suite} needs room for an answer of {room} tokens and more")
     model.require_window(settings.lengths[-1], f"{suite}: --lengths")
-    encoder = TripletEncoder(model.tokenizer)
-    encoder.require_chat_template()
+    encoder = model.encoder
+    encoder.template.require("tokenizer")
     source = find_source(settings.data, FOLDER, dataset, *SOURCES[dataset], "validation")
     pool, questions = _read(source, settings, dataset)
     targets = [Target(str(length - room), length - room, length - room) for length in settings.lengths]

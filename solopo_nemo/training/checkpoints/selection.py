@@ -17,6 +17,7 @@ from solopo_nemo.training.checkpoints.files import remove_checkpoints, saved_che
 from solopo_nemo.training.paths import Paths
 
 if TYPE_CHECKING:
+    from solopo_nemo.evaluation.models import ModelSettings
     from solopo_nemo.evaluation.settings import SuiteSettings
     from solopo_nemo.runtime.isolated import Progress
 
@@ -93,10 +94,10 @@ def check_selection(config: RunConfig, model: Path) -> None:
     """
     if config.trainer.select_best is None:
         return
-    from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
+    from solopo_nemo.evaluation.models import EvaluatedModel
     from solopo_nemo.evaluation.suites import SUITES
 
-    opened = EvaluatedModel(ModelSettings(str(model)), Paths(config.output).selection)
+    opened = EvaluatedModel(_model(model, config), Paths(config.output).selection)
     for _ in SUITES[config.trainer.select_best].cells(opened, _settings(config)):
         pass
 
@@ -157,6 +158,12 @@ def _settings(config: RunConfig) -> SuiteSettings:
     return SuiteSettings(Path(config.evaluation.data), limit=config.evaluation.limit)
 
 
+def _model(path: Path, config: RunConfig) -> ModelSettings:
+    from solopo_nemo.evaluation.models import ModelSettings
+
+    return ModelSettings(str(path), chat_template_kwargs=config.data.chat_template_kwargs)
+
+
 def score_checkpoint(progress: Progress, checkpoint: Path, config: RunConfig, suite: str) -> ScoredCheckpoint:
     """Export and evaluate a checkpoint, in a process of its own; answers that there are already are not asked again.
 
@@ -164,12 +171,11 @@ def score_checkpoint(progress: Progress, checkpoint: Path, config: RunConfig, su
         UserError: it cannot be evaluated.
     """
     from solopo_nemo.evaluation.measured import figures
-    from solopo_nemo.evaluation.models import ModelSettings
     from solopo_nemo.evaluation.run import WORK, evaluate
     from solopo_nemo.evaluation.suites import SUITES
 
     folder = Paths(config.output).selection / suite / checkpoint.name
-    measured = evaluate(ModelSettings(str(checkpoint)), [SUITES[suite]], _settings(config), folder, progress)
+    measured = evaluate(_model(checkpoint, config), [SUITES[suite]], _settings(config), folder, progress)
     shutil.rmtree(folder / WORK)  # the chosen one is exported again
     (headline,) = [view for view in figures(SUITES[suite], [measured]) if view.view.title == SUITES[suite].headline]
     mean = headline.means[0]

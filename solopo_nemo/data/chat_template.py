@@ -1,0 +1,114 @@
+"""A tokenizer's chat template with the values that a run or a row gives it: what it leaves out is refused."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from solopo_nemo.data.triplets import RENDERED, Message
+from solopo_nemo.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class ChatTemplate:
+    """Renders messages as `apply_chat_template` of transformers does.
+
+    Attributes:
+        switches: Values for variables of the template.
+        given: `tools` and `documents` of a row.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        switches: Mapping[str, Any] | None = None,
+        key: str = "data.chat_template_kwargs",
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Check the switches.
+
+        Args:
+            tokenizer: The tokenizer.
+            switches: Values for variables of its chat template.
+            key: Where they were set, for messages.
+            given: `tools` and `documents` of a row.
+
+        Raises:
+            UserError: The template has no such variable.
+        """
+        self.switches, self.given = dict(switches or {}), dict(given or {})
+        self._tokenizer = tokenizer
+        taken = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
+        for name in self.switches:
+            if name in taken or not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
+                raise UserError(f"{key}.{name}: the tokenizer's chat template has no such switch")
+
+    def require(self, where: str) -> None:
+        """Check that there is a template.
+
+        Raises:
+            UserError: There is none.
+        """
+        if not self._tokenizer.chat_template:
+            raise UserError(
+                f"{where}: the prompt is chat messages, but the tokenizer has no chat template: "
+                "use an instruct model's tokenizer, or write the prompt as one plain string"
+            )
+
+    def apply(
+        self, messages: list[Message], where: str = "tokenizer", *, generate: bool = True, without: str = ""
+    ) -> str:
+        """Render messages, with the generation prompt unless `generate` is false, and without one of `given`.
+
+        Raises:
+            UserError: The template refuses them, or fails on them.
+        """
+        options = {name: value for name, value in self.given.items() if name != without} | self.switches
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generate, **options
+            )
+        except Exception as error:  # a template runs any expression
+            roles, reason = ", ".join(message["role"] for message in messages), " ".join(str(error).split())
+            raise UserError(f"{where}: the chat template refuses these messages (roles {roles}): {reason}") from error
+        assert isinstance(rendered, str)
+        return rendered
+
+    def prompt(self, messages: list[Message], where: str) -> str:
+        """Render a prompt whole: of each of its parts, the text would be another without it.
+
+        Raises:
+            UserError: There is no template, it refuses these messages, or it leaves a part of them out.
+        """
+        self.require(where)
+        rendered = self.apply(messages, where)
+        for index, message in enumerate(messages):
+            others = messages[:index], messages[index + 1 :]
+            for name, value in ({"content": None} | message).items():
+                if name == "content" and value is None:  # beside tool calls
+                    if not self._gives(rendered, [*others[0], message | {"content": ""}, *others[1]]):
+                        raise UserError(f"{where}[{index}]: the chat template writes a missing content: write one")
+                elif name in ("content", *RENDERED) and str(value or "").strip():
+                    own = {key: message[key] for key in message if key != name}
+                    own = message | {"content": ""} if name == "content" else own
+                    if self._gives(rendered, [*others[0], own, *others[1]]):
+                        raise UserError(
+                            f"{where}[{index}].{name}: the chat template leaves it out of the prompt (role "
+                            f"{message['role']}): remove it, or use another template"
+                        )
+        for name in self.given:
+            if self._gives(rendered, messages, without=name):
+                raise UserError(
+                    f"{where}: the chat template leaves out the row's {name}: remove it, or use another one"
+                )
+        return rendered
+
+    def _gives(self, rendered: str, messages: list[Message], without: str = "") -> bool:
+        try:
+            return self.apply(messages, without=without) == rendered
+        except UserError:
+            return False
