@@ -25,7 +25,7 @@ from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.triplets import Needs, Triplet, read_triplets, sequence_columns
 from solopo_nemo.data.vocabulary import check_tokenizer, require_token
 from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.runtime.output import write_json_line
+from solopo_nemo.runtime.output import atomic_text, write_json_line
 from solopo_nemo.runtime.progress import with_progress
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def prepare_dataset(
     template_kwargs: dict[str, Any] | None = None,
     in_progress: bool = False,
     known: Path | None = None,
+    states: list[Any] | None = None,
 ) -> PreparedDataset:
     """Read, validate and tokenize a data set, or take the result of an earlier call with the same inputs.
 
@@ -95,6 +96,7 @@ def prepare_dataset(
         template_kwargs: Values for the chat template's switches.
         in_progress: A run has been trained on what is in `out_dir`: refuse to replace it by other token ids.
         known: Folder of the earlier result, where that is not `out_dir`.
+        states: Of the files at `path` (sizes, times): where they are those of the earlier result, nothing is read.
 
     Raises:
         UserError: Bad data, a sample that is too long, a token id beyond the vocabulary, nothing left, other token ids
@@ -103,12 +105,17 @@ def prepare_dataset(
     path, out_dir = Path(path), Path(out_dir)
     check_tokenizer(tokenizer, vocab_size, f"the tokenizer of {tokenizer_id}")
     encoder = TripletEncoder(tokenizer, template_kwargs)
-    inputs = _hash_inputs(path, encoder, needs, max_tokens, too_long)
     known = known or out_dir
     earlier = load_prepared(known) if _is_prepared(known) else None
+    unchanged = earlier is not None and states is not None and earlier.summary.get("states") == states
+    files = earlier.summary["files"] if earlier and unchanged else _hash_files(path)
+    inputs = _hash_inputs(files, encoder, needs, max_tokens, too_long)
     if earlier is not None and earlier.summary.get("inputs") == inputs:
         largest = earlier.summary["largest_id"]
         require_token(largest["id"], tokenizer, vocab_size, largest["where"])
+        if not unchanged and known == out_dir:
+            earlier.summary["states"] = states
+            _write_summary(earlier.summary, out_dir)
         return earlier
     if earlier is None and out_dir.is_dir() and any(out_dir.iterdir()):
         raise UserError(f"{out_dir}: holds other files: give an empty or new folder for the tokenized data")
@@ -118,17 +125,28 @@ def prepare_dataset(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        summary: dict[str, Any] = {"inputs": inputs, "source": str(path), "tokenizer": tokenizer_id}
+        summary: dict[str, Any] = {
+            "inputs": inputs,
+            "files": files,
+            "states": states,
+            "source": str(path),
+            "tokenizer": tokenizer_id,
+        }
         summary |= {"sequences": list(needs.sequences), "max_tokens": max_tokens, "too_long": too_long}
         summary["date"] = pinned_date(tokenizer)
         summary |= _write(path, _Encoder(encoder, needs, vocab_size), needs, max_tokens, too_long, temporary)
         summary["fingerprint"] = _fingerprint(temporary, earlier, in_progress, path)
-        (temporary / _SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        _write_summary(summary, temporary)
         shutil.rmtree(out_dir, ignore_errors=True)
         temporary.rename(out_dir)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return load_prepared(out_dir)
+
+
+def _write_summary(summary: dict[str, Any], folder: Path) -> None:
+    with atomic_text(folder / _SUMMARY) as stream:
+        stream.write(json.dumps(summary, indent=2) + "\n")
 
 
 def load_prepared(out_dir: Path | str) -> PreparedDataset:
@@ -288,18 +306,20 @@ def _hash_content(samples: datasets.Dataset) -> str:
     return digest.hexdigest()
 
 
-def _hash_inputs(path: Path, encoder: TripletEncoder, needs: Needs, max_tokens: int, too_long: TooLong) -> str:
+def _hash_files(path: Path) -> str:
     digest = hashlib.sha256()
     for file in data_files(path):
         with file.open("rb") as stream:
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
             while block := stream.read(1 << 20):
                 digest.update(block)
-    settings = [FORMAT, needs.sequences, max_tokens, too_long, tokenizers.__version__, transformers.__version__]
-    digest.update(
-        json.dumps([*settings, _tokenizer_state(encoder.tokenizer), encoder.template.switches], sort_keys=True).encode()
-    )
     return digest.hexdigest()
+
+
+def _hash_inputs(files: str, encoder: TripletEncoder, needs: Needs, max_tokens: int, too_long: TooLong) -> str:
+    settings = [FORMAT, files, needs.sequences, max_tokens, too_long, tokenizers.__version__, transformers.__version__]
+    state = [*settings, _tokenizer_state(encoder.tokenizer), encoder.template.switches]
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from solopo_nemo.training.prepare import (
     import_weights,
     keep_date,
     length_in_words,
+    source_states,
     total_steps,
     training_file,
     weight_files,
@@ -132,6 +133,11 @@ class Start:
         return load_tokenizer(self.template, day=prepared_date(self.paths.tokenized) or kept)
 
     @once
+    def sources(self) -> dict[str, Any]:
+        """The files of data and weights as they lie there, seen before they are read."""
+        return source_states(self.config)
+
+    @once
     def prepared(self) -> PreparedDataset:
         """The tokenized data."""
         config, objective = self.config, self.config.build_objective()
@@ -155,6 +161,7 @@ class Start:
             template_kwargs=config.data.chat_template_kwargs,
             in_progress=bool(self.saved),
             known=self.paths.tokenized,
+            states=self.sources["data"] if isinstance(self.sources["data"], list) else None,
         )
 
     @property

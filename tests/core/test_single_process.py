@@ -120,12 +120,18 @@ def _own_class() -> list[str]:
     from nemo.collections import llm
 
     from solopo_nemo import SoLoPOMixin
+    from solopo_nemo.nemo_model import mixin
     from solopo_nemo.objectives import build_objective
 
     class SoLoQwen2(SoLoPOMixin, llm.Qwen2Model): ...
 
     sizes = dict(num_layers=1, hidden_size=64, ffn_hidden_size=64, num_attention_heads=4, num_query_groups=2)
     model = SoLoQwen2(llm.Qwen2Config(vocab_size=256, **sizes), objective=build_objective("dpo", alpha=3.0))
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixin.logger, "warning", said.append)
+        former = SoLoQwen2(llm.Qwen2Config(vocab_size=256, **sizes), row_chunk=7)
+    assert (former.logits_chunk_size, said) == (7, ["row_chunk is deprecated: it is called logits_chunk_size now"])
     model.configure_model()
     attention = model.module.decoder.layers[0].self_attention.core_attention
     return [type(x).__name__ for x in (model.module.output_layer, attention, model.training_loss_reduction)]

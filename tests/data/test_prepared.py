@@ -237,7 +237,7 @@ def test_an_end_token_beyond_the_vocabulary_and_a_larger_tokenizer(
     with pytest.raises(UserError, match=rf"rows\.jsonl:1: field chosen: token '<\|done\|>' has id {size},"):
         prepare(path, tokenizer, tmp_path / "out", vocab_size=size)
     last = tokenizer.convert_ids_to_tokens(size - 1)
-    monkeypatch.setattr(module, "_hash_inputs", lambda *_: pytest.fail("read the data"))
+    monkeypatch.setattr(module, "_hash_files", lambda *_: pytest.fail("read the data"))
     with pytest.raises(UserError, match=rf"tokenizer of test-tokenizer: token '{last}' has id {size - 1}, beyond"):
         prepare(path, tokenizer, tmp_path / "out", vocab_size=size - 1)
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from bad_input import ROW, write
 
+from solopo_nemo.data import prepared
 from solopo_nemo.families.hf import copy_template
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
@@ -123,6 +124,26 @@ def test_a_finished_run_is_known_by_its_files(here: Place) -> None:
     assert here.start() == 0
     here.paths.record.unlink()  # a run of version 0.1
     assert here.start() == 0
+
+
+def test_unchanged_data_are_not_read_again_and_another_encoding_of_them_goes_on(
+    here: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def inputs() -> tuple[str, str]:
+        summary = json.loads((here.paths.tokenized / "summary.json").read_text())
+        return summary["files"], summary["inputs"]
+
+    first = inputs()
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "_hash_files", lambda _: pytest.fail("read the data"))
+        assert here.start() == STARTED
+        monkeypatch.setattr(prepared, "FORMAT", prepared.FORMAT + 1)  # the same token ids: the run goes on
+        assert here.start() == STARTED
+    assert inputs()[0] == first[0]
+    assert inputs()[1] != first[1]
+    (here.root / "rows.jsonl").touch()
+    assert here.start() == STARTED
+    assert inputs()[0] == first[0]
 
 
 RECORDED = {

@@ -90,8 +90,10 @@ def test_other_settings_do_not_continue_a_run(finished: Path) -> None:
 
 def test_resuming_is_exact(finished: Path, tmp_path: Path) -> None:
     output = interrupted(finished, tmp_path / "resumed")
-    run(output)
+    run(output, "logger.wandb=tests", WANDB_MODE="offline")
     assert rows(output) == rows(finished)
+    first, second = output.glob("logs/wandb/offline-run-*")
+    assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2], "one run of Weights & Biases"
 
 
 def computed(folder: Path) -> list[list[list[str]]]:
@@ -179,11 +181,18 @@ def test_every_recipe_trains(finished: Path, tmp_path: Path, recipe: str, overri
     assert (output / "hf" / "model.safetensors").is_file()
 
 
-def test_bf16_trains_and_leaves_out_a_gradient_that_is_not_finite(finished: Path, tmp_path: Path) -> None:
-    output = started(finished, tmp_path / "out")
+def test_bf16_trains_leaves_out_a_gradient_and_exports_the_trained_end(tmp_path: Path) -> None:
+    from solopo_nemo.runtime.paths import EMBEDDED_MODEL
+
+    output, model = tmp_path / "out", shutil.copytree(EMBEDDED_MODEL, tmp_path / "model")
+    (model / "generation_config.json").write_text('{"eos_token_id": 0}')  # the answers end with <|im_end|>, 2
     settings = ["trainer.precision=bf16", "model.recompute=full", "trainer.max_steps=3", "evaluation.name=none"]
+    settings.append(f"model.init={model}")
     orders = [inject("nan gradient", rank=0, step=2)]
-    run(output, *settings, "trainer.nonfinite=skip", "+plugins=[injected]", orders=orders)
+    said = run(output, *settings, "trainer.nonfinite=skip", "+plugins=[injected]", orders=orders).stdout
+    assert "<|im_end|> (2) is added to eos_token_id" in " ".join(said.split())
+    assert json.loads((output / "hf" / "generation_config.json").read_text()) == {"eos_token_id": [2, 0]}
+    assert (output / "hf" / "config.json").read_bytes() == (model / "config.json").read_bytes()
     got = rows(output)
     assert [row.get("skipped", 0) for row in got] == [0, 1, 1]
     assert all(math.isfinite(row["loss"]) for row in got)

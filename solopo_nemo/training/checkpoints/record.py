@@ -79,7 +79,7 @@ class RunRecord:
             data=start.prepared.fingerprint,
             weights=start.origin["weights"],
             end_tokens=sorted(ends),
-            sources=source_states(start.config),
+            sources=start.sources,
         )
 
     @classmethod
