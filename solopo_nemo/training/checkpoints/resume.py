@@ -98,10 +98,11 @@ def _check_named(path: Path, config: RunConfig, paths: Paths) -> None:
         raise UserError(f"trainer.resume={path}: no checkpoint there; give auto, never or a folder of one")
     check_origin(path, "trainer.resume", config.model.trust_checkpoint)
     settings = path / paths.config.name
-    if not settings.is_file():
+    if settings.is_file():
+        if changed := changes(read_config(settings), config):
+            raise other_run(path, paths, changed)
+    elif path.resolve().parent != paths.checkpoints.resolve():
         logger.warning("trainer.resume=%s: of version 0.1: whether its settings are this run's is not checked", path)
-    elif changed := changes(read_config(settings), config):
-        raise other_run(path, paths, changed)
 
 
 def other_run(place: Path, paths: Paths, changed: Sequence[str]) -> UserError:
