@@ -1,4 +1,4 @@
-"""Core attention without Transformer Engine: torch's flash kernel, packed input, context parallelism.
+"""Core attention without Transformer Engine: torch's kernels, packed input, context parallelism.
 
 Megatron-core's own local attention forms the ``S x S`` matrix and refuses packed (THD) input and context parallelism.
 This one takes the arguments of Transformer Engine's attention in a layer spec and returns the same result, so that the
@@ -8,7 +8,6 @@ CPU runs the same Megatron code as a GPU.
 from __future__ import annotations
 
 import math
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.autograd.function import once_differentiable
 
+from solopo_nemo.core.layers.kernels import Pair, attend, attend_backward, slices
 from solopo_nemo.runtime.kernels import OFFERED
 
 
@@ -39,44 +39,8 @@ class _AllToAll(torch.autograd.Function):
         return _AllToAll.apply(grad, ctx.group), None
 
 
-def _heads_first(x: torch.Tensor) -> torch.Tensor:
-    """``[s, heads, dim]`` as the flash kernel has it, ``[1, heads, s, dim]``; a view."""
-    return x.transpose(0, 1)[None]
-
-
-def _flash(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output ``[s, heads, dim]`` and log-sum-exp ``[heads, s]`` of one sequence, also with grouped K/V heads."""
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        *map(_heads_first, (q, k, v)), 0.0, causal, attn_mask=None, scale=scale
-    )
-    return out[0].transpose(0, 1), lse[0]
-
-
-def _flash_backward(
-    grad: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    causal: bool,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k and v.
-
-    ``out`` and ``lse`` may be those over more keys than ``k`` holds; the gradients are then these keys' summand.
-    """
-    grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        *map(_heads_first, (grad, q, k, v, out)), lse[None], 0.0, causal, attn_mask=None, scale=scale
-    )
-    dq, dk, dv = (g[0].transpose(0, 1) for g in grads)
-    return dq, dk, dv
-
-
 class _PackedAttention(torch.autograd.Function):
-    """Causal attention within each of several packed sequences, one call of the flash kernel a sequence.
+    """Causal attention within each of several packed sequences.
 
     Memory: saved are ``q, k, v, out``, ``4 * T * heads * dim`` (fewer for grouped K/V heads), and fp32 ``[heads, T]``.
 
@@ -84,19 +48,27 @@ class _PackedAttention(torch.autograd.Function):
         q, k, v: ``[T, heads, dim]``.
         lengths: of the sequences, sum T.
         scale: of the scores.
+        before: of :func:`solopo_nemo.core.layers.kernels.attend`.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int], scale: float
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        lengths: list[int],
+        scale: float,
+        before: int | None = None,
     ) -> torch.Tensor:
         # v is a view of the whole QKV projection, which would live as long as it
         k, v = k.contiguous(), v.contiguous()
         out, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
-        for part in _slices(lengths):
-            out[part], lse[:, part] = _flash(q[part], k[part], v[part], True, scale)
+        pairs = [(part, part) for part in slices(lengths)]
+        for part, out_part, lse_part in attend(q, k, v, pairs, True, scale, before):
+            out[part], lse[:, part] = out_part, lse_part
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.lengths, ctx.scale = lengths, scale
+        ctx.pairs, ctx.rest = pairs, (True, scale, before)
         return out
 
     @staticmethod
@@ -104,16 +76,9 @@ class _PackedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        for part in _slices(ctx.lengths):
-            dq[part], dk[part], dv[part] = _flash_backward(
-                grad[part], q[part], k[part], v[part], out[part], lse[:, part], True, ctx.scale
-            )
-        return dq, dk, dv, None, None
-
-
-def _slices(lengths: list[int]) -> list[slice]:
-    ends = list(accumulate(lengths))
-    return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+        for part, _, *gradients in attend_backward(grad, q, k, v, out, lse, ctx.pairs, *ctx.rest):
+            dq[part], dk[part], dv[part] = gradients
+        return dq, dk, dv, None, None, None
 
 
 class _Ring:
@@ -140,15 +105,18 @@ class _Ring:
             work.wait()
         return begun[0]
 
-    def visible(self, source: int, part: slice) -> tuple[slice, slice]:
-        """Slices of the queries of one sequence's local share and of the keys of another rank's that they all see.
+    def pairs(self, source: int, parts: list[slice]) -> list[Pair]:
+        """What the queries of this rank see of the keys of ``source``, for each sequence's local share.
 
-        A share is two chunks of equal length, ``rank`` and ``2 * size - 1 - rank`` of the sequence.
+        A share is two chunks of equal length, ``rank`` and ``2 * size - 1 - rank`` of the sequence. In local order a
+        rank's own two chunks are causal as they stand; of another rank's keys the queries of a pair see all.
         """
-        middle = (part.start + part.stop) // 2
+        if source == self.rank:
+            return [(part, part) for part in parts]
+        middles = [(part.start + part.stop) // 2 for part in parts]
         if source < self.rank:
-            return part, slice(part.start, middle)
-        return slice(middle, part.stop), part
+            return [(part, slice(part.start, middle)) for part, middle in zip(parts, middles, strict=True)]
+        return [(slice(middle, part.stop), part) for part, middle in zip(parts, middles, strict=True)]
 
 
 class _RingAttention(torch.autograd.Function):
@@ -172,20 +140,18 @@ class _RingAttention(torch.autograd.Function):
         scale: float,
         group: dist.ProcessGroup,
     ) -> torch.Tensor:
-        ring, parts = _Ring(group), _slices(lengths)
+        ring, parts = _Ring(group), slices(lengths)
         own = torch.stack((k, v))
         out, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
         kv = own
         for step in range(ring.size):
             source = (ring.rank - step) % ring.size
             begun = ring.start(kv) if step < ring.size - 1 else None
-            for part in parts:
-                if not step:  # in local order this rank's two chunks are causal as they stand
-                    out[part], lse[:, part] = _flash(q[part], kv[0, part], kv[1, part], True, scale)
-                    continue
-                q_slice, kv_slice = ring.visible(source, part)
-                more, more_lse = _flash(q[q_slice], kv[0, kv_slice], kv[1, kv_slice], False, scale)
-                _merge(out[q_slice], lse[:, q_slice], more, more_lse)
+            for part, more, more_lse in attend(q, kv[0], kv[1], ring.pairs(source, parts), not step, scale):
+                if step:
+                    _merge(out[part], lse[:, part], more, more_lse)
+                else:
+                    out[part], lse[:, part] = more, more_lse
             if begun:
                 kv = ring.finish(begun)
         ctx.save_for_backward(q, own, out, lse)
@@ -202,20 +168,12 @@ class _RingAttention(torch.autograd.Function):
         for step in range(ring.size):
             source = (ring.rank - step) % ring.size
             begun = ring.start(kv) if step < ring.size - 1 else None
-            mine = torch.zeros_like(kv)
-            for part in ctx.parts:
-                q_slice, kv_slice = ring.visible(source, part) if step else (part, part)
-                d, mine[0, kv_slice], mine[1, kv_slice] = _flash_backward(
-                    grad[q_slice],
-                    q[q_slice],
-                    kv[0, kv_slice],
-                    kv[1, kv_slice],
-                    out[q_slice],
-                    lse[:, q_slice],
-                    not step,
-                    ctx.scale,
-                )
+            mine, pairs = torch.zeros_like(kv), ring.pairs(source, ctx.parts)
+            for q_slice, kv_slice, d, *gradients in attend_backward(
+                grad, q, kv[0], kv[1], out, lse, pairs, not step, ctx.scale
+            ):
                 dq[q_slice] += d
+                mine[0, kv_slice], mine[1, kv_slice] = gradients
             d_kv = ring.finish(ring.start(d_kv.add_(mine)))
             if begun:
                 kv = ring.finish(begun)
@@ -280,9 +238,11 @@ class SDPACoreAttention(MegatronModule):
             return torch.stack(rows, dim=1)
         return self._packed(query, key, value, packed_seq_params.cu_seqlens_q)
 
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-        """Whole sequences of these lengths, packed ``[T, heads, dim]``."""
-        return _PackedAttention.apply(q, k, v, lengths, self.softmax_scale)
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int], before: int | None = None
+    ) -> torch.Tensor:
+        """Whole sequences of these lengths, packed ``[T, heads, dim]``; ``before`` as for the kernel."""
+        return _PackedAttention.apply(q, k, v, lengths, self.softmax_scale, before)
 
     def _packed(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor | None
@@ -313,7 +273,7 @@ class SDPACoreAttention(MegatronModule):
 def _natural_order(local: list[int], cp: int) -> torch.Tensor:
     """Index into ``[cp * T]``, the ranks' tokens one after the other, of each token of the sequences in their order."""
     total, order = sum(local), []
-    for part in _slices(local):
+    for part in slices(local):
         places = torch.arange(part.start, part.stop) + total * torch.arange(cp)[:, None]
         low, high = places.chunk(2, dim=1)
         order += [low.flatten(), high.flip(0).flatten()]

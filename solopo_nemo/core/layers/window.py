@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention
 
 from solopo_nemo.core.layers.attention import SDPACoreAttention
+from solopo_nemo.runtime import device
 
 
 class WindowCoreAttention(SDPACoreAttention):
@@ -25,11 +26,14 @@ class WindowCoreAttention(SDPACoreAttention):
         window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         self.before = config.window_size[0] if window else None
 
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-        if self.before is None or self.before >= max(lengths) - 1:
-            return super()._attend(q, k, v, lengths)
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int], before: int | None = None
+    ) -> torch.Tensor:
+        before = self.before
+        if before is None or before >= max(lengths) - 1 or device.cuda():
+            return super()._attend(q, k, v, lengths, before)
         parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
-        return torch.cat([self._one(self.before, *part) for part in parts])
+        return torch.cat([self._one(before, *part) for part in parts])
 
     def _one(self, before: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """One sequence, ``[s, heads, dim]``: block by block of queries, so that no ``s x s`` mask is formed."""
