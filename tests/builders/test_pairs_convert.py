@@ -149,6 +149,7 @@ def test_what_is_written_is_what_the_recipes_read(write_rows: RowWriter, to: str
         (VANILLA, "longpo", "needs a short and a long prompt"),
         ({"context": ASK, "completions": RANKED[:1]}, "trl", "no two ranks"),
         ({"context": ASK, "completions": [{"rank": "best"}]}, "trl", r"completions\[0\]\.rank"),
+        ({"context": ASK, "completions": [{"rank": float("nan")}]}, "trl", r"completions\[0\]\.rank"),
         ({"completions": RANKED}, "trl", "field context: missing"),
         (LONGPO | {"rejecteds": ["C"]}, "triplets", "as many as"),
         (LONGPO | {"prompt": None}, "triplets", "field prompt: missing"),

@@ -15,6 +15,7 @@ Here every question is a triplet of its own, over the same long text. What a row
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def _from_nemo_rl(fields: dict[str, Any], where: str) -> dict[str, Any]:
     ranked = []
     for index, item in enumerate(records(required(fields, "completions", where), "completions", where)):
         rank = item.get("rank")
-        if not isinstance(rank, int | float) or isinstance(rank, bool):
+        if not isinstance(rank, int | float) or isinstance(rank, bool) or not isfinite(rank):
             raise bad_field(where, f"completions[{index}].rank", f"is {rank!r}, must be a number")
         ranked.append((rank, item.get("completion")))
     ranked.sort(key=lambda pair: pair[0])
