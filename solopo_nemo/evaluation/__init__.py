@@ -1,1 +1,1 @@
-"""What a trained policy answers: accuracy by context length."""
+"""Evaluation of a trained policy: benchmark suites, scores with intervals, and reports."""

@@ -29,7 +29,7 @@ class AccuracyRow:
         total: questions asked.
         accuracy: `correct / total`.
         low: lower end of the 95 % Wilson interval.
-        high: upper end of it.
+        high: upper end of the interval.
     """
 
     length: int
@@ -47,7 +47,7 @@ class AccuracyRow:
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a proportion; unlike the normal one it holds near 0 and 1."""
+    """The 95 % Wilson interval of a proportion. Unlike the normal interval, it is accurate near 0 and 1."""
     from scipy.stats import binomtest
 
     interval = binomtest(correct, total).proportion_ci(method="wilson")
@@ -66,12 +66,12 @@ def evaluate_accuracy(
     Args:
         model_dir: Hugging Face folder with a model and a tokenizer.
         lengths: context lengths as multiples of the short one.
-        questions: a length.
-        seed: of the evaluation questions, which share no fact with any training question.
-        chat_template_kwargs: switches of the model's chat template.
+        questions: number of questions at each length.
+        seed: seed of the evaluation questions. They share no fact with any training question.
+        chat_template_kwargs: keyword arguments of the model's chat template.
 
     Raises:
-        UserError: the folder holds no model that can be asked.
+        UserError: the folder holds no usable model.
     """
     from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
     from solopo_nemo.evaluation.run import evaluate
@@ -103,7 +103,7 @@ def comparison_table(before: Sequence[AccuracyRow], after: Sequence[AccuracyRow]
     """Accuracy before and after training, by context length, with 95 % intervals.
 
     Raises:
-        UserError: the two were not measured at the same lengths.
+        UserError: the two lists have different context lengths.
     """
     if [row.length for row in before] != [row.length for row in after]:
         raise UserError("accuracy table: before and after have different context lengths; evaluate both at the same")

@@ -1,4 +1,4 @@
-"""Cache of a model's answers by model, prompt and decoding: a stopped evaluation continues from it."""
+"""Cache of a model's answers, keyed by model, prompt and decoding. An interrupted evaluation resumes from it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 class AnswerCache:
-    """Wraps an lm_eval model, and asks it only for answers that are not in the cache.
+    """Wraps an lm_eval model and forwards only the requests whose answers are not cached.
 
-    lm_eval's own ``CachingLM`` does not cache sampled answers. This one does, by seed and by the number of the
-    repetition of a request: repeated draws stay different, and a run that continues keeps those it has.
+    lm_eval's own ``CachingLM`` does not cache sampled answers. This cache does. Its key contains the seed and the
+    repetition number of the request, so repeated samples of one prompt stay distinct and survive a restart.
 
     Args:
         model: an lm_eval ``LM``.
-        path: SQLite file.
-        identity: says which model, and how it is run.
+        path: SQLite file; its folder is created.
+        identity: identifies the model and its settings (:attr:`EvaluatedModel.identity`).
     """
 
     def __init__(self, model: Any, path: Path, identity: str) -> None:
@@ -36,26 +36,26 @@ class AnswerCache:
         model.set_cache_hook(self)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the SQLite file."""
         self._answers.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def seed(self, seed: int) -> None:
-        """Seed of the requests that follow, where they are sampled."""
+        """Set the sampling seed of the requests that follow."""
         self._seed = seed
 
     def generate_until(self, requests: list[Instance]) -> list[Any]:
-        """lm_eval's interface: one text a request."""
+        """lm_eval's interface: generate one text for each request."""
         return self._ask("generate_until", requests)
 
     def loglikelihood(self, requests: list[Instance]) -> list[Any]:
-        """lm_eval's interface: log-probability and greediness of each continuation."""
+        """lm_eval's interface: for each continuation, its log-probability and whether it is the greedy one."""
         return self._ask("loglikelihood", requests)
 
     def add_partial(self, kind: str, request: Any, answer: Any) -> None:
-        """lm_eval's hook: the model has just given an answer."""
+        """lm_eval's cache hook, called after each answer: store the answer at once."""
         if answer is not None:
             base = self._base(kind, request)
             self._answers[self._key(base, self._expected[base])] = answer
@@ -81,7 +81,7 @@ class AnswerCache:
         return answers
 
     def _base(self, kind: str, request: Any) -> str:
-        # what lm_eval passes for chats over HTTP is a tuple around their JSON
+        # for chat requests over HTTP, lm_eval passes a tuple that wraps the JSON of the messages
         text = json.dumps([self._identity, kind, self._seed, [*request]], default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 

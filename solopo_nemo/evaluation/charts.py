@@ -1,4 +1,4 @@
-"""Figures of evaluations: scores by length, by depth and length, and gains over the first model."""
+"""Evaluation figures: scores by length, scores by length and depth, and gains over the first model."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ _MARKERS = "os^Dv"
 
 
 def draw_suite(suite: Suite, models: Sequence[Measured], names: Sequence[str], folder: Path) -> list[Chart]:
-    """Write the figures of a suite.
+    """Write the figures of a suite as PNG files.
 
     Args:
-        suite: what was measured.
-        models: those without the suite are left out.
-        names: of the models.
-        folder: where the PNGs go.
+        suite: the suite to draw.
+        models: measured models; models without the suite are left out.
+        names: display names, one for each model.
+        folder: output folder.
+
+    Returns:
+        The charts in the order of the page.
     """
     frames = {
         name: model.suites[suite.name] for name, model in zip(names, models, strict=True) if suite.name in model.suites
@@ -55,7 +58,7 @@ def draw_suite(suite: Suite, models: Sequence[Measured], names: Sequence[str], f
 
 
 def _curves(suite: Suite, frames: dict[str, pd.DataFrame], theme: Theme) -> Figure:
-    """A panel for each dataset with a line for each model; for one model, one panel with a line for each dataset."""
+    """A panel for each dataset with a line for each model. One model gets one panel with a line for each dataset."""
     assert suite.curve is not None
     length, part = suite.curve
     parts = sorted({value for frame in frames.values() for value in frame[part].unique()})
@@ -82,7 +85,7 @@ def _curves(suite: Suite, frames: dict[str, pd.DataFrame], theme: Theme) -> Figu
 
 
 def _heat(suite: Suite, title: str, frame: pd.DataFrame, base: pd.DataFrame | None, theme: Theme) -> Figure:
-    """Score, or gain over ``base``, by the two axes of the suite, a panel for each setting."""
+    """A heat map of the score, or of the gain over ``base``, with a panel for each setting."""
     assert suite.heat is not None
     across, down, part = suite.heat
     parts = sorted(frame[part].unique())

@@ -1,4 +1,4 @@
-"""Documents that are longer than the model takes: cut in the middle, as LongBench's own code does."""
+"""Truncation of documents that exceed the model's window: the middle is removed, as in LongBench's code."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ _TRIES = 8
 
 
 def fitted(model: EvaluatedModel, build: Callable[[str], str], document: str, room: int) -> tuple[str, int]:
-    """A prompt around a document, of which the middle is left out where the window has no place for it.
+    """Build a prompt that fits the model's window by removing the middle of the document.
 
-    LongBench cuts the whole prompt; here the instruction and the question stay whatever their length.
+    LongBench truncates the whole prompt. This function truncates the document only, so the instruction and the
+    question are kept.
 
     Args:
-        model: gives tokenizer and window.
-        build: makes the prompt of the document or of what is left of it.
-        document: the text.
-        room: tokens of the answer.
+        model: provides the tokenizer and the window.
+        build: builds the prompt from a document text.
+        document: the full document.
+        room: tokens reserved for the answer.
 
     Returns:
-        The prompt, and its tokens (0 where no tokenizer is at hand: a server without ``--tokenizer``).
+        The prompt and its length in tokens. The length is 0 when the window is unknown (a server without
+        ``--window``); the document is then not truncated.
     """
     prompt = build(document)
     if model.window is None:
@@ -40,5 +42,5 @@ def fitted(model: EvaluatedModel, build: Callable[[str], str], document: str, ro
         tokens = model.tokens(prompt)
         if tokens <= limit or keep <= 0:
             break
-        keep -= tokens - limit  # the seam, or text that is encoded differently again
+        keep -= tokens - limit  # the joined text can encode to more tokens than its two parts
     return prompt, tokens

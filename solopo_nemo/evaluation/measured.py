@@ -1,4 +1,4 @@
-"""What evaluations have measured, read back and put together: means with intervals, and differences of models."""
+"""Results of evaluations: read from disk and aggregated to means and paired differences with intervals."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _ID, _VALUE, _SEED = "id", "value", "seed"
 
 @dataclass(frozen=True)
 class Measured:
-    """One model's scores.
+    """The scores of one model.
 
     Attributes:
-        name: of the model, for people.
-        folder: what they were read from.
-        record: which model it was.
-        suites: by suite one row a question, with the columns ``id``, ``value`` (the score that counts, 0 to 1) and
-            one a label.
+        name: display name of the model.
+        folder: folder of the evaluation.
+        record: content of ``evaluation.json``, which identifies the model.
+        suites: for each suite a frame with one row per question. Columns: ``id``, ``value`` (the main score, 0 to 1)
+            and one column per label.
     """
 
     name: str
@@ -39,10 +39,10 @@ class Measured:
 
     @classmethod
     def read(cls, folder: Path) -> Measured:
-        """Read what ``tools/evaluate.py`` has written.
+        """Read the output folder of ``tools/evaluate.py``.
 
         Raises:
-            UserError: it is something else, or nothing was measured.
+            UserError: the folder is not an evaluation, or it contains no scores.
         """
         try:
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -66,14 +66,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Figure:
-    """A view of several models.
+    """The values of one view for several models. Each tuple has one entry per model.
 
     Attributes:
-        view: what is shown.
-        means: one a model; None where it has no such questions.
-        over_seeds: standard deviation of the view's value over seeds; None where there are not several.
-        gains: differences to the first model over the questions that both have; None for the first, and where there
-            are none.
+        view: the view.
+        means: mean scores; None for a model without questions in the view.
+        over_seeds: standard deviation of the mean over seeds; None with fewer than two seeds.
+        gains: paired differences from the first model over the questions that both models answered; None for the
+            first model and for a model without common questions.
     """
 
     view: View
@@ -83,7 +83,7 @@ class Figure:
 
 
 def figures(suite: Suite, models: Sequence[Measured]) -> list[Figure]:
-    """All views of a suite, for models of which at least one has measured it."""
+    """All views of a suite. At least one of the models must have results for the suite."""
     frames = [model.suites.get(suite.name) for model in models]
     there = [frame for frame in frames if frame is not None]
     columns = reduce(lambda a, b: a | b, (set(frame.columns) for frame in there)) - {_ID, _VALUE}
@@ -112,7 +112,7 @@ def _chosen(view: View, frame: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def _groups(view: View, frame: pd.DataFrame) -> tuple[list[Values], list[list[str]]]:
-    """One value a question and label (the mean over seeds), and its id; a group for each label that counts alike."""
+    """Values (means over seeds) and question ids of a view, one group for each combination of ``view.each``."""
     keys = [column for column in frame.columns if column not in (_VALUE, _SEED)]
     questions = frame.groupby(keys, sort=True, dropna=False)[_VALUE].mean().reset_index()
     parts = [part for _, part in questions.groupby(list(view.each), sort=True)] if view.each else [questions]

@@ -1,4 +1,4 @@
-"""What is evaluated: a Hugging Face folder, a checkpoint of ours, or an OpenAI-compatible server."""
+"""The model under evaluation: a Hugging Face folder, a NeMo checkpoint, or an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENS_A_BATCH = 8192
-"""Prompt tokens that a CPU works on at once; on GPUs a multiple of it."""
+"""Prompt tokens in a batch on a CPU. A GPU takes :data:`GPU_BATCH` times as many."""
 GPU_BATCH = 8
 TRIES = 60
-"""Of a request to a server that is away or busy, with waits that grow to ten seconds."""
+"""Attempts for a request to an unreachable or busy server. The delay between attempts grows to ten seconds."""
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model, and how it is run.
+    """The model under evaluation and how to run it.
 
     Attributes:
-        model: Hugging Face folder, NeMo checkpoint, or the name that a server gives the model.
-        base_url: of an OpenAI-compatible server; None runs the model here.
-        tokenizer: folder of a server's tokenizer, which prompts of a length in tokens need.
-        window: longest sequence a server takes, in tokens.
-        yarn: factor by which YaRN extends the window; None leaves the model's own.
-        concurrency: prompts a server is asked at once.
-        chat_template_kwargs: switches of the chat template.
+        model: Hugging Face folder, NeMo checkpoint, or the model name on a server.
+        base_url: URL of an OpenAI-compatible server; None runs the model in this process.
+        tokenizer: folder of the server's tokenizer. Suites that build prompts to a length in tokens need it.
+        window: maximum sequence length of the server, in tokens.
+        yarn: factor by which YaRN extends the window; None keeps the model's window.
+        concurrency: concurrent requests to a server.
+        chat_template_kwargs: keyword arguments of the chat template.
     """
 
     model: str
@@ -65,24 +65,24 @@ class ModelSettings:
 
 
 class EvaluatedModel:
-    """A model whose tokenizer and window are known at once, and whose weights are loaded when they are needed.
+    """A model under evaluation. The constructor reads its configuration; :meth:`load` loads its weights.
 
     Attributes:
-        day: what a chat template that writes the date writes; None takes what :func:`load_tokenizer` does.
-        identity: changes with everything that its answers depend on, but the prompts.
-        remote: a server runs it.
-        window: longest sequence in tokens; None where nobody said.
+        day: date that the chat template prints; None uses the default of :func:`load_tokenizer`.
+        identity: hash of everything besides the prompts that determines the answers.
+        remote: True if a server runs the model.
+        window: maximum sequence length in tokens; None if unknown.
     """
 
     def __init__(self, settings: ModelSettings, work: Path) -> None:
-        """Check that the model is there.
+        """Find the model and read its configuration. A NeMo checkpoint is exported to ``work`` first.
 
         Args:
-            settings: which one.
-            work: folder for the export of a checkpoint, and for a copy with another configuration.
+            settings: the model and how to run it.
+            work: folder for the exported checkpoint and for a copy of the model with a changed configuration.
 
         Raises:
-            UserError: no such model, or it cannot be used.
+            UserError: the model or the server is missing or unusable.
         """
         self._settings, self._work = settings, work
         self.day: str | None = None
@@ -106,10 +106,10 @@ class EvaluatedModel:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer.
+        """The tokenizer, loaded at the first access.
 
         Raises:
-            UserError: there is none.
+            UserError: the tokenizer is missing or does not match the model's vocabulary.
         """
         if not self.remote:
             tokenizer = load_tokenizer(self._folder, day=self.day)
@@ -123,24 +123,28 @@ class EvaluatedModel:
 
     @property
     def chat(self) -> bool:
-        """Whether prompts go through a chat template."""
+        """True if prompts are rendered with a chat template."""
         return self.remote or self.tokenizer.chat_template is not None
 
     @property
     def encoder(self) -> TripletEncoder:
-        """What makes token ids of prompts."""
+        """The encoder that turns prompts into token ids."""
         return TripletEncoder(self.tokenizer, self._settings.chat_template_kwargs, TEMPLATE_KWARGS)
 
     def tokens(self, prompt: str) -> int:
-        """Length of a prompt as the model sees it, in tokens."""
+        """Length of a prompt in tokens after the chat template is applied."""
         message: Any = [{"role": "user", "content": prompt}] if self.chat else prompt
         return len(self.encoder.encode_prompts([message], ["prompt"])[0])
 
     def require_window(self, tokens: int, what: str) -> None:
-        """Check that a length fits.
+        """Check that a sequence length fits the window.
+
+        Args:
+            tokens: sequence length in tokens.
+            what: name of the length in the error message.
 
         Raises:
-            UserError: it is beyond the model's window.
+            UserError: the length exceeds the model's window.
         """
         if self.window is not None and tokens > self.window:
             remedy = "start the server with a longer one" if self.remote else f"--yarn {-(-tokens // self.window)}"
@@ -157,11 +161,11 @@ class EvaluatedModel:
         return self._lm
 
     def prepare(self, seed: int, tokens: int) -> None:
-        """Set what the requests that follow depend on.
+        """Set the sampling seed and the batch size for the requests that follow. It has no effect for a server.
 
         Args:
-            seed: of sampling, for a model that runs here.
-            tokens: the longest prompt.
+            seed: sampling seed.
+            tokens: length of the longest prompt in tokens.
         """
         if self.remote:
             return
@@ -195,13 +199,13 @@ class EvaluatedModel:
     def _server(self) -> Any:
         from lm_eval.models.openai_completions import LocalChatCompletion
 
-        # requests under way when one fails for good each leave a traceback
+        # when one request fails for good, asyncio prints a traceback for every request in flight
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         assert self._settings.base_url is not None
         switches = self._settings.chat_template_kwargs
 
         class Server(LocalChatCompletion):
-            """Sends the switches of the chat template with every prompt."""
+            """Adds ``chat_template_kwargs`` to every request."""
 
             def _create_payload(self, *given: Any, **options: Any) -> dict[str, Any]:
                 payload: dict[str, Any] = super()._create_payload(*given, **options)

@@ -1,4 +1,4 @@
-"""The page of one evaluation, or of several side by side."""
+"""The HTML page of one evaluation or of several compared evaluations."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from solopo_nemo.runtime.paths import ASSETS
 
 
 def write_report(models: Sequence[Measured], folder: Path) -> Path:
-    """Write ``index.html`` and its PNGs.
+    """Write ``index.html`` and its PNG files. PNG files of an earlier page in the folder are removed.
 
     Args:
-        models: one, or several to compare; gains are over the first.
-        folder: of the page.
+        models: the models to show; gains are relative to the first.
+        folder: output folder.
 
     Returns:
-        The page's path.
+        The path of the page.
     """
     names = unlike_names(models)
     for old in folder.glob("*.png"):

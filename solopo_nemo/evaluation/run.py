@@ -1,4 +1,4 @@
-"""An evaluation from its settings to its files: check everything, ask, score, keep."""
+"""An evaluation run: check the inputs, generate answers, score them, and write the results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger("solopo_nemo")
 
 
 WORK = "work"
-"""In an evaluation's folder: the export of a checkpoint."""
+"""Subfolder of an evaluation for the exported checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +46,24 @@ def evaluate(
     out: Path,
     progress: Progress | None = None,
 ) -> Measured:
-    """Measure a model, and write its scores, one file a cell; what is there already is not measured again.
+    """Evaluate a model and write one score file for each cell.
 
-    All data are read and all prompts are built before the model is loaded.
+    1. Read all data and build all prompts.
+    2. Skip the cells whose score file is present and up to date.
+    3. Load the model, and evaluate the remaining cells.
 
     Args:
-        model: what is evaluated.
-        suites: what is measured.
-        settings: with which data, lengths and seeds.
-        out: folder for everything that is written; of one model.
-        progress: shows the cells; None prints a line for each.
+        model: the model to evaluate.
+        suites: the suites to run.
+        settings: data folder, lengths, seeds and limits.
+        out: output folder. It belongs to one model.
+        progress: progress bar over the cells; None prints one line for each cell.
 
     Returns:
-        All that the folder holds, of this and of earlier runs of the same model.
+        All results in the folder, those of earlier runs included.
 
     Raises:
-        UserError: a model, a suite's data or a server that cannot be used, or a folder of another model.
+        UserError: a model, a data file or a server is unusable, or the folder belongs to another model.
     """
     check_writable(out, "--out")
     opened = EvaluatedModel(model, out / WORK)
@@ -82,7 +84,7 @@ def evaluate(
 
 
 def _settle(out: Path, model: ModelSettings, opened: EvaluatedModel) -> None:
-    """Say in the folder which model it is about."""
+    """Record in the folder which model it belongs to; refuse the folder of another model."""
     path = out / RECORD
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     opened.day = earlier.get("date")
@@ -131,7 +133,7 @@ def _measure(one: _Planned, model: EvaluatedModel, answers: AnswerCache) -> None
             bootstrap_iters=0,
             apply_chat_template=model.chat,
         )
-    except (OSError, TimeoutError, aiohttp.ClientError) as error:  # what lm_eval's two HTTP clients raise
+    except (OSError, TimeoutError, aiohttp.ClientError) as error:  # the errors of lm_eval's two HTTP clients
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{one.suite.name} {cell.name}: {reason}: the same command goes on from here") from None
     record: dict[str, Any] = {

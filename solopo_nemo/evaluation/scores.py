@@ -1,4 +1,4 @@
-"""Scores of an answer text, and means of many with bootstrap intervals."""
+"""Scores of an answer, and means of scores with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from solopo_nemo.data.answers import is_right, stated_answer
 from solopo_nemo.evaluation.accuracy import wilson_interval
 
 RESAMPLES = 2000
-"""Bootstrap resamples of an interval."""
+"""Bootstrap resamples for an interval."""
 CONFIDENCE = 0.95
 
 Values = NDArray[np.float64]
@@ -30,24 +30,24 @@ def _longbench() -> ModuleType:
 
 
 def f1(answer: str, gold: Sequence[str]) -> float:
-    """LongBench's token F1 of an answer with the gold answer it fits best, 0 to 1.
+    """LongBench's token F1 between an answer and the best-matching gold answer, 0 to 1.
 
-    The metric itself is lm_eval's copy of LongBench's: lower case, no punctuation, no articles.
+    The implementation is lm_eval's copy. It lowercases both texts and removes punctuation and articles.
     """
     metric = _longbench().qa_f1_score
     return max((float(metric(answer, one)) for one in gold), default=0.0)
 
 
 def score_answer(response: str, gold: Sequence[str]) -> dict[str, float]:
-    """Scores of a response that thinks first and states its answer in a last line.
+    """Scores of a response that reasons first and states its answer in the last line.
 
     Args:
-        response: the model's text; the answer is what :func:`~solopo_nemo.data.answers.stated_answer` finds in it.
-        gold: the right answer and its aliases.
+        response: the model's text; :func:`~solopo_nemo.data.answers.stated_answer` extracts the answer.
+        gold: the correct answer and its aliases.
 
     Returns:
-        ``f1`` (LongBench's) and ``sub_em`` (a gold answer is contained in the stated one; the paper's rule for pairs),
-        both 0 to 1.
+        ``f1`` (LongBench's token F1, 0 to 1) and ``sub_em`` (1 if the stated answer contains a gold answer, else 0;
+        the paper's rule for choosing pairs).
     """
     stated = stated_answer(response)
     return {"f1": f1(stated.text, gold), "sub_em": float(is_right(stated, gold))}
@@ -55,13 +55,13 @@ def score_answer(response: str, gold: Sequence[str]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean and its interval.
+    """A mean and its 95 % interval.
 
     Attributes:
-        value: mean of the groups' means; every group counts alike.
-        low: lower end of the 95 % percentile bootstrap interval over questions.
-        high: upper end of it.
-        count: values in all groups together.
+        value: unweighted mean of the group means.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        count: number of values in all groups.
     """
 
     value: float
@@ -71,16 +71,19 @@ class Mean:
 
 
 def mean(groups: Sequence[Values], questions: Sequence[Sequence[str]] | None = None, seed: int = 0) -> Mean:
-    """The macro average of groups of values, such as datasets, with an interval from drawing the questions anew.
+    """The macro average of groups of values, with a 95 % percentile bootstrap interval over questions.
+
+    For example, a group is a dataset. The bootstrap draws questions with replacement. All values of one question (such
+    as its scores at several depths) are drawn together. Draws are stratified by the groups in which a question occurs.
 
     Args:
-        groups: one array of scores (or of paired differences) a group, none empty.
-        questions: ids beside them: what belongs to one question, at several depths perhaps, is drawn together, and
-            questions that are in the same groups are drawn among each other. None: each value is a question's only one.
-        seed: of the resamples.
+        groups: one float64 array ``[values]`` of scores or paired differences for each group; none is empty.
+        questions: question ids, one list for each group and parallel to its values. None: every value belongs to a
+            different question.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError: no group, or an empty one.
+        ValueError: there is no group, or a group is empty.
     """
     if not groups or not all(len(group) for group in groups):
         raise ValueError("a mean needs groups that hold values")
@@ -92,7 +95,10 @@ def mean(groups: Sequence[Values], questions: Sequence[Sequence[str]] | None = N
 
 
 def level(groups: Sequence[Values], questions: Sequence[Sequence[str]] | None = None, seed: int = 0) -> Mean:
-    """:func:`mean` of scores from 0 to 1; of right and wrong alone Wilson's interval, which is none of width 0."""
+    """:func:`mean` for scores from 0 to 1.
+
+    One group of binary scores gets Wilson's interval, which has a positive width even if all scores are equal.
+    """
     once = questions is None or len(set(questions[0])) == len(questions[0])
     if len(groups) == 1 and once and np.isin(groups[0], (0.0, 1.0)).all():
         low, high = wilson_interval(int(groups[0].sum()), len(groups[0]))
@@ -101,7 +107,7 @@ def level(groups: Sequence[Values], questions: Sequence[Sequence[str]] | None = 
 
 
 def _by_question(groups: Sequence[Values], questions: Sequence[Sequence[str]] | None) -> tuple[Values, Values]:
-    """Sum and number of a question's values in each group, both ``[questions, groups]``."""
+    """Sum and count of each question's values in each group, both ``[questions, groups]``."""
     sizes = [len(group) for group in groups]
     column = np.repeat(np.arange(len(groups)), sizes)
     row = np.arange(sum(sizes)) if questions is None else np.unique(np.concatenate(questions), return_inverse=True)[1]
@@ -112,11 +118,11 @@ def _by_question(groups: Sequence[Values], questions: Sequence[Sequence[str]] | 
 
 
 def _resampled(sums: Values, counts: Values, random: np.random.Generator) -> Values:
-    """Sums of resamples, ``[RESAMPLES, groups]``."""
+    """Group sums of the bootstrap resamples, ``[RESAMPLES, groups]``."""
     total = np.zeros((RESAMPLES, sums.shape[1]))
     for pattern in np.unique(counts, axis=0):
         alike = sums[(counts == pattern).all(1)]
-        # by how often each distinct row comes: the same draws as of single questions, and no matrix of them
+        # draw counts of distinct rows: the distribution of drawing single questions, without a matrix of all draws
         distinct, times = np.unique(alike, axis=0, return_counts=True)
         total += random.multinomial(len(alike), times / len(alike), size=RESAMPLES) @ distinct
     return total

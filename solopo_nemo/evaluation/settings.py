@@ -1,4 +1,4 @@
-"""What an evaluation measures."""
+"""Settings that all suites share."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from solopo_nemo.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class SuiteSettings:
-    """What the suites are asked with.
+    """Settings that all suites share.
 
     Attributes:
-        data: folder of the data files, ``<suite>/<dataset>.jsonl`` and the like.
-        lengths: prompt lengths in tokens, answer included, of the suites that build their prompts.
-        depths: where needles stand, in percent of the context.
-        limit: questions a cell; None takes each suite's own number.
-        seeds: of suites that sample their answers.
-        max_new_tokens: longest answer; None takes each suite's own.
+        data: folder of the data files, such as ``<suite>/<dataset>.jsonl``.
+        lengths: sequence lengths (prompt and answer) in tokens, for the suites that build their prompts.
+        depths: needle positions in percent of the context.
+        limit: questions per cell; None uses the suite's default.
+        seeds: sampling seeds, for the suites that sample answers.
+        max_new_tokens: maximum answer length in tokens; None uses the suite's default.
     """
 
     data: Path

@@ -1,4 +1,4 @@
-"""The files that the suites read: where they lie, and what to put there where they do not."""
+"""Location of the data files that the suites read."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ KINDS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 
 def find_source(folder: Path, suite: str, name: str, hub: str, subset: str | None, split: str) -> RowSource:
-    """The rows of a suite's dataset: a file of the user's, or what ``datasets`` has or loads.
+    """The rows of a suite's dataset: a local file if there is one, else the dataset on the Hugging Face hub.
+
+    For example, ``<folder>/longbench_qa/qasper.jsonl`` takes precedence over ``Xnhyacinth/LongBench``.
 
     Args:
-        folder: where the user keeps evaluation data.
-        suite: folder in it.
-        name: the file, without its suffix, one of :data:`KINDS`.
-        hub: the dataset's name on the Hugging Face hub.
-        subset: its configuration there.
-        split: its split there.
+        folder: folder of the evaluation data.
+        suite: subfolder of the suite.
+        name: file name without its suffix, which is one of :data:`KINDS`.
+        hub: name of the dataset on the hub.
+        subset: its configuration on the hub.
+        split: its split on the hub.
 
     Raises:
-        UserError: neither is there, in one line that says which file to put where.
+        UserError: neither the file nor the hub dataset is available. The message names the file to provide.
     """
     for kind in KINDS:
         path = folder / suite / f"{name}{kind}"

@@ -1,4 +1,4 @@
-"""Scores in words and numbers: for the terminal, the page and the summary."""
+"""Score tables for the terminal and the page, and the JSON summary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from solopo_nemo.pages.tables import Table
 
 
 def measured_suites(models: Sequence[Measured]) -> list[tuple[Suite, list[Figure]]]:
-    """Every suite that some model has measured, with its views."""
+    """Every suite that at least one model has results for, with its views."""
     return [
         (suite, figures(suite, models))
         for name, suite in SUITES.items()
@@ -22,7 +22,7 @@ def measured_suites(models: Sequence[Measured]) -> list[tuple[Suite, list[Figure
 
 
 def unlike_names(models: Sequence[Measured]) -> list[str]:
-    """The models' names, with their folders where two are called alike."""
+    """Unique display names. The folder name is appended to names that occur more than once."""
     names = [model.name for model in models]
     return [
         name if names.count(name) == 1 else f"{name} ({model.folder.name})"
@@ -31,14 +31,14 @@ def unlike_names(models: Sequence[Measured]) -> list[str]:
 
 
 def suite_table(suite: Suite, views: Sequence[Figure], names: Sequence[str]) -> Table:
-    """A row for each view: the questions, a score for each model, and a gain for each model but the first."""
+    """A table with one row per view: question count, score of each model, gain of each model over the first."""
     head = ("", "questions", *names, *(f"{name} less {names[0]}" for name in names[1:]))
     rows = [(view.view.title, _questions(view), *_cells(view)) for view in views]
     return Table(head, rows, title=f"{suite.title} (0-100, 95 % interval)", wide=(1,))
 
 
 def as_json(models: Sequence[Measured]) -> dict[str, Any]:
-    """All views as plain JSON values: scores from 0 to 100 as the paper gives them."""
+    """All views as plain JSON values, with scores from 0 to 100."""
 
     def numbers(one: Mean | None) -> dict[str, float] | None:
         if one is None:
@@ -76,7 +76,7 @@ def _cells(figure: Figure) -> list[str]:
 
 
 def _questions(figure: Figure) -> str:
-    """How many questions a view is over: a number, or the least and the most of several models."""
+    """Number of questions of a view: one number, or a range if the models differ."""
     counts = [mean.count for mean in figure.means if mean is not None]
     if not counts:
         return "-"

@@ -1,4 +1,4 @@
-"""One measured cell: its questions, how they are asked and scored, as a task that lm_eval runs."""
+"""An evaluation cell: questions, generation settings and scoring, converted to an lm_eval task."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Score = Callable[[str, Mapping[str, Any]], dict[str, float]]
 
 
 def score_row(response: str, row: Mapping[str, Any]) -> dict[str, float]:
-    """Scores of a stated answer; see :func:`~solopo_nemo.evaluation.scores.score_answer`."""
+    """Score a response against ``row["answers"]``; see :func:`~solopo_nemo.evaluation.scores.score_answer`."""
     return score_answer(response, row["answers"])
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and what scoring needs.
+    """A prompt and its gold answers.
 
     Attributes:
-        id: unique in its cell.
-        prompt: what the user says.
-        answers: right answers.
-        labels: of this question, beside those of its cell (such as its difficulty).
+        id: identifier, unique in the cell.
+        prompt: text of the user message.
+        answers: accepted answers.
+        labels: labels of this question in addition to those of the cell, such as its difficulty.
     """
 
     id: str
@@ -38,18 +38,19 @@ class Question:
 
 @dataclass(frozen=True)
 class Cell:
-    """Questions that share their labels and are asked together.
+    """Questions that share labels and generation settings. lm_eval runs a cell as one task.
 
     Attributes:
-        name: unique in its suite, a path of plain words such as ``musique/8192``.
-        labels: what its scores are grouped by (dataset, length, depth, seed).
-        questions: what is asked.
-        tokens: of the longest prompt, about.
-        metric: the score that counts.
-        score: scores of a response to a question (``answers`` and its labels), each 0 to 1.
-        max_new_tokens: longest answer.
-        temperature: 0 is greedy.
-        seed: of the sampling, where there is any.
+        name: file name of the cell, unique in the suite, such as ``musique-8192``.
+        labels: labels that group the scores (dataset, length, depth, seed).
+        questions: the questions.
+        tokens: approximate length of the longest prompt in tokens.
+        metric: key of the main score.
+        score: maps a response and its row (``answers`` and labels) to scores, each 0 to 1.
+        max_new_tokens: maximum answer length in tokens.
+        temperature: sampling temperature; 0 is greedy decoding.
+        seed: sampling seed.
+        limit: always None, because ``questions`` is already limited.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Cell:
     max_new_tokens: int
     temperature: float = 0.0
     seed: int = 0
-    limit: int | None = None  # lm_eval's; the questions are all that is asked
+    limit: int | None = None
 
     @property
     def generation(self) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class Cell:
         return {"until": [], "max_gen_toks": self.max_new_tokens, **sampled}
 
     def fingerprint(self) -> str:
-        """A hash of all that its answers and scores depend on beside the model."""
+        """A hash of everything besides the model that determines the answers and scores."""
         asked = [(one.id, one.prompt, one.answers, dict(one.labels)) for one in self.questions]
         text = json.dumps([asked, dict(self.labels), self.metric, self.generation, self.seed])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -79,7 +80,7 @@ class Cell:
         """The cell as lm_eval's ``ConfigurableTask``.
 
         Args:
-            remote: a server answers, to which the seed is sent.
+            remote: True if a server runs the model; the sampling seed is then part of each request.
         """
         from lm_eval.api.task import ConfigurableTask
 
@@ -99,7 +100,7 @@ class Cell:
         )
 
     def record(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """What is kept of one of lm_eval's samples."""
+        """The stored record of an lm_eval sample: ``id``, labels, scores, answers and response."""
         row, scores = sample["doc"], {name: float(sample[name]) for name in sample["metrics"]}
         labels = {key: row[key] for key in self.questions[0].labels}
         return {"id": row["id"], **labels, **scores, "answers": row["answers"], "response": sample["resps"][0][0]}

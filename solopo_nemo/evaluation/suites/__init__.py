@@ -1,4 +1,4 @@
-"""The suites by name."""
+"""Registry of the evaluation suites."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ SUITES = {
 
 
 def find_suites(names: str, option: str = "--suite") -> list[Suite]:
-    """The suites of a list with commas.
+    """Look up suites by name.
+
+    Args:
+        names: comma-separated names, such as ``ruler_qa,builtin``.
+        option: name of the command-line option, for error messages.
 
     Raises:
-        UserError: a name that is none, or comes twice.
+        UserError: a name is unknown or repeated.
     """
     wanted = [name.strip() for name in names.split(",")]
     unknown = [name for name in wanted if name not in SUITES]

@@ -1,4 +1,4 @@
-"""Prompts that the project's own context builder makes for the suites that ask at given lengths."""
+"""Prompts of given lengths, built with the project's context builder."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SOURCES = {
     "hotpotqa": ("hotpotqa/hotpot_qa", "distractor"),
     "musique": ("dgslibisey/MuSiQue", None),
 }
-"""Datasets of RULER's question answering: where the hub has them, name and configuration."""
+"""Datasets of RULER's question answering: name and configuration on the Hugging Face hub."""
 FOLDER = "ruler_qa"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question and its contexts by length in tokens, nested in each other."""
+    """A question and its contexts, keyed by length in tokens. Each context contains the next shorter one."""
 
     question: Question
     contexts: dict[int, Context]
@@ -41,21 +41,21 @@ class Asked:
 def asked_questions(
     model: EvaluatedModel, settings: SuiteSettings, dataset: str, count: int, room: int, suite: str
 ) -> list[Asked]:
-    """The first questions of a dataset that have a context at every length.
+    """The first ``count`` questions of a dataset for which a context of every length can be built.
 
-    A context holds all evidence and unrelated paragraphs of the dataset's other questions (and of
-    ``ruler_qa/pool.jsonl``, where there is one), up to the length less the room for the answer.
+    A context contains all evidence of its question and unrelated paragraphs, up to the length minus ``room`` tokens.
+    The unrelated paragraphs come from other questions of the dataset and from ``ruler_qa/pool.jsonl`` if present.
 
     Args:
-        model: gives tokenizer and window.
+        model: provides the tokenizer and the window.
         settings: data folder and lengths.
-        dataset: of :data:`SOURCES`.
-        count: how many questions.
-        room: tokens of the answer.
-        suite: for messages.
+        dataset: key of :data:`SOURCES`.
+        count: maximum number of questions.
+        room: tokens reserved for the answer.
+        suite: suite name, for messages.
 
     Raises:
-        UserError: no data, bad rows, or a length that cannot be filled or is beyond the window.
+        UserError: data are missing or invalid, or a length exceeds the available paragraphs or the window.
     """
     if settings.lengths[0] <= room:
         raise UserError(f"--lengths {settings.lengths[0]}: {suite} needs room for an answer of {room} tokens and more")

@@ -1,4 +1,4 @@
-"""The built-in questions by context length: they need no data, and a run is measured on them before and after."""
+"""The built-in questions by context length. They need no data files; training runs report them before and after."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_NEW_TOKENS = 64
 
 
 def is_correct(text: str, answers: Iterable[str]) -> bool:
-    """Whether the answer that `text` states after the prefix equals one of `answers`, in normal form."""
+    """True if the answer stated after the prefix in `text` equals one of `answers` after normalization."""
     stated = stated_answer(text)
     return stated.prefixed and normalize(stated.text) in {normalize(answer) for answer in answers}
 
@@ -32,18 +32,18 @@ def _views(labels: Mapping[str, list[Label]]) -> list[View]:
 
 
 def builtin_suite(lengths: Sequence[int] = LENGTHS, seed: int = SEED) -> Suite:
-    """The suite.
+    """The suite of built-in questions.
 
     Args:
         lengths: context lengths as multiples of the short one.
-        seed: draws the questions, which share no fact with any training question.
+        seed: seed of the questions. They share no fact with any training question.
     """
 
     def cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[Cell]:
         for length in lengths:
             rows = generate_evaluation(settings.limit or QUESTIONS, seed, length * SHORT_PARAGRAPHS)
             questions = [Question(row["id"], row["prompt"][0]["content"], tuple(row["answers"])) for row in rows]
-            tokens = max(len(question.prompt) for question in questions)  # of a byte-level tokenizer at most
+            tokens = max(len(question.prompt) for question in questions)  # characters: an upper bound
             if not model.remote:
                 tokens = max(model.tokens(question.prompt) for question in questions)
                 model.require_window(tokens + MAX_NEW_TOKENS, f"builtin at {length}x")

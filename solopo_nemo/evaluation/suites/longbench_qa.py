@@ -1,4 +1,4 @@
-"""LongBench's English question answering with the project's prompt (paper, Table 3 and Table 7)."""
+"""LongBench's English question answering with the project's prompt (paper, Tables 3 and 7)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[Cell]:
 
 def _question(row: Row, number: int, model: EvaluatedModel, room: int) -> tuple[Question, int]:
     fields, where = row.fields(), row.where
-    # LongBench's own files say input, the copy on the hub that lm_eval takes says question
+    # the field is `input` in LongBench's own files and `question` in the hub copy that lm_eval loads
     field = "input" if has(fields, "input") else "question"
     question = text(required(fields, field, where), field, where).strip()
     answers = text_list(required(fields, "answers", where), "answers", where)

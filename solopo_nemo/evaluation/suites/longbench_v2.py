@@ -1,4 +1,4 @@
-"""LongBench v2: multiple choice by chain of thought in one stage, at temperature 0.1 (paper, Table 4, Appendix E)."""
+"""LongBench v2: multiple choice with single-stage chain of thought at temperature 0.1 (paper, Table 4, Appendix E)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_NEW_TOKENS = 1024
 TEMPERATURE = 0.1
 DIFFICULTIES = ("easy", "hard")
 BANDS = ("short", "medium", "long")
-"""Below 32K words, up to 128K, and beyond."""
+"""Length classes of the benchmark: below 32K words, 32K to 128K words, and above 128K words."""
 
 _PROMPT = """Please read the following text and answer the question below.
 
@@ -37,12 +37,12 @@ Choices:
 (D) {D}
 
 Let's think step by step. At the end, give your answer in this format: "The correct answer is (insert answer here)"."""
-# the benchmark's own extraction
+# the answer patterns of the benchmark's own code
 _STATED = (re.compile(r"The correct answer is \(([A-D])\)"), re.compile(r"The correct answer is ([A-D])"))
 
 
 def stated_choice(response: str) -> str | None:
-    """The letter that a response gives, by LongBench v2's rule; None where it gives none."""
+    """The letter that a response states, extracted by LongBench v2's rule; None if there is none."""
     plain = response.replace("*", "")
     for pattern in _STATED:
         if found := pattern.search(plain):

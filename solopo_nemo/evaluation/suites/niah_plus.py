@@ -1,7 +1,7 @@
-"""Needles over depth and length: one paragraph in a text (SQuAD), or several among passages (HotpotQA); Figure 9.
+"""Needle in a haystack by depth and length (paper, Figure 9).
 
-NIAH-Plus asks about one document and about several. Here the documents are the paragraphs of RULER's sources, and the
-needle is a question's whole evidence, together at one depth.
+NIAH-Plus has a single-document and a multi-document setting. This suite builds both from RULER's sources: one document
+of SQuAD paragraphs, and separate HotpotQA passages. The needle is all evidence of a question, placed at one depth.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[Cell]:
 
 
 def _prompt(asked: Asked, length: int, depth: int, setting: str) -> str:
-    """The evidence together, after ``depth`` percent of the other text."""
+    """The prompt with all evidence placed after ``depth`` percent of the unrelated text."""
     others = asked.contexts[length].distractors
     sizes = [len(passage_body(paragraph)) for paragraph in others]
     before, passed = 0, 0

@@ -1,4 +1,4 @@
-"""Short-context skills that training should not cost: the Open LLM Leaderboard's tasks, as lm_eval has them."""
+"""The Open LLM Leaderboard's tasks, run by lm_eval: they show whether training preserved short-context skills."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ GROUPS = {
     "MATH": ("leaderboard_math_hard", "exact_match"),
     "GPQA": ("leaderboard_gpqa", "acc_norm"),
 }
-"""What people call them, lm_eval's group, and the score that the leaderboard shows."""
+"""Benchmark name, lm_eval's task group, and the score that the leaderboard shows."""
 
 
 @dataclass(frozen=True)
 class LibraryCell:
-    """One of lm_eval's own tasks, its prompts, few-shot examples and scores included."""
+    """One of lm_eval's own tasks, with its prompts, few-shot examples and scores."""
 
     name: str
     metric: str
@@ -45,11 +45,11 @@ class LibraryCell:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def task(self, remote: bool) -> Any:
-        """The task for lm_eval."""
+        """The lm_eval task."""
         return self.own
 
     def record(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """What is kept of one of lm_eval's samples."""
+        """The stored record of an lm_eval sample: ``id`` and scores."""
         scores = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample[name], Number | bool)}
         return {"id": str(sample["doc_id"]), **scores}
 
@@ -69,7 +69,7 @@ def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[LibraryCe
             warnings.simplefilter("ignore")
             try:
                 tasks = manager.load([group])["tasks"]
-            except Exception as error:  # whatever the hub client and the readers of many formats raise
+            except Exception as error:  # the hub client and the file readers raise many types
                 reason = " ".join(str(error).split())[:300]
                 raise UserError(
                     f"open_llm: {title}: lm_eval's {group} cannot be loaded ({reason}): it takes its data from the "
@@ -81,7 +81,7 @@ def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[LibraryCe
 
 
 def _require_math() -> None:
-    """Check for what MATH's scores need, which the project's own environment cannot have beside Hydra."""
+    """Check for the packages that score MATH. They conflict with Hydra's antlr, so they are not dependencies."""
     try:
         found = version("antlr4-python3-runtime").startswith("4.11") and bool(version("math-verify"))
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""RULER's question answering at given lengths: SQuAD, HotpotQA, MuSiQue with the project's prompt (paper, Table 8)."""
+"""RULER's question answering on SQuAD, HotpotQA and MuSiQue at given lengths, with the project's prompt (Table 8)."""
 
 from __future__ import annotations
 

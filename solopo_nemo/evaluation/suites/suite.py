@@ -1,4 +1,4 @@
-"""What a suite is: its cells, and how their scores are put together."""
+"""The interface of an evaluation suite: cells to run, and views that aggregate their scores."""
 
 from __future__ import annotations
 
@@ -12,50 +12,52 @@ from solopo_nemo.evaluation.task import Label
 
 
 class AnyCell(Protocol):
-    """What is run at once: a :class:`~solopo_nemo.evaluation.task.Cell`, or a task of lm_eval's own."""
+    """A unit of evaluation: a :class:`~solopo_nemo.evaluation.task.Cell` or one of lm_eval's own tasks."""
 
     @property
     def name(self) -> str:
-        """Unique in its suite."""
+        """File name of the cell, unique in its suite."""
 
     @property
     def metric(self) -> str:
-        """The score that counts."""
+        """Key of the main score."""
 
     @property
     def seed(self) -> int:
-        """Of the sampling, where there is any."""
+        """Sampling seed."""
 
     @property
     def tokens(self) -> int:
-        """Of the longest prompt, about."""
+        """Approximate length of the longest prompt in tokens."""
 
     @property
     def limit(self) -> int | None:
-        """The first questions alone; None for all."""
+        """lm_eval's limit: only the first questions are asked; None for all."""
 
     @property
     def labels(self) -> Mapping[str, Label]:
-        """What its scores are grouped by."""
+        """Labels that group the scores."""
 
     def fingerprint(self) -> str:
-        """A hash of all that its scores depend on beside the model."""
+        """A hash of everything besides the model that determines the scores."""
 
     def task(self, remote: bool) -> Any:
-        """The task for lm_eval; ``remote``: a server answers, to which the seed is sent."""
+        """The lm_eval task. ``remote`` is True if a server runs the model; requests then carry the sampling seed."""
 
     def record(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """What is kept of one of lm_eval's samples: ``id``, labels, scores, texts."""
+        """The stored record of an lm_eval sample: ``id``, labels, scores and texts."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One figure of a suite's table.
+    """One row of a suite's table: a mean over selected questions.
+
+    For example, ``View("all, 8K", {"length": 8192}, ("dataset",))`` is the macro average over datasets at 8K tokens.
 
     Attributes:
-        title: names it.
-        where: labels that the questions have.
-        each: labels whose values count alike (a macro average over datasets).
+        title: name of the row.
+        where: label values that select the questions.
+        each: labels that define the groups of the macro average; empty for a plain mean.
     """
 
     title: str
@@ -65,17 +67,17 @@ class View:
 
 @dataclass(frozen=True)
 class Suite:
-    """A set of cells with the paper's settings.
+    """A benchmark with the paper's settings.
 
     Attributes:
-        name: on the command line.
-        title: for people.
-        note: what is measured and how, one or two sentences.
-        cells: makes them for a model; raises ``UserError`` for data that are missing or wrong.
-        views: of what was measured, by the values of each label.
-        headline: the view that stands for the suite.
-        curve: the label on the x axis of a curve, and the one that each line has; None for no curve.
-        heat: the labels of a heat map's x and y axes, and of one map each; None for no map.
+        name: name on the command line.
+        title: display name.
+        note: what the suite measures and how, in one or two sentences.
+        cells: builds the cells for a model; raises ``UserError`` for missing or invalid data.
+        views: builds the views from the values of each label.
+        headline: title of the view that summarizes the suite.
+        curve: labels of the x axis and of the lines of the curve plot; None for no plot.
+        heat: labels of the x axis, the y axis and the panels of the heat maps; None for no heat map.
     """
 
     name: str
