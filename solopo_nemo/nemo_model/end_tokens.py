@@ -21,7 +21,7 @@ def lacking_end_tokens(checkpoint: Path, folder: Path) -> dict[str, list[int]]:
         folder: with ``config.json``; it counts for programs that do not read ``generation_config.json``.
     """
     record = checkpoint / RUN_RECORD
-    trained = read_json(record)["end_tokens"] if record.is_file() else []
+    trained = read_json(record).get("end_tokens", []) if record.is_file() else []
     lacking = {name: [i for i in trained if i not in _ids(content)] for name, content in _contents(folder).items()}
     return {name: ids for name, ids in lacking.items() if ids}
 

@@ -16,8 +16,9 @@ from solopo_nemo.training.paths import Paths
 def build_loggers(config: RunConfig, resumed: Path | None) -> list[Logger]:
     """The loggers that the configuration names.
 
-    Weights & Biases goes on in the run of ``run.json``'s id, also offline, where every start is a folder that ``wandb
-    sync`` joins to that run. TensorBoard hides what lies past the restored step, as ``metrics.jsonl`` cuts it.
+    Weights & Biases goes on in the run of ``run.json``'s id, where ``WANDB_RUN_ID`` names no other. Offline every start is
+    a folder, which ``wandb sync`` joins to that run. TensorBoard hides what lies past the restored step, as
+    ``metrics.jsonl`` cuts it.
 
     Args:
         config: of a run that is prepared.
@@ -30,7 +31,7 @@ def build_loggers(config: RunConfig, resumed: Path | None) -> list[Logger]:
             TensorBoardLogger(paths.tensorboard.parent, name=paths.tensorboard.name, version="", purge_step=purge)
         )
     if config.logger.wandb:
-        record = RunRecord.read(paths.record)
+        record = None if "WANDB_RUN_ID" in os.environ else RunRecord.read(paths.record)
         loggers.append(
             WandbLogger(
                 project=config.logger.wandb,

@@ -121,7 +121,9 @@ def test_never_puts_the_run_aside_unless_the_scheduler_restarted_it(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert start(paths, "never") == newest
     monkeypatch.delenv("SLURM_RESTART_COUNT")
+    paths.tensorboard.mkdir(parents=True)
     assert start(paths, "never") is None
+    assert (paths.output / "previous" / "1" / "tensorboard").is_dir()
     assert (paths.output / "previous" / "1" / "checkpoints" / "step_000002").is_dir()
 
 

@@ -28,6 +28,9 @@ def test_weights_and_biases_is_given_the_runs_id(mode: str, tmp_path: Path, monk
         (logger,) = build(tmp_path, resumed, "logger.wandb=tests", "logger.tensorboard=false")
         assert logger._offline == (mode == "offline")
         assert logger.experiment is None  # what the stand-in gave
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")  # which wandb reads itself
+    (logger,) = build(tmp_path, None, "logger.wandb=tests", "logger.tensorboard=false")
+    assert logger._wandb_init["id"] is None
     assert [(one["id"], one["resume"], one["project"]) for one in began] == [("f00d", "allow", "tests")] * 2
 
 

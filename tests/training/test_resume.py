@@ -163,6 +163,10 @@ def test_whatever_decides_the_result_is_compared(here: Place) -> None:
         write_manifest(checkpoint, {"run.json": record_file(checkpoint / "run.json")})
         with pytest.raises(UserError, match=f"{words}.* choose another output_dir, or trainer.resume=never"):
             here.start()
+    (checkpoint / "run.json").write_text(json.dumps(record)[:-9])
+    write_manifest(checkpoint, {"run.json": record_file(checkpoint / "run.json")})
+    with pytest.raises(UserError, match=r"run\.json: not readable by this version"):
+        here.start()
     assert here.start("trainer.resume=never") == STARTED
 
 

@@ -18,6 +18,7 @@ from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.hf import read_config
 from solopo_nemo.nemo_model.end_tokens import RUN_RECORD
+from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.training.checkpoints.resume import other_run, to_resume_from
 from solopo_nemo.training.paths import Paths
@@ -68,8 +69,8 @@ class RunRecord:
     @classmethod
     def of(cls, start: Start) -> RunRecord:
         """The record of a start whose data are prepared, under a new id."""
-        ends: set[int] = set()
-        for chunk in start.prepared.dataset.data.column("chosen").chunks:
+        samples, ends = start.prepared.dataset, set[int]()
+        for chunk in samples.data.column("chosen").chunks if "chosen" in samples.column_names else ():
             ends |= set(chunk.values.take(chunk.offsets[1:].cast("int64").to_numpy() - 1).to_pylist())
         return cls(
             id=uuid.uuid4().hex[:16],
@@ -84,8 +85,15 @@ class RunRecord:
 
     @classmethod
     def read(cls, path: Path) -> RunRecord | None:
-        """The file's contents; None where there is no file, as in runs of version 0.1."""
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        """The file's contents; None where there is no file, as in runs of version 0.1.
+
+        Raises:
+            UserError: it is damaged, or of a later version.
+        """
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: not readable by this version ({error}); choose another output_dir") from None
 
     def write(self, path: Path) -> None:
         """Write the file."""
