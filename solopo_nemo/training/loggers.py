@@ -16,7 +16,7 @@ from solopo_nemo.training.paths import Paths
 def build_loggers(config: RunConfig, resumed: Path | None) -> list[Logger]:
     """The loggers that the configuration names.
 
-    Weights & Biases goes on in the run of ``run.json``'s id, where ``WANDB_RUN_ID`` names no other. Offline every start is
+    Weights & Biases goes on in the run of ``run.json``'s id, where ``WANDB_RUN_ID`` names no other. Offline a start is
     a folder, which ``wandb sync`` joins to that run. TensorBoard hides what lies past the restored step, as
     ``metrics.jsonl`` cuts it.
 
