@@ -202,7 +202,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 @pytest.mark.parametrize("parameters", [ROPE, YARN], ids=["theta", "scaling"])
 def test_version_01_trained_with_misread_rotary_embeddings(
-    parameters: dict[str, Any], tmp_path: Path, here: Place
+    parameters: dict[str, Any], tmp_path: Path, here: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = Place(tmp_path / "v5", tmp_path / "run of v5")
     config = json.loads((place.root / "model" / "config.json").read_text())
@@ -210,9 +210,12 @@ def test_version_01_trained_with_misread_rotary_embeddings(
         config.pop(key)
     (place.root / "model" / "config.json").write_text(json.dumps(config | {"rope_parameters": parameters}))
     assert place.start() == STARTED
-    place.save(1)  # the stand-in for the import, as version 0.1, keeps the file as it is
+    checkpoint = place.save(1)  # the stand-in for the import, as version 0.1, keeps the file as it is
     with pytest.raises(UserError, match=r"misread by version 0\.1: {'rope_theta': 10000\.0} there, .* choose another"):
         place.start()
+    logging.getLogger("solopo_nemo").propagate = True
+    assert place.start(f"model.init={checkpoint}", output=tmp_path / "other") == STARTED
+    assert "weights that were trained so do not fit" in caplog.text
 
 
 def test_a_run_keeps_its_name_once_it_has_saved(here: Place) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.families.description import ModelDescription
-from solopo_nemo.families.hf import read_config
+from solopo_nemo.families.hf import is_checkpoint, read_config
 from solopo_nemo.nemo_model.end_tokens import RUN_RECORD
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text
@@ -114,13 +114,15 @@ def check_record(start: Start) -> None:
     Raises:
         UserError: data, weights, precision, number of steps or program differ.
     """
-    checkpoint = to_resume_from(start.config.trainer.resume, start.saved)
+    source, checkpoint = start.source, to_resume_from(start.config.trainer.resume, start.saved)
+    if is_checkpoint(source) and (misread := _misread_rope(source)):
+        logger.warning("model.init=%s: %s; weights that were trained so do not fit", source, misread)
     if checkpoint is None:
         return
     old = RunRecord.read(checkpoint / RUN_RECORD)
-    if old and (changed := [*old.changes(RunRecord.of(start))]):
+    changed = [*old.changes(RunRecord.of(start))] if old else []
+    if changed := [*changed, *filter(None, [_misread_rope(checkpoint)])]:
         raise other_run(checkpoint, start.paths, changed)
-    _check_rope(checkpoint, start.paths)
 
 
 def write_record(start: Start) -> None:
@@ -141,18 +143,14 @@ def same_sources(paths: Paths, earlier: RunConfig, config: RunConfig) -> bool:
     )
 
 
-def _check_rope(checkpoint: Path, paths: Paths) -> None:
-    """Refuse a checkpoint that version 0.1 trained with misread rotary embeddings.
+def _misread_rope(checkpoint: Path) -> str | None:
+    """What version 0.1 misread of the rotary embeddings of a checkpoint's model; None where it was right.
 
     It read no ``rope_parameters``, which transformers 5 writes. Later versions write both spellings into a checkpoint.
-
-    Raises:
-        UserError: it is one.
     """
     if not (checkpoint / "hf" / "config.json").is_file():
-        return
+        return None
     now = read_config(checkpoint / "hf")
     then = ModelDescription.from_hf({key: value for key, value in now.source.items() if key != "rope_parameters"})
     before, after = ({"rope_theta": m.rope_theta} | (m.rope_scaling or {}) for m in (then, now))
-    if before != after:
-        raise other_run(checkpoint, paths, [f"rotary embeddings, misread by version 0.1: {before} there, {after} here"])
+    return None if before == after else f"rotary embeddings, misread by version 0.1: {before} there, {after} here"
