@@ -127,6 +127,30 @@ def test_never_puts_the_run_aside_unless_the_scheduler_restarted_it(
     assert (paths.output / "previous" / "1" / "checkpoints" / "step_000002").is_dir()
 
 
+@pytest.mark.parametrize("moved", range(5))
+def test_a_kill_while_a_run_is_put_aside_leaves_a_run_that_can_be(
+    moved: int, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(paths, "auto")
+    make(paths.checkpoints, 2)
+    for path in (paths.accuracy, paths.metrics, paths.record):
+        path.write_text("of the first run")
+    renamed, rename = [], Path.rename
+
+    def killed(self: Path, target: Path) -> None:
+        if len(renamed) == moved:
+            raise KeyboardInterrupt
+        renamed.append(rename(self, target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            start(paths, "never")
+    assert start(paths, "never") is None
+    assert not any(path.exists() for path in (paths.accuracy, paths.metrics, paths.record))
+    assert len([*(paths.output / "previous").glob("*/checkpoints/step_000002")]) == 1
+
+
 def test_a_named_checkpoint_is_where_the_run_starts_once(paths: Paths) -> None:
     start(paths, "auto")
     named, later = make(paths.checkpoints, 4), make(paths.checkpoints, 6)

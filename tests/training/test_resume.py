@@ -122,6 +122,9 @@ def test_a_finished_run_is_known_by_its_files(here: Place) -> None:
     assert here.start(f"data.train={here.root}/rows.jsonl") == 0
     (here.root / "rows.jsonl").unlink()
     assert here.start() == 0
+    shutil.rmtree(here.paths.checkpoints)  # to make room: nothing is trained again
+    here.write_rows("the first answer")
+    assert here.start() == 0
     here.paths.record.unlink()  # a run of version 0.1
     assert here.start() == 0
 

@@ -20,6 +20,7 @@ from solopo_nemo.families.hf import is_checkpoint, read_config
 from solopo_nemo.nemo_model.end_tokens import RUN_RECORD
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.training.checkpoints.files import saved_checkpoints
 from solopo_nemo.training.checkpoints.resume import other_run, to_resume_from
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.prepare import source_states
@@ -135,7 +136,7 @@ def same_sources(paths: Paths, earlier: RunConfig, config: RunConfig) -> bool:
     """Whether data and weights are known to be those of a finished run; no file is read, names count where none is."""
     record = RunRecord.read(paths.record)
     names = [{"data": one.data.train, "weights": one.model.init} for one in (earlier, config)]
-    if record is None:
+    if record is None or not saved_checkpoints(paths.checkpoints):
         return names[0] == names[1]
     now = source_states(config)
     return all(

@@ -66,8 +66,9 @@ def settle_earlier_run(config: RunConfig, paths: Paths, only_look: bool = False)
     again = earlier is not None and Path(earlier.trainer.resume).resolve() == Path(resume).resolve()
     named = None if resume in ("auto", "never") else _named_checkpoint(resume)
     if own and resume == "never" and not (again and environment.restarted()):
-        parts = [paths.config, paths.record, paths.metrics, paths.checkpoints, paths.hf, paths.report]
-        parts += [paths.accuracy, paths.alpha, paths.selection, paths.tensorboard]
+        parts = [paths.report, paths.hf, paths.accuracy, paths.alpha, paths.selection, paths.metrics]
+        # checkpoints and configuration last: a start after a kill in between moves the rest
+        parts += [paths.tensorboard, paths.record, paths.checkpoints, paths.config]
         if not only_look:
             _put_aside(paths, parts)
         return []
