@@ -67,7 +67,7 @@ def _pin_date(tokenizer: PreTrainedTokenizerBase, folder: Path, day: str | None)
         raise UserError(f"{folder}: {_CONFIG}: {template_date.KEY}={kept!r} is no day such as {today}") from None
     if dated:
         of = "the day of this run's data" if day else "the day that it was trained with" if kept else "today"
-        warn_once(f"{folder}: its chat template writes the date: {day or kept or today}, {of}, in every prompt")
+        warn_once(f"{folder}: its chat template can write the date: {day or kept or today}, {of}, in all prompts")
 
 
 def _with_config(folder: Path, settings: dict[str, Any], view: Path) -> Path:

@@ -110,8 +110,8 @@ def test_a_run_keeps_the_day_of_its_data(
     again = Start(config, 1, on_gpu=False)
     assert again.prepared.fingerprint == first.fingerprint
     assert again.prepared.summary["inputs"] == first.summary["inputs"], "nothing is encoded again"
-    (today, pinned) = [r.getMessage() for r in caplog.records if "writes the date" in r.getMessage()]
-    assert "2026-03-05, today, in every prompt" in today
+    (today, pinned) = [r.getMessage() for r in caplog.records if "write the date" in r.getMessage()]
+    assert "2026-03-05, today, in all prompts" in today
     assert "2026-03-05, the day of this run's data" in pinned
     # the initial weights, of a user's own checkpoint, get a folder of their own; the export has what they have
     initial, export = Paths(config.output).initial / "hf", tmp_path / "export"
