@@ -68,13 +68,37 @@ def score_batches(module: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
     return kept
 
 
+def fill_extra_states(wanted: Any, weights: Path) -> None:
+    """Let a sharded state be loaded from a checkpoint that lacks some of its extra states, in place.
+
+    Transformer Engine's norms have an extra state, empty without FP8; checkpoints that earlier versions wrote without
+    Transformer Engine have none. What is missing becomes an empty one; a missing weight stays an error.
+
+    Args:
+        wanted: sharded state, as ``dist_checkpointing.load`` takes it.
+        weights: Megatron checkpoint.
+    """
+    from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
+    from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedObject
+    from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
+
+    there = load_sharded_metadata(str(weights))
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, ShardedObject) and value.key.endswith("_extra_state") and value.unique_key not in there:
+            return LocalNonpersistentObject(torch.empty(0, dtype=torch.uint8))
+        return value
+
+    dict_list_map_inplace(filled, wanted)
+
+
 def load_weights(module: Any, checkpoint: Path) -> None:
     """Load a NeMo checkpoint into a bare Megatron model at any layout, in the types of its parameters."""
     from megatron.core import dist_checkpointing
 
-    state = dist_checkpointing.load(
-        {"state_dict": module.sharded_state_dict(prefix="module.")}, str(checkpoint / "weights")
-    )["state_dict"]
+    wanted = {"state_dict": module.sharded_state_dict(prefix="module.")}
+    fill_extra_states(wanted, checkpoint / "weights")
+    state = dist_checkpointing.load(wanted, str(checkpoint / "weights"))["state_dict"]
     # Transformer Engine's extra states may be left out
     module.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
 

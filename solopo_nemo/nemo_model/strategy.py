@@ -9,9 +9,19 @@ import lightning.pytorch as pl
 import nemo.lightning as nl
 from megatron.core import tensor_parallel
 from megatron.core.distributed import DistributedDataParallelConfig
+from nemo.lightning.io.pl import MegatronCheckpointIO
 
+from solopo_nemo.core.scoring import fill_extra_states
 from solopo_nemo.nemo_model import compat
 from solopo_nemo.runtime import device
+
+
+class _CheckpointIO(MegatronCheckpointIO):
+    """NeMo's, which also loads what was saved without extra states."""
+
+    def load_checkpoint(self, path: Any, sharded_state_dict: Any = None, *args: Any, **kwargs: Any) -> Any:
+        fill_extra_states(sharded_state_dict, self._preprocess_checkpoint_load_path(path))
+        return super().load_checkpoint(path, sharded_state_dict, *args, **kwargs)
 
 
 class SoLoPOStrategy(nl.MegatronStrategy):
@@ -39,6 +49,7 @@ class SoLoPOStrategy(nl.MegatronStrategy):
             **kwargs,
         )
         self._seed = seed
+        self.unwrapped_checkpoint_io.__class__ = _CheckpointIO  # NeMo names the class that it makes itself
 
     def setup_distributed(self) -> None:
         """Set up the groups, and the random-number trackers that NeMo seeds only where it sees a GPU."""

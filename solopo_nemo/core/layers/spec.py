@@ -34,11 +34,22 @@ def _mark_for_sequence_parallel(weight: torch.nn.Parameter, config: TransformerC
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """RMSNorm that works under sequence parallelism, which Megatron's torch norm refuses."""
+    """RMSNorm that works under sequence parallelism, which Megatron's torch norm refuses.
+
+    Its checkpoints have the extra state that Transformer Engine's norm asks for (pytorch/ops/op.py:528 of 2.11), empty
+    as that one's without FP8, so that they load on a GPU. Megatron's linear layers do the same (layers.py:1052).
+    """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         _mark_for_sequence_parallel(self.weight, config)
+
+    def get_extra_state(self) -> torch.Tensor:
+        """Nothing: uint8 ``[0]``."""
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Ignored: it is FP8's."""
 
 
 class NormColumnParallelLinear(ColumnParallelLinear):
