@@ -245,18 +245,15 @@ class TripletEncoder:
     def _header(self) -> str:
         """What opens the assistant's turn, where the template ignores `add_generation_prompt`; else empty."""
         opened, whole = self._probe
-        if opened != self.template.apply([_QUESTION], generate=False):
+        if opened != self.template.apply([_QUESTION], generate=False) or not whole.startswith(opened):
             return ""
-        self._require_beginning(opened, whole, "tokenizer")
         lead = whole[len(opened) :].rpartition(_ANSWER)[0]
         # a blank lead is the space that some tokenizers put before a word by themselves
         return lead if lead.strip() else ""
 
     @cached_property
     def _ending(self) -> _Ending:
-        opened, whole = self._probe
-        self._require_beginning(opened, whole, "tokenizer")
-        tail = whole.rpartition(_ANSWER)[2]
+        tail = self._probe[1].rpartition(_ANSWER)[2]
         start, token = self._first_special(tail)
         if start is None:
             return _Ending("", tail, self._eos)

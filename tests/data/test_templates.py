@@ -145,6 +145,13 @@ def test_a_prompt_of_a_reasoning_model_is_rendered_for_sampling() -> None:
     assert encoder.encode_prompts([messages], ["here"]) == [rendered("byte-level", "r1", messages, True)]
 
 
+def test_a_row_that_fits_such_a_template_is_taken() -> None:
+    answer = "<think>\nBecause Ann was there."
+    sample = triplet("Who?", "Long. Who?", answer, answer)
+    ids = check("byte-level", "r1", sample)
+    assert letters(encoder_of("byte-level", "r1"), ids["chosen"]) == "BecauseAnnwasthere.</s>"
+
+
 def test_reasoning_that_the_template_drops_is_refused() -> None:
     encoder = encoder_of("byte-level", "r1")
     encoder.tokenizer.chat_template = TEMPLATES["r1"].replace("<think>\n", "")

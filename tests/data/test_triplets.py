@@ -213,6 +213,21 @@ def test_what_a_row_gives_its_template(write_rows: RowWriter) -> None:
     assert triplet.prompt_long == prompt
 
 
+@pytest.mark.parametrize("save", [save_parquet, save_dataset])
+def test_nulls_that_arrow_writes(save: Callable[[list[dict[str, Any]], Path], Path], tmp_path: Path) -> None:
+    def called(**arguments: str) -> list[dict[str, Any]]:
+        call = {"function": {"name": "f", "arguments": arguments}}
+        return [USER, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "x"}]
+
+    first, second = read_triplets(save([vanilla([USER]), vanilla(called(x="1"))], tmp_path), LONG_PO)
+    assert first.prompt_long == [USER]
+    assert second.prompt_long == [USER, called(x="1")[1] | {"content": None}, called()[2]]
+    (tmp_path / "other").mkdir()
+    path = save([vanilla(called(x="1")), vanilla(called(y="1"))], tmp_path / "other")
+    with pytest.raises(UserError, match=r"row 0: field prompt\[1\]\.tool_calls: holds null, which Arrow files write"):
+        list(read_triplets(path, LONG_PO))
+
+
 def test_answers_that_are_json(write_rows: RowWriter) -> None:
     texts = ['{"role": "engineer", "content": "x"}', '{"messages": [{"role": "user", "content": "x"}]}', "[1]"]
     rows = [vanilla("Where?", chosen=text) | {"id": text} for text in texts]

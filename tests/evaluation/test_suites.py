@@ -67,6 +67,14 @@ def test_an_oracle_scores_100_everywhere(data: tuple[Path, dict[str, str]], tmp_
     assert len(server.asked) == CELLS * QUESTIONS
 
 
+def test_switches_of_the_chat_template_are_sent(data: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    switches = {"enable_thinking": False}
+    with chat_server(oracle(data[1])) as server:
+        model = ModelSettings("m", server.url, chat_template_kwargs=switches)
+        evaluate(model, find_suites("longbench_qa"), SuiteSettings(data[0]), tmp_path)
+    assert server.asked and all(body["chat_template_kwargs"] == switches for body in server.asked)
+
+
 def test_a_model_that_says_nothing_scores_0_everywhere(data: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     with chat_server(lambda prompt, body: "") as server:
         got = scores(run(server, data[0], tmp_path))
