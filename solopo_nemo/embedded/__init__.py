@@ -1,4 +1,4 @@
-"""The built-in multi-hop question set, in MuSiQue's schema: what the embedded default trains and is evaluated on."""
+"""The built-in multi-hop question set in MuSiQue's schema. The default recipe trains and evaluates on it."""
 
 from solopo_nemo.embedded.generate import (
     SHORT_PARAGRAPHS,

@@ -1,6 +1,7 @@
-"""Questions of the embedded set, each a function of (seed, number): training contexts, evaluation prompts, dialogues.
+"""Generators of the embedded question set: training contexts, evaluation prompts and dialogues.
 
-The training triplets add answers that were sampled from the embedded model and are shipped with it.
+Each question is a function of its seed and number. The training triplets add answers that were sampled from the
+embedded model; these answers are shipped with the package.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import EMBEDDED_PAIRS
 
 SHORT_PARAGRAPHS = 8
-"""Of a short context of the embedded set, and of a context of length 1x in the evaluation."""
+"""Paragraphs of a short training context, and of an evaluation context of length 1x."""
 _INSTRUCTION = f"State the facts, then end with: {ANSWER_PREFIX} ..."
 
 
 def question_turn(question: str) -> str:
-    """A question as a prompt ends with it, near the answer that begins with its subject."""
+    """The last line of a prompt. It puts the question next to the answer, which begins with the same subject."""
     return f"Question: {question}"
 
 
@@ -33,7 +34,7 @@ def prompt(paragraphs: Sequence[Paragraph], question: str) -> list[dict[str, str
 
 
 def response(chain: Sequence[Fact]) -> str:
-    """A chain of thought that restates each fact as the passages have it, and the answer."""
+    """A chain of thought that repeats each fact in the wording of the passages, followed by the answer."""
     return f"Facts: {' '.join(fact.sentence for fact in chain)} {ANSWER_PREFIX} {chain[-1].object}."
 
 
@@ -45,17 +46,20 @@ def _world(split: Split, seed: int, number: int, paragraphs: int, hops: int) -> 
 def generate_questions(
     count: int, seed: int, paragraphs: int = 20, hops: int = 2, split: Split = "train"
 ) -> Iterator[dict[str, Any]]:
-    """Questions in MuSiQue's official schema.
+    """Generate questions in MuSiQue's official schema.
 
     Args:
-        count: how many.
-        seed: question number n of a seed is the same whatever `count` is.
-        paragraphs: paragraphs a question, supporting ones included.
-        hops: facts that have to be combined, 1 to 3.
-        split: training and evaluation share no fact.
+        count: number of questions.
+        seed: seed of the questions. Question n of a seed does not depend on `count`.
+        paragraphs: paragraphs per question, supporting ones included.
+        hops: facts to combine, 1 to 3.
+        split: the training and evaluation splits share no fact.
 
     Yields:
-        One MuSiQue record each.
+        MuSiQue records.
+
+    Raises:
+        UserError: `hops` or `paragraphs` is out of range.
     """
     for number in range(count):
         world, _ = _world(split, seed, number, paragraphs, hops)
@@ -91,40 +95,40 @@ def generate_questions(
 def generate_contexts(
     count: int, seed: int, short_paragraphs: int = SHORT_PARAGRAPHS, long_paragraphs: int = 64, hops: int = 2
 ) -> Iterator[dict[str, Any]]:
-    """Training questions on a short context and on a long one that it is nested in.
+    """Generate training questions with a short context and a long context that contains it.
 
     Args:
-        count: how many.
-        seed: question number n of a seed is the same whatever `count` is.
-        short_paragraphs: paragraphs of the short prompt; all of them are in the long prompt, in the same order.
+        count: number of questions.
+        seed: seed of the questions. Question n of a seed does not depend on `count`.
+        short_paragraphs: paragraphs of the short prompt. The long prompt contains them in the same order.
         long_paragraphs: paragraphs of the long prompt.
-        hops: facts that have to be combined, 1 to 3.
+        hops: facts to combine, 1 to 3.
 
     Yields:
-        One row of a contexts file (`id`, `prompt_short`, `prompt_long`, `answers`) each.
+        Rows of a contexts file: `id`, `prompt_short`, `prompt_long`, `answers`.
 
     Raises:
-        UserError: the short context is not nested in the long one, or too small for the question.
+        UserError: the short context is larger than the long one or too small for the question.
     """
     for number in range(count):
         yield _context(number, seed, short_paragraphs, long_paragraphs, hops)
 
 
 def generate_triplets(count: int, long_paragraphs: int = 64) -> Iterator[dict[str, Any]]:
-    """The embedded training set: questions with a right and a wrong answer that the embedded model itself gave.
+    """Generate the embedded training set: questions with a correct and an incorrect answer of the embedded model.
 
-    `tools/make_tiny_model.py` sampled the answers on the short prompts of long contexts of 64 paragraphs. With another
-    length the facts stay the same, and their order changes.
+    `tools/make_tiny_model.py` sampled the answers on the short prompts with `long_paragraphs=64`. Another value keeps
+    the facts of a question and changes the order of its paragraphs.
 
     Args:
-        count: how many.
+        count: number of triplets.
         long_paragraphs: paragraphs of the long prompt.
 
     Yields:
-        One record of the triplet file format each.
+        Records of the triplet file format.
 
     Raises:
-        UserError: there are fewer pairs, or the long context cannot have that size.
+        UserError: `count` exceeds the shipped pairs, or `long_paragraphs` is out of range.
     """
     with gzip.open(EMBEDDED_PAIRS, "rt", encoding="utf-8") as stream:
         pairs = [json.loads(line) for line in stream]
@@ -136,7 +140,7 @@ def generate_triplets(count: int, long_paragraphs: int = 64) -> Iterator[dict[st
 
 
 def right_response(number: int, seed: int, long_paragraphs: int = 64, hops: int = 2) -> str:
-    """The chain of thought that answers question `number` of :func:`generate_contexts`."""
+    """The correct chain of thought for question `number` of :func:`generate_contexts`."""
     return response(_world("train", seed, number, long_paragraphs, hops)[0].chains[0])
 
 
@@ -158,10 +162,19 @@ def _context(number: int, seed: int, short_paragraphs: int, long_paragraphs: int
 def generate_evaluation(
     count: int, seed: int, paragraphs: int = SHORT_PARAGRAPHS, hops: int = 2
 ) -> Iterator[dict[str, Any]]:
-    """Evaluation questions about facts that no training question states.
+    """Generate evaluation questions about facts that occur in no training context.
+
+    Args:
+        count: number of questions.
+        seed: seed of the questions. Question n of a seed does not depend on `count`.
+        paragraphs: paragraphs of each prompt.
+        hops: facts to combine, 1 to 3.
 
     Yields:
-        `id`, `prompt` (chat messages) and `answers` each.
+        Rows with `id`, `prompt` (chat messages) and `answers`.
+
+    Raises:
+        UserError: `hops` or `paragraphs` is out of range.
     """
     for number in range(count):
         world, _ = _world("evaluation", seed, number, paragraphs, hops)
@@ -175,17 +188,27 @@ def generate_evaluation(
 def generate_dialogues(
     count: int, seed: int, paragraphs: int, hops: int = 2, questions: int = 4
 ) -> Iterator[list[dict[str, str]]]:
-    """Dense supervision for pre-training: several questions with right answers after one context.
+    """Generate dialogues for pre-training: several questions about one context, with correct answers.
 
-    The first turn is exactly a prompt of the other generators; further turns ask about other chains of the context,
-    whole or from any hop on.
+    The first turn equals a prompt of the other generators. Each further turn asks about another chain of the context,
+    from its beginning or from a later hop.
+
+    Args:
+        count: number of dialogues.
+        seed: seed of the dialogues.
+        paragraphs: paragraphs of the context.
+        hops: facts to combine, 1 to 3.
+        questions: maximum number of questions per dialogue.
 
     Yields:
-        The chat messages of one dialogue each.
+        The chat messages of a dialogue.
+
+    Raises:
+        UserError: `hops` or `paragraphs` is out of range.
     """
     for number in range(count):
         world, rng = _world("train", seed, number, paragraphs, hops)
-        # A chain's end is a question of fewer hops. The world's own question stays first.
+        # the last facts of a chain make a question with fewer hops; the world's own question comes first
         asked = [chain[rng.randrange(len(chain)) :] for chain in rng.sample(world.chains, len(world.chains))]
         messages = prompt(world.paragraphs, world.question)
         messages.append({"role": "assistant", "content": response(world.chains[0])})

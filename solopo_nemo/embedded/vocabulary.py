@@ -32,9 +32,11 @@ class Relation:
 
     Attributes:
         name: the noun that questions use: "the employer of X".
-        phrase: the verb phrase of the fact sentence. Every phrase has three words: the distance between a subject and
-            its object is then always the same, which is what lets a two-layer model learn to read the facts.
-        question: the question about it, with a place for the subject.
+        subject: kind of the subject.
+        object: kind of the object.
+        phrase: the verb phrase of the fact sentence. Every phrase has three words, so the distance between subject and
+            object is constant. A two-layer model can then learn to read the facts.
+        question: format string of the question, with a placeholder for the subject.
     """
 
     name: str
@@ -55,7 +57,7 @@ RELATIONS: tuple[Relation, ...] = (
     Relation("settlement", "town", "year", "was settled in", "In which year was {} settled?"),
 )
 
-# Sentences that state nothing anyone asks about: a third of the paragraphs end with one.
+# Filler sentences without facts. A third of the paragraphs end with one.
 COLOUR: tuple[str, ...] = (
     "The winters there are mild.",
     "Many letters tell of it.",
@@ -73,7 +75,7 @@ COLOUR: tuple[str, ...] = (
 
 
 def chains(hops: int) -> list[tuple[Relation, ...]]:
-    """Every sequence of `hops` different relations in which each one's object can be the next one's subject."""
+    """Every sequence of `hops` different relations in which the object of each can be the subject of the next."""
     found: list[tuple[Relation, ...]] = [(relation,) for relation in RELATIONS]
     for _ in range(hops - 1):
         found = [

@@ -1,4 +1,4 @@
-"""One made-up context: chains of facts about entities whose names occur in no other chain of it."""
+"""A synthetic context: chains of facts about named entities. No two chains of a context share a name."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from solopo_nemo.runtime.errors import UserError
 Split = Literal["train", "evaluation"]
 MAX_HOPS = 3
 MAX_PARAGRAPHS = 256
-"""Paragraphs of one context that there are surely names for."""
+"""Largest context for which the vocabulary always has enough names."""
 _COLOURED = 1 / 3
-_EVALUATION_SHARE = 4  # one in four (subject, object) pairs belongs to the evaluation
+_EVALUATION_SHARE = 4  # one in four (subject, object) pairs is reserved for evaluation
 
 
 @dataclass(frozen=True)
 class Fact:
-    """`subject` stands in `relation` to `object`."""
+    """A fact: `subject` has `relation` to `object`."""
 
     subject: str
     relation: Relation
@@ -39,13 +39,13 @@ class Fact:
 
     @property
     def sentence(self) -> str:
-        """The fact as passages and answers state it."""
+        """The sentence that states the fact in passages and answers."""
         return f"{self.subject} {self.relation.phrase} {self.object}."
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A passage: one fact, at times followed by a sentence of no consequence."""
+    """A passage: one fact, sometimes followed by a filler sentence."""
 
     fact: Fact
     chain: int
@@ -54,10 +54,10 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class World:
-    """Chains of facts, and the paragraphs that state them in reading order.
+    """Chains of facts, and the shuffled paragraphs that state them.
 
-    The first chain answers the question; the second, where there is room for one, has the same relations and other
-    names, so that a plausible wrong answer is always at hand. Chains share no name.
+    The first chain answers the question. The second chain has the same relations and other names, so every context
+    contains a plausible incorrect answer. Chains share no name.
     """
 
     chains: tuple[tuple[Fact, ...], ...]
@@ -69,13 +69,13 @@ class World:
         return ask(self.chains[0])
 
     def nested(self, count: int) -> tuple[Paragraph, ...]:
-        """The `count` paragraphs of the first chains, in the order in which the whole context has them."""
+        """The paragraphs of the first `count` facts, in the order of the whole context."""
         facts = [fact for chain in self.chains for fact in chain][:count]
         return tuple(paragraph for paragraph in self.paragraphs if paragraph.fact in facts)
 
 
 def ask(chain: tuple[Fact, ...]) -> str:
-    """The question about the end of a chain that names only its beginning."""
+    """The question whose answer is the last object of a chain. It names the first subject only."""
     subject = chain[0].subject
     for fact in chain[:-1]:
         subject = f"the {fact.relation.name} of {subject}"
@@ -83,7 +83,7 @@ def ask(chain: tuple[Fact, ...]) -> str:
 
 
 def belongs_to(split: Split, subject: str, object_: str) -> bool:
-    """Whether the split may state a fact about these two: training and evaluation never share one."""
+    """True if a fact about this pair belongs to the split. A pair belongs to exactly one split."""
     evaluation = zlib.crc32(f"{subject}|{object_}".encode()) % _EVALUATION_SHARE == 0
     return evaluation == (split == "evaluation")
 
@@ -110,7 +110,7 @@ class _Names:
             yield index, f"{self._first[-1]} {name}" if kind == "person" else name
 
     def draw(self, kind: Kind, subject: str | None = None) -> str:
-        """An unused name, one that `subject` may be paired with in this split."""
+        """An unused name of a kind. With `subject`, the pair must belong to the split."""
         for index, name in self._candidates(kind) if self._first else ():
             if subject is None or belongs_to(self._split, subject, name):
                 del self._pools[kind][index]
@@ -124,10 +124,16 @@ class _Names:
 
 
 def build_world(rng: random.Random, paragraphs: int, hops: int, split: Split) -> World:
-    """Make a context of exactly `paragraphs` paragraphs around a question of `hops` hops.
+    """Build a context for a question.
+
+    Args:
+        rng: source of all random choices.
+        paragraphs: exact number of paragraphs, at least `2 * hops`.
+        hops: facts to combine, 1 to 3.
+        split: split that the facts belong to.
 
     Raises:
-        UserError: hops out of range, or too few or too many paragraphs.
+        UserError: `hops` is out of range, or there are too few or too many paragraphs.
     """
     if not 1 <= hops <= MAX_HOPS:
         raise UserError(f"built-in questions: hops is {hops}; choose 1 to {MAX_HOPS}")

@@ -1,1 +1,1 @@
-"""Model families: one record each, what a Hugging Face folder says about its model, and its weights. No Megatron."""
+"""Model families: their records, and readers for the configuration and weights of a Hugging Face folder."""

@@ -1,7 +1,7 @@
-"""What a model's ``config.json`` says: this project's own reading, the only one that its values come from.
+"""The description of a model, read from its ``config.json``. All of the project reads model settings from it.
 
-transformers 4 and 5 write the file differently, and each misreads some of what the other writes without a word:
-transformers 4 reads a ``rope_parameters`` of transformers 5 as ``rope_theta`` 10,000 without scaling.
+transformers 4 and 5 write different keys, and each silently misreads some keys of the other. For example,
+transformers 4 ignores ``rope_parameters`` of transformers 5 and uses ``rope_theta`` 10,000 without scaling.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from solopo_nemo.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A dense decoder with RMSNorm, RoPE, grouped-query attention and SwiGLU. The names are Hugging Face's.
+    """A dense decoder with RMSNorm, RoPE, grouped-query attention and SwiGLU. Names are those of Hugging Face.
 
     Attributes:
-        model_type: its family.
-        vocab_size: rows of the embedding and of the head, tokens.
+        model_type: key of the family in :data:`~solopo_nemo.families.family.FAMILIES`.
+        vocab_size: rows of the embedding and of the output layer.
         head_dim: width of one attention head.
-        max_position_embeddings: positions that the file states; see :attr:`window`.
+        max_position_embeddings: value in the file; see :attr:`window` for the usable length.
         rope_scaling: mapping with ``rope_type``, or ``None``.
-        sliding_window: tokens that a query of a sliding layer sees, its own included; ``None`` without such layers.
-        sliding_layers: which layers those are.
-        dtype: of the weights, as the file has it.
-        token_ids: ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, as far as the file has them.
+        sliding_window: tokens that a query of a sliding-window layer attends to, its own included; ``None`` if no layer
+            has a sliding window.
+        sliding_layers: for each layer, True if it has a sliding window.
+        dtype: name of the weights' dtype in the file, or ``None``.
+        token_ids: the keys ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` that the file contains.
         source: content of the file.
     """
 
@@ -62,17 +63,17 @@ class ModelDescription:
         rope_scaling: Mapping[str, Any] | None = None,
         rope_key: str = "rope_scaling",
     ) -> ModelDescription:
-        """Read the content of a ``config.json``, of transformers 4 or 5.
+        """Read the content of a ``config.json`` of transformers 4 or 5.
 
         Args:
-            config: the content.
-            where: how messages name it.
-            rope_scaling: replaces the model's own. For YaRN and Llama 3 ``max_position_embeddings`` then becomes the
-                extended window, as transformers and inference servers expect.
-            rope_key: how messages name ``rope_scaling``.
+            config: content of the file.
+            where: name of the file in error messages.
+            rope_scaling: replaces the model's scaling. For YaRN and Llama 3, ``max_position_embeddings`` then becomes
+                the extended window, as transformers and inference servers expect.
+            rope_key: name of ``rope_scaling`` in error messages.
 
         Raises:
-            UserError: with the key that is missing, wrong, unknown or not supported.
+            UserError: a key is missing, invalid, unknown or not supported.
         """
         kind = config.get("model_type")
         if not isinstance(kind, str) or kind not in FAMILIES:
@@ -118,35 +119,36 @@ class ModelDescription:
 
     @property
     def family(self) -> Family:
-        """The record of its family."""
+        """The record of the model's family."""
         return FAMILIES[self.model_type]
 
     @property
     def qkv_bias(self) -> bool:
-        """Whether the query, key and value projections have a bias."""
+        """True if the query, key and value projections have a bias."""
         return self.family.qkv_bias
 
     @property
     def qk_norm(self) -> bool:
-        """Whether queries and keys are normalized by head."""
+        """True if queries and keys are normalized per head."""
         return self.family.qk_norm
 
     @property
     def query_size(self) -> int:
-        """Width of the queries, all heads: ``heads * head_dim``."""
+        """Width of the query projection: ``num_attention_heads * head_dim``."""
         return self.num_attention_heads * self.head_dim
 
     @property
     def kv_size(self) -> int:
-        """Width of the keys, all heads; the values have the same."""
+        """Width of the key projection and of the value projection: ``num_key_value_heads * head_dim``."""
         return self.num_key_value_heads * self.head_dim
 
     @property
     def window(self) -> int:
-        """Longest sequence in tokens that the model is configured for, its rope scaling counted in.
+        """Maximum sequence length in tokens, rope scaling included.
 
-        YaRN reaches its factor times the original window and linear scaling its factor times
-        ``max_position_embeddings``, whatever else the file says; Llama 3 files state the extended window themselves.
+        - YaRN: ``factor * original_max_position_embeddings``.
+        - Linear: ``factor * max_position_embeddings``.
+        - Llama 3 and no scaling: ``max_position_embeddings``. Llama 3 files state the extended window there.
         """
         scaling, stated = self.rope_scaling, self.max_position_embeddings
         if scaling is None or scaling["rope_type"] == "llama3":
@@ -155,9 +157,9 @@ class ModelDescription:
 
     @property
     def attention_window(self) -> tuple[int, list[bool]] | None:
-        """Sliding-window attention: tokens that a query sees (its own included), and which layers have it.
+        """Sliding window in tokens (the query's own included), and for each layer whether it applies.
 
-        ``None`` where no layer has it, or it covers the whole context.
+        ``None`` if no layer has a sliding window, or if the window covers the whole context.
         """
         if self.sliding_window is None or self.sliding_window >= self.window:
             return None
@@ -166,9 +168,9 @@ class ModelDescription:
     def changes(self) -> dict[str, Any]:
         """Keys to replace in ``config.json`` so that transformers 4 and 5 both read this description from it.
 
-        A file in the spelling of transformers 4 needs none: transformers 5 reads it the same way. One of transformers 5
-        gets the older spelling beside its own. ``dtype`` alone counts as older: 4.56 writes it, and a version
-        before reads the type from the weights.
+        A file of transformers 4 needs no change, because transformers 5 reads its keys. A file of transformers 5 gets
+        the older keys in addition to its own. ``dtype`` without ``rope_parameters`` counts as transformers 4: version
+        4.56 writes it, and earlier versions take the dtype from the weights.
         """
         source, found = self.source, {}
         plain = ModelDescription.from_hf(source)
@@ -182,10 +184,10 @@ class ModelDescription:
         return {key: value for key, value in found.items() if key not in source or source[key] != value}
 
     def transformers_config(self, code: Any = None) -> Any:
-        """A transformers configuration with these values, for the version that is installed.
+        """A configuration object of the installed transformers version with these values.
 
         Args:
-            code: ``auto_map`` of the file, where its code may run.
+            code: ``auto_map`` of the file, if its code may run.
         """
         from transformers import AutoConfig
 

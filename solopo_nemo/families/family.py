@@ -1,4 +1,4 @@
-"""The supported model families: one record each."""
+"""The supported model families, one record for each."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Family:
-    """What sets one family of decoders apart; RMSNorm, RoPE, grouped-query attention and SwiGLU are common to all.
+    """The properties that differ between families. All have RMSNorm, RoPE, grouped-query attention and SwiGLU.
 
     Attributes:
-        model_type: its name in ``config.json``.
-        architecture: transformers' class that holds its weights.
-        models: for messages.
-        defaults: values of keys that ``config.json`` leaves out. transformers has the same ones from 4.40 to 5.24.
-        qkv_bias: the query, key and value projections have biases, whatever ``config.json`` says.
-        qk_norm: queries and keys are normalized by head.
-        sliding: which layers have sliding-window attention: ``"layers"`` as ``use_sliding_window``,
-            ``max_window_layers`` and ``layer_types`` say, ``"all"`` of them, or ``None``.
+        model_type: name in ``config.json``.
+        architecture: model class of transformers.
+        models: display name for messages.
+        defaults: values of keys that ``config.json`` omits. They are the same in transformers 4.40 to 5.24.
+        qkv_bias: the query, key and value projections always have biases; no key of ``config.json`` controls them.
+        qk_norm: queries and keys are normalized per head.
+        sliding: layers with sliding-window attention. ``"layers"``: those that ``use_sliding_window``,
+            ``max_window_layers`` and ``layer_types`` select. ``"all"``: every layer. ``None``: no layer.
     """
 
     model_type: str

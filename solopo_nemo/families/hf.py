@@ -1,4 +1,4 @@
-"""A Hugging Face folder: its files, the description of its model, and copies of all but the weights."""
+"""Hugging Face folders: read the configuration, and copy all files except the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from solopo_nemo.families.rope import read_rope
 from solopo_nemo.runtime.errors import UserError
 
 RECORD = "conversion.json"
-"""What a finished conversion leaves in its destination."""
+"""File that a finished conversion writes to its destination."""
 TEMPLATE_PATTERNS = (
     *("*.json", "*.jinja", "*.model", "*.model.v*", "*.txt", "merges*", "vocab*", "LICENSE*"),
     "additional_chat_templates/*.jinja",
@@ -25,15 +25,15 @@ NOT_TEMPLATE = ("model.safetensors.index.json", "pytorch_model.bin.index.json", 
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is a NeMo checkpoint."""
+    """True if a folder is a NeMo checkpoint."""
     return (path / "weights" / "metadata.json").is_file() and (path / "context").is_dir()
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read a JSON object from a file.
 
     Raises:
-        UserError: the file cannot be read, or holds something else.
+        UserError: the file cannot be read or does not contain a JSON object.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -53,10 +53,10 @@ def read_config(
 
     Args:
         folder: Hugging Face folder.
-        rope_scaling, rope_key: as for :meth:`ModelDescription.from_hf`.
+        rope_scaling, rope_key: see :meth:`ModelDescription.from_hf`.
 
     Raises:
-        UserError: no readable configuration, or a model that Megatron's layers would compute differently.
+        UserError: the configuration cannot be read, or Megatron's layers would compute the model differently.
     """
     file = folder / "config.json"
     model = ModelDescription.from_hf(read_json(file), str(file), rope_scaling=rope_scaling, rope_key=rope_key)
@@ -65,10 +65,10 @@ def read_config(
 
 
 def check_generation(folder: Path) -> None:
-    """Check the token ids of ``generation_config.json``, where the folder has one.
+    """Check the token ids of ``generation_config.json`` if the folder has one.
 
     Raises:
-        UserError: the file is damaged, or an id is none.
+        UserError: the file is damaged, or a value is not a token id.
     """
     file = folder / "generation_config.json"
     if file.exists():
@@ -78,12 +78,12 @@ def check_generation(folder: Path) -> None:
 
 
 def transformers_config(folder: Path) -> Any:
-    """A folder's configuration for transformers, its rotary embeddings read as they are meant.
+    """A folder's configuration for transformers, with rotary embeddings corrected for transformers 4.
 
-    Models of other families may come too: sampling runs whatever transformers runs.
+    The family may be unsupported by training, because sampling runs every model that transformers runs.
 
     Raises:
-        UserError: a file of transformers 5, of a family whose values only transformers 5 can read.
+        UserError: transformers 5 wrote the file, the installed version is older, and the family is unsupported.
     """
     from transformers import AutoConfig, __version__
 
@@ -101,15 +101,15 @@ def transformers_config(folder: Path) -> Any:
 
 
 def copy_template(source: Path, destination: Path, changes: Mapping[str, Any], *, code: bool = False) -> None:
-    """Copy all of a Hugging Face folder but its weights: configuration, tokenizer, chat templates, licence.
+    """Copy a Hugging Face folder without its weights: configuration, tokenizer, chat templates, licence.
 
-    A ``tokenizer_config.json`` of transformers 5 is written in the form that transformers 4 reads as well.
+    A ``tokenizer_config.json`` of transformers 5 is rewritten so that transformers 4 can read it too.
 
     Args:
         source: Hugging Face folder.
-        destination: made where missing.
-        changes: keys to replace in ``config.json``; without any that file stays the same to the byte.
-        code: copy Python files too.
+        destination: output folder; created if missing.
+        changes: keys to replace in ``config.json``. If empty, the file is copied byte for byte.
+        code: True to copy Python files too.
     """
     destination.mkdir(parents=True, exist_ok=True)
     for pattern in (*TEMPLATE_PATTERNS, *(("*.py",) if code else ())):
@@ -128,7 +128,7 @@ def copy_template(source: Path, destination: Path, changes: Mapping[str, Any], *
 
 
 def linked_copy(source: Path, destination: Path, changes: Mapping[str, Any]) -> Path:
-    """A copy of a Hugging Face folder with another ``config.json``, its weights linked."""
+    """Copy a Hugging Face folder with changes to ``config.json``; the weights are symbolic links."""
     copy_template(source, destination, changes)
     for file in source.glob("*.safetensors*"):
         (destination / file.name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Checked values of a ``config.json``: which keys are known, and what each may hold."""
+"""Validation of ``config.json``: the known keys and their allowed values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from solopo_nemo.families.rope import LARGEST, is_number, is_whole
 from solopo_nemo.runtime.errors import UserError
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-"""Keys that every file has to state."""
+"""Required keys."""
 SUPPORTED_VALUES: dict[str, Any] = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -22,7 +22,7 @@ SUPPORTED_VALUES: dict[str, Any] = {
     "is_encoder_decoder": False,
     "add_cross_attention": False,
 }
-"""Keys of which one value is supported."""
+"""Keys with a single supported value."""
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 READ = {
     *("model_type", "architectures", "rope_theta", "rope_scaling", "rope_parameters", "quantization_config"),
@@ -43,14 +43,14 @@ top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size enc
 bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id
 remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens"""
 WITHOUT_EFFECT = {*" ".join((PROVENANCE, RUNNING, OTHER_TASKS, SAMPLING)).split()}
-"""Keys that real files have and that do not change what training computes."""
+"""Keys that occur in published files and have no effect on training."""
 DTYPES = ("float32", "bfloat16", "float16")
 SLIDING = ("full_attention", "sliding_attention")
 """Entries of ``layer_types``."""
 
 
 class Reader:
-    """Checked values of a ``config.json``."""
+    """Reads validated values from a ``config.json``. Every method raises ``UserError`` for an invalid value."""
 
     def __init__(self, config: Mapping[str, Any], family: Family, where: str) -> None:
         self._config, self._family, self._where = config, family, where
@@ -62,7 +62,7 @@ class Reader:
         return self._config.get(key, self._family.defaults.get(key, default))
 
     def check_keys(self) -> None:
-        """Refuse what is unknown or not supported."""
+        """Refuse missing, unknown and unsupported keys."""
         config, where, family = self._config, self._where, self._family
         if missing := [key for key in SIZES if key not in config]:
             raise UserError(f"{where}: no {', '.join(missing)}")
@@ -80,7 +80,7 @@ class Reader:
             if isinstance(value, bool) != isinstance(only, bool) or value != only:
                 raise UserError(f"{where}: {key}={value} is not supported, only {only}")
         known = READ | WITHOUT_EFFECT | SUPPORTED_VALUES.keys() | family.defaults.keys()
-        if family.sliding is None:  # what says that no layer slides is right
+        if family.sliding is None:  # keys that switch sliding windows off are correct
             off = (None, False)
             known |= {k for k in ("sliding_window", "use_sliding_window") if any(config.get(k) is o for o in off)}
         for key in config:
@@ -91,7 +91,7 @@ class Reader:
                 )
 
     def whole(self, key: str, most: int = LARGEST, nothing: int | None = None) -> int:
-        """A positive integer; ``nothing`` is the value of ``null``, where the family allows that."""
+        """A positive integer up to ``most``. ``nothing`` replaces ``null`` if the family allows ``null``."""
         value = self._value(key)
         if value is None and nothing is not None and self._allows_null(key):
             return nothing
@@ -100,7 +100,7 @@ class Reader:
         return value
 
     def _allows_null(self, key: str) -> bool:
-        # Qwen2's head_dim may be absent, but transformers cannot build a Qwen model with null
+        # for Qwen2, head_dim may be absent but not null: transformers cannot build that model
         return key != "head_dim" or key not in self._config or self._family.defaults.get(key, 0) is None
 
     def number(self, key: str, default: float) -> float:
@@ -118,7 +118,7 @@ class Reader:
         return value
 
     def dtype(self) -> str | None:
-        """Type of the weights under either name."""
+        """Dtype of the weights, from ``dtype`` or ``torch_dtype``."""
         stated = {key: self._config[key] for key in ("dtype", "torch_dtype") if self._config.get(key) is not None}
         for key, value in stated.items():
             if value not in DTYPES:
@@ -128,14 +128,14 @@ class Reader:
         return next(iter(stated.values()), None)
 
     def token_ids(self) -> dict[str, Any]:
-        """The special tokens' ids."""
+        """The ids of the special tokens."""
         found = {key: self._config[key] for key in TOKEN_IDS if key in self._config}
         for key, value in found.items():
             check_token_ids(value, key, self._where)
         return found
 
     def sliding(self, layers: int) -> tuple[int | None, tuple[bool, ...]]:
-        """The window of sliding layers, and which they are."""
+        """The sliding window in tokens, and for each of ``layers`` layers whether it applies."""
         if self._family.sliding is None:
             return self._against_types(None, (False,) * layers)
         on = self._family.sliding == "all" or self.truth("use_sliding_window")
@@ -153,7 +153,7 @@ class Reader:
         return (size if any(which) else None), which
 
     def _against_types(self, size: int | None, which: tuple[bool, ...]) -> tuple[int | None, tuple[bool, ...]]:
-        """The rule of a family that does not read ``layer_types``, which must not say otherwise."""
+        """Check ``layer_types`` against the layers of a family whose transformers code does not read that key."""
         types = self._layer_types(len(which))
         if types is not None and types != which:
             raise UserError(
@@ -174,10 +174,10 @@ class Reader:
 
 
 def check_token_ids(value: Any, key: str, where: str) -> None:
-    """Check an id, a list of ids or ``null``.
+    """Check that a value is a token id, a list of token ids or ``null``.
 
     Raises:
-        UserError: it is something else.
+        UserError: the value is something else.
     """
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(is_whole(i, -1, LARGEST) for i in ids):

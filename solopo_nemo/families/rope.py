@@ -1,4 +1,4 @@
-"""Rotary embeddings in ``config.json``, in the spelling of transformers 4 or 5: ``rope_theta`` and scaling."""
+"""Rotary embeddings in ``config.json``: ``rope_theta`` and the scaling, as transformers 4 or 5 writes them."""
 
 from __future__ import annotations
 
@@ -16,34 +16,37 @@ KEYS: dict[str, tuple[set[str], set[str]]] = {
         | {"mscale_all_dim", "truncate"},
     ),
 }
-"""Keys of a scaling by type, as transformers has them: needed, optional."""
+"""For each scaling type, the required and the optional keys of transformers."""
 DEFAULT_THETA = 10000.0
 LARGEST = 2**31 - 1
 RopeScaling = dict[str, Any]
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value of a JSON or YAML file is a number of sane size."""
+    """True if a value of a JSON or YAML file is a finite number below 1e30 in magnitude."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e30 < value < 1e30
 
 
 def is_whole(value: Any, least: int, most: int) -> TypeGuard[int]:
-    """Whether a value is an integer between two."""
+    """True if a value is an integer from ``least`` to ``most``."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def read_rope(config: Mapping[str, Any], window: int, where: str) -> tuple[float, RopeScaling | None]:
-    """``rope_theta`` and the scaling of a ``config.json``.
+    """Read ``rope_theta`` and the scaling from a ``config.json``.
 
-    transformers 4 writes ``rope_theta`` and ``rope_scaling``; transformers 5 writes ``rope_parameters`` with both.
+    transformers 4 writes ``rope_theta`` and ``rope_scaling``. transformers 5 writes both into ``rope_parameters``.
 
     Args:
         config: content of the file.
-        window: its ``max_position_embeddings``.
-        where: how messages name the file.
+        window: ``max_position_embeddings`` of the file.
+        where: name of the file in error messages.
+
+    Returns:
+        ``rope_theta``, and the scaling as :func:`normal_scaling` returns it.
 
     Raises:
-        UserError: a value that is not supported, or spellings that contradict each other.
+        UserError: a value is not supported, or the two forms contradict each other.
     """
     stated = config.get("rope_parameters")
     if stated is None:
@@ -80,15 +83,18 @@ def _theta(values: Mapping[str, Any], where: str) -> float:
 
 
 def normal_scaling(value: Any, window: int, where: str) -> RopeScaling | None:
-    """A rope scaling with its type under ``rope_type`` and nothing left to defaults of other fields.
+    """Normalize a rope scaling: the type is under ``rope_type``, and YaRN states its original window.
 
     Args:
-        value: mapping as in ``rope_scaling``.
-        window: ``max_position_embeddings`` beside it.
-        where: how messages name it.
+        value: content of ``rope_scaling``.
+        window: ``max_position_embeddings`` of the same file.
+        where: name of the mapping in error messages.
+
+    Returns:
+        The scaling, or ``None`` for the type ``default``.
 
     Raises:
-        UserError: a type, a key or a value that is not supported.
+        UserError: a type, a key or a value is not supported.
     """
     if value is None:
         return None

@@ -1,7 +1,7 @@
-"""The weights of a Hugging Face folder as safetensors, read and written tensor by tensor, and their names in Megatron.
+"""Conversion of weights between safetensors files of Hugging Face and Megatron, tensor by tensor.
 
-The four families share their names and shapes, so one table serves all, in both directions. Merging and splitting
-of fused tensors is NeMo's.
+All supported families have the same tensor names, so one table maps the names in both directions. NeMo's functions
+merge and split the fused tensors.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ LAYER = {
     "post_attention_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
     "mlp.down_proj.weight": "mlp.linear_fc2.weight",
 }
-"""The same below ``model.layers.N`` and ``decoder.layers.N``."""
+"""Hugging Face name below ``model.layers.N`` -> Megatron name below ``decoder.layers.N``."""
 FUSED = {
     "self_attention.linear_qkv.weight": tuple(f"self_attn.{x}_proj.weight" for x in "qkv"),
     "self_attention.linear_qkv.bias": tuple(f"self_attn.{x}_proj.bias" for x in "qkv"),
     "mlp.linear_fc1.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
 }
-"""Megatron name below a layer -> the Hugging Face names that it joins."""
+"""Megatron name of a fused tensor in a layer -> the Hugging Face names of its parts."""
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def expected_tensors(model: ModelDescription, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The tensors of a model's files, on the meta device, in the order in which transformers saves them."""
+    """The tensors of a model's files by name, on the meta device, in the order of transformers."""
     hidden, ffn, head = model.hidden_size, model.intermediate_size, model.head_dim
     attention = {"q_proj": model.query_size, "k_proj": model.kv_size, "v_proj": model.kv_size}
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (model.vocab_size, hidden)}
@@ -77,9 +77,9 @@ class WeightFiles:
     """Checked safetensors files of a model.
 
     Attributes:
-        files: file of each tensor.
-        dtype: of all tensors.
-        parameters: their number, tied ones counted once.
+        files: tensor name to file.
+        dtype: dtype of all tensors.
+        parameters: number of parameters; tied ones count once.
     """
 
     files: Mapping[str, Path]
@@ -88,19 +88,19 @@ class WeightFiles:
 
     @property
     def bytes(self) -> int:
-        """Size of all tensors."""
+        """Size of all tensors in bytes: ``parameters * dtype.itemsize``."""
         return self.parameters * self.dtype.itemsize
 
 
 def find_weights(folder: Path, model: ModelDescription) -> WeightFiles:
-    """Find and check the weights of a folder by the headers of its files; no tensor is read.
+    """Find and check the weights of a folder. Only the file headers are read.
 
     Args:
         folder: Hugging Face folder.
-        model: what the folder says about its model.
+        model: description of the folder's model.
 
     Raises:
-        UserError: files missing or damaged, tensors missing, left over, of a wrong shape, or of several types.
+        UserError: a file is missing or damaged; a tensor is missing, unknown or of the wrong shape; dtypes differ.
     """
     expected = expected_tensors(model, torch.float32)
     files: dict[str, Path] = {}
@@ -125,7 +125,7 @@ def find_weights(folder: Path, model: ModelDescription) -> WeightFiles:
     missing = sorted(expected.keys() - files.keys())
     if missing:
         raise UserError(f"{folder}: the files hold no {missing[0]}{_more(missing)}; is config.json of another model?")
-    # what transformers leaves aside too
+    # transformers ignores these tensors too
     ignored = {name for name in files if name.endswith("rotary_emb.inv_freq")} | (
         {"lm_head.weight"} if model.tie_word_embeddings else set()
     )
@@ -147,7 +147,7 @@ def _more(names: list[str]) -> str:
 
 
 def _listed(folder: Path) -> dict[Path, set[str]]:
-    """Weight files and the tensors that the index puts into each (none named: all that are there)."""
+    """Weight files and the tensors that the index assigns to each; an empty set means all tensors of the file."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if not index.is_file():
         if single.is_file():
@@ -172,7 +172,7 @@ def _listed(folder: Path) -> dict[Path, set[str]]:
                 f"{folder}: holds model.safetensors, and {others[0].name}, which model.safetensors.index.json names: "
                 "remove the one that is not the model's"
             )
-        return {single: set()}  # a stale index, which transformers does not read either
+        return {single: set()}  # the index is stale; transformers ignores it too
     absent = sorted(str(path) for path in listed if not path.is_file())
     if absent:
         raise UserError(f"{absent[0]}: missing, though model.safetensors.index.json names it")
@@ -180,12 +180,12 @@ def _listed(folder: Path) -> dict[Path, set[str]]:
 
 
 def imported_dtype(checkpoint: Path) -> torch.dtype:
-    """The type that a NeMo checkpoint's model was imported in, read from the text of NeMo's context.
+    """The dtype in which a NeMo checkpoint was imported, parsed from its ``context/io.json``.
 
-    NeMo would import the classes that the context names, and those of an older checkpoint have moved since.
+    NeMo's own loader would import the classes that the context names. Classes of older checkpoints have moved since.
 
     Raises:
-        UserError: the context does not say.
+        UserError: the file is damaged or contains no ``params_dtype``.
     """
     file = checkpoint / "context" / "io.json"
     found = None
@@ -200,16 +200,20 @@ def imported_dtype(checkpoint: Path) -> torch.dtype:
 
 
 class LazyState(Mapping[str, torch.Tensor]):
-    """Tensors read from their files when asked for, for NeMo's ``io.apply_transforms``.
+    """A mapping that reads each tensor from its file on access, for NeMo's ``io.apply_transforms``.
 
-    The files are mapped, not copied: a tensor that Megatron keeps as it is costs page cache only.
+    Memory: the files are memory-mapped. A tensor that Megatron uses unchanged occupies page cache only.
+
+    Args:
+        weights: the files.
+        read: called after each tensor, for a progress bar.
     """
 
     def __init__(self, weights: WeightFiles, read: Callable[[], None]) -> None:
         self._files, self._read = weights.files, read
 
     def state_dict(self) -> LazyState:
-        """What NeMo asks a model for."""
+        """The mapping itself; NeMo calls this method on a source model."""
         return self
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -226,9 +230,13 @@ class LazyState(Mapping[str, torch.Tensor]):
 
 
 def to_megatron(source: LazyState, target: Any) -> None:
-    """Fill a NeMo model, built on the meta device, with the weights of a Hugging Face folder.
+    """Load the weights of a Hugging Face folder into a NeMo model that was built on the meta device.
 
-    NeMo fails where a parameter stays on the meta device: nothing can be left at its initial value.
+    NeMo raises an error for a parameter that stays on the meta device, so no parameter keeps its initial value.
+
+    Args:
+        source: tensors by Hugging Face name.
+        target: NeMo model.
     """
     from nemo.lightning import io
     from nemo.lightning.io.state import TransformFns
@@ -254,7 +262,7 @@ def to_megatron(source: LazyState, target: Any) -> None:
 
 
 def hf_tensors(module: Any, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a Megatron model of one rank by their Hugging Face names, in the order asked for."""
+    """The tensors of a Megatron model of one rank with their Hugging Face names, in the order of ``names``."""
     state = _HFState(module)
     for name in names:
         yield name, state[name].detach()
@@ -275,7 +283,7 @@ class _HFState:
         layer, own = name.removeprefix("model.layers.").split(".", 1)
         if own in LAYER:
             return self._state[f"decoder.layers.{layer}.{LAYER[own]}"]
-        if name not in self._parts:  # the parts of one fused tensor follow each other
+        if name not in self._parts:  # the parts of a fused tensor are requested one after the other
             fused = self._fused[own]
             split = self._split(fused)(self._state[f"decoder.layers.{layer}.{fused}"])
             self._parts |= {f"model.layers.{layer}.{hf}": x for hf, x in zip(FUSED[fused], split, strict=True)}
@@ -297,16 +305,16 @@ def write_weights(
     max_shard_size: str,
     wrote: Callable[[], None],
 ) -> None:
-    """Write a Megatron model as safetensors, cut and named as transformers' ``save_pretrained`` does.
+    """Write a Megatron model as safetensors, with the shards and file names of transformers' ``save_pretrained``.
 
-    One shard at a time is in memory beside the model.
+    Memory besides the model: one shard of about ``max_shard_size``.
 
     Args:
         module: Megatron model of one rank.
-        expected: see :func:`expected_tensors`, of the dtype to write.
-        folder: where.
-        max_shard_size: as in ``save_pretrained``: ``5GB``.
-        wrote: called for each tensor.
+        expected: tensors of :func:`expected_tensors` in the dtype to write.
+        folder: output folder.
+        max_shard_size: as in ``save_pretrained``, such as ``5GB``.
+        wrote: called after each tensor, for a progress bar.
     """
     plan = split_torch_state_dict_into_shards(
         dict(expected), filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size

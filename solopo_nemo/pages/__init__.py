@@ -1,1 +1,1 @@
-"""Pages and figures: one theme, one helper for figures, one for tables, one renderer of templates."""
+"""Reports: the figure theme, figure and table helpers, and the template renderer."""

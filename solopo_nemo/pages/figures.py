@@ -1,4 +1,4 @@
-"""The figures that recur: points with intervals, lines with a band, heat maps; drawn for light and for dark pages."""
+"""Plot helpers: points with intervals, lines with a band, and heat maps, in a light and a dark version."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from matplotlib.figure import Figure
 from solopo_nemo.pages.theme import THEMES, WIDTH, Theme, save_figure, style
 
 Span = tuple[float, float, float]
-"""A value and the two ends of its interval."""
+"""A value, and the lower and upper end of its interval."""
 BELOW = "outside lower center"
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure of a page.
+    """A figure on a page.
 
     Attributes:
-        name: of its files, ``NAME.png`` and ``NAME-dark.png``.
+        name: stem of its files, ``NAME.png`` and ``NAME-dark.png``.
         title: heading and alternative text.
-        note: the sentence under it.
-        width: on a Markdown page, pixels.
+        note: caption.
+        width: width on a Markdown page, in pixels.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Look:
-    """How a series is drawn: label of the legend, colour of the theme, marker (none: a dashed line)."""
+    """Style of a series: legend label, name of a theme colour, and marker. Without a marker the line is dashed."""
 
     label: str
     colour: str
@@ -50,9 +50,9 @@ def draw(folder: Path, name: str, make: Callable[[Theme], Figure]) -> None:
     """Write ``NAME.png`` and ``NAME-dark.png``.
 
     Args:
-        folder: where they go.
-        name: of the figure.
-        make: draws it with the colours of a theme.
+        folder: output folder.
+        name: stem of the files.
+        make: draws the figure with the colours of a theme.
     """
     for theme in THEMES:
         with mpl.rc_context(style(theme)):
@@ -62,15 +62,15 @@ def draw(folder: Path, name: str, make: Callable[[Theme], Figure]) -> None:
 def panels(
     rows: int, columns: int = 1, *, height: float, width: float = 1.0, titles: Sequence[str] = (), **shared: Any
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure and its axes, row by row.
+    """An empty figure and its axes in row-major order.
 
     Args:
-        rows: of axes.
-        columns: of axes.
-        height: of the figure, inches.
-        width: of the figure, as a multiple of the usual one.
-        titles: of the first axes.
-        **shared: ``sharex`` and ``sharey`` as matplotlib takes them.
+        rows: rows of axes.
+        columns: columns of axes.
+        height: height of the figure in inches.
+        width: width of the figure as a multiple of :data:`~solopo_nemo.pages.theme.WIDTH`.
+        titles: titles of the axes; there may be fewer titles than axes.
+        **shared: ``sharex`` and ``sharey`` of ``Figure.subplots``.
     """
     figure = Figure(figsize=(WIDTH * width, height), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
@@ -80,14 +80,14 @@ def panels(
 
 
 def points(axis: Axes, theme: Theme, look: Look, found: Mapping[Any, Span | None], **more: Any) -> None:
-    """A line through points with their intervals; missing points are left out.
+    """Draw a line through points, with an error bar at each point.
 
     Args:
-        axis: to draw on.
-        theme: gives the colour.
-        look: of the series.
-        found: by x, the value and the ends of its interval.
-        **more: for ``Axes.errorbar``.
+        axis: axes to draw on.
+        theme: provides the colour.
+        look: style of the series.
+        found: x to value and interval; None entries are skipped.
+        **more: keyword arguments of ``Axes.errorbar``.
     """
     known = {x: span for x, span in found.items() if span is not None}
     if not known:
@@ -106,7 +106,15 @@ def points(axis: Axes, theme: Theme, look: Look, found: Mapping[Any, Span | None
 
 
 def band(axis: Axes, theme: Theme, look: Look, xs: Sequence[float], runs: Sequence[Sequence[float]]) -> None:
-    """The mean of several runs as a line, and their extremes as a band around it."""
+    """Draw the mean of several runs as a line, and their minimum and maximum as a band.
+
+    Args:
+        axis: axes to draw on.
+        theme: provides the colour.
+        look: style of the series.
+        xs: x values, ``[points]``.
+        runs: y values, ``[runs, points]``.
+    """
     values, colour = np.array(runs), getattr(theme, look.colour)
     axis.plot(xs, values.mean(0), label=look.label, color=colour)
     axis.fill_between(xs, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
@@ -115,16 +123,16 @@ def band(axis: Axes, theme: Theme, look: Look, xs: Sequence[float], runs: Sequen
 def heat(
     axis: Axes, theme: Theme, values: np.ndarray, colours: Sequence[str], low: float, high: float, form: str = "{:.0f}"
 ) -> Any:
-    """A heat map with its numbers.
+    """Draw a heat map with its values as text.
 
     Args:
-        axis: to draw on.
-        theme: gives the colours.
-        values: ``[rows, columns]``; NaN leaves a cell empty.
-        colours: of the theme, from the lowest to the highest value.
-        low: the value of the first colour.
-        high: the value of the last colour.
-        form: of a number.
+        axis: axes to draw on.
+        theme: provides the colours.
+        values: ``[rows, columns]``; a NaN cell stays empty.
+        colours: names of theme colours, from the lowest to the highest value.
+        low: value of the first colour.
+        high: value of the last colour.
+        form: format string of a value.
 
     Returns:
         The image, for a colour bar.
@@ -141,14 +149,14 @@ def heat(
 
 
 def powers_of_two(axis: Axes, ticks: Mapping[int, str]) -> None:
-    """Make the x axis logarithmic, with ticks by value and label."""
+    """Make the x axis logarithmic to base 2. ``ticks`` maps values to labels."""
     axis.set_xscale("log", base=2)
     axis.set_xticks(list(ticks), list(ticks.values()))
     axis.minorticks_off()
 
 
 def legend(figure: Figure, columns: int, place: Any = BELOW, **more: Any) -> None:
-    """One legend of all axes, each label once; none where there is a single series."""
+    """Add one legend for all axes, with each label once. A single series gets no legend."""
     entries: dict[str, Any] = {}
     for axis in figure.axes:
         entries |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}

@@ -1,4 +1,4 @@
-"""Pages out of templates: one environment for HTML and Markdown, with its settings here alone."""
+"""The Jinja renderer of all HTML and Markdown pages."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from solopo_nemo.runtime.paths import ASSETS
 
 
 def render(template: Path, /, **values: Any) -> str:
-    """Fill a template.
+    """Render a template.
 
     Args:
-        template: ``*.html.jinja``, where values are escaped, or ``*.md.jinja``; it can extend and import its neighbours
-            and the package's own templates.
-        **values: of the template; one that is missing is an error.
+        template: ``*.html.jinja`` (values are escaped) or ``*.md.jinja``. It can extend and import templates of its
+            folder and of the package.
+        **values: variables of the template.
 
     Returns:
         The page, with one line feed at its end.
+
+    Raises:
+        jinja2.UndefinedError: the template uses a variable that is not in ``values``.
     """
     environment = Environment(
         loader=FileSystemLoader([template.parent, ASSETS]),
@@ -33,7 +36,7 @@ def render(template: Path, /, **values: Any) -> str:
 
 
 def write_page(page: Path, template: Path, /, **values: Any) -> Path:
-    """Write the page that :func:`render` gives, whole or not at all, and return its path."""
+    """Render a template, write the page atomically, and return its path."""
     with atomic_text(page) as stream:
         stream.write(render(template, **values))
     return page

@@ -1,4 +1,4 @@
-"""A table for the terminal, for HTML pages and for Markdown pages, from the same rows."""
+"""A table that renders to the terminal, to HTML and to Markdown."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under headings.
+    """Rows of text with a header.
 
     Attributes:
-        head: the headings.
-        rows: of as many cells.
-        align: a letter a column, ``l`` or ``r``; the last one holds for all further columns.
-        title: above it, on the terminal.
-        note: under it, on the terminal.
-        wide: columns that a narrow HTML page leaves out, by number.
+        head: column headings.
+        rows: rows with one cell per column.
+        align: alignment of each column, ``l`` or ``r``. The last letter applies to all further columns.
+        title: title above the table (terminal only).
+        note: caption below the table (terminal only).
+        wide: indices of the columns that a narrow HTML page hides.
     """
 
     head: Sequence[str]
@@ -33,7 +33,7 @@ class Table:
         return bool(self.rows)
 
     def terminal(self) -> rich.table.Table:
-        """For ``rich.print``."""
+        """The table for ``rich.print``."""
         table = rich.table.Table(title=self.title, caption=self.note, title_justify="left", caption_justify="left")
         for heading, side in zip(self.head, self._sides(), strict=True):
             table.add_column(heading, justify="left" if side == "l" else "right")
@@ -42,13 +42,13 @@ class Table:
         return table
 
     def markdown(self) -> str:
-        """For a Markdown page, with a line feed at its end."""
+        """The table as Markdown, with a line feed at its end."""
         rule = "|".join("---" if side == "l" else "---:" for side in self._sides())
         head, *rows = (f"| {' | '.join(row)} |\n" for row in (self.head, *self.rows))
         return f"{head}|{rule}|\n{''.join(rows)}"
 
     def html(self) -> Markup:
-        """For an HTML page; cells that are no Markup are escaped."""
+        """The table as HTML. Cells that are not ``Markup`` are escaped."""
         rows = [self._row("th", self.head), *(self._row("td", row) for row in self.rows)]
         return Markup('<div class="scroll"><table>\n{}</table></div>').format(Markup().join(rows))
 

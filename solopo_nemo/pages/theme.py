@@ -1,4 +1,4 @@
-"""The look of every figure of the project: one file for light pages, one for dark ones."""
+"""The matplotlib theme of all figures, in a light and a dark version."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 WIDTH, DPI = 5.6, 180
-"""Width of a figure in inches, and its resolution."""
+"""Width of a figure in inches, and its resolution in dots per inch."""
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one page background. The six hues stay apart for colour-blind readers too."""
+    """Colours for one page background. Colour-blind readers can tell the series colours apart."""
 
     suffix: str
     background: str
@@ -37,7 +37,7 @@ THEMES = (
 
 
 def style(theme: Theme) -> dict[Any, Any]:
-    """Matplotlib settings of a page background, for ``mpl.rc_context``."""
+    """Matplotlib settings of a theme, for ``mpl.rc_context``."""
     return {
         "figure.facecolor": theme.background,
         "axes.facecolor": theme.background,
@@ -74,7 +74,7 @@ def style(theme: Theme) -> dict[Any, Any]:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure so that a reader sees all of it or the earlier one."""
+    """Write a figure as PNG atomically: a concurrent reader sees the old or the new file."""
     box = io.BytesIO()
     figure.savefig(box, format="png", dpi=DPI)
     path.parent.mkdir(parents=True, exist_ok=True)
