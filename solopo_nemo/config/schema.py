@@ -214,7 +214,7 @@ def _one_line(error: Exception) -> str:
     return f"{key}: {message}" if key else message
 
 
-def _readable(override: str) -> str:
+def _readable(override: str, before: str) -> str:
     """An override in Hydra's grammar; the value of a path option is taken as it stands, whatever characters it has.
 
     A path in quotes, or with Hydra's backslashes, is what Hydra makes of it: ``output_dir="a b"`` is ``a b``.
@@ -239,13 +239,16 @@ def _readable(override: str) -> str:
         if value[:1] not in ("[", "{"):
             example = shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
         how = f", what needs quotes as in {example}" if key and value else ""
+        if not equals and "=" in before:
+            how = f"; a value with a space needs quotes, as in {shlex.quote(f'{before} {override}')}"
         raise UserError(f"configuration: {override!r} cannot be read ({problem}): write key=value{how}")
     return override
 
 
 def _compose(recipe: str, overrides: Sequence[str]) -> Any:
     try:
-        return compose(recipe, overrides=[_readable(override) for override in overrides], return_hydra_config=True)
+        readable = [_readable(override, before) for before, override in zip(("", *overrides), overrides, strict=False)]
+        return compose(recipe, overrides=readable, return_hydra_config=True)
     except (ValueError, TypeError) as error:  # what Hydra does not say itself
         raise UserError(f"configuration: {error} (in: {' '.join(overrides)})") from None
 

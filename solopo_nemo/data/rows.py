@@ -109,6 +109,7 @@ def _training_split(folder: Path, files: list[Path]) -> list[Path]:
 
 def _split_of(name: str) -> str:
     """Return the split that a file's name tells, as `datasets` finds it: `train`, another one, or empty."""
+    name = name.lower()
     if shard := _SHARD.match(name):
         return shard[1]
     found = {split for split, words in _SPLITS.items() if set(re.split(r"[-._ 0-9]+", name)) & set(words)}

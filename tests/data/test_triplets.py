@@ -304,7 +304,7 @@ def test_a_float_id_is_the_whole_number_that_pandas_made_it_from(tmp_path: Path)
     [
         ("train.jsonl validation.jsonl test.jsonl", "train.jsonl"),
         ("train-1.jsonl train-2.jsonl dev.jsonl", "train-1.jsonl train-2.jsonl"),
-        ("my_training.jsonl eval_0.jsonl", "my_training.jsonl"),
+        ("My_Training.jsonl eval_0.jsonl", "My_Training.jsonl"),
         ("train-00000-of-00002.parquet train-00001-of-00002.parquet test-00000-of-00001.parquet", "train-0000*"),
         ("train.jsonl more.jsonl", "*"),
         ("test.jsonl", "*"),

@@ -14,6 +14,7 @@ unknown model                | model=gpt5                              | gpt5
 unknown group                | objectiv=dpo                            | objectiv
 not an override              | alpha                                   | alpha
 text that needs quotes       | logger.wandb=a=b                        | 'logger.wandb="a=b"'
+a space without quotes       | data.train={bad}/a b                     | /a b'
 a home of nobody             | data.train=~no_such_user/x.jsonl        | ~no_such_user
 half a list                  | +plugins=[a                             | +plugins=[a
 no key                       | =3                                      | =3
