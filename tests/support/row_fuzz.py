@@ -10,7 +10,7 @@ from typing import Any
 
 from chat_templates import TEMPLATES
 from row_oddities import ODDITIES, WRITTEN
-from template_tokenizers import TOKENIZERS
+from template_tokenizers import BEGINS, TOKENIZERS
 
 COUNT = 2340
 FORMS = ("triplet", "plain triplet", "one prompt", "inside the answers", "plain")
@@ -56,7 +56,7 @@ class Maker:
         self.case = Case(
             number,
             [*TEMPLATES][number % combos],
-            TOKENIZERS[number // combos % len(TOKENIZERS)],
+            (*TOKENIZERS, BEGINS)[number // combos % (len(TOKENIZERS) + 1)],
             self.random.choices(FORMS, (5, 2, 3, 2, 1))[0],
             {},
         )
@@ -98,7 +98,10 @@ class Maker:
         row: dict[str, Any] = {"id": f"row {case.number}", "meta": {"score": 1.5, "tags": [None]}, "messages": []}
         if "plain" in case.form:
             word = self.mark()
-            prompts = [f"{self.text()}{word} A:{random.choice(('', '', ' ', chr(10)))}" for _ in range(2)]
+            prompts = [
+                f"{random.choice(('', '', '<s>'))}{self.text()}{word} A:{random.choice(('', '', ' ', chr(10)))}"
+                for _ in range(2)
+            ]
             chosen, rejected = (random.choice(("", " ")) + text for text in (chosen, rejected))
         else:
             prompts = [self.messages()]  # type: ignore[list-item]

@@ -6,7 +6,7 @@ from functools import cache
 
 from chat_templates import SPECIAL, TEMPLATES
 from samples import musique_rows
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 # Qwen's; Llama 3's takes three digits
@@ -15,11 +15,18 @@ PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 TOKENIZERS = ("byte-level", "sentencepiece", "metaspace")
+BEGINS = "byte-level, begins"
+"""A tokenizer that puts a begin token before plain text."""
 
 
 @cache
 def trained(kind: str) -> Tokenizer:
     """A tokenizer of a kind; its callers do not change it."""
+    if kind == BEGINS:
+        tokenizer = Tokenizer.from_str(trained("byte-level").to_str())
+        begin = [("<s>", tokenizer.token_to_id("<s>"))]
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=begin)  # type: ignore[assignment]
+        return tokenizer
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=kind != "byte-level", fuse_unk=True))
     alphabet: list[str] = []
     if kind == "byte-level":
