@@ -1,6 +1,6 @@
-"""Objectives: tensors in, loss and metrics out; needs nothing but torch.
+"""Preference objectives: functions from sequence scores to a loss and metrics. The package depends on torch only.
 
-::
+For example::
 
     objective = build_objective("dpo", beta=0.1, alpha=3.0, align="chosen")
     out = objective(policy={name: SequenceScores(logp, tokens) for name in objective.sequences}, reference={...})
@@ -18,7 +18,7 @@ LongPO               ``build_objective("longpo")``
 SFT                  ``build_objective("sft", prompt="short")`` or ``"long"``
 ===================  =======================================================================
 
-A new one is a registered class::
+A new objective is a registered class::
 
     @register("exponential")
     class Exponential(Objective):

@@ -1,4 +1,4 @@
-"""The SoLoPO wrapping that every objective shares: preference term, short-to-long alignment, NLL, metrics."""
+"""The base class of all objectives: preference term, short-to-long alignment, NLL and metrics."""
 
 from __future__ import annotations
 
@@ -25,35 +25,38 @@ from solopo_nemo.runtime.options import check_options, choice, fixed, flag, numb
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
-    """A preference objective ``f`` over a reward ``r``, with the short-to-long reward alignment around it.
+    """A preference loss ``f`` of a reward ``r``, combined with short-to-long reward alignment (RA).
 
-    With ``x`` the prompt that ``prompt`` names, ``y_w`` and ``y_l`` the chosen and the rejected response::
+    ``x`` is the prompt selected by ``prompt``; ``y_w`` and ``y_l`` are the chosen and the rejected response::
 
         z       = eta * (r(x, y_w) - r(x, y_l) - target_margin)
         loss    = po_weight * f(z) + alpha * RA(y_w) [+ alpha * RA(y_l)] + nll_weight * NLL
         RA(y)   = s(D(R(x_short, y), R(x_long, y)))      D the distance, |a - b| by default
         NLL     = -logp(x, y_w) / tokens(y_w)
 
-    (SoLoPO, arXiv 2505.11166; "the specification", section 2.) ``align=chosen`` has the first RA, ``both`` the two,
-    ``none`` or ``alpha=0`` neither: the vanilla objective, which needs no long sequence.
-    ``align_on=logp`` (SoLo-KL) sets ``R = logp`` and leaves out s, for every objective.
+    (SoLoPO, arXiv 2505.11166; "the specification", section 2.) ``align=chosen`` uses the first RA term and ``both``
+    uses both terms. ``none`` or ``alpha=0`` uses neither; this is the vanilla objective, which needs no long sequence.
+    ``align_on=logp`` (SoLo-KL) sets ``R = logp`` and omits s, for every objective.
 
-    A new objective is a registered subclass with ``reward`` and ``f``, and where they differ from the defaults here
-    ``s``, ``eta``, ``target_margin``, ``po_weight`` and ``alignment_reward``. ``bound_constant`` (C) and
-    ``bound_factor`` (k) state ``f(z) <= k * s(|z|) + C`` for all z, which with a convex f bounds the long-context loss
-    at every point ("the specification", section 4). With ``A`` and ``B`` the short-to-long reward gaps of ``y_w`` and
-    ``y_l``, and ``z_short`` and ``z_long`` the z on either prompt::
+    A new objective is a registered subclass that defines ``reward`` and ``f``. It can override ``s``, ``eta``,
+    ``target_margin``, ``po_weight`` and ``alignment_reward``. ``bound_constant`` (C) and ``bound_factor`` (k) state
+    ``f(z) <= k * s(|z|) + C`` for all z. With a convex f, this bounds the long-context loss ("the specification",
+    section 4). ``A`` and ``B`` are the short-to-long reward gaps of ``y_w`` and ``y_l``; ``z_short`` and ``z_long`` are
+    z on the two prompts::
 
         f(z_long) <= 1/3 * [f(3*z_short) + f(-3*eta*A) + f(3*eta*B)]
                   <= 1/3 * [f(3*z_short) + k*s(3*eta*|A|) + k*s(3*eta*|B|)] + 2/3 * C
 
-    Annotated attributes are the options (``number``, ``choice``, ``flag``). All arithmetic is elementwise over the n
-    samples and local to the rank: under any parallel layout each data-parallel rank calls it on its own samples, and
-    the mean over the global batch is the mean over equal-size calls.
+    Annotated attributes are the options (``number``, ``choice``, ``flag``). The arithmetic is elementwise over the n
+    samples, without collectives. Memory: O(n).
+
+    - DP: each rank passes its own samples. The loss of the global batch is the mean over calls of equal size.
+    - TP, SP, CP: the scores are already reduced, so every rank computes the same loss.
+    - PP: the last stage calls the objective.
 
     Attributes:
         name: The registered name.
-        needs_reference: Whether the reward holds the log-probabilities of a frozen reference policy.
+        needs_reference: True if the reward uses the log-probabilities of a frozen reference policy.
         bound_constant: C above.
         bound_factor: k above.
     """
@@ -96,11 +99,11 @@ class Objective(ABC):
         """The reward ``r(x, y)``.
 
         Args:
-            scores: Of the policy, ``[n]``, fp32 or fp64.
-            reference: ``[n]``, summed log-probability under the reference policy; zeros where there is none.
+            scores: Scores of the policy, ``[n]``, fp32 or fp64.
+            reference: ``[n]``, summed log-probability under the reference policy in nats; zeros without a reference.
 
         Returns:
-            ``[n]``.
+            Rewards ``[n]`` in the dtype of the scores.
         """
 
     @abstractmethod
@@ -113,12 +116,12 @@ class Objective(ABC):
 
     @property
     def eta(self) -> float:
-        """Scale of z against the reward."""
+        """Factor from the reward margin to z."""
         return 1.0
 
     @property
     def target_margin(self) -> float:
-        """The margin gamma that f asks for, in units of the reward."""
+        """The target margin gamma that is subtracted from the reward margin, in units of the reward."""
         return 0.0
 
     @property
@@ -127,9 +130,9 @@ class Objective(ABC):
         return 1.0
 
     def alignment_reward(self, scores: SequenceScores, reference: Tensor) -> Tensor:
-        """The reward ``R(x, y)`` that is aligned, ``eta * r`` by default; arguments as for ``reward``.
+        """The aligned reward ``R(x, y)``, by default ``eta * r``. Arguments and result are those of ``reward``.
 
-        ``reference`` is zeros unless ``alignment_reference=full``: the reference policy does not move.
+        ``reference`` is zeros unless ``alignment_reference=full``.
         """
         return self.eta * self.reward(scores, reference)
 
@@ -171,12 +174,13 @@ class Objective(ABC):
                 others are ignored, and it may be None where there are none.
 
         Returns:
-            Loss, per-sample loss and metrics; a metric without a value is absent.
+            Loss, per-sample loss and metrics. A metric that does not apply is absent.
 
-            - ``loss = loss/po + alpha * loss/align + nll_weight * loss/nll``: ``loss/po`` is ``po_weight * f(z)``;
+            - ``loss = loss/po + alpha * loss/align + nll_weight * loss/nll``: ``loss/po`` is ``po_weight * f(z)``.
               ``loss/align`` (the sum over the aligned responses) and ``loss/nll`` are not scaled by their weights.
-            - ``rewards/*``: r in its own units on the prompt of the preference term; ``rewards/*_long``: r on the long
-              prompt, against the reference on the short prompt unless ``alignment_reference=full``.
+            - ``rewards/*``: r on the prompt of the preference term, in its own units.
+            - ``rewards/*_long``: r on the long prompt. It uses the reference on the short prompt unless
+              ``alignment_reference=full``.
             - ``align/gap``, ``align/signed_gap``: ``|R_short - R_long|`` and ``R_short - R_long``, averaged over the
               aligned responses.
             - ``logps/*``: summed log-probabilities in nats.
@@ -190,9 +194,12 @@ class Objective(ABC):
     def alignment(
         self, policy: Mapping[str, SequenceScores], reference: Mapping[str, Tensor] | None = None
     ) -> ObjectiveOutput:
-        """The alignment alone, before its weight alpha, as a loss; arguments, metrics and errors as of a call.
+        """The alignment term as a loss, without its weight alpha. Arguments, metrics and errors are those of a call.
 
-        ``replace(objective, alpha=0)`` is the rest of the loss.
+        ``replace(objective, alpha=0)`` computes the rest of the loss.
+
+        Raises:
+            ValueError: The objective has no alignment.
         """
         if not self.aligned_answers:
             raise ValueError(f"{self.name} aligns nothing (align={self.align!r}, alpha={self.alpha})")
@@ -277,7 +284,7 @@ def _output(per_sample: Tensor, values: Mapping[str, Tensor]) -> ObjectiveOutput
 
 @dataclass(frozen=True, kw_only=True)
 class UnalignedObjective(Objective):
-    """An objective outside the SoLoPO family: the alignment is off and its options do not exist."""
+    """Base class of objectives outside the SoLoPO family. They have no alignment and no options for it."""
 
     alpha: float = fixed(0.0)
     align: str = fixed("none")

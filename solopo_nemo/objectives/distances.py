@@ -1,4 +1,4 @@
-"""Distances ``D(a, b)`` between the short and the long reward, with the constants that qualify them."""
+"""Distances ``D(a, b)`` between the short and the long reward, with the constants of their bounds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Distance:
     """A distance with ``|a - b| <= c1 * D(a, b) + c2`` for all real a, b (SoLoPO, Theorem 2).
 
     Attributes:
-        function: ``D``; two tensors ``[n]`` to one ``[n]``, in the units that the formula gives.
+        function: ``D``; maps two tensors ``[n]`` to one tensor ``[n]``.
         c1: Scale, above 0.
         c2: Offset.
     """
@@ -29,7 +29,7 @@ class Distance:
 
 
 def absolute(_delta: float) -> Distance:
-    """``|a - b|``: the paper's form."""
+    """``|a - b|``, the distance of the paper."""
     return Distance(lambda a, b: (a - b).abs(), c1=1.0, c2=0.0)
 
 
@@ -47,4 +47,4 @@ def huber(delta: float) -> Distance:
 
 
 DISTANCES: dict[str, Callable[[float], Distance]] = {"abs": absolute, "squared": squared, "huber": huber}
-"""Name in ``objective.distance`` to a function from ``objective.huber_delta`` to the distance. Users may add to it."""
+"""Value of ``objective.distance`` -> function from ``objective.huber_delta`` to the distance. Users can add entries."""

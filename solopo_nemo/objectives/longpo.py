@@ -1,4 +1,4 @@
-"""LongPO, a baseline: DPO on the long prompt, held by the reference policy on the short one."""
+"""The LongPO baseline: DPO on the long prompt, with the reference policy scored on the short prompt."""
 
 # ruff: noqa: D102 (the base class documents the methods, the class docstring holds the formula)
 
@@ -17,8 +17,8 @@ from solopo_nemo.runtime.options import fixed, number
 class LongPO(UnalignedObjective):
     """``-logsigmoid(r_w - r_l) + nll_weight * NLL`` with ``r = beta * (logp(x_long, y) - ref(x_short, y))``.
 
-    LongPO (Chen et al. 2025, arXiv 2502.13922); "the specification", section 3. The NLL is that of ``y_w`` on the
-    long prompt, per token; its default weight 1 is this project's choice, as the paper's is not known here.
+    LongPO (Chen et al. 2025, arXiv 2502.13922); "the specification", section 3. The NLL is the loss per token of
+    ``y_w`` on the long prompt. Its default weight 1 is this project's choice; the paper's value is not known here.
     """
 
     needs_reference = True

@@ -1,4 +1,4 @@
-"""Numerically safe building blocks: precision, ``log(1 - exp(a))`` and log-odds."""
+"""Numerically stable functions: upcasting, ``log(1 - exp(a))`` and log-odds."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def upcast(values: Tensor) -> Tensor:
 def log1mexp(a: Tensor) -> Tensor:
     """Computes ``log(1 - exp(a))`` for ``a <= 0``, finite in value and in gradient for every finite ``a``.
 
-    ``log(-expm1(a))`` above ``-ln 2`` and ``log1p(-exp(a))`` below ("the specification", section 2, Numerics).
-    ``a`` is clamped to ``-eps`` of its dtype: at ``a = 0`` the value is ``log(eps)`` and the gradient 0.
+    The formula is ``log(-expm1(a))`` above ``-ln 2`` and ``log1p(-exp(a))`` below ("the specification", section 2,
+    Numerics). ``a`` is clamped to ``-eps`` of its dtype. At ``a = 0`` the value is ``log(eps)`` and the gradient is 0.
 
     Args:
         a: Log-probabilities in nats, any shape, fp32 or fp64.
@@ -27,7 +27,7 @@ def log1mexp(a: Tensor) -> Tensor:
     """
     a = a.clamp(max=-torch.finfo(a.dtype).eps)
     switch = -math.log(2.0)
-    # Each branch sees its own side only: an inf in the branch that `where` drops would still make the gradient NaN.
+    # Clamp the input of each branch: an inf in the branch that `where` discards would make the gradient NaN.
     near_zero = torch.log(-torch.expm1(a.clamp(min=switch)))
     far = torch.log1p(-torch.exp(a.clamp(max=switch)))
     return torch.where(a > switch, near_zero, far)

@@ -20,8 +20,8 @@ from solopo_nemo.runtime.options import number
 class DPO(Objective):
     """``-logsigmoid(beta * [(logp_w - ref_w) - (logp_l - ref_l)])``, aligned on ``beta * logp``.
 
-    DPO (Rafailov et al. 2023, equation 7); SoLo-DPO: "the specification", section 2. alpha defaults to the paper's
-    for Qwen2.5-7B.
+    DPO (Rafailov et al. 2023, equation 7); SoLo-DPO: "the specification", section 2. The default of alpha is the
+    paper's value for Qwen2.5-7B.
     """
 
     needs_reference = True
@@ -63,8 +63,8 @@ class SimPO(Objective):
 class ORPO(Objective):
     """``-avg_w - lambda_ * logsigmoid(logodds_w - logodds_l)``, aligned on ``logodds = avg - log(1 - exp(avg))``.
 
-    ORPO (Hong et al. 2024); SoLo-ORPO: "the specification", section 2. The first term is the NLL of every objective
-    with ``nll_weight`` 1; ``lambda_`` scales neither it nor the alignment.
+    ORPO (Hong et al. 2024); SoLo-ORPO: "the specification", section 2. The first term is the NLL with ``nll_weight=1``.
+    ``lambda_`` scales the odds-ratio term only.
     """
 
     bound_constant = math.log(2.0)
@@ -87,8 +87,8 @@ class ORPO(Objective):
 class IPO(Objective):
     """``(beta * [(logp_w - ref_w) - (logp_l - ref_l)] - 1)^2``, aligned on ``beta * logp`` with ``s(u) = u^2``.
 
-    IPO (Azar et al. 2023) with ``beta = 2 * tau``, up to the factor ``beta^2``; SoLo-IPO: "the specification",
-    section 2. The reward is ``logp - ref`` and ``eta = beta``. ``(z - 1)^2 <= 2 z^2 + 2``: k = 2, which alpha absorbs.
+    IPO (Azar et al. 2023) with ``beta = 2 * tau``, multiplied by ``beta^2``; SoLo-IPO: "the specification",
+    section 2. The reward is ``logp - ref`` and ``eta = beta``. ``(z - 1)^2 <= 2 z^2 + 2`` gives k = 2; alpha absorbs k.
     """
 
     needs_reference = True
@@ -115,7 +115,8 @@ class IPO(Objective):
 class SLiC(Objective):
     """``max(0, 1 - beta * (logp_w - logp_l))``, aligned on ``beta * logp``.
 
-    SLiC-HF (Zhao et al. 2023), whose regularizer is ``nll_weight``; SoLo-SLiC: "the specification", section 2.
+    SLiC-HF (Zhao et al. 2023); SoLo-SLiC: "the specification", section 2. ``nll_weight`` is the weight of its
+    regularizer.
     """
 
     bound_constant = 1.0

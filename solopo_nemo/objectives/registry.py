@@ -1,4 +1,4 @@
-"""Objectives by name: how recipes find them and how users add their own."""
+"""Registry of the objectives: recipes select an objective by name, and users register their own."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ ObjectiveClass = TypeVar("ObjectiveClass", bound=type[Objective])
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(number, choice, flag))
 def register(name: str) -> Callable[[ObjectiveClass], ObjectiveClass]:
-    """Makes an objective available by name, and its annotated attributes its options.
+    """Registers an objective class. Its annotated attributes become its options.
 
-    The class becomes a frozen, keyword-only dataclass. One that is a dataclass already is left as it is.
+    The class becomes a frozen, keyword-only dataclass unless it is a dataclass already.
 
     Args:
         name: The name in ``build_objective(name)`` and in ``objective=name``.
@@ -55,7 +55,7 @@ def objective_class(name: str) -> type[Objective]:
     """The class registered under a name; its options are ``option_fields(objective_class(name))``.
 
     Raises:
-        UserError: No such objective.
+        UserError: The name is unknown.
     """
     if name not in _REGISTRY:
         raise UserError(f"objective.name must be one of {', '.join(_REGISTRY)}; got {name!r}")
@@ -67,10 +67,10 @@ def build_objective(name: str, **options: Any) -> Objective:
 
     Args:
         name: One of ``available_objectives()``.
-        **options: The options of that objective; those left out take the defaults of "the specification", section 5.
+        **options: Options of that objective. Defaults are those of "the specification", section 5.
 
     Raises:
-        UserError: Unknown name, unknown option or a value that is not allowed; one line, with what is allowed.
+        UserError: The name or an option is unknown, or a value is not allowed. The message lists what is allowed.
     """
     cls = objective_class(name)
     known = option_fields(cls)

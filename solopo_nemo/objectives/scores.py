@@ -1,4 +1,4 @@
-"""What goes into an objective and what comes out, with the checks on what goes in."""
+"""Inputs and outputs of an objective, and the checks of its inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ANSWERS = ("chosen", "rejected")
 
 
 class SequenceSpec(NamedTuple):
-    """What a sequence is made of.
+    """The parts of a sequence.
 
     Attributes:
         prompt: one of ``PROMPTS``.
@@ -27,16 +27,16 @@ class SequenceSpec(NamedTuple):
 
 
 SEQUENCES = {f"{prompt}_{answer}": SequenceSpec(prompt, answer) for prompt in PROMPTS for answer in ANSWERS}
-"""Every sequence that can be scored, by name, in the order in which objectives list them."""
+"""All sequences by name, in the order in which objectives list them."""
 
 
 @dataclass(frozen=True)
 class SequenceScores:
-    """How the policy scores one sequence (a prompt with a response) of each sample.
+    """The policy's scores of one sequence (a prompt with a response) for n samples.
 
     Attributes:
-        logp: ``[n]``, log-probability of the response in nats, summed over its tokens (closing token included,
-            prompt and padding not). bf16 and fp16 are computed in fp32; fp64 stays.
+        logp: ``[n]``, log-probability of the response in nats, summed over the response tokens. The end token counts;
+            prompt and padding do not. The objective computes bf16 and fp16 values in fp32, and fp64 values in fp64.
         tokens: ``[n]``, number of response tokens, at least 1; integer or float.
     """
 
@@ -56,8 +56,8 @@ class ObjectiveOutput:
     Attributes:
         loss: Scalar, mean of ``per_sample``; carries the gradient.
         per_sample: ``[n]``, the loss of each sample; carries the gradient.
-        metrics: Detached scalars by name, each a mean over the n samples, so that the average over micro-batches
-            weighted by their number of samples is the value of the global batch.
+        metrics: Detached scalars by name. Each is a mean over the n samples, so the value of the global batch is the
+            mean over micro-batches, weighted by their number of samples.
     """
 
     loss: Tensor
@@ -74,7 +74,7 @@ def _checked(logp: Tensor, what: str, samples: int | None) -> Tensor:
 
 
 def gather_policy(policy: Mapping[str, SequenceScores], names: Iterable[str]) -> dict[str, SequenceScores]:
-    """Picks the named sequences, checked against each other and in the precision of the computation.
+    """Selects the named sequences, checks their shapes against each other, and upcasts them to fp32 or fp64.
 
     Raises:
         ValueError: A sequence is missing or its shape or dtype is wrong.
@@ -94,7 +94,7 @@ def gather_policy(policy: Mapping[str, SequenceScores], names: Iterable[str]) ->
 
 
 def gather_reference(reference: Mapping[str, Tensor] | None, names: Iterable[str], samples: int) -> dict[str, Tensor]:
-    """Picks the named log-probabilities of the frozen reference policy, without gradient.
+    """Selects the named log-probabilities of the frozen reference policy, checked, upcast and detached.
 
     Raises:
         ValueError: A sequence is missing or its shape or dtype is wrong.

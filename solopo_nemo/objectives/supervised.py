@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the chosen response, a baseline."""
+"""The supervised fine-tuning (SFT) baseline on the chosen response."""
 
 # ruff: noqa: D102 (the base class documents the methods, the class docstring holds the formula)
 
@@ -16,10 +16,10 @@ from solopo_nemo.runtime.options import fixed
 
 @register("sft")
 class SFT(UnalignedObjective):
-    """``-logp(x, y_w) / tokens(y_w)``: the NLL per response token, then the mean over the samples.
+    """``-logp(x, y_w) / tokens(y_w)``: the NLL per response token, averaged over the samples.
 
-    SFT-short and SFT-long by ``prompt`` ("the specification", section 3). Every sample weighs the same, whatever its
-    length. As an objective: ``f(z) = -z`` of the reward ``avg`` of the chosen response alone.
+    ``prompt`` selects SFT-short or SFT-long ("the specification", section 3). Every sample has the same weight,
+    whatever its length. The reward is the mean log-probability of the chosen response, and ``f(z) = -z``.
     """
 
     nll_weight: float = fixed(0.0)
