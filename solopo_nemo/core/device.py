@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 
 from solopo_nemo.core import cpu_patches
 from solopo_nemo.runtime import kernels
@@ -26,7 +27,8 @@ def to_device(batch: Batch) -> Batch:
     """The batch with its tensors on this process's device."""
     if not cuda():
         return batch
-    moved = {k: v.to(current(), non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+    # the longest length stays on the host, which reads it: from the GPU it would wait for all that runs there
+    moved = {k: v.to(current(), non_blocking=True) if torch.is_tensor(v) and v.dim() else v for k, v in batch.items()}
     return cast("Batch", moved)
 
 
@@ -49,7 +51,11 @@ def configure(config: TransformerConfig) -> None:
     """Set the fields of a model config that packed micro-batches and the device decide, in place."""
     # packed micro-batches differ in length: the pipeline exchanges shapes, which Megatron ties to this dispatcher
     settings: dict[str, Any] = {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall"}
-    if not cuda():
+    if cuda():
+        # NeMo sets them for Llama alone; unfused, the rotary embedding asks the GPU for lengths (rope_utils.py:204)
+        settings["apply_rope_fusion"] = not config.multi_latent_attention
+        settings["bias_activation_fusion"] = config.gated_linear_unit and config.activation_func is F.silu
+    else:
         settings |= {
             "use_cpu_initialization": True,
             "gradient_accumulation_fusion": False,

@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from solopo_nemo.core import device
 from solopo_nemo.core.head import LOGITS_CHUNK_SIZE, ResponseHead
-from solopo_nemo.core.layers.rotary import use_local_positions
+from solopo_nemo.core.layers.rotary import forget_tables, use_local_positions
 
 
 def build_model(
@@ -64,8 +64,7 @@ def complete(model: GPTModel, logits_chunk_size: int = LOGITS_CHUNK_SIZE) -> GPT
         model: this pipeline stage, not yet wrapped.
         logits_chunk_size: see :class:`solopo_nemo.core.head.ResponseHead`.
     """
-    if not device.cuda():
-        use_local_positions(model)
+    (forget_tables if device.cuda() else use_local_positions)(model)
     if model.post_process and not isinstance(model.output_layer, ResponseHead):
         model.output_layer = ResponseHead.from_output_layer(model.output_layer, logits_chunk_size)
     return model

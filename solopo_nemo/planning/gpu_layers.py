@@ -127,9 +127,9 @@ def head(z: Sizes) -> list[Step]:
     """Final norm and response head, forward and backward."""
     return [
         Step("final norm", z.tensors(final_norm=z.T * z.h / z.s * z.e, final_rstd=z.T / z.s * 4)),
-        *head_steps.forward(z),
+        *head_steps.forward(z, gpu=True),
         Step("final norm released", drops=("final norm",)),
-        *head_steps.backward(z),
+        *head_steps.backward(z, gpu=True),
         Step(
             "final norm backward", z.tensors(gradient=z.T * z.h / z.s * z.e), z.tensors(selected=z.T * z.h / z.s * z.e)
         ),

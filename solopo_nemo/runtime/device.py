@@ -5,6 +5,7 @@ torch is imported when a function is called, so that a command that needs no ten
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +31,48 @@ def current() -> torch.device:
     import torch
 
     return torch.device("cuda", torch.cuda.current_device()) if cuda() else torch.device("cpu")
+
+
+def name_of_current() -> str:
+    """This process's GPU as ``CUDA_VISIBLE_DEVICES`` names it; empty without CUDA."""
+    import torch
+
+    if not cuda():
+        return ""
+    index, visible = torch.cuda.current_device(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[index].strip() if visible else str(index)
+
+
+def prepare_environment(ranks_of_model: int) -> None:
+    """Set the variables that CUDA and torch read when a process first uses a GPU, where the user has not set them.
+
+    Call it where a process starts, and in one that starts ranks. Nothing on a machine without GPU.
+
+    Args:
+        ranks_of_model: tensor- times context-parallel size.
+    """
+    chip = _capability_without_cuda()
+    if chip is None:
+        return
+    # packed micro-batches differ in length, which leaves holes between the allocator's blocks of fixed size
+    if "PYTORCH_ALLOC_CONF" not in os.environ:  # the name that torch 2.10 prefers
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    # nemo/lightning/pytorch/callbacks/megatron_comm_overlap.py:225-256: up to Hopper one queue keeps a collective in
+    # front of the product that it overlaps with; Blackwell needs many
+    if ranks_of_model > 1:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32" if chip[0] > 9 else "1")
+
+
+def _capability_without_cuda() -> tuple[int, int] | None:
+    """Compute capability of the machine's first GPU, from the driver: asking CUDA would start it."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(0))
+    except Exception:  # no library, no driver, no GPU: each release has its own errors
+        return None
+    return int(major), int(minor)
 
 
 def saves_asynchronously() -> bool:

@@ -57,7 +57,7 @@ def preload(modules: Sequence[str]) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
 
 
-def run_isolated(what: str, function: Callable[..., R], *arguments: Any, cuda: bool = True) -> R:
+def run_isolated(what: str, function: Callable[..., R], *arguments: Any, cuda: bool | str = True) -> R:
     """Call ``function(progress, *arguments)`` in a fresh process that is no rank of this job, and return its result.
 
     What the process prints is dropped, and printed only if the function crashes. Bars that it draws with ``progress``
@@ -67,7 +67,7 @@ def run_isolated(what: str, function: Callable[..., R], *arguments: Any, cuda: b
         what: the work in words, for the message if it is killed, such as "the import of /models/qwen".
         function: of a module's top level.
         *arguments: picklable.
-        cuda: whether the process may see a GPU.
+        cuda: whether the process may see a GPU, or the one that it sees, as ``CUDA_VISIBLE_DEVICES`` names it.
 
     Raises:
         Exception: what the function raised.
@@ -80,7 +80,9 @@ def run_isolated(what: str, function: Callable[..., R], *arguments: Any, cuda: b
 
 
 @contextmanager
-def begin_isolated(what: str, function: Callable[..., R], *arguments: Any, cuda: bool = True) -> Iterator[Future[R]]:
+def begin_isolated(
+    what: str, function: Callable[..., R], *arguments: Any, cuda: bool | str = True
+) -> Iterator[Future[R]]:
     """Start :func:`run_isolated`, and yield its future; an error that leaves the block kills the process."""
     context = multiprocessing.get_context("forkserver" if _preloaded else "spawn")
     others = set(multiprocessing.active_children())
@@ -188,13 +190,13 @@ def _follow_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _leave_job(cuda: bool) -> None:
+def _leave_job(cuda: bool | str) -> None:
     _follow_parent()
     kept = environment.without_ranks()
     os.environ.clear()
     os.environ.update(kept)
-    if not cuda:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if cuda is not True:
+        os.environ["CUDA_VISIBLE_DEVICES"] = cuda or ""
 
 
 def _quietly(function: Callable[..., R], *arguments: Any) -> R:

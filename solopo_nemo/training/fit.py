@@ -162,7 +162,8 @@ def fit(
             pipeline_dtype=torch.bfloat16 if precision_of(config) == "bf16" else torch.float32,
             restore_config=nl.RestoreConfig(path=str(paths.initial)),  # where nothing is resumed
         ),
-        plugins=nl.MegatronMixedPrecision("bf16-mixed", fp16_loss_scale=LOSS_SCALE)  # it sets the optimizer's, bf16 too
+        # the loss scale is bf16's too; without params_dtype the policy and the online reference are built in fp32
+        plugins=nl.MegatronMixedPrecision("bf16-mixed", params_dtype=torch.bfloat16, fp16_loss_scale=LOSS_SCALE)
         if precision_of(config) == "bf16"
         else None,
         callbacks=trainer_callbacks,

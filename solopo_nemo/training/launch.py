@@ -9,14 +9,15 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from solopo_nemo.config.schema import RunConfig, load_config, read_config, save_config
 from solopo_nemo.config.world import local_world
-from solopo_nemo.runtime import environment, logs
+from solopo_nemo.runtime import device, environment, logs
 from solopo_nemo.runtime.cli import EXIT_RESUMABLE
+from solopo_nemo.runtime.isolated import Progress, run_isolated, unseen
 from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.runtime.signals import SIGNALS, Stopped, StopRequest, spare_helpers, stopping_at_once
 from solopo_nemo.training.checkpoints.files import saved_checkpoints, step_of
@@ -54,6 +55,7 @@ def run_recipe(
     """
     logs.show_own_messages(environment.rank())
     config = load_config(recipe, arguments)
+    device.prepare_environment(config.parallel.tensor * config.parallel.context)
     try:
         if environment.started_as_rank():
             return _run_rank(config, only_reference)
@@ -184,15 +186,19 @@ def _evaluate(config: RunConfig, moment: str, model: Path) -> None:
     wanted = evaluation.name == "builtin" or (evaluation.name == "auto" and config.model.init == "builtin")
     if not wanted or moment in rows or not (model / "config.json").is_file():
         return
-    from solopo_nemo.evaluation.accuracy import evaluate_accuracy
-
     logger.info("answer accuracy %s training", moment)
-    measured = evaluate_accuracy(
-        model, evaluation.lengths, evaluation.questions, evaluation.seed, config.data.chat_template_kwargs
-    )
+    asked = (model, evaluation.lengths, evaluation.questions, evaluation.seed, config.data.chat_template_kwargs)
+    # on a GPU in a process of its own: this one lives through the training, and would hold memory there
+    measured = run_isolated("the answer accuracy", _accuracy, *asked) if device.cuda() else _accuracy(unseen, *asked)
     rows[moment] = [row.as_json() for row in measured]
     with atomic_text(path) as stream:
         stream.write(json.dumps(rows, indent=2) + "\n")
+
+
+def _accuracy(_: Progress, *asked: Any) -> Any:
+    from solopo_nemo.evaluation.accuracy import evaluate_accuracy
+
+    return evaluate_accuracy(*asked)
 
 
 def _show(config: RunConfig) -> None:

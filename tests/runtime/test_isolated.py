@@ -135,6 +135,7 @@ def test_an_isolated_process_is_no_rank_and_prints_only_when_it_crashes(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert run_isolated("it", chatty, "") == "None None"
     assert run_isolated("it", chatty, "", cuda=False) == "None "
+    assert run_isolated("it", chatty, "", cuda="GPU-a") == "None GPU-a"
     with pytest.raises(UserError, match="mend it"):
         run_isolated("it", chatty, "user")
     with pytest.raises(

@@ -5,7 +5,8 @@ rank (gpt_model.py:343). Each layer makes and keeps its own cosines and sines of
 (rope_utils.py:102). Here all layers share one table of the local positions, and a layer keeps nothing.
 
 Memory: one table, ``4 * head_dim`` bytes a local token. With Transformer Engine its fused kernel stays, which takes the
-angles of full length: ``4 * head_dim`` bytes a token of the longest sequence.
+angles of full length: ``4 * head_dim`` bytes a token of the longest sequence, made anew in each forward pass. Megatron
+keeps the tables of 32 lengths (rotary_pos_embedding.py:150), and nearly every packed micro-batch has its own.
 """
 
 from __future__ import annotations
@@ -43,6 +44,37 @@ class LocalRotaryEmbedding(torch.nn.Module):
         assert self._positions is not None
         angles = torch.outer(self._positions.to(self.inv_freq.dtype), self.inv_freq)
         return torch.stack((angles.cos(), angles.sin()))
+
+
+class FreshRotaryEmbedding(torch.nn.Module):
+    """A ``GPTModel``'s own rotary embedding without the cache of its ``forward``: the same angles, kept by nobody.
+
+    Valid under every parallelism: the table is of full length on every rank, and Transformer Engine's kernel takes each
+    rank's positions from it.
+
+    Args:
+        rotary: Megatron-core's embedding, whose ``forward`` is an ``lru_cache``.
+    """
+
+    def __init__(self, rotary: Any) -> None:
+        super().__init__()
+        self.rotary: Any = rotary
+
+    def get_rotary_seq_len(self, *args: Any, **kwargs: Any) -> int:
+        """As the embedding."""
+        return int(self.rotary.get_rotary_seq_len(*args, **kwargs))
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Angles, fp32 ``[longest, 1, 1, head_dim]``."""
+        make = type(self.rotary).forward
+        angles: torch.Tensor = getattr(make, "__wrapped__", make)(self.rotary, *args, **kwargs)
+        return angles
+
+
+def forget_tables(model: Any) -> None:
+    """Keep a built ``GPTModel`` from holding the rotary tables of earlier micro-batches."""
+    if model.position_embedding_type == "rope" and not isinstance(model.rotary_pos_emb, FreshRotaryEmbedding):
+        model.rotary_pos_emb = FreshRotaryEmbedding(model.rotary_pos_emb)
 
 
 def use_local_positions(model: Any) -> None:

@@ -70,7 +70,9 @@ class Validation(pl.Callback):
     def _score(self, trainer: pl.Trainer, checkpoint: Path) -> None:
         if dist.get_rank() == 0:
             logger.info("scoring step %d by %s", step_of(checkpoint), self.suite)
-        begun = begin_isolated(f"scoring {checkpoint}", score_checkpoint, checkpoint, self.config, self.suite)
+        asked = (checkpoint, self.config, self.suite)
+        # the other GPUs are their ranks': lm_eval would spread the model over all that it sees
+        begun = begin_isolated(f"scoring {checkpoint}", score_checkpoint, *asked, cuda=device.name_of_current())
         with begun if dist.get_rank() == 0 else nullcontext() as future:
             while self._running(future):
                 pass

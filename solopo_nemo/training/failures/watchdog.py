@@ -17,7 +17,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from solopo_nemo.runtime import cli, environment
+from solopo_nemo.runtime import cli, device, environment
 from solopo_nemo.runtime.errors import RunFault
 from solopo_nemo.runtime.signals import StopRequest
 from solopo_nemo.training.failures.faults import Fault, FaultFiles, hung_ranks
@@ -95,12 +95,22 @@ class Watchdog(pl.Callback):
         os._exit(cli.EXIT_FAULT)  # the main thread may never come back
 
 
+READS_A_GPU = (".item(", ".tolist(", ".cpu(", ".nonzero(", "bool(", "float(", "int(")
+"""Calls in which the host waits for a GPU, and with it for a collective that the GPU is in."""
+
+
 def where_it_is(frame: FrameType) -> tuple[bool, str]:
-    """Whether a stack waits for other ranks, and a phrase for where it is."""
+    """Whether a stack waits for other ranks, and a phrase for where it is.
+
+    With NCCL a collective returns at once and the GPU waits: the host stands at the next number that it reads, or in
+    the backward pass, whose threads are not Python's.
+    """
     stack = traceback.extract_stack(frame)
     for entry in stack:
         if entry.filename.endswith(("torch/distributed/distributed_c10d.py", "torch/cuda/__init__.py")):
             return True, f"waits in {entry.name}"
     entry = stack[-1]
-    waits = ".wait(" in (entry.line or "")
+    line = entry.line or ""
+    reads = device.cuda() and (entry.name == "_engine_run_backward" or any(call in line for call in READS_A_GPU))
+    waits = ".wait(" in line or reads
     return waits, f"{'waits' if waits else 'is'} in {entry.name} ({entry.filename}:{entry.lineno})"

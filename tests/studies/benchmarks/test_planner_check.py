@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from solopo_nemo.core.head import VOCABULARY_TILE
+from solopo_nemo.core import head
 from solopo_nemo.planning import head_steps
 from studies.benchmarks import planner_check as check
 
@@ -32,4 +32,5 @@ def test_a_comparison_takes_the_rank_that_needs_most() -> None:
 
 
 def test_the_head_has_the_tile_that_is_planned_for() -> None:
-    assert head_steps.VOCABULARY_TILE == VOCABULARY_TILE
+    assert head_steps.VOCABULARY_TILE == head.VOCABULARY_TILE
+    assert head_steps.GPU_VOCABULARY_TILE == head.GPU_VOCABULARY_TILE
