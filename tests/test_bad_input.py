@@ -1,4 +1,7 @@
-"""Every kind of bad input ends with exit code 2 and one line that names the culprit, before any work has begun."""
+"""Every kind of bad input ends with exit code 2 and one line that names the culprit, before any work has begun.
+
+What a run refuses once its configuration is read, a check finds too, and leaves the output folder as it is.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bad_input import Case, cases, make_material
 from studies_commands import STUDIES
 
 from solopo_nemo.commands import main as command
+from solopo_nemo.config.schema import RunConfig, load_config
 from solopo_nemo.runtime import cli
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
-from solopo_nemo.training import checks, ranks
+from solopo_nemo.training import checks, launch, ranks
+from solopo_nemo.training.check import Findings, check_config
 from solopo_nemo.training.launch import run_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -78,8 +84,14 @@ def test_bad_input(
     def begun(*_: object) -> None:
         raise AssertionError("work had begun")
 
+    def load(*words: Any) -> RunConfig:
+        loaded.append(load_config(*words))
+        return loaded[-1]
+
     monkeypatch.setattr(checks, "import_weights", begun)
     monkeypatch.setattr(ranks, "start_ranks", begun)
+    monkeypatch.setattr(launch, "load_config", load)
+    loaded: list[RunConfig] = []
     case = CASES[name]
     words = words_of(case)
     for key, value in case.environment.items():
@@ -88,6 +100,13 @@ def test_bad_input(
     with pytest.raises(SystemExit) as stop:
         command(STUDIES.get(case.command, case.command))
     check(case, stop.value.code, capsys.readouterr().err)
+    for config in loaded:
+        before, found = set((tmp_path / "out").rglob("*")), Findings()
+        with found.listing():
+            check_config(config, tmp_path / "scratch", found)
+        assert any(all(culprit in line for culprit in case.culprits) for line in found.problems), found.problems
+        assert not found.summary
+        assert set((tmp_path / "out").rglob("*")) == before, "a check wrote into the output folder"
     assert not list(tmp_path.glob("out.*")), "a result was written"
     assert not (tmp_path / "out" / "initial").exists()
     assert not (bad / "exploded").exists(), "a foreign file was unpickled"

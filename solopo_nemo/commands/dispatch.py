@@ -17,6 +17,7 @@ TOOLS = (
     "convert",
     "evaluate",
     "plan",
+    "check",
     "launch",
 )
 """Modules of this package with a docstring and a ``main(arguments)`` that returns an exit code."""

@@ -148,6 +148,7 @@ class RunConfig:
     trainer: TrainerConfig
     logger: LoggerConfig
     evaluation: EvaluationConfig
+    check_only: bool = False  # absent in the configuration of earlier runs
     plugins: list[str] = field(default_factory=list)  # no YAML default: Hydra's +plugins=[...] adds the key
 
     @property

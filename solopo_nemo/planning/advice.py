@@ -20,69 +20,87 @@ if TYPE_CHECKING:
 
 SAVING = 0.9
 """Where a run failed that was predicted to fit, a change has to leave less than this share of the predicted peak."""
+MOST = 256
+"""No larger number of GPUs is proposed."""
 
 
-def advise(
-    config: RunConfig,
-    shape: ModelShape,
-    lengths: Lengths,
-    world: int,
-    memory_gib: float,
-    device: str = GPU,
-    gpus_per_node: int = 8,
-) -> str:
-    """The smallest change of a recipe's configuration with which it should fit, on the same ranks.
+def advise(config: RunConfig, shape: ModelShape, lengths: Lengths, machine: Machine, device: str = GPU) -> str:
+    """The nearest layout with which a run should fit: on its own devices, else on the smallest larger number of GPUs.
 
-    Fewest changed keys first, then the fastest. Without one, the longest context that fits, or that more devices are
-    needed.
+    Of several layouts the one with the fewest changed keys, then the fastest. Where its own devices have none, the
+    longest context that fits them is named as well.
 
     Args:
         config: of the run that does not fit, or ran out of memory.
         shape: of its model.
         lengths: of its longest sample.
-        world: ranks; the advice keeps them.
-        memory_gib: of one device; on a CPU, of the machine divided by the ranks on it.
+        machine: ``gpus`` is the number of its ranks, ``memory_gib`` what each has: of a CPU an equal share.
         device: ``gpu`` or ``cpu``.
-        gpus_per_node: ranks on one node, which tensor parallelism should not leave.
 
     Returns:
-        One line, e.g. ``model.recompute=full parallel.context=4: predicted 61.2 GiB instead of 96.3 of 80.0``.
+        One line, e.g. ``TP2+SP CP4 p2p PP1 DP1 with recompute=full fits: parallel.sequence=true parallel.context=4
+        parallel.tensor=2 model.recompute=full (predicted 61.2 GiB instead of 96.3 of 80.0)``.
     """
-    machine = Machine(gpus=world, gpus_per_node=gpus_per_node, memory_gib=memory_gib)
-    now = Run.of(config, shape, lengths, world, device)
+    now = Run.of(config, shape, lengths, machine.gpus, device)
     before = memory(now).gib
     budget = min(machine.budget_gib, before * SAVING)
-    outcome = f"GiB instead of {before:.1f} of {memory_gib:.1f}"
-    changes = [(memory(run).gib, run, changed) for run, changed in _changes(config, now, gpus_per_node)]
+    of = f"GiB instead of {before:.1f} of {machine.memory_gib:.1f})"
+    if found := _nearest(config, now, machine, budget):
+        return f"{found} {of}"
+    runs = [(memory(run).gib, run, changed) for run, changed in _changes(config, now, machine)]
+    least, smallest, changed = min(runs, key=lambda found: found[0], default=(before, now, []))
+    devices = f"{machine.gpus} {'GPU' if device == GPU else 'rank'}{'s' * (machine.gpus > 1)}"
+    parts = [f"no layout of {devices} fits into {budget:.1f} GiB each (predicted {least:.1f} at best)"]
+    for more in _larger(machine) if device == GPU else ():
+        if any(memory(run).gib <= budget for run, _ in _changes(config, now, more, only_smallest=True)):
+            parts.append(f"on {more.gpus}, {_nearest(config, now, more, budget)} {of}")
+            break
+    fits = longest(config, smallest, lengths, dataclasses.replace(machine, memory_gib=budget / machine.usable))
+    if fits >= 2:
+        shorter = [*changed, f"data.max_tokens={fits + lengths.response}", "data.too_long=drop"]
+        parts.append(f"on {devices}, shorter samples fit: {' '.join(shorter)} (predicted {budget:.1f} {of}")
+    if len(parts) == 1:
+        other = f"{before:.1f} of {machine.memory_gib:.1f} GiB were predicted: does another process use the devices?"
+        parts.append(other if before <= machine.budget_gib else "take devices with more memory")
+    return "; ".join(parts)
+
+
+def _larger(machine: Machine) -> Iterator[Machine]:
+    """The same machine with more GPUs: up to a node one by one, then in whole nodes."""
+    node = machine.gpus_per_node
+    whole_nodes = range((machine.gpus // node + 1) * node, MOST + 1, node)
+    for gpus in (*range(machine.gpus + 1, node), *whole_nodes):
+        yield dataclasses.replace(machine, gpus=gpus)
+
+
+def _nearest(config: RunConfig, now: Run, machine: Machine, budget: float) -> str | None:
+    """The layout of a machine within a budget (GiB) that differs least from a run's; None where none fits."""
+    runs = ((memory(run).gib, run, changed) for run, changed in _changes(config, now, machine))
     fitting = [
-        (len(changed), step_time(run, machine).total, " ".join(changed), after)
-        for after, run, changed in changes
+        (len(changed), step_time(run, machine).total, " ".join(changed), str(run.layout), run.recompute, after)
+        for after, run, changed in runs
         if after <= budget
     ]
-    if fitting:
-        *_, change, after = min(fitting)
-        return f"{change}: predicted {after:.1f} {outcome}"
-    least, smallest, changed = min(changes, key=lambda change: change[0], default=(before, now, []))
-    smaller = dataclasses.replace(machine, memory_gib=budget / machine.usable)
-    fits = longest(config, smallest, lengths, smaller)
-    if fits < 2:
-        return (
-            f"no setting makes it fit on {world} ranks: predicted {least:.1f} GiB at best of {memory_gib:.1f}; take "
-            "more ranks, or devices with more memory"
-        )
-    shorter = [*changed, f"data.max_tokens={fits + lengths.response}", "data.too_long=drop"]
-    return f"{' '.join(shorter)}: predicted {budget:.1f} {outcome}"
+    if not fitting:
+        return None
+    *_, change, layout, recompute, after = min(fitting)
+    return f"{layout} with recompute={recompute} fits: {change} (predicted {after:.1f}"
 
 
-def _changes(config: RunConfig, now: Run, gpus_per_node: int) -> Iterator[tuple[Run, list[str]]]:
-    """Runs on the same ranks that differ where it can save memory, and the differences as overrides."""
-    world, layout = now.layout.world, now.layout
+def _changes(
+    config: RunConfig, now: Run, machine: Machine, only_smallest: bool = False
+) -> Iterator[tuple[Run, list[str]]]:
+    """Runs on a machine that differ from one where it can save memory, and the differences as overrides.
+
+    With ``only_smallest`` those that take least memory at their layout.
+    """
+    world, layout = machine.gpus, now.layout
     sizes = [i for i in range(1, world + 1) if world % i == 0]
-    tensors = [t for t in sizes if layout.tensor <= t <= max(gpus_per_node, layout.tensor)]
+    tensors = [t for t in sizes if layout.tensor <= t <= max(machine.gpus_per_node, layout.tensor)]
     contexts = [c for c in sizes if c >= layout.context]
     pipelines = [p for p in sizes if p >= layout.pipeline]
-    recomputes = RECOMPUTE[RECOMPUTE.index(now.recompute) :]
-    micro_batches = sorted({now.micro_batch, 1})
+    recomputes = RECOMPUTE[-1 if only_smallest else RECOMPUTE.index(now.recompute) :]
+    micro_batches = sorted({1, now.micro_batch})[: 1 if only_smallest else None]
     for tensor, context, pipeline, micro_batch in product(tensors, contexts, pipelines, micro_batches):
         if world % (tensor * context * pipeline):
             continue

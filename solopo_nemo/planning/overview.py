@@ -83,7 +83,7 @@ def overview(
     plan = Plan.of(run, machine)
     advice = None
     if not plan.fits:
-        advice = advise(config, shape, lengths, machine.gpus, machine.memory_gib, GPU, machine.gpus_per_node)
+        advice = advise(config, shape, lengths, machine)
     return Overview(
         lengths=lengths,
         machine=machine,

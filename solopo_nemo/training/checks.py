@@ -59,14 +59,13 @@ class once(cached_property[T]):
 
     def __get__(self, start: Any, owner: type[Any] | None = None) -> Any:
         """Read it, or take what was read."""
-        refused: dict[str, UserError] = start.__dict__.setdefault("refused", {})
         name = str(self.attrname)
-        if name in refused:
-            raise refused[name]
+        if name in start.refused:
+            raise start.refused[name]
         try:
             return super().__get__(start, owner)
         except UserError as error:
-            refused[name] = error
+            start.refused[name] = error
             raise
 
 
@@ -79,12 +78,14 @@ class Start:
         world: ranks.
         on_gpu: the run computes on GPUs.
         scratch: where ``solopo check`` writes, which leaves the output folder as it is. None: this is the run itself.
+        refused: the parts that could not be read.
     """
 
     config: RunConfig
     world: int
     on_gpu: bool = field(default_factory=device.cuda)
     scratch: Path | None = None
+    refused: dict[str, UserError] = field(default_factory=dict)
 
     @property
     def paths(self) -> Paths:
@@ -94,7 +95,14 @@ class Start:
     @property
     def installed(self) -> kernels.Installed | None:
         """What decides which attention runs; None on a CPU."""
-        return kernels.Installed.here() if self.on_gpu else None
+        if not self.on_gpu:
+            return None
+        return kernels.Installed.here() if device.cuda() else kernels.Installed.planned()
+
+    @property
+    def written(self) -> Paths:
+        """Where data are written."""
+        return self.paths if self.scratch is None else Paths(self.scratch)
 
     @property
     def bf16(self) -> bool:
@@ -102,9 +110,14 @@ class Start:
         return (self.config.trainer.precision or device.default_precision(self.on_gpu)) == "bf16"
 
     @once
-    def saved(self) -> list[Path]:
-        """The checkpoints that this start may go on from."""
+    def settled(self) -> list[Path]:
+        """The checkpoints that this start may go on from, once the output folder is ready for it."""
         return settle_earlier_run(self.config, self.paths, only_look=self.scratch is not None)
+
+    @property
+    def saved(self) -> list[Path]:
+        """The same; none where the folder was refused."""
+        return [] if "settled" in self.refused else self.settled
 
     @once
     def source(self) -> Path:
@@ -119,9 +132,9 @@ class Start:
     @once
     def model(self) -> ModelDescription:
         """What the folder says of the model."""
-        scaling = self.config.model.rope_scaling
+        folder, scaling = self.template, self.config.model.rope_scaling
         try:
-            return hf.read_config(self.template, rope_scaling=scaling, rope_key="model.rope_scaling")
+            return hf.read_config(folder, rope_scaling=scaling, rope_key="model.rope_scaling")
         except UserError as error:
             raise UserError(f"model.init={self.config.model.init}: {error}") from None
 
@@ -138,11 +151,20 @@ class Start:
         return source_states(self.config)
 
     @once
+    def train(self) -> Path:
+        """The file of samples."""
+        return training_file(self.config, self.written)
+
+    @property
+    def needs(self) -> Needs:
+        """The sequences that the objective and its reference run."""
+        objective = self.config.build_objective()
+        return Needs(tuple(dict.fromkeys((*objective.sequences, *objective.reference_sequences))))
+
+    @once
     def prepared(self) -> PreparedDataset:
         """The tokenized data."""
-        config, objective = self.config, self.config.build_objective()
-        written = self.paths if self.scratch is None else Paths(self.scratch)
-        train, window = training_file(config, written), self.model.window
+        config, window = self.config, self.model.window
         max_tokens = config.data.max_tokens or window
         if max_tokens > window:
             raise UserError(
@@ -150,12 +172,12 @@ class Start:
                 "extends it: 'model.rope_scaling={type: yarn, factor: 4.0}'"
             )
         return prepare_dataset(
-            train,
+            self.train,
             self.tokenizer,
-            Needs(tuple(dict.fromkeys((*objective.sequences, *objective.reference_sequences)))),
+            self.needs,
             max_tokens,
             cast(TooLong, config.data.too_long),
-            written.tokenized,
+            self.written.tokenized,
             config.model.init,
             vocab_size=self.model.vocab_size,
             template_kwargs=config.data.chat_template_kwargs,
@@ -215,6 +237,7 @@ def _say_length(start: Start) -> None:
 
 
 def _check_selection(start: Start) -> None:
+    check_suite(start.config)
     with tempfile.TemporaryDirectory() as folder:
         changes, template = start.model.changes(), start.template
         if changes:
@@ -234,7 +257,7 @@ EVERYWHERE: tuple[Check, ...] = (
 """What every rank checks, and whoever submits a job: needs neither the model nor the data."""
 
 CHECKS: tuple[Check, ...] = (
-    lambda start: start.saved,
+    lambda start: start.settled,
     lambda start: check_writable(start.config.output, "output_dir", make=start.scratch is None),
     _check_origin,
     lambda start: check_tensor(start.config.parallel, start.model),

@@ -48,12 +48,17 @@ def run_recipe(
         start: starts the ranks, and returns their exit code; without it they are this same command, run again.
 
     Returns:
-        0 finished, 75 stopped after saving and to be started again; a crash is another number.
+        0 finished, 75 stopped after saving and to be started again, 2 where ``check_only=true`` found problems; a
+        crash is another number.
 
     Raises:
         UserError: bad configuration or data.
     """
     logs.show_own_messages(environment.rank())
+    if _wants_check(arguments):
+        from solopo_nemo.training.check import check_recipe
+
+        return 0 if environment.rank() else check_recipe(recipe, arguments).show()
     config = load_config(recipe, arguments)
     device.prepare_environment(config.parallel.tensor * config.parallel.context)
     try:
@@ -64,6 +69,12 @@ def run_recipe(
     except Stopped as stop:
         logger.info("%s: stopped; the same command goes on from here", stop)
         return EXIT_RESUMABLE
+
+
+def _wants_check(arguments: Sequence[str]) -> bool:
+    """Whether ``check_only=true`` is given; the others may be refused, and Hydra then gives no configuration."""
+    given = [word.partition("=")[2].lower() for word in arguments if word.startswith("check_only=")]
+    return given[-1:] == ["true"]
 
 
 def _run_here(config: RunConfig, only_reference: bool, run_ranks: StartRanks | None) -> int:

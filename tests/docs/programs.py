@@ -19,7 +19,6 @@ import pytest
 from shown import ROOT, Command
 from studies_commands import STUDIES
 
-from solopo_nemo.commands import plan
 from solopo_nemo.commands.dispatch import TOOLS, recipes
 from solopo_nemo.config.schema import RunConfig, load_config
 from solopo_nemo.config.usage import describe
@@ -85,10 +84,11 @@ def _solopo(arguments: Sequence[str]) -> None:
         _launch(rest)
     elif name == "cache_reference":
         _named_recipe(rest)
-    elif name == "plan":
-        parsed = plan._parser().parse_intermixed_args(rest)
+    elif name in ("plan", "check"):
+        parsed = import_module(f"solopo_nemo.commands.{name}")._parser().parse_intermixed_args(rest)
         if parsed.overrides:  # without any, a page only names the tool
-            check_world(_named_recipe(parsed.overrides), parsed.gpus)
+            config = _named_recipe(parsed.overrides)
+            check_world(config, parsed.gpus or local_world(config))
     elif name in STUDIES:
         _parse(import_module(STUDIES[name]), rest)
     elif name in TOOLS:

@@ -112,8 +112,26 @@ def test_a_pipeline_waits_and_slow_links_cost() -> None:
 
 
 ADVICE = re.compile(
-    r"^(?P<change>\S+=\S+(?: \S+=\S+)*): predicted (?P<after>[\d.]+) GiB instead of (?P<before>[\d.]+) of 80.0$"
+    r"(?P<layout>TP.*) with recompute=\w+ fits: (?P<change>\S+=\S+(?: \S+=\S+)*) "
+    r"\(predicted (?P<after>[\d.]+) GiB instead of (?P<before>[\d.]+) of [\d.]+\)"
 )
+SHORTER = re.compile(ADVICE.pattern.replace("(?P<layout>TP.*) with recompute=\\w+ fits", "shorter samples fit"))
+
+
+def proved(found: re.Match[str], overrides: list[str], lengths: Lengths, machine: Machine) -> RunConfig:
+    """The configuration that a line of advice names, which the recipe's checks let pass and which fits."""
+    changed = config_of(*overrides, *found["change"].split())
+    shape = load_shape(changed.model.init)
+    check_world(changed, machine.gpus)
+    check_model(changed, shape, on_gpu=True)
+    if changed.data.max_tokens:
+        lengths = dataclasses.replace(lengths, long=changed.data.max_tokens - lengths.response)
+    run = Run.of(changed, shape, lengths, machine.gpus)
+    assert memory(run).gib <= float(found["after"]) + 0.05
+    assert memory(run).gib < min(machine.budget_gib, 0.9 * float(found["before"])) + 0.05
+    if "layout" in found.re.groupindex:
+        assert found["layout"] == str(run.layout)
+    return changed
 
 
 @pytest.mark.parametrize(
@@ -123,34 +141,49 @@ ADVICE = re.compile(
         ([], 131072, 8),
         (["parallel.tensor=4", "parallel.sequence=true"], 131072, 16),
         (["parallel.tensor=2", "model.recompute=full"], 65536, 64),
-        (["parallel.tensor=4", "model.recompute=full", "parallel.sequence=true", "parallel.context=2"], 1 << 20, 8),
     ],
 )
 def test_advice_is_one_line_that_works(overrides: list[str], long: int, world: int) -> None:
-    config, lengths = config_of(*overrides), Lengths(long, 1024)
-    shape = load_shape(config.model.init)
-    line = advise(config, shape, lengths, world, memory_gib=80.0)
-    found = ADVICE.match(line)
+    config, lengths, machine = config_of(*overrides), Lengths(long, 1024), Machine(world)
+    line = advise(config, load_shape(config.model.init), lengths, machine)
+    found = ADVICE.fullmatch(line)
     assert found, line
-    changes = found["change"].split()
-    changed = config_of(*overrides, *changes)
-    check_world(changed, world)
-    check_model(changed, shape)
-    if changed.data.max_tokens:
-        lengths = dataclasses.replace(lengths, long=changed.data.max_tokens - lengths.response)
-    after = memory(Run.of(changed, shape, lengths, world)).gib
-    assert after <= float(found["after"]) + 0.05
-    assert after < min(76.0, 0.9 * float(found["before"])) + 0.05
+    proved(found, overrides, lengths, machine)
+
+
+def test_where_the_gpus_are_too_few_more_are_named_and_what_these_take() -> None:
+    overrides = ["parallel.tensor=4", "model.recompute=full", "parallel.sequence=true", "parallel.context=2"]
+    config, lengths = config_of(*overrides), Lengths(1 << 20, 1024)
+    line = advise(config, load_shape(config.model.init), lengths, Machine(8))
+    refused, larger, shorter = line.split("; ")
+    assert refused.startswith("no layout of 8 GPUs fits into 70.5 GiB each (predicted ")
+    gpus, more = re.fullmatch(r"on (\d+), (.*)", larger).groups()  # type: ignore[union-attr]
+    found = ADVICE.fullmatch(more)
+    assert found, line
+    proved(found, overrides, lengths, Machine(int(gpus)))
+    for fewer in range(16, int(gpus), 8):
+        assert not search(config, load_shape(config.model.init), lengths, Machine(fewer))
+    fits = SHORTER.fullmatch(shorter.removeprefix("on 8 GPUs, "))
+    assert fits, line
+    assert proved(fits, overrides, lengths, Machine(8)).data.max_tokens
+
+
+@pytest.mark.parametrize(("world", "gib", "more"), [(1, 80.0, 2), (1, 40.0, 4), (3, 40.0, 4)])
+def test_within_a_node_a_few_more_gpus_are_enough(world: int, gib: float, more: int) -> None:
+    config = config_of("model.recompute=full")
+    line = advise(config, load_shape(config.model.init), Lengths(8192, 1024), Machine(world, 8, gib))
+    assert f"; on {more}, TP" in line, line
 
 
 def test_advice_without_a_way_out_says_so() -> None:
     config = config_of("parallel.tensor=4", "model.recompute=full")
-    line = advise(config, load_shape(config.model.init), Lengths(8192, 1024), 8, memory_gib=16.0)
-    assert line.startswith("no setting makes it fit on 8 ranks")
+    line = advise(config, load_shape(config.model.init), Lengths(8192, 1024), Machine(8, memory_gib=2.0))
+    assert line.startswith("no layout of 8 GPUs fits")
+    assert line.endswith("; take devices with more memory")
     assert "\n" not in line
 
 
 def test_where_no_rank_is_left_to_split_over_the_micro_batch_shrinks() -> None:
     config = config_of("trainer.micro_batch=2", "parallel.tensor=4", "parallel.sequence=true", "model.recompute=full")
-    line = advise(config, load_shape(config.model.init), Lengths(131072, 1024), 4, memory_gib=80.0)
-    assert line.startswith("trainer.micro_batch=1: ")
+    line = advise(config, load_shape(config.model.init), Lengths(131072, 1024), Machine(4, 4))
+    assert "fits: trainer.micro_batch=1 (" in line

@@ -46,7 +46,7 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
 
     def start() -> None:
         begun = checks.Start(config, 1)
-        vars(begun)["saved"] = saved_checkpoints(seen.paths.checkpoints)
+        vars(begun)["settled"] = saved_checkpoints(seen.paths.checkpoints)
         checks._check_same_weights(begun)
         import_weights(begun)
 

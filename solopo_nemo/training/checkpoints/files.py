@@ -210,18 +210,17 @@ def put_damaged_aside(checkpoints: list[Path], only_look: bool = False) -> list[
         if only_look:
             logger.warning("%s: %s: it will be put aside", checkpoint, damage)
             continue
-        folder = checkpoint.parent
-        aside = folder / f"damaged_{checkpoint.name}"
+        aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
         number = 1
         while aside.exists():
             number += 1
-            aside = folder / f"damaged_{checkpoint.name}_{number}"
+            aside = checkpoint.with_name(f"damaged_{checkpoint.name}_{number}")
         checkpoint.rename(aside)
         logger.warning("%s: %s: put aside as %s", checkpoint, damage, aside.name)
     if checkpoints:
         raise UserError(
-            f"{folder}: every checkpoint is damaged (see the warnings above): bring one back from a copy, "
-            "or trainer.resume=never starts anew"
+            f"{checkpoints[0].parent}: every checkpoint is damaged (see the warnings above): bring one back from a "
+            "copy, or trainer.resume=never starts anew"
         )
     return []
 

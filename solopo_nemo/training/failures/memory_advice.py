@@ -1,29 +1,51 @@
-"""Advice after out of memory: the planner's nearest layout that fits."""
+"""Memory of a run on its devices by the planner's prediction: whether it fits, and what to change where it does not."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.data.prepared import load_prepared
-from solopo_nemo.planning import CPU, GPU, Lengths, advise, load_shape
+from solopo_nemo.planning import CPU, GPU, Lengths, Machine, advise, load_shape
 from solopo_nemo.runtime import device, environment
 from solopo_nemo.training.paths import Paths
 
 
-def memory_advice(config: RunConfig) -> str:
-    """The smallest change with which a run should fit on its ranks, for the longest sequences of its data.
+def longest_lengths(summary: Mapping[str, Any]) -> Lengths:
+    """The longest prompts and the longest answer of tokenized data, as of one sample.
 
     Args:
-        config: of a run that is prepared.
-
-    Returns:
-        One line of overrides, with the predicted peak of a rank before and after.
+        summary: of the data.
     """
-    paths, ranks_here = Paths(config.output), environment.local_world_size()
-    tokens = load_prepared(paths.tokenized).summary["tokens"]
-    longest = {column: int(statistics["max"]) for column, statistics in tokens.items()}
+    longest = {column: int(statistics["max"]) for column, statistics in summary["tokens"].items()}
     long = max(size for column, size in longest.items() if column.startswith("prompt"))
     response = max(longest.get("chosen", 1), longest.get("rejected", 1))
-    lengths = Lengths(long, longest.get("prompt_short", long), response)
-    shape = load_shape(str(paths.initial / "hf"))
-    where, gib = (GPU, device.memory_gib()) if device.cuda() else (CPU, device.memory_gib() / ranks_here)
-    return advise(config, shape, lengths, environment.world_size(), gib, where, gpus_per_node=ranks_here)
+    return Lengths(long, longest.get("prompt_short", long), response)
+
+
+def this_machine(world: int, ranks_here: int) -> tuple[str, Machine]:
+    """The device that a run computes on here, and the machine as the planner sees it.
+
+    Args:
+        world: ranks of the run.
+        ranks_here: those on this host, which share its memory where there is no GPU.
+    """
+    if device.cuda():
+        return GPU, Machine(world, max(ranks_here, device.count()), device.memory_gib())
+    return CPU, Machine(world, ranks_here, device.memory_gib() / ranks_here)
+
+
+def memory_advice(config: RunConfig) -> str:
+    """What to change in a run that ran out of memory: the nearest layout that fits its longest sequences.
+
+    Args:
+        config: of a run that is prepared, on one of its ranks.
+
+    Returns:
+        One line: the layout, its overrides, and the predicted peak of a rank before and after.
+    """
+    paths = Paths(config.output)
+    where, machine = this_machine(environment.world_size(), environment.local_world_size())
+    lengths = longest_lengths(load_prepared(paths.tokenized).summary)
+    return advise(config, load_shape(str(paths.initial / "hf")), lengths, machine, where)

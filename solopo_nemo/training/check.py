@@ -1,0 +1,172 @@
+"""``solopo check``: everything that a run would refuse or warn of, and nothing of the run itself.
+
+1. The configuration is loaded; overrides that are refused are left out, so that the rest can be checked.
+2. Every check of :data:`solopo_nemo.training.checks.CHECKS` is made, whatever the others found. A check of something
+   that could not be read (the data without a tokenizer) finds that again, and it is listed once.
+3. Where all is well, the planner predicts the memory of the longest sample.
+
+The output folder stays as it is: what has to be written lies in a temporary folder until the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from solopo_nemo.config.problems import load_reporting
+from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.config.world import local_world
+from solopo_nemo.data.triplets import read_triplets
+from solopo_nemo.planning import GPU, Machine, Run, advise, memory
+from solopo_nemo.runtime import cli, environment
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.training.checkpoints.files import step_of
+from solopo_nemo.training.checks import CHECKS, EVERYWHERE, Start
+from solopo_nemo.training.failures.memory_advice import longest_lengths, this_machine
+from solopo_nemo.training.output_lock import OutputLock
+
+
+@dataclass
+class Findings:
+    """What a check found.
+
+    Attributes:
+        problems: what a run would refuse, and memory that will not do; one line each.
+        warnings: what a run would warn of.
+        run: of a sound run: samples, longest lengths in tokens, steps, layout, GiB.
+        summary: the last line.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    run: dict[str, Any] | None = None
+    summary: str = ""
+
+    @contextmanager
+    def listing(self) -> Iterator[None]:
+        """List a refusal, once, and go on."""
+        try:
+            yield
+        except UserError as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+
+    def show(self) -> int:
+        """Print everything; the exit code."""
+        for kind, lines in (("warning", self.warnings), ("error", self.problems)):
+            for line in lines:
+                print(f"{kind}: {' '.join(line.split())}")
+        print(self.summary)
+        return cli.EXIT_USER_ERROR if self.problems else 0
+
+
+def check_recipe(
+    recipe: str, overrides: Sequence[str], gpus: int | None = None, gpu_memory: float | None = None
+) -> Findings:
+    """Check a recipe as it would run here, or on given GPUs.
+
+    Args:
+        recipe: its name.
+        overrides: of its configuration.
+        gpus: number of GPUs of the run; by default as many ranks as would be started here.
+        gpu_memory: GiB of each; with neither the run is checked for this machine's devices.
+    """
+    with _noting() as warnings, tempfile.TemporaryDirectory(prefix="solopo-check-") as scratch:
+        config, problems = load_reporting(recipe, overrides)
+        found = Findings(problems)
+        if config is None:
+            warnings.append("model, data and layout are not checked before this is mended")
+        else:
+            with found.listing():
+                check_config(dataclasses.replace(config, check_only=False), Path(scratch), found, gpus, gpu_memory)
+        found.warnings += warnings
+    if count := len(found.problems):
+        found.summary = f"not ready: {count} problem{'s' * (count > 1)}"
+    return found
+
+
+def check_config(
+    config: RunConfig, scratch: Path, found: Findings, gpus: int | None = None, gpu_memory: float | None = None
+) -> None:
+    """Check a run; see :func:`check_recipe`.
+
+    Args:
+        config: of the run.
+        scratch: empty folder for what has to be written.
+        found: gets the problems, and where there is none the description of the run.
+        gpus, gpu_memory: of another machine.
+    """
+    as_rank = environment.started_as_rank()
+    world = gpus or (environment.world_size() if as_rank else local_world(config))
+    if gpus or gpu_memory:
+        usual = Machine()
+        where, machine = GPU, Machine(world, min(world, usual.gpus_per_node), gpu_memory or usual.memory_gib)
+    else:
+        where, machine = this_machine(world, environment.local_world_size() if as_rank else world)
+    start = Start(config, world, where == GPU, scratch)
+    for check in (lambda _: OutputLock(config.output).refuse_if_owned(), *EVERYWHERE, *CHECKS, _check_rows):
+        with found.listing():
+            check(start)
+    found.problems = [line.replace(str(scratch), str(config.output)) for line in found.problems]
+    if not found.problems:
+        _predict(start, where, machine, found)
+
+
+def _check_rows(start: Start) -> None:
+    """Read the rows where they could not be tokenized: that needs no model."""
+    if {"source", "model", "tokenizer"} & start.refused.keys():
+        for _ in read_triplets(start.train, start.needs):
+            pass
+
+
+def _predict(start: Start, where: str, machine: Machine, found: Findings) -> None:
+    """Describe a sound run, and compare its memory with the machine's."""
+    summary, lengths = start.prepared.summary, longest_lengths(start.prepared.summary)
+    run = Run.of(start.config, start.model, lengths, start.world, where)
+    gib, device = memory(run).gib, "GPU" if where == GPU else "CPU rank"
+    longest = {column: int(statistics["max"]) for column, statistics in summary["tokens"].items()}
+    found.run = {
+        "samples": summary["kept"],
+        "dropped": summary["dropped"],
+        "longest": longest,
+        "steps": start.steps,
+        "resumed_after": step_of(start.saved[-1]) if start.saved else 0,
+        "layout": dataclasses.asdict(run.layout),
+        "memory_gib": round(gib, 2),
+    }
+    if gib > machine.budget_gib:
+        advice = advise(start.config, start.model, lengths, machine, where)
+        other = "" if where == GPU else "; --gpus and --gpu-memory check for other devices than this machine's"
+        found.problems.append(f"out of memory by the planner's prediction: {advice}{other}")
+    resumed = f", goes on after step {found.run['resumed_after']}" if start.saved else ""
+    found.summary = (
+        f"ready: {summary['kept']:,} samples ({summary['dropped']:,} dropped), "
+        f"longest {', '.join(f'{column} {size:,}' for column, size in longest.items())} tokens; "
+        f"{start.steps:,} steps of {start.config.trainer.global_batch}{resumed}; {run.layout} on {start.world} {device}"
+        f"{'s' * (start.world > 1)}; about {gib:.1f} of {machine.memory_gib:.1f} GiB a {device}"
+    )
+
+
+@contextmanager
+def _noting() -> Iterator[list[str]]:
+    """Collect this project's warnings, each once, and show nothing on the terminal."""
+    lines: list[str] = []
+
+    class Note(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno >= logging.WARNING and (text := record.getMessage()) not in lines:
+                lines.append(text)
+
+    own = logging.getLogger("solopo_nemo")
+    before = own.handlers, own.propagate
+    own.handlers, own.propagate = [Note()], False
+    try:
+        yield lines
+    finally:
+        own.handlers, own.propagate = before
