@@ -222,7 +222,8 @@ def _response(value: Any, field: str, where: str) -> tuple[str, list[Message] | 
     if last["role"] != "assistant":
         raise bad_field(where, field, f"ends with a message of role {last['role']!r}, must end with 'assistant'")
     for name in RENDERED:
-        if last.get(name):
+        # with an empty one a template no longer looks for the reasoning in the content
+        if last.get(name) or (name in last and "</think>" in last["content"]):
             what = "is not trained: write it into content as the chat template writes it, or remove it"
             raise bad_field(where, f"{field}[{len(messages) - 1}].{name}", what)
     lead = parse_prompt(messages[:-1], field, where) if len(messages) > 1 else None

@@ -57,30 +57,31 @@ def options(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value} | switches
 
 
-def conversations(case: Case) -> Iterator[tuple[str, str, Any, str]]:
-    """Name of the prompt, name of the answer, the prompt, the answer."""
+def conversations(case: Case) -> Iterator[tuple[str, str, Any, Any]]:
+    """Name of the prompt, name of the answer, the prompt, the answer: a text or, as it was given, a message."""
     row = case.row
     for prompt, response in map(sequence_columns().__getitem__, TRIPLET.sequences):
         answer = as_given(row[response])
-        text = answer if isinstance(answer, str) else answer[-1]["content"]
+        last = answer if isinstance(answer, str) else answer[-1]
         if "triplet" in case.form:
-            yield prompt, response, as_given(row[prompt]), text
+            yield prompt, response, as_given(row[prompt]), last
         elif prompt == "prompt_long":
             inside = isinstance(answer, list) and len(answer) > 1
-            yield prompt, response, answer[:-1] if inside else as_given(row["prompt"]), text
+            yield prompt, response, answer[:-1] if inside else as_given(row["prompt"]), last
 
 
 def check(case: Case, ids: dict[str, list[int]]) -> None:
     """The ids against transformers' rendering of the whole conversation, tokenized at once."""
     tokenizer, raw, given = judge(case.kind, case.template), trained(case.kind), options(case.row)
-    for prompt, response, asked, answer in conversations(case):
+    for prompt, response, asked, said in conversations(case):
+        message = {"role": "assistant", "content": said} if isinstance(said, str) else said
+        answer = message["content"]
         own, end = ids[prompt], raw.token_to_id(END.get(case.template, "</s>"))
         if isinstance(asked, str):
             text, whole, end = asked, asked + answer + "</s>", raw.token_to_id("</s>")
         else:
             text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, **given)
-            everything = [*asked, {"role": "assistant", "content": answer}]
-            whole = tokenizer.apply_chat_template(everything, tokenize=False, **given)
+            whole = tokenizer.apply_chat_template([*asked, message], tokenize=False, **given)
         # only a plain prompt that does not begin with it gets the begin token
         begins = isinstance(asked, str) and not text.startswith("<s>")
         assert own == raw.encode(text, add_special_tokens=begins).ids

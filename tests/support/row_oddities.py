@@ -129,6 +129,11 @@ def _long(maker: Maker) -> None:
         message["content"] = "word " * 3000 + message["content"]
 
 
+def _thoughts(maker: Maker) -> None:
+    for message in maker.answers():
+        message |= {"content": f"<think>\nSo\n</think>\n\n{message['content']}", "reasoning_content": ""}
+
+
 def _parts(refused: bool, *parts: Any) -> Callable[[Maker], None]:
     """A list of parts as content; a refused one where there is a message."""
 
@@ -201,6 +206,9 @@ ODDITIES: dict[str, Callable[[Maker], None]] = {
     "message deep": _message("weight", DEEP),
     "reasoning of answers": _answer("reasoning_content", "Because."),
     "calls of answers": _answer("tool_calls", [{"function": {"name": "f", "arguments": {}}}]),
+    "empty fields of answers": _answer("reasoning_content", "", refused=False),
+    "no calls of answers": _answer("tool_calls", [], refused=False),
+    "thoughts of answers": _thoughts,
     "metadata of answers": _answer("weight", 1, None, refused=False),
     "role": _message("role", "human", "User", None, 7, ["user"], "", "ipython", "assistant", refused=True),
     "developer": _message("role", "developer", role="system"),
@@ -219,7 +227,16 @@ ODDITIES: dict[str, Callable[[Maker], None]] = {
 }  # fmt: skip
 
 
-_THINKING = ("tools", "tools again", "switch", "switch on", "tool turn", "calls in history", "reasoning in history")
+_THINKING = (
+    "thoughts of answers",
+    "tools",
+    "tools again",
+    "switch",
+    "switch on",
+    "tool turn",
+    "calls in history",
+    "reasoning in history",
+)
 WRITTEN = {
     "hybrid": _THINKING,
     "always": _THINKING,
