@@ -75,10 +75,9 @@ def test_a_disk_that_fills_during_a_save(finished: Path, tmp_path: Path) -> None
             text=True,
         )
         until(lambda: saved_checkpoints(output / "checkpoints"), process)
-        with (disk / "filler").open("wb") as stream, pytest.raises(OSError, match="No space"):
+        with (disk / "filler").open("wb", buffering=0) as stream, pytest.raises(OSError, match="No space"):
             while True:
                 stream.write(bytes(1 << 16))
-                stream.flush()
         os.truncate(disk / "filler", (disk / "filler").stat().st_size - (4 << 20))  # room for lines, not for weights
         _, failed = process.communicate()
         assert process.returncode == 1
