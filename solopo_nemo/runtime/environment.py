@@ -1,4 +1,4 @@
-"""Rank, world size and job from the environment variables of torchrun and Slurm."""
+"""The process's environment variables: rank, world size and job of torchrun and Slurm; the home folder of caches."""
 
 from __future__ import annotations
 
