@@ -22,6 +22,7 @@ from solopo_nemo.data.lengths import Lengths, compression_rate
 from solopo_nemo.data.rows import data_files
 from solopo_nemo.data.template_date import pinned_date
 from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.data.tokenizer_files import tokenizer_state
 from solopo_nemo.data.triplets import Needs, Triplet, read_triplets, sequence_columns
 from solopo_nemo.data.vocabulary import check_tokenizer, require_token
 from solopo_nemo.runtime.errors import UserError
@@ -318,16 +319,5 @@ def _hash_files(path: Path) -> str:
 
 def _hash_inputs(files: str, encoder: TripletEncoder, needs: Needs, max_tokens: int, too_long: TooLong) -> str:
     settings = [FORMAT, files, needs.sequences, max_tokens, too_long, tokenizers.__version__, transformers.__version__]
-    state = [*settings, _tokenizer_state(encoder.tokenizer), encoder.template.switches]
+    state = [*settings, tokenizer_state(encoder.tokenizer), encoder.template.switches]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return everything about a tokenizer that token ids depend on, as plain data."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    state: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
-    # set anew by every call, so they depend on what was encoded before
-    state.pop("truncation", None)
-    state.pop("padding", None)
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return {"state": state, "template": tokenizer.chat_template, "special": special}

@@ -59,6 +59,17 @@ def load_tokenizer(
     return tokenizer
 
 
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return everything about a tokenizer that token ids depend on, as plain data."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
+    # set anew by every call, so they depend on what was encoded before
+    state.pop("truncation", None)
+    state.pop("padding", None)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return {"state": state, "template": tokenizer.chat_template, "special": special}
+
+
 def _pin_date(tokenizer: PreTrainedTokenizerBase, folder: Path, day: str | None) -> None:
     kept, today = tokenizer.init_kwargs.get(template_date.KEY), str(date.today())
     try:
@@ -66,8 +77,8 @@ def _pin_date(tokenizer: PreTrainedTokenizerBase, folder: Path, day: str | None)
     except (TypeError, ValueError):
         raise UserError(f"{folder}: {_CONFIG}: {template_date.KEY}={kept!r} is no day such as {today}") from None
     if dated:
-        of = "the day of this run's data" if day else "the day that it was trained with" if kept else "today"
-        warn_once(f"{folder}: its chat template can write the date: {day or kept or today}, {of}, in all prompts")
+        of = "the day of this run's data" if day else "the day of the model's training data" if kept else "today"
+        warn_once(f"the chat template can write the date: {day or kept or today}, {of}, in all prompts")
 
 
 def _with_config(folder: Path, settings: dict[str, Any], view: Path) -> Path:

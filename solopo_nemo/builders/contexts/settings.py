@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 import solopo_nemo
 from solopo_nemo.builders.contexts.sources.source import RowSource
 from solopo_nemo.builders.contexts.targets import Targets
+from solopo_nemo.data.tokenizer_files import tokenizer_state
 from solopo_nemo.runtime.errors import UserError
 
 
@@ -84,15 +85,9 @@ class BuildSettings:
             "version": solopo_nemo.__version__,
             "source": f"{source.name} {source.digest()}",
             "pool": " ".join(part.digest() for part in pool),
-            "tokenizer": _tokenizer_digest(tokenizer),
+            "tokenizer": hashlib.sha256(json.dumps(tokenizer_state(tokenizer), sort_keys=True).encode()).hexdigest(),
             "targets": repr(self.targets),
             "choices": repr(
                 (self.schema, self.seed, self.limit, self.gold_pairs, self.allow_answer_leak, self.shard_rows)
             ),
         }
-
-
-def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    model = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256(f"{model} {tokenizer.chat_template}".encode()).hexdigest()
