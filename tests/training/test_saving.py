@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,15 +78,27 @@ def test_training_goes_on_while_a_checkpoint_is_read_back(
     assert [path.name for path in saved_checkpoints(folder)] == ["step_000010"]
 
 
-def test_a_file_that_reads_back_otherwise_ends_the_run(
-    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+def lost(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(saving, "written_entries", lambda weights, _: {weights / "__0_1.distcp": [(0, 1)]})
+
+
+def full(patch: pytest.MonkeyPatch) -> None:
+    def copy(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "context")
+
+    patch.setattr(shutil, "copytree", copy)
+
+
+@pytest.mark.parametrize(("fault", "words"), [(lost, r"__0_1\.distcp is missing"), (full, "No space left on device")])
+def test_a_checkpoint_that_is_not_on_the_disk_ends_the_run(
+    fault: Callable[[pytest.MonkeyPatch], None], words: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = Writer()
     for _ in range(5):
         trainer.step(checkpoints)
-    monkeypatch.setattr(saving, "written_entries", lambda weights, _: {weights / "__0_1.distcp": [(0, 1)]})
+    fault(monkeypatch)
     trainer.written()
-    with pytest.raises(RunFault, match=r"step 5 was not written .*__0_1\.distcp is missing; nothing has been saved"):
+    with pytest.raises(RunFault, match=rf"step 5 was not written .*{words}.*; nothing has been saved"):
         checkpoints.finish(trainer)  # type: ignore[arg-type]
     assert saved_checkpoints(checkpoints.paths.checkpoints) == []
 
