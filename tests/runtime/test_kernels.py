@@ -101,6 +101,7 @@ def test_what_every_run_on_a_gpu_needs(
     from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
 
     monkeypatch.setattr(Installed, "here", classmethod(lambda cls: cls(engine)))
+    monkeypatch.setattr(device, "cuda", lambda: True)  # on a machine without, the planned set counts
     given = [f"trainer.precision={precision}"] if precision else []
     config = load_config("solo_dpo", ["output_dir=x", *given])
     check_all(Start(config, 1, on_gpu=False), EVERYWHERE)
