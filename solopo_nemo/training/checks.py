@@ -29,7 +29,7 @@ from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import check_writable
 from solopo_nemo.training.checkpoints.files import check_origin
 from solopo_nemo.training.checkpoints.record import check_record, write_record
-from solopo_nemo.training.checkpoints.resume import settle_earlier_run
+from solopo_nemo.training.checkpoints.resume import settle_earlier_run, to_resume_from
 from solopo_nemo.training.checkpoints.selection import check_selection, check_suite
 from solopo_nemo.training.checkpoints.space import check_space
 from solopo_nemo.training.paths import Paths
@@ -45,6 +45,7 @@ from solopo_nemo.training.prepare import (
     training_file,
     weight_files,
 )
+from solopo_nemo.training.reference_cache import ReferenceCache, cache_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,6 +79,7 @@ class Start:
         world: ranks.
         on_gpu: the run computes on GPUs.
         scratch: where ``solopo check`` writes, which leaves the output folder as it is. None: this is the run itself.
+        only_reference: nothing is trained; the reference log-probabilities are completed.
         refused: the parts that could not be read.
     """
 
@@ -85,6 +87,7 @@ class Start:
     world: int
     on_gpu: bool = field(default_factory=device.cuda)
     scratch: Path | None = None
+    only_reference: bool = False
     refused: dict[str, UserError] = field(default_factory=dict)
 
     @property
@@ -236,6 +239,18 @@ def _say_length(start: Start) -> None:
     logger.log(level, length_in_words(start.config, samples))
 
 
+def _check_reference(start: Start) -> None:
+    sequences = start.config.build_objective().reference_sequences
+    resumed = to_resume_from(start.config.trainer.resume, start.saved)
+    if start.only_reference or start.config.reference != "cached" or not sequences or resumed is None:
+        return
+    precision = "bf16" if start.bf16 else "fp32"
+    key = cache_key(start.origin["weights"], start.prepared.fingerprint, sequences, precision)
+    cache = ReferenceCache(start.paths.reference, key)
+    if missing := len(set(start.prepared.dataset["id"]) - cache.read().keys()):
+        raise cache.incomplete(missing)
+
+
 def _check_selection(start: Start) -> None:
     check_suite(start.config)
     with tempfile.TemporaryDirectory() as folder:
@@ -271,6 +286,7 @@ CHECKS: tuple[Check, ...] = (
     lambda start: start.prepared,
     _say_length,
     check_record,
+    _check_reference,
     lambda start: check_space(start.config, start.model, start.bf16, start.steps, len(start.saved)),
     _check_selection,
 )

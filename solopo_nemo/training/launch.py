@@ -82,7 +82,7 @@ def _run_here(config: RunConfig, only_reference: bool, run_ranks: StartRanks | N
     from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
     from solopo_nemo.training.ranks import start_ranks
 
-    start = Start(config, local_world(config))
+    start = Start(config, local_world(config), only_reference=only_reference)
     check_all(start, EVERYWHERE)
     if not only_reference and _finished(config):
         Console(markup=False).print(
@@ -103,7 +103,7 @@ def _run_rank(config: RunConfig, only_reference: bool) -> int:
     """As one rank of a job; rank 0 owns the output folder, unless the process that started the ranks does."""
     from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
 
-    start = Start(config, environment.world_size())
+    start = Start(config, environment.world_size(), only_reference=only_reference)
     check_all(start, EVERYWHERE)
     with ExitStack() as owned:
 

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from solopo_nemo.runtime.errors import UserError
+
 Scores = dict[str, dict[str, float]]
 
 
@@ -53,6 +55,13 @@ class ReferenceCache:
                     continue
                 scores[row.pop("id")] = row
         return scores
+
+    def incomplete(self, missing: int) -> UserError:
+        """The error for a run that has begun and lacks the scores of some samples."""
+        return UserError(
+            f"{self.file}: the reference scores of this run are incomplete ({missing} samples missing) and its policy "
+            "has moved on: run tools/cache_reference.py with the overrides of the run, then resume"
+        )
 
     def append(self, scores: Scores) -> None:
         """Add finished samples (one process only)."""

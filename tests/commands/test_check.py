@@ -20,9 +20,11 @@ from solopo_nemo.runtime.cli import EXIT_USER_ERROR
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 from solopo_nemo.training import checks
 from solopo_nemo.training.check import Findings, check_recipe
+from solopo_nemo.training.checkpoints.files import write_manifest
 from solopo_nemo.training.launch import run_recipe
 from solopo_nemo.training.output_lock import OutputLock
 from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.reference_cache import ReferenceCache, cache_key
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["data.builtin.samples=20", "evaluation.name=none", "trainer.global_batch=8", "trainer.micro_batch=1"]
@@ -130,6 +132,22 @@ def test_a_folder_in_use_and_a_run_with_other_settings(
     assert not check("trainer.resume=never").problems
     damaged = check("optim.weight_decay=0.5")
     assert "every checkpoint is damaged" in damaged.problems[0] and "it will be put aside" in damaged.warnings[0]
+
+
+def test_a_run_that_goes_on_needs_its_reference_scores(
+    check: Callable[..., Findings], words: list[str], tmp_path: Path
+) -> None:
+    paths, config = Paths(tmp_path / "out"), load_config("solo_dpo", words)
+    begun = checks.Start(config, 1)
+    fingerprint, ids = begun.prepared.fingerprint, begun.prepared.dataset["id"]
+    save_config(config, paths.config)
+    (paths.checkpoints / "step_000002").mkdir(parents=True)
+    write_manifest(paths.checkpoints / "step_000002", {})
+    found = check()
+    assert len(found.problems) == 1 and "incomplete (20 samples missing)" in found.problems[0]
+    key = cache_key(begun.origin["weights"], fingerprint, ("short_chosen", "short_rejected"), "fp32")
+    ReferenceCache(paths.reference, key).append({name: {} for name in ids})
+    assert "; 3 steps of 8, goes on after step 2; " in check().summary
 
 
 def test_warnings_stand_apart(check: Callable[..., Findings], tmp_path: Path, capsys: Any) -> None:

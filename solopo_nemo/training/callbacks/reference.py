@@ -21,7 +21,6 @@ from rich.progress import Progress
 from solopo_nemo.core.reference import CachedReference, OnlineReference
 from solopo_nemo.core.scoring import frozen_copy, score_batches
 from solopo_nemo.core.step import Batch
-from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.signals import StopRequest
 from solopo_nemo.training.datamodule import TripletDataModule
 from solopo_nemo.training.reference_cache import ReferenceCache, Scores
@@ -49,10 +48,7 @@ class ScoredReference(CachedReference, pl.Callback):
         missing = [i for i, sample in enumerate(self.data.samples["id"]) if sample not in scores]
         dist.barrier()  # nobody appends before everybody has read
         if missing and trainer.global_step:
-            raise UserError(
-                f"{self.cache.file}: the reference scores of this run are incomplete ({len(missing)} samples missing) "
-                "and its policy has moved on: run tools/cache_reference.py with the overrides of the run, then resume"
-            )
+            raise self.cache.incomplete(len(missing))
         if missing:
             scores |= self._score(pl_module, missing)
         uncovered = sum(sample not in scores for sample in self.data.samples["id"])
