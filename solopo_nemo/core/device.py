@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # Megatron-core is imported after prepare_process where that 
 
     from solopo_nemo.data.packing import Batch
 
-__all__ = ["configure", "cuda", "current", "layer_spec", "prepare_process", "to_device"]
+__all__ = ["configure", "cuda", "current", "layer_spec", "prepare_process", "recomputed_modules", "to_device"]
 
 
 def to_device(batch: Batch) -> Batch:
@@ -68,6 +68,15 @@ def configure(config: TransformerConfig) -> None:
         }
     for field, value in settings.items():
         setattr(config, field, value)
+
+
+def recomputed_modules() -> list[str]:
+    """What ``model.recompute=selective`` computes again in backward, as Megatron names it.
+
+    On a GPU the MLP, whose tensors are the largest of a layer: fused attention saves no scores, and to run it again
+    costs the most at long prompts (transformer_config.py:974 warns). On a CPU core attention.
+    """
+    return ["mlp"] if cuda() else ["core_attn"]
 
 
 def layer_spec(config: TransformerConfig) -> Any:

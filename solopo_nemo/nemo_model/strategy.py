@@ -40,9 +40,9 @@ class SoLoPOStrategy(nl.MegatronStrategy):
             replace_progress_bar=False,
             ckpt_async_save=device.saves_asynchronously(),
             ckpt_optim_fully_reshardable=True,
-            # else every rank of a GPU run gathers 12 bytes a parameter of its stage in host memory, at a save and at a
-            # resume (distrib_optimizer.py:1016, 1425); so the first data-parallel rank does, over gloo. On a CPU it
-            # makes no difference in what is written, and all ranks write.
+            # else every rank of a GPU run gathers 12 bytes a parameter of its stage in host memory at a save
+            # (distrib_optimizer.py:1016, 1425); so the first data-parallel rank does, over gloo. At a resume every rank
+            # still does. On a CPU all ranks write, as before; what is written is the same.
             distrib_optim_fully_reshardable_mem_efficient=device.cuda(),
             ddp=DistributedDataParallelConfig(
                 use_distributed_optimizer=True,

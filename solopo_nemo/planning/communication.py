@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from solopo_nemo.planning.layout import Share
 from solopo_nemo.planning.parameters import StageParameters
-from solopo_nemo.planning.run import Run
+from solopo_nemo.planning.run import GPU, Run
 from solopo_nemo.planning.sizes import Sizes
 from solopo_nemo.planning.state import MAIN_GRADIENT
 
@@ -34,19 +34,19 @@ def communication(run: Run) -> Communication:
     share = Share.of(run.workload.policy, run.micro_batch, layout)
     z = Sizes.of(run.shape, layout, share, run.logits_chunk_size, run.itemsize)
     layers = run.shape.num_hidden_layers // layout.pipeline
-    again = run.recompute == "full"
+    again, selective = float(run.recompute == "full"), run.recompute == "selective"
     parameters = StageParameters.of(run.shape, layout.tensor, layout.pipeline, 0).total
     ranks = layout.data * layout.context
     return Communication(
-        tensor=_tensor(z, again) * layers * run.micro_batches,
-        context=_context(z, again or run.recompute == "selective") * layers * run.micro_batches,
+        tensor=_tensor(z, again or 0.5 * (selective and run.device == GPU)) * layers * run.micro_batches,
+        context=_context(z, bool(again) or (selective and run.device != GPU)) * layers * run.micro_batches,
         pipeline=2.0 * z.T * z.h / z.s * z.e * run.micro_batches * (layout.pipeline > 1),
         data=parameters * (MAIN_GRADIENT + run.itemsize) * (ranks - 1) / ranks,
     )
 
 
-def _tensor(z: Sizes, again: bool) -> float:
-    """One layer and micro-batch.
+def _tensor(z: Sizes, again: float) -> float:
+    """One layer and micro-batch; ``again`` is the part of forward that backward repeats, half of it for the MLP alone.
 
     A gather or a scatter of the hidden states sends ``(t - 1) / t * T * h * e``, an all-reduce twice that. Forward has
     two all-reduces, or two gathers and two scatters under sequence parallelism: four units either way. Backward has the

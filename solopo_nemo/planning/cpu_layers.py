@@ -23,7 +23,7 @@ def inputs(z: Sizes) -> tuple[Tensor, ...]:
     return (*z.tensors(token_ids=z.T * 2 * 8, rotary_table=z.T * z.d * 4), runtime)
 
 
-def forward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
+def forward(z: Sizes, selective: bool) -> list[Step]:
     """From ``layer input`` to ``layer output``; what is alive afterwards, but for the output, is saved for backward."""
     attention = _attention(z)
     return [
@@ -34,7 +34,7 @@ def forward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
             z.tensors(q_terms=z.T * z.a * 4),
         ),
         Step("values", z.tensors(v=z.T * z.k * z.e), drops=("mixed qkv",)),
-        checkpointed(attention, "attention out") if checkpoint_attention else attention,
+        checkpointed(attention, "attention out") if selective else attention,
         Step("output projection", z.tensors(projected=z.T * z.h / z.s * z.e), _whole(z)),
         Step("attention residual", z.tensors(hidden=z.T * z.h / z.s * z.e), drops=("projected",)),
         Step("norm and fc1", z.tensors(fc1_out=z.T * 2 * z.f * z.e), _gathered_norm(z)),
@@ -43,7 +43,7 @@ def forward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
     ]
 
 
-def backward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
+def backward(z: Sizes, selective: bool) -> list[Step]:
     """From ``gradient`` of the layer's output to that of its input; drops what :func:`forward` saved."""
     fc2 = z.tensors(fc2_weight_gradient=z.h * z.f * 4)
     return [
@@ -54,7 +54,7 @@ def backward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
             z.tensors(attention_gradient=z.T * z.a * z.e),
             (*_whole(z), *z.tensors(projection_weight_gradient=z.h * z.a * 4)),
         ),
-        *([again(_attention(z), "attention out")] if checkpoint_attention else []),
+        *([again(_attention(z), "attention out")] if selective else []),
         _attention_backward(z),
         Step(
             "rotary embedding backward",

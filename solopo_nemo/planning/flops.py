@@ -43,6 +43,10 @@ class Flops:
         return Flops(self.linear * factor, self.attention * factor, self.head * factor)
 
 
+def _qkv_width(shape: ModelShape) -> int:
+    return shape.query_size + 2 * shape.kv_size
+
+
 def forward_flops(shape: ModelShape, sequence: Sequence) -> Flops:
     """One forward pass over one sequence of ``S`` input tokens and ``R`` scored rows.
 
@@ -54,8 +58,7 @@ def forward_flops(shape: ModelShape, sequence: Sequence) -> Flops:
         sequence: its lengths.
     """
     layer = LayerParameters.of(shape)
-    bias = (shape.query_size + 2 * shape.kv_size) * shape.qkv_bias
-    weights = layer.total - layer.norms - bias
+    weights = layer.total - layer.norms - _qkv_width(shape) * shape.qkv_bias
     return Flops(
         linear=2.0 * sequence.inputs * weights * shape.num_hidden_layers,
         attention=2.0 * sequence.inputs**2 * shape.query_size * shape.num_hidden_layers,
@@ -69,20 +72,25 @@ def model_flops(shape: ModelShape, sequences: Iterable[Sequence]) -> Flops:
     return forward * (1 + BACKWARD_OVER_FORWARD)
 
 
-def hardware_flops(shape: ModelShape, workload: Workload, recompute: str, online_reference: bool = False) -> Flops:
+def hardware_flops(
+    shape: ModelShape, workload: Workload, recompute: str, online_reference: bool = False, gpu: bool = True
+) -> Flops:
     """What the hardware computes for one sample: model FLOPs, what is computed again in backward, and the reference.
 
     Args:
         shape: of the model.
         workload: the sample's sequences.
-        recompute: ``none``, ``selective`` (core attention again) or ``full`` (every layer again). The head forms its
-            logits again in backward in any case.
+        recompute: ``none``, ``selective`` (on a GPU the MLP again, on a CPU core attention) or ``full`` (every layer
+            again). The head forms its logits again in backward in any case.
         online_reference: whether the frozen reference policy runs in every step rather than once before the first.
+        gpu: the run computes on GPUs.
     """
+    layer, selective = LayerParameters.of(shape), recompute == "selective"
+    mlp = (layer.fc1 + layer.fc2) / (layer.fc1 + layer.fc2 + layer.proj + shape.hidden_size * _qkv_width(shape))
     forward = sum((forward_flops(shape, sequence) for sequence in workload.policy), Flops())
     again = Flops(
-        linear=forward.linear * (recompute == "full"),
-        attention=forward.attention * (recompute in ("selective", "full")),
+        linear=forward.linear * (mlp * (selective and gpu) + (recompute == "full")),
+        attention=forward.attention * ((selective and not gpu) or recompute == "full"),
         head=forward.head,
     )
     reference = workload.reference if online_reference else ()

@@ -10,19 +10,18 @@ from __future__ import annotations
 from solopo_nemo.planning import head_steps
 from solopo_nemo.planning.run import Run
 from solopo_nemo.planning.sizes import Sizes
-from solopo_nemo.planning.timeline import Step, Tensor, again, checkpointed
+from solopo_nemo.planning.timeline import Step, Tensor
 
 # the gradient that flows down the residual stream is "gradient" throughout
 
 
-def forward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
+def forward(z: Sizes, selective: bool) -> list[Step]:
     """From ``layer input`` to ``layer output``; what is alive afterwards, but for the output, is saved for backward.
 
     Args:
         z: sizes.
-        checkpoint_attention: whether core attention keeps its inputs and output alone (``model.recompute=selective``).
+        selective: whether the MLP keeps its input alone (``model.recompute=selective``).
     """
-    attention = _attention(z)
     gathered = {"gathered": z.T * z.h * z.e} if z.s > 1 else {}
     return [
         Step(
@@ -30,27 +29,23 @@ def forward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
             z.tensors(qkv_norm=z.T * z.h / z.s * z.e, qkv_rstd=z.T / z.s * 4, mixed_qkv=z.T * (z.a + 2 * z.k) * z.e),
             z.tensors(**gathered),
         ),
-        # cosine and sine of queries and of keys; the fused kernel, which NeMo sets for Llama alone, keeps none of them
+        # the fused kernel keeps the rotary table alone, which all layers share
         Step(
             "rotary embedding",
-            z.tensors(q=z.T * z.a * z.e, k=z.T * z.k * z.e, v=z.T * z.k * z.e, rotary_angles=4 * z.T * z.d * z.e),
+            z.tensors(q=z.T * z.a * z.e, k=z.T * z.k * z.e, v=z.T * z.k * z.e),
             drops=("mixed qkv",),
         ),
-        checkpointed(attention, "attention out") if checkpoint_attention else attention,
+        _attention(z),
         Step("output projection", z.tensors(projected=z.T * z.h / z.s * z.e), z.tensors(**gathered)),
         Step("attention residual", z.tensors(hidden=z.T * z.h / z.s * z.e), drops=("projected",)),
-        Step(
-            "norm and fc1",
-            z.tensors(fc1_norm=z.T * z.h / z.s * z.e, fc1_rstd=z.T / z.s * 4, fc1_out=z.T * 2 * z.f * z.e),
-            z.tensors(**gathered),
-        ),
-        Step("swiglu", z.tensors(fc2_input=z.T * z.f * z.e)),
-        Step("fc2", z.tensors(fc2_out=z.T * z.h / z.s * z.e), z.tensors(**gathered)),
+        *_mlp(z),
+        # counted as if its tensors were there at once; Megatron frees some of them on the way
+        *([Step("mlp checkpoint", drops=("fc1 norm", "fc1 rstd", "fc1 out", "fc2 input"))] if selective else []),
         Step("mlp residual", z.tensors(layer_output=z.T * z.h / z.s * z.e), drops=("fc2 out",)),
     ]
 
 
-def backward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
+def backward(z: Sizes, selective: bool) -> list[Step]:
     """From ``gradient`` of the layer's output to that of its input; drops what :func:`forward` saved."""
     gathered = {"gathered": z.T * z.h * z.e} if z.s > 1 else {}
     norm = gathered | {
@@ -59,6 +54,7 @@ def backward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
         "sum": z.T * z.h / z.s * z.e,
     }
     return [
+        *([*_mlp(z), Step("mlp again", drops=("fc2 out",))] if selective else []),
         Step("fc2 backward", z.tensors(fc2_input_gradient=z.T * z.f * z.e), z.tensors(**gathered), ("fc2 input",)),
         Step(
             "swiglu backward",
@@ -69,19 +65,32 @@ def backward(z: Sizes, checkpoint_attention: bool) -> list[Step]:
             "norm and fc1 backward", works=z.tensors(**norm), drops=("fc1 gradient", "fc1 norm", "fc1 rstd", "hidden")
         ),
         Step("output projection backward", z.tensors(attention_gradient=z.T * z.a * z.e), z.tensors(**gathered)),
-        *([again(_attention(z), "attention out")] if checkpoint_attention else []),
         _attention_backward(z),
         Step(
             "rotary embedding backward",
             z.tensors(mixed_gradient=z.T * (z.a + 2 * z.k) * z.e),
             z.tensors(rotated_gradient=z.T * (z.a + z.k) * z.e),
-            ("qkv gradient", "rotary angles"),
+            ("qkv gradient",),
         ),
         Step(
             "norm and qkv projection backward",
             works=z.tensors(**norm),
             drops=("mixed gradient", "qkv norm", "qkv rstd", "layer input"),
         ),
+    ]
+
+
+def _mlp(z: Sizes) -> list[Step]:
+    """From ``hidden`` to ``fc2 out``."""
+    gathered = {"gathered": z.T * z.h * z.e} if z.s > 1 else {}
+    return [
+        Step(
+            "norm and fc1",
+            z.tensors(fc1_norm=z.T * z.h / z.s * z.e, fc1_rstd=z.T / z.s * 4, fc1_out=z.T * 2 * z.f * z.e),
+            z.tensors(**gathered),
+        ),
+        Step("swiglu", z.tensors(fc2_input=z.T * z.f * z.e)),
+        Step("fc2", z.tensors(fc2_out=z.T * z.h / z.s * z.e), z.tensors(**gathered)),
     ]
 
 

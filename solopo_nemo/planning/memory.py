@@ -19,10 +19,10 @@ class Layers(Protocol):
     def inputs(self, z: Sizes) -> tuple[Tensor, ...]:
         """What a micro-batch holds besides the layers: token ids, rotary tables."""
 
-    def forward(self, z: Sizes, checkpoint_attention: bool) -> list[Step]:
+    def forward(self, z: Sizes, selective: bool) -> list[Step]:
         """One layer, from ``layer input`` to ``layer output``."""
 
-    def backward(self, z: Sizes, checkpoint_attention: bool) -> list[Step]:
+    def backward(self, z: Sizes, selective: bool) -> list[Step]:
         """The same layer backward, from ``gradient`` to ``gradient``."""
 
     def head(self, z: Sizes) -> list[Step]:

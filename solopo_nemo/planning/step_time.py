@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from solopo_nemo.planning.communication import communication
 from solopo_nemo.planning.flops import hardware_flops, model_flops
-from solopo_nemo.planning.run import Run
+from solopo_nemo.planning.run import GPU, Run
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def step_time(run: Run, machine: Machine) -> StepTime:
     """
     layout, batches = run.layout, run.micro_batches
     rate = machine.tflops * 1e12 * machine.mfu
-    of_sample = hardware_flops(run.shape, run.workload, run.recompute, run.online_reference)
+    of_sample = hardware_flops(run.shape, run.workload, run.recompute, run.online_reference, run.device == GPU)
     of_rank = run.micro_batch * batches / layout.model_ranks
     compute = of_sample.total * of_rank / rate
     sent = communication(run)

@@ -176,10 +176,7 @@ def check_device(precision: str | None, on: Installed | None) -> None:
     """
     if on is None:
         return
-    require(
-        on.engine is not None,
-        NO_ENGINE,
-    )
+    require(on.engine is not None, NO_ENGINE)
     require(
         precision is None or precision in PRECISIONS,
         f"trainer.precision={precision}: on a GPU packed attention takes {', '.join(PRECISIONS)} alone; set "

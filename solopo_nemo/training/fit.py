@@ -17,7 +17,7 @@ from megatron.core.optimizer import OptimizerConfig
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
 
 from solopo_nemo.config.schema import RunConfig
-from solopo_nemo.core.device import prepare_process
+from solopo_nemo.core.device import prepare_process, recomputed_modules
 from solopo_nemo.core.step import Reference
 from solopo_nemo.data.prepared import load_prepared
 from solopo_nemo.families.hf import read_config
@@ -66,7 +66,7 @@ def build_model(config: RunConfig, checkpoint: Path, objective: Objective, refer
     if config.model.recompute == "full":
         settings |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     elif config.model.recompute == "selective":
-        settings |= {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+        settings |= {"recompute_granularity": "selective", "recompute_modules": recomputed_modules()}
     for key, value in settings.items():
         setattr(model.config, key, value)
     return model

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from solopo_nemo.core import device as core_device
 from solopo_nemo.core import head
 from solopo_nemo.runtime import device
+from solopo_nemo.runtime.errors import UserError
 
 
 def mm_of_a_gpu(calls: list[torch.dtype]) -> Any:
@@ -221,3 +222,28 @@ def test_the_questions_are_asked_in_a_process_of_their_own_on_a_gpu(
     launch._evaluate(config, "before", tmp_path)
     assert processes == ["the answer accuracy"] * gpu
     assert json.loads((config.output / "accuracy.json").read_text()) == {"before": [{"length": 1}]}
+
+
+def test_selective_recomputation_leaves_the_attention_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert core_device.recomputed_modules() == ["core_attn"]
+    monkeypatch.setattr(core_device, "cuda", lambda: True)
+    assert core_device.recomputed_modules() == ["mlp"]
+
+
+def test_cuda_without_the_engine_is_refused_where_a_process_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core_device, "cuda", lambda: True)
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES= to train on the CPU"):
+        core_device.prepare_process()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("gpu", [False, True])
+def test_one_rank_gathers_the_state_of_a_gpus_optimizer(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from solopo_nemo.nemo_model import strategy
+
+    monkeypatch.setattr(strategy.compat, "prepare_process", lambda: None)
+    monkeypatch.setattr(device, "cuda", lambda: gpu)
+    made = strategy.SoLoPOStrategy(seed=1)
+    assert made.sharded_state_dict_metadata["distrib_optim_sharding_type"] == "fully_reshardable"
+    assert made.sharded_state_dict_metadata["distrib_optim_fully_reshardable_mem_efficient"] is gpu
+    assert isinstance(made.unwrapped_checkpoint_io, strategy._CheckpointIO)

@@ -29,12 +29,12 @@ def test_everything_is_answered_without_a_model_folder(
     main: Main, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     layout = ["model=qwen2_5_7b", "parallel.tensor=4", "parallel.sequence=true"]
-    found = answer(main, capsys, *layout, "--gpus", "16", "--length", "128K", "--plot", str(tmp_path / "plan.png"))
-    assert found["lengths"]["long"] == 131072
+    found = answer(main, capsys, *layout, "--gpus", "16", "--length", "256K", "--plot", str(tmp_path / "plan.png"))
+    assert found["lengths"]["long"] == 262144
     assert not found["configured"]["fits"]
     assert "predicted" in found["advice"]
     assert all(plan["fits"] for plan in found["best"])
-    assert 0 < found["longest"] < 131072 < found["furthest"]["long"]
+    assert 0 < found["longest"] < 262144 < found["furthest"]["long"]
     assert {path.name for path in tmp_path.iterdir()} == {"plan.png", "plan-dark.png"}
 
 

@@ -14,7 +14,22 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from solopo_nemo.config.schema import load_config
 from solopo_nemo.objectives import build_objective
-from solopo_nemo.planning import Lengths, ModelShape, Workload, forward_flops, hardware_flops, load_shape, model_flops
+from solopo_nemo.planning import (
+    CPU,
+    GPU,
+    Flops,
+    Layout,
+    Lengths,
+    ModelShape,
+    Run,
+    Workload,
+    communication,
+    forward_flops,
+    hardware_flops,
+    load_shape,
+    memory,
+    model_flops,
+)
 from solopo_nemo.planning.parameters import StageParameters
 from solopo_nemo.planning.shape import named_shapes
 from solopo_nemo.runtime.errors import UserError
@@ -171,3 +186,31 @@ def test_the_embedded_model_and_folders_have_shapes(tmp_path: Path) -> None:
 def test_lengths_must_be_positive(field: str) -> None:
     with pytest.raises(ValueError, match=field):
         Lengths(**{"long": 1, "short": 1, "response": 1} | {field: 0})
+
+
+def test_selective_recomputation_is_the_mlp_on_a_gpu_and_attention_on_a_cpu() -> None:
+    """Operations, traffic and memory alike: on a GPU nothing of attention is done again."""
+    shape = load_shape("Qwen/Qwen2.5-7B-Instruct")
+    workload = Workload.of(load_config("solo_dpo", []).build_objective(), Lengths(65536, 1024))
+    none, gpu, cpu = (
+        hardware_flops(shape, workload, recompute, gpu=on_gpu)
+        for recompute, on_gpu in (("none", True), ("selective", True), ("selective", False))
+    )
+    forward = sum((forward_flops(shape, s) for s in workload.policy), Flops())
+    mlp = 3 * shape.intermediate_size * shape.hidden_size * shape.num_hidden_layers
+    tokens = sum(sequence.inputs for sequence in workload.policy)
+    assert gpu.attention == none.attention
+    assert gpu.linear - none.linear == pytest.approx(2 * tokens * mlp)
+    assert (cpu.linear, cpu.attention) == (none.linear, none.attention + forward.attention)
+    sent = {}
+    for device, recompute in ((GPU, "none"), (GPU, "selective"), (CPU, "none"), (CPU, "selective")):
+        run = Run(shape, workload, Layout(4, True, 2, "p2p"), device, recompute=recompute)
+        sent[device, recompute] = communication(run)
+    assert sent[GPU, "selective"].context == sent[GPU, "none"].context
+    assert sent[GPU, "selective"].tensor == pytest.approx(sent[GPU, "none"].tensor * 12 / 10)
+    assert sent[CPU, "selective"].context > sent[CPU, "none"].context
+    assert sent[CPU, "selective"].tensor == sent[CPU, "none"].tensor
+    runs = [Run(shape, workload, Layout(4, True, 2, "p2p"), GPU, recompute=r) for r in ("none", "selective", "full")]
+    peaks = [memory(run).peak for run in runs]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[1] < 0.75 * peaks[0]

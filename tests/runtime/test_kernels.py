@@ -11,7 +11,6 @@ from packaging.requirements import Requirement
 
 from solopo_nemo.config.schema import load_config
 from solopo_nemo.config.world import check_context
-from solopo_nemo.core import device as core_device
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.planning.search import valid_layouts
 from solopo_nemo.planning.shape import ModelShape
@@ -110,12 +109,6 @@ def test_what_every_run_on_a_gpu_needs(
     else:
         with pytest.raises(UserError, match=re.escape(said)):
             check_all(Start(config, 1, on_gpu=True), EVERYWHERE)
-
-
-def test_cuda_without_the_engine_is_refused_where_a_process_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core_device, "cuda", lambda: True)
-    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES= to train on the CPU"):
-        core_device.prepare_process()
 
 
 @pytest.mark.parametrize(("engine", "modes"), [("2.9.0", {"p2p"}), ("2.11.0", {"p2p", "a2a"})])
