@@ -162,8 +162,10 @@ def fit(
             pipeline_dtype=torch.bfloat16 if precision_of(config) == "bf16" else torch.float32,
             restore_config=nl.RestoreConfig(path=str(paths.initial)),  # where nothing is resumed
         ),
-        # the loss scale is bf16's too; without params_dtype the policy and the online reference are built in fp32
-        plugins=nl.MegatronMixedPrecision("bf16-mixed", params_dtype=torch.bfloat16, fp16_loss_scale=LOSS_SCALE)
+        # the loss scale is bf16's too; without params_dtype policy and online reference take fp32's memory on the GPU
+        plugins=nl.MegatronMixedPrecision(
+            "bf16-mixed", params_dtype=torch.bfloat16 if device.cuda() else None, fp16_loss_scale=LOSS_SCALE
+        )
         if precision_of(config) == "bf16"
         else None,
         callbacks=trainer_callbacks,
