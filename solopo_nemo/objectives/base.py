@@ -169,9 +169,9 @@ class Objective(ABC):
         """Computes the loss and the metrics of n samples.
 
         Args:
-            policy: Scores by name, one entry for each of ``sequences``; others are ignored.
-            reference: Summed log-probabilities ``[n]`` in nats by name, one entry for each of ``reference_sequences``;
-                others are ignored, and it may be None where there are none.
+            policy: Scores by name, one entry for each of ``sequences``. Other entries are ignored.
+            reference: Summed log-probabilities ``[n]`` in nats by name, one entry for each of ``reference_sequences``.
+                Other entries are ignored. It may be None if ``reference_sequences`` is empty.
 
         Returns:
             Loss, per-sample loss and metrics. A metric that does not apply is absent.
