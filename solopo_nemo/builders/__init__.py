@@ -1,1 +1,1 @@
-"""Builders: questions to contexts, contexts to sampled preference pairs, and the triplet files that training reads."""
+"""Data builders: contexts from questions, and preference pairs (the triplet files of training) from contexts."""

@@ -1,1 +1,1 @@
-"""Short and long contexts from question answering data, by RULER's method."""
+"""Construction of short and long contexts from question answering data with RULER's method."""

@@ -1,4 +1,4 @@
-"""The whole run of building contexts: validate the source, compose in shards, assemble, report."""
+"""A context build: validate the source, compose contexts in shards, assemble the outputs, report."""
 
 from __future__ import annotations
 
@@ -29,17 +29,24 @@ _Shard = tuple[int, list[Question | BadRow]]
 
 
 def build_contexts(settings: BuildSettings, encoder: TripletEncoder) -> dict[str, Any]:
-    """Build contexts, and write them with the rejected rows and the dropped questions beside them.
+    """Build contexts, and write them together with the rejected rows and the dropped questions.
 
-    The source is validated as a whole before anything is written; memory grows with the pool, not with the output.
-    Finished shards stay in `<out>.work` until the end: a run that was killed resumes after them and writes the same
-    bytes.
+    1. Validate the whole source and collect the paragraph pool. Nothing is written before this step succeeds.
+    2. Compose the contexts in shards, with `settings.workers` processes. Finished shards are kept in `<out>.work`, so
+       an interrupted build resumes from them and writes the same bytes.
+    3. Assemble the shards into the outputs, remove the work folder, and write the report.
+
+    Memory: proportional to the pool, independent of the output.
+
+    Args:
+        settings: The settings of the build.
+        encoder: Encoder with the tokenizer that counts the tokens.
 
     Returns:
         The summary: counts (`in` = `out` + `rejected` + `dropped`), token statistics, rho, evidence positions.
 
     Raises:
-        UserError: Bad rows without `skip_bad`, bad pool rows, or nothing left to write.
+        UserError: A row is bad and `skip_bad` is off, a pool row is bad, or no context can be written.
     """
     started = time.monotonic()
     encoder.template.require("tokenizer")
@@ -97,9 +104,9 @@ def _scan(settings: BuildSettings, source: RowSource, pool_sources: list[RowSour
 
 
 def _check_pool(composer: Composer, paragraphs: int, targets: Targets) -> None:
-    """Raise if no question can reach the longest target, which otherwise shows only once all have been tried."""
+    """Raise before composing if the pool is too small for the longest target."""
     tokens, longest = composer.count_pool(), targets.long[-1]
-    # the evidence, which may not be in the pool, fits into the short prompt
+    # the evidence may be outside the pool; it fits into the short prompt, so short.high is an upper bound
     if tokens + targets.short.high < longest.low:
         raise UserError(
             f"--long-tokens {longest.label}: the {paragraphs} paragraphs to draw from have {tokens} tokens in all, too "
@@ -108,7 +115,7 @@ def _check_pool(composer: Composer, paragraphs: int, targets: Targets) -> None:
 
 
 def _tasks(settings: BuildSettings, source: RowSource, missing: set[int]) -> Iterator[_Shard]:
-    """Yield the shards that are missing, each with its rows."""
+    """Yield the missing shards with their rows."""
     if not missing:
         return
     questions = islice(read_questions(source, settings.schema), settings.limit)
@@ -120,7 +127,7 @@ def _tasks(settings: BuildSettings, source: RowSource, missing: set[int]) -> Ite
 
 
 class _ShardWriter:
-    """Composes and writes a shard; each worker process has one."""
+    """Composes and writes shards. Each worker process has one instance."""
 
     def __init__(self, composer: Composer, settings: BuildSettings, folder: ShardFolder) -> None:
         self._composer = composer
@@ -159,7 +166,7 @@ class _ShardWriter:
         if any(target.varies for _, target in self._settings.targets.named()):
             meta |= {"short_target": short.target, "long_target": long.target}
         if self._settings.gold_pairs:
-            # a wrong answer that both contexts hold is better than one that only the long context does
+            # prefer an incorrect answer that both contexts contain to one that only the long context contains
             groups = [short.distractors, long.distractors]
             pair = gold_pair(question, groups, Random(f"{self._settings.seed}:{question.id}:pair"))
             row |= {"chosen": pair.chosen, "rejected": pair.rejected}

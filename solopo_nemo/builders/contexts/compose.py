@@ -1,4 +1,4 @@
-"""Composition of contexts to token targets: by counts of single paragraphs, then exactly."""
+"""Composition of contexts to token targets: estimate from the counts of single paragraphs, then count exactly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from solopo_nemo.data.triplets import Message
 from solopo_nemo.runtime.progress import with_progress
 
 PATIENCE = 24
-"""Candidates that may be too long one after the other before a context counts as full."""
+"""A context is full after this many candidates that do not fit."""
 _REPAIRS = 8
 _COUNTED_AT_ONCE = 512
 
@@ -28,11 +28,11 @@ class Context:
     """One prompt of a question.
 
     Attributes:
-        prompt: Its messages.
-        tokens: Its exact length as the chat template renders it, generation prompt included.
-        target: The length it was filled to.
-        distractors: The paragraphs in it beside the evidence, in the order they were drawn.
-        evidence: Where the supporting passages stand, from 0 (first) to 1 (last), by characters.
+        prompt: Chat messages.
+        tokens: Exact length in tokens after the chat template, generation prompt included.
+        target: Target length in tokens.
+        distractors: Paragraphs other than the evidence, in the order in which they were drawn.
+        evidence: Positions of the supporting passages by characters, from 0 (first) to 1 (last).
     """
 
     prompt: list[Message]
@@ -44,11 +44,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Contexts:
-    """The contexts of a question, each nested in the next.
+    """The contexts of a question. Each contains the paragraphs of the next shorter one.
 
     Attributes:
-        short: The short one.
-        long: The long ones by the label of their target.
+        short: The short context.
+        long: Label of the target -> long context.
     """
 
     short: Context
@@ -57,7 +57,7 @@ class Contexts:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A question for which a rule allows no context."""
+    """A question without contexts, with the rule that excluded it and the reason in words."""
 
     rule: str
     reason: str
@@ -66,13 +66,13 @@ class Dropped:
 class Composer:
     """Builds the nested contexts of a question.
 
-    The result for a question depends on the seed, the question, the pool and the targets, and on nothing else.
+    The result for a question depends only on the seed, the question, the pool, the targets and the tokenizer.
 
     Args:
-        pool: Where distractors come from.
-        encoder: Counts tokens of the target tokenizer.
-        targets: Largest numbers of tokens of the prompts.
-        seed: Another seed draws and orders differently.
+        pool: Source of the distractors.
+        encoder: Encoder of the target tokenizer.
+        targets: Maximum prompt lengths in tokens.
+        seed: Seed of the draws and of the order of paragraphs.
     """
 
     def __init__(self, pool: ParagraphPool, encoder: TripletEncoder, *, targets: Targets, seed: int) -> None:
@@ -82,7 +82,7 @@ class Composer:
         self._seed = seed
 
     def count_pool(self) -> int:
-        """Tokenize each paragraph of the pool once, on all cores; return their tokens as passages of one prompt."""
+        """Count the tokens of each pool paragraph once, on all cores; return their sum as passages of one prompt."""
         paragraphs = with_progress(self._pool, "counting tokens", len(self._pool))
         bodies = 0
         while batch := list(islice(paragraphs, _COUNTED_AT_ONCE)):
@@ -90,10 +90,11 @@ class Composer:
         return bodies + sum(self._counter.header(number) for number in range(1, len(self._pool) + 1))
 
     def compose(self, question: Question) -> Contexts | Dropped:
-        """Return the contexts of a question, or the rule by which it has none.
+        """Return the contexts of a question, or the rule that excludes it.
 
-        Each holds all supporting paragraphs, and distractors until no other one of many drawn fits: the prompt is
-        within one paragraph of the target and never above it. The distractors of a shorter one are in the longer ones.
+        Each context contains all supporting paragraphs. Distractors are added until :data:`PATIENCE` candidates do not
+        fit. The prompt is thus within one paragraph of its target and never above it. A longer context contains the
+        distractors of the shorter ones.
         """
         if not question.answerable:
             return Dropped("unanswerable", "the source says that the paragraphs do not hold the answer")
@@ -117,12 +118,12 @@ class _Filling:
         self._seed = f"{seed}:{question.id}"
         self._drawn = pool.draw(question, Random(self._seed))
         self._distractors: list[Paragraph] = []
-        self._kept = 0  # distractors of the shorter context, which stay
-        self._passed: deque[Paragraph] = deque()  # drawn, but too long for the place left
+        self._kept = 0  # distractors of the shorter context, which cannot be removed
+        self._passed: deque[Paragraph] = deque()  # drawn, but too long for the remaining tokens
         self._tokens = self._exact(self._order("evidence"))
 
     def settle(self, name: str, target: Target) -> Context | Dropped:
-        """Fill to the question's target by counts, compare with the exact count, and repair until both agree."""
+        """Fill the context by estimated counts, then correct it until the estimate equals the exact count."""
         limit = target.draw(Random(f"{self._seed}:{name}:target"))
         measured: list[Paragraph] | None = None
         for _ in range(_REPAIRS):
@@ -157,7 +158,7 @@ class _Filling:
 
     def _fill(self, limit: int) -> None:
         too_long: list[Paragraph] = []
-        # a paragraph that was too long for the shorter context may go into the longer one
+        # a paragraph that did not fit into the shorter context may fit into the longer one
         while paragraph := self._passed.popleft() if self._passed else next(self._drawn, None):
             cost = self._cost(paragraph)
             if self._tokens + cost <= limit:
@@ -179,7 +180,7 @@ class _Filling:
         return self._cost(paragraph)
 
     def _cost(self, paragraph: Paragraph) -> int:
-        """Tokens of a paragraph as the next passage."""
+        """Tokens that a paragraph adds as the next passage."""
         return self._counter.passage(paragraph, len(self._question.supporting) + len(self._distractors) + 1)
 
     def _order(self, name: str) -> list[Paragraph]:
@@ -192,7 +193,7 @@ class _Filling:
 
 
 def _positions(order: list[Paragraph], supporting: tuple[Paragraph, ...]) -> Iterator[float]:
-    """Yield where supporting passages stand in the text of all: 0 the first, 1 the last."""
+    """Yield the positions of the supporting passages by characters, from 0 (first) to 1 (last)."""
     keys = {paragraph.key for paragraph in supporting}
     lengths = [len(passage_body(paragraph)) for paragraph in order]
     total, start = sum(lengths), 0

@@ -9,16 +9,16 @@ from solopo_nemo.builders.contexts.question import Paragraph
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.triplets import Message
 
-# what stands around a passage, so that tokens which span its borders are counted as in a prompt
+# the text around a passage, so that tokens across its borders are counted as in a prompt
 _BEFORE, _AFTER = "Passage 1:\n", "Passage"
 _BETWEEN = ".\n\n"
 
 
 class TokenCounter:
-    """Exact counts of prompts, and counts of single passages that are kept for the next question.
+    """Counts the tokens of prompts exactly, and caches the counts of single passages.
 
     Args:
-        encoder: Of the target tokenizer.
+        encoder: Encoder of the target tokenizer.
     """
 
     def __init__(self, encoder: TripletEncoder) -> None:
@@ -29,25 +29,25 @@ class TokenCounter:
         self._bodies: dict[str, int] = {}
 
     def prompt(self, prompt: list[Message], where: str) -> int:
-        """Return the exact length of a rendered prompt."""
+        """Return the exact length of a rendered prompt in tokens."""
         return self._count(self._encoder.render(prompt, where))
 
     def passage(self, paragraph: Paragraph, number: int) -> int:
-        """Return what a passage adds to a prompt."""
+        """Return the tokens that a passage with its header adds to a prompt."""
         body = self._bodies.get(paragraph.key)
         if body is None:
             (body,) = self.count_ahead([paragraph])
         return self.header(number) + body
 
     def header(self, number: int) -> int:
-        """Return what the line above a passage adds."""
+        """Return the tokens that the header of a passage adds."""
         count = self._headers.get(number)
         if count is None:
             count = self._headers[number] = self._count(_BETWEEN + passage_header(number) + _AFTER) - self._gap
         return count
 
     def count_ahead(self, paragraphs: Sequence[Paragraph]) -> list[int]:
-        """Return what paragraphs have without headers, and keep it; many at once are counted on all cores."""
+        """Count paragraphs without their headers, on all cores, and cache the counts."""
         counts = self._counts([_BEFORE + passage_body(paragraph) + _AFTER for paragraph in paragraphs])
         bodies = [count - self._frame for count in counts]
         self._bodies.update(zip((paragraph.key for paragraph in paragraphs), bodies, strict=True))
@@ -60,5 +60,5 @@ class TokenCounter:
         backend = getattr(self._encoder.tokenizer, "backend_tokenizer", None)
         if backend is None or backend.truncation or backend.padding or backend.encode_special_tokens:
             return [self._encoder.count_text(text) for text in texts]
-        # the same tokens without offsets, masks and Python lists of them, which take half of the time
+        # the same tokens without offsets, masks and Python lists, which would double the time
         return [len(encoding) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]

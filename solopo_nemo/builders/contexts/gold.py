@@ -1,4 +1,4 @@
-"""Preference pairs without sampling: the gold answer against a wrong one of the same kind."""
+"""Preference pairs without sampling: the gold answer and an incorrect answer of the same kind."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _MONTH = (
     r"|Nov(?:ember|\.)|Dec(?:ember|\.))"
 )
 _NUMBER = r"(?<![\w.,-])\d+(?:[.,]\d+)*(?![\w-])"
-# from the most to the least specific; an answer is of the first kind whose pattern matches all of it
+# from the most to the least specific; the kind of an answer is the first whose pattern matches the whole answer
 _KINDS = {
     "year": re.compile(r"(?<![\w.,-])(?:1\d{3}|20\d{2})(?![\w,-]|\.\d)"),
     "date": re.compile(rf"\b(?:\d{{1,2}} {_MONTH}(?: \d{{4}})?|{_MONTH} \d{{1,2}}, \d{{4}}|{_MONTH} \d{{1,4}})(?!\w)"),
     "number": re.compile(_NUMBER),
-    # capitalised words in a row, initials among them, or one that does not begin a sentence
+    # consecutive capitalised words (initials included), or one capitalised word that does not begin a sentence
     "name": re.compile(
         r"(?<![\w'-])(?:[A-Z][\w'-]*(?:(?<=\b[A-Z])\.)?(?: (?:of|de|the|von|van) (?=[A-Z])| (?=[A-Z])))+"
         r"[A-Z][\w'-]*\w"
@@ -37,9 +37,9 @@ class GoldPair:
     """A chosen and a rejected response.
 
     Attributes:
-        chosen: Names the evidence and gives the gold answer.
-        rejected: Names other passages and gives a wrong answer, or gives none.
-        kind: What the answers are: year, date, number, name; or no_answer where no wrong one was found.
+        chosen: Response that names the evidence and states the gold answer.
+        rejected: Response that names another passage and states an incorrect answer, or states that there is none.
+        kind: Kind of the answers: year, date, number or name; no_answer if no incorrect answer was found.
     """
 
     chosen: str
@@ -48,12 +48,12 @@ class GoldPair:
 
 
 def gold_pair(question: Question, distractors: Sequence[Sequence[Paragraph]], random: Random) -> GoldPair:
-    """Make the pair of a question.
+    """Build the preference pair of a question.
 
     Args:
         question: The question with its evidence.
-        distractors: Groups of distractor paragraphs, preferred ones first.
-        random: Chooses among wrong answers that are equally good.
+        distractors: Groups of distractor paragraphs, preferred groups first.
+        random: Breaks ties between incorrect answers.
     """
     answer = question.answers[0].strip()
     titles = list(dict.fromkeys(paragraph.name for paragraph in question.supporting))
@@ -68,7 +68,7 @@ def gold_pair(question: Question, distractors: Sequence[Sequence[Paragraph]], ra
     asked = normalize(question.question)
     for *_, candidate, title in sorted(candidates):
         if _is_wrong(normalize(candidate), asked, question.normal_answers):
-            # as many titles as the right answer, so that their number does not give it away
+            # use as many titles as the correct response, so that their number does not reveal it
             return GoldPair(chosen, f"{_evidence([*titles[:-1], title])} {closing_line(candidate)}", kind)
     return GoldPair(chosen, f"The passages do not answer the question. {closing_line(NO_ANSWER)}", "no_answer")
 
@@ -101,12 +101,12 @@ def _candidates(kind: str, answer: str, paragraph: Paragraph) -> Iterator[str]:
 
 
 def _likeness(candidate: str, answer: str) -> tuple[bool, bool, bool]:
-    """Rank a candidate: first those that end like the answer ("... County"), then those that are as long."""
+    """Rank a candidate: first those with the last word of the answer ("... County"), then those of equal length."""
     own, other = candidate.split(), answer.split()
     other_end = own[-1] != other[-1] or len(own) == 1
     return other_end, len(own) != len(other), abs(len(candidate) - len(answer)) > 1
 
 
 def _is_wrong(candidate: str, asked: str, answers: Sequence[str]) -> bool:
-    """Tell whether a candidate neither holds nor is part of an answer or of the question, all in normal form."""
+    """True if a candidate is not in the question, and neither contains nor is contained in an answer (normal form)."""
     return bool(candidate) and candidate not in asked and not any(candidate in a or a in candidate for a in answers)

@@ -1,4 +1,4 @@
-"""The paragraphs that distractors are drawn from."""
+"""The pool of paragraphs from which distractors are drawn."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from solopo_nemo.data.answers import holds_answer
 
 
 class ParagraphPool:
-    """Paragraphs without duplicates, sorted by text: draws do not depend on the order of the source.
+    """Paragraphs without duplicates. Draws do not depend on the order in which paragraphs were added.
 
     Args:
-        allow_answer_leak: Also draw paragraphs that hold the question's answer or an alias.
+        allow_answer_leak: Also draw paragraphs that contain the question's answer or an alias.
     """
 
     def __init__(self, *, allow_answer_leak: bool = False) -> None:
         self._allow_answer_leak = allow_answer_leak
-        # key -> the paragraph, and the only question it belongs to (None: several, or none)
+        # key -> the paragraph and the only question that owns it (None: no question or several)
         self._entries: dict[str, tuple[Paragraph, str | None]] = {}
         self._sorted: list[tuple[Paragraph, str | None]] | None = None
-        # text -> key: sources repeat their paragraphs, and normal forms take time
+        # text -> key, a cache: sources repeat paragraphs, and normalization is slow
         self._keys: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -31,12 +31,12 @@ class ParagraphPool:
         return (paragraph for paragraph, _ in self._entries.values())
 
     def add(self, paragraph: Paragraph, question_id: str | None = None) -> None:
-        """Add a paragraph, of a question or of none; a duplicate is not added again."""
+        """Add a paragraph; duplicates are merged. :meth:`draw` does not yield it for the only question that owns it."""
         key = self._keys.get(paragraph.text)
         if key is None:
             key = self._keys[paragraph.text] = paragraph.key
         known, owner = self._entries.setdefault(key, (paragraph, question_id))
-        # of duplicates that differ in their writing the smallest stays, whatever the order they come in
+        # duplicates can differ in case or punctuation: keep the smallest, which does not depend on the order
         kept = min(known, paragraph, key=lambda candidate: (candidate.title, candidate.text))
         self._entries[key] = (kept, owner if owner == question_id else None)
         self._sorted = None
@@ -44,8 +44,8 @@ class ParagraphPool:
     def draw(self, question: Question, random: Random) -> Iterator[Paragraph]:
         """Yield distractors for a question in random order, each at most once.
 
-        Never its own paragraphs (its distractors are no unrelated text), never a duplicate of its evidence, and
-        without `allow_answer_leak` never one that holds its answer.
+        Excluded are the question's own paragraphs (its distractors are related text), duplicates of its evidence and,
+        without `allow_answer_leak`, paragraphs that contain its answer.
         """
         if self._sorted is None:
             self._sorted = [self._entries[key] for key in sorted(self._entries)]
@@ -59,7 +59,7 @@ class ParagraphPool:
 
 
 def _permutation(size: int, random: Random) -> Iterator[int]:
-    """Yield 0..size-1 in random order, at a cost that grows with what is taken and not with `size`."""
+    """Yield 0..size-1 in random order. Time and memory are proportional to the values taken, not to `size`."""
     moved: dict[int, int] = {}
     for index in range(size):
         other = random.randrange(index, size)

@@ -1,6 +1,6 @@
-"""The project's prompt: evidence passages, question, step by step, closing line.
+"""The prompt template of the project: passages, question, and the instruction for the closing line.
 
-Data, training and evaluation share it.
+Data construction, training and evaluation share it.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ _CLOSING = (
 
 
 def passage_header(number: int) -> str:
-    """Return the line above the passage with this number, from 1."""
+    """Return the header line of a passage; numbers begin at 1."""
     return f"Passage {number}:\n"
 
 
 def passage_body(paragraph: Paragraph) -> str:
-    """Return the passage below its header, up to the next header."""
+    """Return the text of a passage between its header and the next header."""
     title = f"{paragraph.title}\n" if paragraph.title else ""
     return f"{title}{paragraph.text.rstrip()}\n\n"
 
 
 def render_prompt(question: str, paragraphs: Sequence[Paragraph]) -> list[Message]:
-    """Return the chat messages that ask `question` over `paragraphs`, in their order."""
+    """Return the chat messages that ask `question` about `paragraphs`, in their order."""
     passages = (passage_header(i) + passage_body(paragraph) for i, paragraph in enumerate(paragraphs, start=1))
     return [{"role": "user", "content": render_document(question, "".join(passages))}]
 
 
 def render_document(question: str, document: str) -> str:
-    """Return the text that asks `question` over a document that brings its own headings, or has none."""
+    """Return the text that asks `question` about a document. The document has its own headings or none."""
     closing = _CLOSING.format(question=question, prefix=ANSWER_PREFIX, no_answer=NO_ANSWER)
     return f"{_OPENING}{document.rstrip()}\n\n{closing}"
 

@@ -1,4 +1,4 @@
-"""The types that every source of questions is read into."""
+"""The common types of questions and paragraphs, for all sources."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _NAME_WORDS = 6
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph, with its title or an empty one."""
+    """A paragraph. Its title may be empty."""
 
     title: str
     text: str
 
     @property
     def name(self) -> str:
-        """The title, or the opening words of a paragraph without one."""
+        """The title, or the first words of a paragraph without a title."""
         return self.title or " ".join(self.text.split()[:_NAME_WORDS]) + " ..."
 
     @cached_property
     def normal(self) -> str:
-        """Title and text in normal form, to look for answers in."""
+        """Title and text in normal form, for the search of answers."""
         return f"{normalize(self.title)} {self.key}"
 
     @cached_property
     def key(self) -> str:
-        """The text in normal form: paragraphs with the same key are duplicates."""
+        """The text in normal form. Paragraphs with the same key are duplicates."""
         return normalize(self.text)
 
 
@@ -42,11 +42,11 @@ class Question:
 
     Attributes:
         id: Unique in its source.
-        question: The question's text.
-        answers: The gold answer, then its aliases.
-        supporting: The paragraphs that hold the evidence, in the source's order.
-        others: The source's own distractors.
-        answerable: False where the source says that the paragraphs do not hold the answer.
+        question: Text of the question.
+        answers: The gold answer, followed by its aliases.
+        supporting: Paragraphs with the evidence, in the order of the source.
+        others: Distractors of the source.
+        answerable: False if the source marks the question as unanswerable.
     """
 
     id: str
@@ -64,11 +64,11 @@ class Question:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row of the source that cannot be used.
+    """An unusable row of the source.
 
     Attributes:
-        error: One line with file, line, field and how to mend it.
-        value: The row, None where it is not even JSON.
+        error: One line with file, line, field and correction.
+        value: The row; None if it is not valid JSON.
     """
 
     error: str
@@ -76,7 +76,7 @@ class BadRow:
 
 
 def refuse_bad_rows(errors: Sequence[str], skip_bad: bool) -> None:
-    """Raise a `UserError` with the first of the errors, unless there are none or bad rows are skipped."""
+    """Raise a `UserError` with the first error, if there is one and `skip_bad` is false."""
     if errors and not skip_bad:
         more = f" (and {len(errors) - 1} more bad rows)" if len(errors) > 1 else ""
         raise UserError(f"{errors[0]}{more}; --skip-bad goes on without and lists them")

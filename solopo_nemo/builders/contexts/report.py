@@ -1,4 +1,4 @@
-"""The report of a build: its summary as JSON beside the output, and plots where they are asked for."""
+"""The report of a build: a JSON summary and optional plots."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _WIDTH = 1.25
 
 
 def write_report(summary: dict[str, Any], statistics: BuildStatistics, settings: BuildSettings) -> None:
-    """Write `<out>.report.json`, and into the folder `settings.report` the plots `lengths.png` and `evidence.png`."""
+    """Write `<out>.report.json` and, if `settings.report` is set, `lengths.png` and `evidence.png` in that folder."""
     with atomic_text(settings.out.with_name(f"{settings.out.name}.report.json")) as stream:
         json.dump(summary, stream, indent=2)
         stream.write("\n")
     if settings.report is not None:
-        # only a run that draws pays for the import
+        # import matplotlib only for plots: the import is slow
         import matplotlib as mpl
 
         from solopo_nemo.pages.theme import THEMES, save_figure, style

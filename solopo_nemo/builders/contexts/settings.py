@@ -1,4 +1,4 @@
-"""Settings of a build of contexts, and the fingerprint of everything that decides its result."""
+"""Settings of a context build, and the record of everything that determines its result."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from solopo_nemo.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What to build.
+    """Settings of a context build.
 
     Attributes:
-        source: Questions, in one of the schemas of `sources`: a path, or a dataset's name on the Hugging Face hub.
-        out: The file to write, JSON lines; with several long targets each has its own beside, `out_files`.
-        short_tokens: Largest number of tokens of the short prompt: a number, a range or a file, see `targets`.
-        long_tokens: The same for the long prompt, or several with commas between.
-        pool: Sources of distractor paragraphs; without one they are those of the other questions.
-        subset: The source's subset, where it is a dataset with several.
-        split: The source's split, where it is a dataset with several.
-        schema: The source's schema; None recognises it.
+        source: Questions in one of the schemas of `sources`: a path, or the name of a dataset on the Hugging Face hub.
+        out: Output file, JSON lines. Several long targets have one file each; see `out_files`.
+        short_tokens: Maximum tokens of the short prompt: a number, a range or a file; see `targets`.
+        long_tokens: Maximum tokens of the long prompt, in the same form; several targets are separated by commas.
+        pool: Sources of distractor paragraphs; empty uses the paragraphs of the other questions.
+        subset: Subset of the source dataset; None if it has only one.
+        split: Split of the source dataset; None if it has only one.
+        schema: Schema of the source; None detects it.
         seed: Seed of all draws.
-        limit: Use this many rows of the source; the rest still serves as pool.
-        gold_pairs: Write whole triplets, with gold answers against wrong ones.
-        allow_answer_leak: Allow distractors that hold the answer.
-        skip_bad: Go on after bad rows, and write them to `<out>.rejects.jsonl`.
-        workers: Number of processes; no output depends on it.
-        report: Folder for the plots; None draws none.
-        shard_rows: Rows of the source in a shard; a killed run loses at most one shard per worker.
+        limit: Number of source rows to use; None uses all. The other rows still contribute to the pool.
+        gold_pairs: Write complete triplets whose responses state the gold answer and an incorrect answer.
+        allow_answer_leak: Allow distractors that contain the answer.
+        skip_bad: Write bad rows to `<out>.rejects.jsonl` and continue.
+        workers: Number of processes. The outputs do not depend on it.
+        report: Folder for the plots; None writes none.
+        shard_rows: Source rows per shard. An interrupted build loses at most one shard per worker.
     """
 
     source: Path | str
@@ -73,14 +73,14 @@ class BuildSettings:
 
     @property
     def out_files(self) -> dict[str, Path]:
-        """The file of each long target, by its label: `out` itself where there is only one."""
+        """Label of each long target -> its output file. A single target is written to `out`."""
         labels = [target.label for target in self.targets.long]
         if len(labels) == 1:
             return {labels[0]: self.out}
         return {label: self.out.with_name(f"{self.out.stem}.{label}.jsonl") for label in labels}
 
     def plan(self, source: RowSource, pool: list[RowSource], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-        """Return all that the result depends on, files by their contents."""
+        """Return everything that determines the result; files are identified by a hash of their content."""
         return {
             "version": solopo_nemo.__version__,
             "source": f"{source.name} {source.digest()}",

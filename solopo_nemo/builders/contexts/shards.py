@@ -1,4 +1,4 @@
-"""A build's work folder: finished shards that a later run continues from, and their assembly into the outputs."""
+"""The work folder of a build: finished shards, from which a later run resumes, and their assembly."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LOCK = "lock"
 class ShardFolder:
     """Shards of a build on disk.
 
-    A shard is one file of JSON lines for each kind of row, and a record of facts that is written last: with it the
-    shard is finished.
+    A shard consists of one JSON lines file for each kind of row, and a record of facts. The record is written last and
+    marks the shard as finished.
 
     Args:
-        path: The folder.
+        path: Path of the folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,13 +32,13 @@ class ShardFolder:
 
     @contextmanager
     def opened(self, plan: Mapping[str, str]) -> Iterator[None]:
-        """Use the folder, alone; shards of a build with another plan are removed.
+        """Lock the folder for the duration of the context. Shards of a build with another plan are removed.
 
         Args:
-            plan: All that decides what is in the shards.
+            plan: Everything that determines the content of the shards.
 
         Raises:
-            UserError: Another process uses it, or it holds something else.
+            UserError: Another process uses the folder, or this tool did not write it.
         """
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _LOCK).is_file():
             raise UserError(
@@ -65,35 +65,35 @@ class ShardFolder:
             json.dump(plan, stream)
 
     def is_finished(self, number: int) -> bool:
-        """Tell whether a shard is finished."""
+        """True if a shard is finished."""
         return self._facts(number).is_file()
 
     def write(self, number: int, rows: Iterable[tuple[str, dict[str, Any]]], facts: dict[str, Any]) -> None:
         """Write a shard.
 
         Args:
-            number: Its place in the outputs.
-            rows: Kind and value of each row, taken one at a time.
-            facts: Its record, read after the last row was taken.
+            number: Index of the shard in the outputs.
+            rows: Kind and value of each row, consumed one at a time.
+            facts: Record of the shard, read after the last row.
         """
         with ExitStack() as files:
             streams: dict[str, Any] = {}
             for kind, value in rows:
                 if kind not in streams:
                     streams[kind] = files.enter_context(atomic_text(self._rows(number, kind)))
-                # rejected rows may hold text that is not valid
+                # rejected rows can contain invalid Unicode
                 write_json_line(streams[kind], value, ascii_only=kind == "rejects")
         with atomic_text(self._facts(number)) as stream:
             json.dump(facts, stream)
 
     def facts(self, shards: int) -> Iterator[dict[str, Any]]:
-        """Yield the records of the shards, in their order."""
+        """Yield the records of the shards in order."""
         for number in range(shards):
             yield json.loads(self._facts(number).read_text(encoding="utf-8"))
 
     def assemble(self, shards: int, kind: str, out: Path, *, keep_empty: bool = True) -> None:
-        """Write the rows of one kind, of all shards in their order; nothing instead of an empty file where told so."""
-        # made in this folder, so that a run killed here leaves nothing beside the outputs
+        """Concatenate the rows of one kind from all shards. With `keep_empty=False`, no file is written for no rows."""
+        # assemble in this folder, so that an interrupted run leaves no partial file next to the outputs
         whole = self.path / out.name
         with atomic_text(whole, keep_empty=keep_empty) as stream:
             for number in range(shards):

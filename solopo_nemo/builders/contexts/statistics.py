@@ -1,4 +1,4 @@
-"""What a build reports: counts, token statistics, rho, where the evidence stands."""
+"""Statistics of a build: counts, token statistics, rho and evidence positions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ POSITION_BINS = 10
 
 @dataclass
 class LongStatistics:
-    """Of the long prompts of one target.
+    """Statistics of the long prompts of one target.
 
     Attributes:
-        tokens: Their lengths.
-        evidence: Where each supporting passage stands, from 0 (first) to 1 (last).
+        tokens: Lengths in tokens.
+        evidence: Position of each supporting passage, from 0 (first) to 1 (last).
     """
 
     tokens: Lengths = field(default_factory=Lengths)
@@ -30,10 +30,10 @@ class LongStatistics:
 
 
 class BuildStatistics:
-    """Collects the facts of shards; memory is eight bytes a number.
+    """Aggregates the facts of shards. Memory: eight bytes per number.
 
     Args:
-        labels: Of the long targets, the longest last.
+        labels: Labels of the long targets, the longest last.
     """
 
     def __init__(self, labels: Iterable[str]) -> None:
@@ -50,7 +50,7 @@ class BuildStatistics:
         return len(self.short)
 
     def add(self, facts: dict[str, Any]) -> None:
-        """Add one shard's."""
+        """Add the facts of one shard."""
         for tokens in facts["short"]:
             self.short.add(tokens)
         for label, long in self.long.items():
@@ -63,7 +63,7 @@ class BuildStatistics:
         self.reason = facts["reason"] or self.reason
 
     def summary(self) -> dict[str, Any]:
-        """Return the counts, and the statistics: at the top those of the longest target, then those of each."""
+        """Return the counts and statistics. Top-level values are those of the longest target; `lengths` has all."""
         lengths = {
             label: {
                 "tokens": long.tokens.statistics(),
@@ -89,7 +89,7 @@ class BuildStatistics:
 
 
 def new_facts(labels: Iterable[str]) -> dict[str, Any]:
-    """Return the facts of a shard without rows, as JSON takes them."""
+    """Return the facts of an empty shard as plain JSON values."""
     labels = list(labels)
     return {
         "short": [],
@@ -103,7 +103,7 @@ def new_facts(labels: Iterable[str]) -> dict[str, Any]:
 
 
 def note_contexts(facts: dict[str, Any], contexts: Contexts) -> None:
-    """Add a question that was written to a shard's facts."""
+    """Add a written question to the facts of a shard."""
     facts["short"].append(contexts.short.tokens)
     for label, context in contexts.long.items():
         facts["long"][label].append(context.tokens)
@@ -111,7 +111,7 @@ def note_contexts(facts: dict[str, Any], contexts: Contexts) -> None:
 
 
 def note_dropped(facts: dict[str, Any], dropped: Dropped) -> None:
-    """Add a question that a rule left out."""
+    """Add a dropped question to the facts of a shard."""
     facts["dropped"][dropped.rule] = facts["dropped"].get(dropped.rule, 0) + 1
     facts["reason"] = dropped.reason
 

@@ -1,4 +1,4 @@
-"""Token targets: a number, a range, or a distribution of lengths, drawn for each question by its seed."""
+"""Token targets: a number, a range or a distribution. The target of each question is drawn with its own seed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _RANGE = re.compile(r"(\d+)-(\d+)")
 
 @dataclass(frozen=True)
 class Target:
-    """Where the largest number of tokens of a prompt is drawn from.
+    """The distribution of the maximum prompt length, in tokens.
 
     Attributes:
-        label: How the user wrote it (of a file its stem); names the output where there are several.
-        low: The smallest target.
-        high: The largest target.
-        lengths: A distribution as a sample of it; empty for all numbers from `low` to `high` alike.
+        label: The user's text, or the stem of a file. It names the output if there are several targets.
+        low: Smallest target.
+        high: Largest target.
+        lengths: Samples of the distribution; empty for the uniform distribution from `low` to `high`.
     """
 
     label: str
@@ -32,7 +32,7 @@ class Target:
 
     @property
     def varies(self) -> bool:
-        """Whether questions differ in their target."""
+        """True if the target differs between questions."""
         return self.low < self.high
 
     def draw(self, random: Random) -> int:
@@ -42,10 +42,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Targets:
-    """The targets of the short prompt and of the long ones, if any, each above the one before.
+    """The targets of the short prompt and of the long prompts, in increasing order.
 
     Raises:
-        UserError: One is not above the one before, or two have the same label.
+        UserError: The targets do not increase, or two have the same label.
     """
 
     short: Target
@@ -53,10 +53,10 @@ class Targets:
 
     @classmethod
     def parse(cls, short: int | str, long: int | str) -> Targets:
-        """Read both from what the user wrote; the long ones are separated by commas.
+        """Parse the user's options. Several long targets are separated by commas.
 
         Raises:
-            UserError: Not a number, a range `6000-9000`, or a file with one length a line.
+            UserError: A target is not a number, a range such as `6000-9000`, or a file with one length per line.
         """
         long_targets = tuple(_parse(part.strip(), "--long-tokens") for part in str(long).split(","))
         return cls(_parse(str(short).strip(), "--short-tokens"), long_targets)
@@ -74,7 +74,7 @@ class Targets:
             raise UserError("--long-tokens: two of the files have the same name, which names their outputs: rename one")
 
     def named(self) -> Iterator[tuple[str, Target]]:
-        """Yield the targets from the shortest to the longest, each with a name."""
+        """Yield the targets and their names, from the shortest to the longest."""
         yield "short", self.short
         for target in self.long:
             yield "long" if len(self.long) == 1 else target.label, target

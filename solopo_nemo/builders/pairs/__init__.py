@@ -1,1 +1,1 @@
-"""Preference pairs from sampled answers: sampling, scoring, choosing, and files of other projects."""
+"""Preference pairs from sampled answers: sampling, scoring, selection, and conversion of other file formats."""

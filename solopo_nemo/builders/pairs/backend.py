@@ -12,19 +12,19 @@ from solopo_nemo.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling settings; other values give other samples.
+    """Sampling settings. Every field affects the samples.
 
     Attributes:
         backend: `hf` or `openai`.
-        model: Folder or name of the model.
-        samples: Answers a prompt.
+        model: Folder of the model, or its name on the server.
+        samples: Answers per prompt.
         temperature: Sampling temperature.
-        top_p: Nucleus sampling; 1 for none.
-        max_new_tokens: Longest answer.
+        top_p: Threshold of nucleus sampling; 1 disables it.
+        max_new_tokens: Maximum answer length in tokens.
         seed: Seed of all draws.
-        batch: Answers to a prompt that are asked for at once, each batch with a seed of its own; 0 for all of them.
-        date: The day, as 2026-11-29, that the chat template of a local model writes; None where it writes none.
-        chat_template_kwargs: Switches of the chat template.
+        batch: Answers to a prompt per call of the backend; 0 for all. Each batch has its own seed.
+        date: Date that the chat template of a local model prints, such as 2026-11-29; None if it prints none.
+        chat_template_kwargs: Keyword arguments of the chat template.
     """
 
     backend: str
@@ -51,11 +51,11 @@ class Sampling:
             raise UserError(f"--batch {self.batch}: must be at least 1, or 0 for all answers of a prompt at once")
 
     def next_batch(self, have: int) -> int:
-        """Return how many answers to ask for where there are `have`."""
+        """Return the size of the next batch when `have` answers are present."""
         return min(self.batch or self.samples, self.samples - have)
 
     def seed_of(self, request: Request, have: int) -> int:
-        """Return the seed of a batch, which depends on nothing that ran before."""
+        """Return the seed of a batch. It is independent of other prompts and of the order of calls."""
         text = f"{self.seed}:{request.id}:{request.side}:{have}"
         return int.from_bytes(sha256(text.encode()).digest()[:4], "big") >> 1
 
@@ -66,7 +66,7 @@ class Sample:
 
     Attributes:
         text: The assistant's text, stripped.
-        cut: It reached the token limit before its end.
+        cut: True if the answer reached the token limit.
     """
 
     text: str
@@ -78,7 +78,7 @@ class Request:
     """One prompt to answer.
 
     Attributes:
-        id: The question.
+        id: Id of the question.
         side: `short` or `long`.
         prompt: Messages or a plain string.
     """
@@ -89,24 +89,24 @@ class Request:
 
 
 class Refused(Exception):
-    """This prompt cannot be answered, for instance because it is too long for the model; others may be."""
+    """One prompt cannot be answered, for example because it is too long for the model. Sampling continues."""
 
 
 class Backend(Protocol):
-    """Samples answers; called from `concurrency` threads at once."""
+    """A sampling backend. `concurrency` threads call it at the same time."""
 
     concurrency: int
 
     def sample(self, request: Request, have: int) -> list[Sample]:
-        """Return the next answers to a prompt: one at least, and at most `Sampling.next_batch(have)`.
+        """Return the next answers to a prompt: at least one, at most `Sampling.next_batch(have)`.
 
         Args:
             request: The prompt.
-            have: How many answers to it there are.
+            have: Number of answers that are already present.
 
         Raises:
             Refused: This prompt cannot be answered.
-            UserError: None can, until the user mends something.
+            UserError: No prompt can be answered until the user corrects something.
         """
 
     def close(self) -> None:

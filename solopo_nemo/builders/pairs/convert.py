@@ -1,15 +1,15 @@
-"""Preference files of other projects, from and to this project's: TRL, NeMo-RL and LongPO.
+"""Conversion between this project's preference files and those of TRL, NeMo-RL and LongPO.
 
-| format | a row |
+| format | row |
 |---|---|
 | `triplets` | `id, prompt_short, prompt_long, chosen, rejected`; with one prompt `id, prompt, chosen, rejected` |
-| `trl` | `prompt, chosen, rejected`: messages, or plain strings; read also with the prompt inside the two answers |
-| `nemo_rl` | `context`, `completions` of `rank` (the lowest is best) and `completion`, all messages |
-| `longpo` | `prompt, questions, short_prompts, chosens, rejecteds`: questions over a long text, each with a short one |
+| `trl` | `prompt, chosen, rejected`: messages or plain strings; the answers may contain the prompt |
+| `nemo_rl` | `context`, `completions` with `rank` (the lowest is the best) and `completion`; all texts are messages |
+| `longpo` | `prompt, questions, short_prompts, chosens, rejecteds`: questions on a long text, each with a short text |
 
-LongPO asks its questions one after the other in one conversation, each prompt being `text + blank line + question`.
-Here every question is a triplet of its own, over the same long text. What a row gives its chat template (`tools`,
-`documents`, `chat_template_kwargs`) goes on to `triplets` and `trl`. Fields that training does not use are left out.
+LongPO puts the questions of a row into one conversation; each prompt is `text + blank line + question`. This module
+makes each question a triplet with the same long text. The template fields of a row (`tools`, `documents`,
+`chat_template_kwargs`) are copied to `triplets` and `trl`. Fields that training does not use are omitted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from solopo_nemo.data.fields import bad_field, has, identifier, records, required, text, text_list
 from solopo_nemo.data.rows import Row, read_rows
 
-# the row rules of the recipes, for rows on their way
+# the same row rules as in training
 from solopo_nemo.data.triplets import Message, Needs, Prompt, Triplet, parse_triplet, template_fields
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, beside, write_json_line
@@ -36,20 +36,21 @@ _ONE = ("long_chosen", "long_rejected")
 
 
 def convert_file(source: Path, out: Path, to: str, side: str | None = None, skip_bad: bool = False) -> dict[str, int]:
-    """Convert a file; the format of each row of the source is seen by its fields.
+    """Convert a file. The fields of each source row determine its format.
 
     Args:
-        source: What `data.train` takes, or a file of one of `FORMATS`.
-        out: JSON lines to write.
+        source: A source that `data.train` accepts, or a file in one of `FORMATS`.
+        out: Output file, JSON lines.
         to: One of `FORMATS`.
-        side: The prompt to keep, `short` or `long`, where a triplet goes to a format of one prompt.
-        skip_bad: Go on after bad rows, and write them to `<out>.rejects.jsonl`.
+        side: The prompt to keep, `short` or `long`, if the output format has a single prompt.
+        skip_bad: Write bad rows to `<out>.rejects.jsonl` and continue.
 
     Returns:
-        `in`, `converted`, `rejected` rows of the source (`in` = `converted` + `rejected`), and rows of `out`.
+        Counts: the `in`, `converted` and `rejected` rows of the source (`in` = `converted` + `rejected`), and the rows
+        of `out`.
 
     Raises:
-        UserError: A bad row without `skip_bad`, or one that the format cannot hold.
+        UserError: A row is bad or does not fit the output format, and `skip_bad` is off; or no row can be converted.
     """
     counts = {"in": 0, "converted": 0, "rejected": 0, "out": 0}
     with (
@@ -76,7 +77,7 @@ def convert_file(source: Path, out: Path, to: str, side: str | None = None, skip
 
 
 def _read(row: Row, number: int) -> Iterator[Triplet]:
-    """Yield the samples of a row of any format; of one prompt, they have it as their long one."""
+    """Yield the samples of a row of any format. A single prompt becomes the long prompt."""
     fields, where = row.fields(), row.where
     default_id = f"row-{number}"
     if has(fields, "chosens"):
@@ -89,7 +90,7 @@ def _read(row: Row, number: int) -> Iterator[Triplet]:
 
 
 def _from_nemo_rl(fields: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the best and the worst completion as a row of one prompt."""
+    """Return a row with a single prompt, and the best and the worst completion."""
     ranked = []
     for index, item in enumerate(records(required(fields, "completions", where), "completions", where)):
         rank = item.get("rank")
@@ -198,7 +199,7 @@ def _message(content: str) -> list[Message]:
 
 
 def _split(prompt: Prompt | None, field: str, where: str) -> tuple[str, str]:
-    """Split a prompt into its text and its question: at the last `Question:`, else at the last blank line."""
+    """Split a prompt into text and question at the last `Question:`, or else at the last blank line."""
     if not isinstance(prompt, list) or [message["role"] for message in prompt] != ["user"]:
         raise bad_field(where, field, "must be one user message, LongPO's format holds no other")
     content = prompt[0]["content"]

@@ -1,4 +1,4 @@
-"""Choosing pairs from samples, and the datasets made of them: the paper's Table 2."""
+"""Selection of pairs from samples, and the datasets of the paper's Table 2."""
 
 from __future__ import annotations
 
@@ -11,25 +11,30 @@ from solopo_nemo.builders.pairs.source import Asked
 from solopo_nemo.builders.pairs.store import PAIR, Entry, SampleStore
 
 TABLE_2 = {"sft_short": "short", "sft_long": "long", "po_short": "short", "po_long": "long"}
-"""The datasets beside SoLo, and the side that each is of."""
+"""Datasets of the baselines, each with the side of its prompt."""
 
 Entries = Mapping[int, Mapping[str, Entry | None]]
 
 
 def yields_pair(entries: Mapping[str, Entry | None], side: str) -> bool:
-    """Tell whether a question has right and wrong answers on a side."""
+    """True if a question has correct and incorrect answers on a side."""
     entry = entries.get(side)
     return entry is not None and entry.verdict == PAIR
 
 
 def choose_questions(settled: Sequence[int], entries: Entries, sides: Sequence[str], size: int) -> dict[str, set[int]]:
-    """Choose `size` questions a side: those that yield a pair on every side first, then others of that side.
+    """Select up to `size` questions for each side.
+
+    Questions with a pair on every side come first, followed by questions with a pair on that side only.
 
     Args:
-        settled: The questions to choose from, preferred ones first.
-        entries: What is known of each.
-        sides: The sides sampled.
-        size: Largest number of questions a side.
+        settled: Numbers of the candidate questions, preferred ones first.
+        entries: Sample counts by question number and side.
+        sides: The sampled sides.
+        size: Maximum number of questions per side.
+
+    Returns:
+        Side -> numbers of the selected questions.
     """
     shared = [number for number in settled if all(yields_pair(entries[number], side) for side in sides)]
     known = set(shared)
@@ -40,12 +45,12 @@ def choose_questions(settled: Sequence[int], entries: Entries, sides: Sequence[s
 
 
 def dataset_path(out: Path, name: str) -> Path:
-    """Return the path of one of `TABLE_2` beside the SoLo file: `pairs.jsonl` gives `pairs.po_long.jsonl`."""
+    """Return the path of a `TABLE_2` dataset next to the SoLo file, such as `pairs.po_long.jsonl` for `pairs.jsonl`."""
     return out.with_name(f"{out.stem}.{name}{out.suffix}")
 
 
 def triplet(asked: Asked, side: str, store: SampleStore, entry: Entry, seed: int) -> dict[str, Any]:
-    """Make the triplet of a question: one right and one wrong answer of a side, at random by the seed."""
+    """Build the triplet of a question from a random correct and a random incorrect answer of a side."""
     right, wrong = store.texts(asked, side)
     random = Random(f"{seed}:{asked.id}:{side}:pair")
     return {
@@ -60,7 +65,7 @@ def triplet(asked: Asked, side: str, store: SampleStore, entry: Entry, seed: int
 
 
 def reduced(row: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a triplet as a row of one of `TABLE_2`: one prompt, and no rejected answer for fine-tuning."""
+    """Return a triplet as a row of a `TABLE_2` dataset: one prompt; no rejected answer for fine-tuning."""
     kept = {"id": row["id"], "prompt": row[f"prompt_{TABLE_2[name]}"], "chosen": row["chosen"]}
     if name.startswith("po"):
         kept["rejected"] = row["rejected"]

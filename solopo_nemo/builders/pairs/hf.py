@@ -20,9 +20,9 @@ from solopo_nemo.runtime.errors import UserError
 
 
 class HuggingFaceBackend:
-    """Generates with `transformers`, one prompt at a time, its answers in batches.
+    """Generates with `transformers`, one prompt at a time, with the answers of a prompt in batches.
 
-    Every batch has its own seed, so that the answers to a prompt do not depend on what else is asked.
+    Each batch has its own seed, so the answers to a prompt do not depend on other prompts.
     """
 
     concurrency = 1
@@ -31,11 +31,11 @@ class HuggingFaceBackend:
         """Load the model.
 
         Args:
-            sampling: How to sample; `model` is a local folder.
-            device: torch device; None takes the GPU where there is one.
+            sampling: Sampling settings; `model` is a local folder.
+            device: torch device; None selects a GPU if there is one.
 
         Raises:
-            UserError: The folder holds no model that can be loaded, or there is no such device.
+            UserError: The model cannot be loaded, or the device does not exist.
         """
         folder = Path(sampling.model)
         self._sampling = sampling
@@ -90,7 +90,7 @@ class HuggingFaceBackend:
             do_sample=True,
             temperature=self._sampling.temperature,
             top_p=self._sampling.top_p,
-            # the model's own defaults would sharpen the distribution
+            # override the model's generation defaults, which would sharpen the distribution
             top_k=0,
             repetition_penalty=1.0,
             eos_token_id=self._ends,
@@ -101,19 +101,19 @@ class HuggingFaceBackend:
         return [Sample(text.strip(), cut=set(self._ends).isdisjoint(ids)) for text, ids in zip(texts, new, strict=True)]
 
     def _prefix(self, prompt: torch.Tensor, count: int) -> DynamicCache:
-        """Run all of a prompt but its last token once, and return its keys and values as those of `count` prompts.
+        """Run the prompt without its last token once, and return its KV cache repeated `count` times.
 
-        `generate` by itself would run the whole prompt `count` times.
+        Without the cache, `generate` would run the whole prompt `count` times.
 
         Args:
-            prompt: Token ids, [1, tokens].
+            prompt: Token ids, int64 `[1, tokens]`.
             count: Number of answers.
         """
         if self._prefilled is None or not torch.equal(self._prefilled[0], prompt):
             cache = DynamicCache(config=self._model.config)
             if prompt.shape[1] > 1:
                 self._model(prompt[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
-            # the next batch is often of the same prompt
+            # kept, because the next batch often has the same prompt
             self._prefilled = prompt, cache
         cache = deepcopy(self._prefilled[1])
         cache.batch_repeat_interleave(count)

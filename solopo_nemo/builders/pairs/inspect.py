@@ -1,4 +1,4 @@
-"""What is in a triplet or preference file: every problem, statistics, and a few samples."""
+"""Inspection of a triplet or preference file: all problems, statistics, and a few samples."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from solopo_nemo.data.lengths import Lengths, compression_rate
 from solopo_nemo.data.rows import Row, read_rows
 from solopo_nemo.data.tokenize import TripletEncoder
 
-# one row at a time, where read_triplets stops at the first problem
+# rows are parsed one at a time, because read_triplets stops at the first problem
 from solopo_nemo.data.triplets import COLUMNS, Needs, Triplet, parse_triplet
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.progress import with_progress
 
-# what each kind of file must hold, asked one by one so that one problem does not hide another
+# required sequences of each kind of file, checked one by one so that one problem does not hide another
 _WANTED = {
     "triplets": ("short_chosen", "short_rejected", "long_chosen", "long_rejected"),
     "preferences": ("long_chosen", "long_rejected"),
@@ -29,18 +29,18 @@ _WANTED = {
 
 @dataclass
 class Inspection:
-    """What was found.
+    """The result of an inspection.
 
     Attributes:
         kind: `triplets`, `preferences` (one prompt) or `fine-tuning` (no rejected answers).
-        rows: Rows of the file, good and bad.
-        problems: One line each, with file, line and field.
-        remarks: What a run would warn of in good rows, one line each: text of special tokens, equal answers.
-        bad_rows: Rows with a problem.
-        lengths: Of each field, over the good rows; `prompt` where there is one only.
-        unit: What lengths count, `tokens` or `characters`.
-        shares: Shares of the good rows, from 0 to 1.
-        samples: A few good rows, drawn evenly, in file order.
+        unit: Unit of the lengths, `tokens` or `characters`.
+        rows: Number of rows, good and bad.
+        bad_rows: Number of rows with a problem.
+        problems: One line for each problem, with file, line and field.
+        remarks: One line for each warning that a run would give for a good row: text of special tokens, equal answers.
+        lengths: Field -> lengths over the good rows. A single prompt has the name `prompt`.
+        shares: Property -> share of the good rows, from 0 to 1.
+        samples: A uniform random sample of good rows, in file order.
     """
 
     kind: str
@@ -71,16 +71,16 @@ class Inspection:
 
 
 def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int = 3, seed: int = 0) -> Inspection:
-    """Read a whole file.
+    """Inspect a whole file.
 
     Args:
-        path: What `data.train` takes.
-        encoder: Counts lengths in tokens; None counts characters.
-        samples: How many rows to keep for showing.
-        seed: Draws them.
+        path: A source that `data.train` accepts.
+        encoder: Encoder that counts tokens; None counts characters.
+        samples: Number of rows to keep as samples.
+        seed: Seed of the draw of these rows.
 
     Raises:
-        UserError: The file is missing, of an unknown kind or empty.
+        UserError: The file is missing, empty or of unknown type.
     """
     found = Inspection(_kind(path), unit="characters" if encoder is None else "tokens")
     random = Random(seed)
@@ -111,7 +111,7 @@ def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int
             equal += 1
             found.remarks.append(f"{row.where}: chosen and rejected are the same answer, which teaches nothing")
         shares.add(triplet, (row.value or {}).get("answers"))
-        # every good row has the same chance to stay
+        # reservoir sampling: every good row has the same probability
         if len(kept) < samples:
             kept.append((good, triplet))
         elif (place := random.randrange(good)) < samples:
@@ -133,7 +133,7 @@ def _kind(path: Path) -> str:
 
 
 def _check(row: Row, kind: str, default_id: str, seen: set[str]) -> tuple[Triplet | None, list[str]]:
-    """Return the sample, or its problems."""
+    """Return the sample and its problems."""
     problems: dict[str, None] = {}
     triplet = None
     try:
@@ -159,7 +159,7 @@ def _check(row: Row, kind: str, default_id: str, seen: set[str]) -> tuple[Triple
 
 
 def _lengths(triplet: Triplet, kind: str, ids: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, int]]:
-    """Yield the lengths of a row's fields; tokens are those that training runs, end tokens included."""
+    """Yield the fields of a row and their lengths. Token counts are those of training, end tokens included."""
     for name in Needs(_WANTED[kind]).columns:
         value = getattr(triplet, name)
         texts = [value] if isinstance(value, str) else [message.get("content") or "" for message in value]
@@ -168,7 +168,7 @@ def _lengths(triplet: Triplet, kind: str, ids: Mapping[str, Sequence[int]]) -> I
 
 
 class _Shares:
-    """Shares of rows with some property, among those where it can be seen."""
+    """Shares of rows with a property, among the rows to which the property applies."""
 
     def __init__(self) -> None:
         self._counts: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Progress of sampling: questions, throughput, acceptance rate and time left."""
+"""Progress of sampling: questions, throughput, acceptance rate and remaining time."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ _SECONDS_A_LINE = 60.0
 
 
 class Meter:
-    """Counts what was done and shows it on stderr: a bar on a terminal, else a line a minute.
+    """Shows the progress on stderr: a bar on a terminal, otherwise one line per minute.
 
     Attributes:
-        samples: Answers that this process was given.
+        samples: Answers that this process has received.
     """
 
     def __init__(self, questions: int, size: int) -> None:
-        """Begin.
+        """Start the clock.
 
         Args:
-            questions: All questions there are.
-            size: Accepted questions that are enough.
+            questions: Number of all questions.
+            size: Number of accepted questions to reach.
         """
         self.samples = 0
         self._questions, self._size = questions, size
         self._done = self._accepted = 0
         self._started = self._printed = time.monotonic()
-        # questions done before the first was sampled, which took no time
+        # questions that an earlier process had finished; they do not count in the time estimate
         self._free = 0
         self._console = console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
@@ -47,28 +47,28 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Seconds since the start."""
         return time.monotonic() - self._started
 
     @property
     def acceptance(self) -> float:
-        """The share of questions so far that yield a pair on every side asked."""
+        """The share of finished questions that yield a pair on every sampled side."""
         return self._accepted / self._done if self._done else 0.0
 
     def expected(self) -> int:
-        """Return how many questions it will take, going by the acceptance so far."""
+        """Return the estimated number of questions to sample, from the acceptance so far."""
         if not self._accepted:
             return self._questions
         return min(self._questions, max(self._done, round(self._size / self.acceptance)))
 
     def add_samples(self, count: int) -> None:
-        """Count answers."""
+        """Add received answers to the count."""
         if not self.samples:
             self._free = self._done
         self.samples += count
 
     def add_question(self, accepted: bool) -> None:
-        """Count a question whose prompts are all sampled."""
+        """Add a question with all its prompts sampled to the count."""
         self._done += 1
         self._accepted += accepted
         self._draw()

@@ -1,4 +1,4 @@
-"""A whole run: validate the questions, sample answers, choose pairs, write the datasets."""
+"""A sampling run: validate the questions, sample answers, select pairs, write the datasets."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from solopo_nemo.runtime.output import atomic_text, beside, write_json_line
 
 @dataclass(frozen=True)
 class PairSettings:
-    """What to make.
+    """Settings of a sampling run.
 
     Attributes:
-        contexts: Rows with `id`, `prompt_short`, `prompt_long`, `answers`.
-        out: The triplets to write, JSON lines.
+        contexts: File with the rows `id`, `prompt_short`, `prompt_long`, `answers`.
+        out: Output file of the triplets, JSON lines.
         on: The prompt to sample on: `short`, `long` or `both`.
-        size: Pairs that are enough.
-        skip_bad: Go on after bad rows, and write them to `<out>.rejects.jsonl`.
+        size: Number of pairs to reach.
+        skip_bad: Write bad rows to `<out>.rejects.jsonl` and continue.
     """
 
     contexts: Path
@@ -62,18 +62,20 @@ class PairSettings:
 def sample_pairs(
     settings: PairSettings, sampling: Sampling, make_backend: Callable[[Sampling], Backend]
 ) -> dict[str, Any]:
-    """Sample answers and write preference pairs; a second call continues where the first one ended.
+    """Sample answers and write preference pairs. A second call resumes an interrupted run.
 
     Args:
-        settings: What to make.
-        sampling: How to sample.
-        make_backend: Makes the backend, once the questions are known to be good.
+        settings: Input, output and size.
+        sampling: Sampling settings.
+        make_backend: Creates the backend; called after the questions have been validated.
 
     Returns:
-        The summary. On every side `in` = `out` + `rejected` + `dropped`; the counts at the top are those of `out`.
+        The summary. For every side, `in` = `out` + `rejected` + `dropped`. Top-level counts are those of
+        `settings.out`.
 
     Raises:
-        UserError: Bad rows without `skip_bad`, samples of other settings, a backend that cannot go on, or no pair.
+        UserError: A row is bad and `skip_bad` is off, the stored samples have other settings, the backend fails, or no
+            question yields a pair.
     """
     with closing(Source(settings.contexts, settings.out.parent)) as source:
         refuse_bad_rows([bad.error for bad in source.bad], settings.skip_bad)
@@ -110,7 +112,7 @@ def _write(
     sampler: Sampler,
     settled: list[int],
 ) -> tuple[dict[str, dict[str, Any]], int]:
-    """Write all files; return the counts of each side, and the number of questions that all sides share."""
+    """Write all files. Return the counts of each side, and the number of questions selected on all sides."""
     entries = sampler.entries
     chosen = choose_questions(settled, entries, settings.sides, settings.size)
     main = settings.sides[0]
@@ -118,7 +120,7 @@ def _write(
     rules: dict[str, Counter[str]] = {side: Counter() for side in settings.sides}
     candidates = set(settled)
     with ExitStack() as files:
-        # closed in reverse order: the result takes its name last
+        # the files are closed in reverse order, so the main output appears last
         out = files.enter_context(atomic_text(settings.out))
         others = {name: files.enter_context(atomic_text(dataset_path(settings.out, name))) for name in names}
         rejects, dropped = (

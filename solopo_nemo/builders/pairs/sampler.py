@@ -1,4 +1,4 @@
-"""Samples answers to the questions, as many prompts at once as the backend takes, until there are enough pairs."""
+"""The sampling loop: samples answers with the concurrency of the backend until there are enough pairs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class _Unit:
 
 
 class Sampler:
-    """Asks the questions in a random order given by the seed, so that any first part of them is a fair sample.
+    """Samples the questions in a seeded random order, so every prefix of the order is a random sample.
 
     Attributes:
-        entries: By question number and side: the result, None where the prompt was refused.
-        asked: Prompts sampled by this process.
-        reused: Prompts that an earlier one had sampled.
+        entries: Question number -> side -> sample counts; None if the prompt was refused.
+        asked: Number of prompts that this process sampled.
+        reused: Number of prompts that an earlier process sampled.
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class Sampler:
         self._refusals: list[str] = []
 
     def run(self, meter: Meter) -> list[int]:
-        """Sample until `size` questions yield a pair on every side, or all have been asked.
+        """Sample until `size` questions yield a pair on every side, or until all questions are sampled.
 
         Returns:
-            The numbers of the questions to choose from: the shortest part of the order that holds `size` such
-            questions. It depends on the samples only, not on which came first.
+            The numbers of the candidate questions: the shortest prefix of the order with `size` such questions. It
+            depends on the samples only, not on the order of their completion.
 
         Raises:
-            UserError: The backend cannot go on; what was finished by then is kept.
+            UserError: The backend fails; finished samples are kept.
         """
         units = self._units(meter)
         begun: deque[_Unit] = deque()
@@ -80,11 +80,11 @@ class Sampler:
             raise
         finally:
             self._backend.close()
-            # an interrupted run does not wait for answers under way
+            # an interrupted run does not wait for requests in flight
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _units(self, meter: Meter) -> Iterator[_Unit]:
-        """Yield the prompts that lack samples."""
+        """Yield the prompts with missing samples."""
         for number in self._order:
             if self._accepted >= self._size:
                 return
@@ -98,7 +98,7 @@ class Sampler:
                     self._record(number, side, entry, meter)
 
     def _finish(self, unit: _Unit, future: Future[list[Sample]], meter: Meter) -> bool:
-        """Store the answers that came; return whether the prompt has all of its samples."""
+        """Store the received answers. Return True if the prompt is complete or refused."""
         try:
             samples = future.result()
         except Refused as error:
@@ -138,7 +138,7 @@ class Sampler:
         return settled
 
     def _keep_finished(self, pending: dict[Future[list[Sample]], _Unit], meter: Meter) -> None:
-        """Store the answers of the other threads when one of them fails."""
+        """Store the answers of the other threads after a failure."""
         for future in wait(pending).done:
             if future.exception() is None:
                 self._finish(pending[future], future, meter)

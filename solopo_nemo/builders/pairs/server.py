@@ -1,4 +1,4 @@
-"""Sampling from any server with OpenAI's HTTP interface: vLLM, NIM, SGLang and others."""
+"""Sampling from a server with an OpenAI-compatible API, such as vLLM, NIM or SGLang."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from solopo_nemo.runtime.errors import UserError
 KEY_VARIABLE = "OPENAI_API_KEY"
 _CONNECT_SECONDS = 10.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
-# time-outs and conflicts on the server's side, too many requests, and all of 5xx
+# timeouts, conflicts, too many requests, and all 5xx codes
 _TRY_AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
 _REFUSED = frozenset({400, 413, 422})
 
 
 class ServerBackend:
-    """Asks a server for several answers at once.
+    """Requests several answers per call from a server.
 
-    A server that is away, busy or limits the rate is asked again, after exponentially growing waits with jitter or
-    what its `Retry-After` says, until it has not answered one prompt for `patience` seconds. The client's own retries
-    are off: they count tries instead of seconds, give up on a `Retry-After` above two minutes, and cannot be stopped.
-    The key is taken from the environment, sent to the server, and goes nowhere else.
+    Requests to an unreachable, busy or rate-limiting server are repeated for up to `patience` seconds per prompt, with
+    exponential backoff and jitter, or after the delay in `Retry-After`. The OpenAI client's own retries are off: they
+    limit the number of attempts instead of the time, ignore a `Retry-After` above two minutes, and cannot be
+    interrupted. The key is read from the environment variable `OPENAI_API_KEY`, and only the server receives it.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class ServerBackend:
         timeout: float = 600.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Check that the server is there and has the model.
+        """Check that the server is reachable and has the model.
 
         Args:
-            sampling: How to sample; `model` is the name that the server gives it.
-            base_url: Where the interface begins, such as `http://127.0.0.1:8000/v1`.
-            concurrency: Prompts asked at once.
-            patience: Seconds after which a prompt that gets no answer ends the run.
-            timeout: Seconds that one answer may take.
-            transport: Replaces the network.
+            sampling: Sampling settings; `model` is the model name on the server.
+            base_url: Base address of the API, such as `http://127.0.0.1:8000/v1`.
+            concurrency: Number of concurrent requests.
+            patience: Seconds without an answer to a prompt before the run fails.
+            timeout: Timeout of one request in seconds.
+            transport: Replaces the network, for tests.
 
         Raises:
-            UserError: It is unreachable, refuses the key, or does not have the model.
+            UserError: The server is unreachable, rejects the key, or does not have the model.
         """
         self.concurrency = concurrency
         self._sampling, self._url, self._patience = sampling, base_url.rstrip("/"), patience
@@ -90,7 +90,7 @@ class ServerBackend:
             raise UserError(f"--base-url {self._url}: answers in another format than OpenAI's ({error!r})") from error
         if not samples:
             raise Refused("the server gave no answer")
-        # a server that does not know `n` gives one
+        # a server without support for `n` returns one answer
         return samples[: self._sampling.next_batch(have)]
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class ServerBackend:
         self._client.close()
 
     def _check(self) -> None:
-        known: list[str] = []  # not every server lists its models
+        known: list[str] = []  # stays empty for a server that does not list its models
         try:
             known = [model.id for model in self._client.models.list(extra_headers=self._headers)]
         except APIError as error:
@@ -114,7 +114,7 @@ class ServerBackend:
             raise UserError(f"--model {self._sampling.model}: the server at {self._url} does not have it, only {some}")
 
     def _ask(self, create: Callable[..., Any], request: Request, have: int, **prompt: Any) -> Any:
-        """Ask until there is an answer."""
+        """Send a request, and repeat it until there is an answer or `patience` is over."""
         started, sampling = time.monotonic(), self._sampling
         tries = 0
         while True:
@@ -143,7 +143,7 @@ class ServerBackend:
 
     def _raise_unless_temporary(self, error: APIError, asked: int) -> None:
         problem = self._problem(error)
-        # the client is closed under a request that is given up
+        # `close` aborts requests in flight, which then raise a connection error
         if not isinstance(error, APIStatusError):
             if self._stop.is_set():
                 raise UserError(f"--base-url {self._url}: {problem}") from error
@@ -158,14 +158,14 @@ class ServerBackend:
             raise UserError(f"--base-url {self._url}: {problem}") from error
 
     def _raise_for_key(self, error: APIStatusError) -> None:
-        # without the server's words, which may repeat the key
+        # omit the server's message, which may contain the key
         if error.status_code in (401, 403):
             raise UserError(
                 f"--base-url {self._url}: the server answers {error.status_code}: set {KEY_VARIABLE} to a valid key"
             ) from None
 
     def _problem(self, error: APIError) -> str:
-        """Say what happened in one line, in the server's or the network's words and without the key."""
+        """Describe an error in one line, with the message of the server or the network and without the key."""
         if isinstance(error, APIStatusError):
             what, body = f"answers {error.status_code}", error.body
             reason = str(body.get("message", body) if isinstance(body, dict) else body or "")
@@ -177,7 +177,7 @@ class ServerBackend:
 
 def _sample(choice: Any) -> Sample:
     text = choice.message.content if hasattr(choice, "message") else choice.text
-    # half surrogate pairs, which JSON can hold and files cannot
+    # replace lone surrogates: JSON can represent them, UTF-8 files cannot
     clean = (text or "").encode("utf-8", "replace").decode("utf-8").strip()
     return Sample(clean, cut=choice.finish_reason == "length")
 
@@ -188,7 +188,7 @@ def _backoff(tries: int) -> float:
 
 
 def _retry_after(error: APIError) -> float:
-    """Return the seconds that the server asks to wait; 0 where it says nothing."""
+    """Return the delay of `Retry-After` in seconds; 0 without that header."""
     value = error.response.headers.get("Retry-After", "") if isinstance(error, APIStatusError) else ""
     try:
         return max(0.0, float(value))

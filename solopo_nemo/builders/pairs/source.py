@@ -1,4 +1,4 @@
-"""Questions to sample on: rows with a short and a long prompt and gold answers, validated before sampling starts."""
+"""The questions of a sampling run: rows with a short prompt, a long prompt and gold answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from solopo_nemo.data.answers import normalize
 from solopo_nemo.data.fields import bad_field, identifier, required, text_list
 from solopo_nemo.data.rows import Row, read_rows
 
-# the prompt rules of triplet files, whose prompts these become
+# the same prompt rules as in triplet files
 from solopo_nemo.data.triplets import Prompt, parse_prompt, template_fields
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.progress import with_progress
@@ -31,9 +31,9 @@ class Asked:
 
     Attributes:
         id: Unique in its file.
-        prompts: The prompt by side, `short` and `long`.
+        prompts: Side (`short`, `long`) -> prompt.
         answers: Gold answer and aliases.
-        meta: What the row says about itself; goes into the triplet.
+        meta: The `meta` field of the row, which is copied to the triplet.
     """
 
     id: str
@@ -42,24 +42,27 @@ class Asked:
     meta: dict[str, Any]
 
     def digest(self, side: str) -> str:
-        """Return a short hash of all that samples and scores of a side depend on."""
+        """Return a hash of the id, prompt and answers, which determine the samples and scores of a side."""
         content = json.dumps([self.id, self.prompts[side], self.answers], ensure_ascii=True)
         return sha256(content.encode()).hexdigest()[:16]
 
 
 class Source:
-    """The valid rows of a contexts file, numbered in file order and kept on disk: memory does not grow with them.
+    """The valid rows of a contexts file, numbered in file order. Memory: constant, because the rows are on disk.
 
     Attributes:
-        bad: The rows that are not valid.
+        bad: The invalid rows.
     """
 
     def __init__(self, path: Path, folder: Path) -> None:
-        """Validate the file as a whole.
+        """Read and validate the whole file.
 
         Args:
             path: `.jsonl`, `.jsonl.gz`, `.parquet`, a saved `datasets` folder, or a directory of such files.
-            folder: Folder of the copy, an unlinked SQLite file: it is gone when this process ends, however that ends.
+            folder: Folder of the copy. The copy is an unlinked SQLite file, so it disappears with this process.
+
+        Raises:
+            UserError: The file is missing, empty or of unknown type.
         """
         self.bad: list[BadRow] = []
         self._count = 0

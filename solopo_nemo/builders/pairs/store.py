@@ -1,4 +1,4 @@
-"""The samples file: a SQLite database that keeps every answer through any end of the process."""
+"""The samples file: a SQLite database. Stored answers survive a crash of the process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS settings (sampling TEXT);
 CREATE TABLE IF NOT EXISTS samples ({_COLUMNS});
 CREATE INDEX IF NOT EXISTS prompts ON samples (id, side);
 """
-# a response that was cut teaches no end, an empty one nothing at all
+# truncated and empty responses are not used for training
 _FINISHED = "(text != '' AND NOT cut)"
 _ENTRY = (
     f"SELECT digest, sum(correct AND {_FINISHED}), sum({_FINISHED}), sum(NOT {_FINISHED}), sum(NOT prefixed)"
@@ -40,10 +40,10 @@ class Entry:
     """Counts of the samples of one prompt.
 
     Attributes:
-        digest: Of question, prompt and answers.
-        right: Finished samples with a right answer.
-        finished: Samples that end by themselves and hold text.
-        cut: Samples that reached the token limit, or are empty.
+        digest: Hash of id, prompt and answers.
+        right: Finished samples with a correct answer.
+        finished: Samples that are neither truncated nor empty.
+        cut: Samples that reached the token limit or are empty.
         unprefixed: Samples without `The answer is:`.
     """
 
@@ -55,7 +55,7 @@ class Entry:
 
     @property
     def samples(self) -> int:
-        """All samples."""
+        """Number of all samples."""
         return self.finished + self.cut
 
     @property
@@ -69,17 +69,17 @@ class Entry:
 
 
 class SampleStore:
-    """A database of samples and scores; each batch of answers is one transaction.
+    """A database of samples and scores. Each batch of answers is one transaction.
 
-    The file keeps the sampling settings too: other settings for the same file are refused, and so is a second
-    process. Version 0.1 wrote `FILE.samples.jsonl`; its samples are taken over when the database is new.
+    The file also contains the sampling settings. Different settings are refused, and so is a second process. Version
+    0.1 wrote `FILE.samples.jsonl`; a new database imports those samples.
     """
 
     def __init__(self, path: Path, sampling: Sampling) -> None:
-        """Open or begin the file.
+        """Open or create the file.
 
         Raises:
-            UserError: It is of other settings, in use, or damaged.
+            UserError: The file has other settings, is in use, or is damaged.
         """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,10 +102,10 @@ class SampleStore:
             raise RunFault(f"{self.path}: {error}: free space, or give another --out if it is damaged") from error
 
     def finished(self, asked: Asked, side: str) -> Entry | None:
-        """Return the counts of a prompt, None while samples of it are missing.
+        """Return the counts of a prompt; None while samples are missing.
 
         Raises:
-            UserError: It was sampled with another prompt or other answers.
+            UserError: The stored samples belong to another prompt or other answers.
         """
         entry = self._entry(asked, side)
         if entry is not None and entry.digest != asked.digest(side):
@@ -116,12 +116,12 @@ class SampleStore:
         return entry if entry is not None and entry.samples >= self._samples else None
 
     def count(self, asked: Asked, side: str) -> int:
-        """Return how many samples of a prompt there are."""
+        """Return the number of stored samples of a prompt."""
         entry = self._entry(asked, side)
         return 0 if entry is None else entry.samples
 
     def add(self, asked: Asked, side: str, samples: Sequence[Sample]) -> None:
-        """Score samples of a prompt and write them; they are on disk when this returns."""
+        """Score samples of a prompt and commit them to disk."""
         scored = []
         for sample in samples:
             stated = stated_answer(sample.text)
@@ -132,7 +132,7 @@ class SampleStore:
             self._write(_rows(batch))
 
     def texts(self, asked: Asked, side: str) -> tuple[list[str], list[str]]:
-        """Return the right and the wrong answers of a sampled prompt, without those that were cut."""
+        """Return the correct and the incorrect finished answers of a prompt."""
         query = f"SELECT text, correct FROM samples WHERE id = ? AND side = ? AND {_FINISHED} ORDER BY rowid"
         found = self._db.execute(query, (asked.id, side)).fetchall()
         return [text for text, right in found if right], [text for text, right in found if not right]
@@ -142,7 +142,7 @@ class SampleStore:
         return None if found is None else Entry(*found)
 
     def _write(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        # settings without samples bind nobody
+        # store the settings with the first samples: a database without samples accepts any settings
         if self._db.execute("SELECT 1 FROM settings").fetchone() is None:
             self._db.execute("INSERT INTO settings VALUES (?)", (json.dumps(self._settings),))
         self._db.executemany(f"INSERT INTO samples ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
@@ -160,7 +160,7 @@ class SampleStore:
             self._check(self.path, json.loads(settings[0]))
 
     def _take_over(self, earlier: Path) -> None:
-        """Copy the samples of version 0.1, without a last line that a killed process has cut."""
+        """Import the samples of version 0.1. A truncated last line is ignored."""
         if not earlier.is_file():
             return
         settings: dict[str, Any] = {}
@@ -195,12 +195,12 @@ class SampleStore:
 
 
 def samples_file(out: Path) -> Path:
-    """Return where the samples of a result are kept: `pairs.jsonl` gives `pairs.jsonl.samples.sqlite`."""
+    """Return the path of the samples, such as `pairs.jsonl.samples.sqlite` for the result `pairs.jsonl`."""
     return out.with_name(f"{out.name}.samples.sqlite")
 
 
 def sampled_date(path: Path) -> str | None:
-    """Return the day that the chat template wrote for the samples of a file; None without samples or such a day."""
+    """Return the date that the chat template printed in the samples of a file; None without samples or a date."""
     with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         settings = database.execute("SELECT sampling FROM settings").fetchone()
         return json.loads(settings[0]).get("date") if settings else None
@@ -210,7 +210,7 @@ def sampled_date(path: Path) -> str | None:
 def _connect(path: Path) -> sqlite3.Connection:
     try:
         database = sqlite3.connect(path, timeout=0)
-        # the lock of the first transaction is held until the file is closed
+        # the exclusive lock of this transaction is held until the file is closed
         database.executescript(f"PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE; {_SCHEMA} COMMIT")
     except sqlite3.Error as error:
         if "locked" in str(error):

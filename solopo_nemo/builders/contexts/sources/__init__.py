@@ -1,4 +1,4 @@
-"""Question answering sources: one reader a schema, all of them into the same stream of questions and bad rows."""
+"""Question answering sources: one reader per schema. All readers yield questions and bad rows."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _PARSERS: Mapping[str, Parse] = {
     "generic": generic.parse,
 }
 FORMATS = tuple(_PARSERS)
-"""The names that `--format` takes."""
+"""Values of `--format`."""
 
 
 def read_questions(source: RowSource, schema: str | None = None) -> Iterator[Question | BadRow]:
-    """Yield the questions of a source in its order, bad rows in their places.
+    """Yield the questions and bad rows of a source in order.
 
-    A row is bad when it cannot be read, lacks a field, has no supporting paragraph or an answer that is in none of
-    them, or repeats an id.
+    A row is bad if it cannot be read, a field is missing or invalid, no supporting paragraph contains the answer, or
+    its id is a duplicate.
 
     Args:
         source: JSON lines, a JSON array or SQuAD's JSON (each also `.gz`), parquet, or a dataset.
-        schema: One of `FORMATS`; None recognises it by the fields of the first row that can be read.
+        schema: One of `FORMATS`; None detects it from the fields of the first readable row.
 
     Raises:
-        UserError: The file is of an unknown kind, or its schema is not recognised.
+        UserError: The file type or the schema is unknown.
     """
     rows = _flat_rows(source)
     schema, rows = (schema, rows) if schema else _recognise(rows)
@@ -46,10 +46,10 @@ def read_questions(source: RowSource, schema: str | None = None) -> Iterator[Que
 
 
 def read_pool(source: RowSource) -> Iterator[Paragraph]:
-    """Yield all paragraphs of a pool: rows that are paragraphs, or the questions of any schema with theirs.
+    """Yield all paragraphs of a pool. Its rows are paragraphs, or questions of any schema with their paragraphs.
 
     Raises:
-        UserError: The first bad row; or see `read_questions`.
+        UserError: A row is bad, or the file type or the schema is unknown.
     """
     rows = _flat_rows(source)
     head = next(rows, None)
@@ -87,14 +87,14 @@ def _questions(rows: Iterator[Row], schema: str) -> Iterator[Question | BadRow]:
 
 
 def _recognise(rows: Iterator[Row]) -> tuple[str, Iterator[Row]]:
-    """Return the schema of the first row that can be read, and all rows."""
+    """Return the schema of the first readable row, and an iterator over all rows."""
     head: list[Row] = []
     for row in rows:
         head.append(row)
         if row.value is not None:
             hint = f"give --format, one of {', '.join(FORMATS)}"
             return _schema(row.value, row.where, hint), chain(head, rows)
-    return "musique", iter(head)  # no row is readable: any reader reports that
+    return "musique", iter(head)  # no row is readable, which every reader reports
 
 
 def _schema(row: dict[str, Any], where: str, hint: str) -> str:

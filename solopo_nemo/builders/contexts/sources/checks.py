@@ -1,4 +1,4 @@
-"""The check that all readers share."""
+"""The evidence check of all readers."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from solopo_nemo.data.fields import bad_field
 
 
 def check_support(question: Question, where: str, *, support: str, answers: str) -> Question:
-    """Return the question, once its evidence is there and holds an answer.
+    """Return the question if its evidence contains an answer.
 
     Args:
-        question: What a reader made of a row.
-        where: The row's place.
-        support: The field that marks the evidence, and how, for the message.
-        answers: The field that holds the answers as written in the text, for the message.
+        question: The question of a row.
+        where: Location of the row, for the message.
+        support: Field that marks the evidence and its problem, for the message.
+        answers: Field of the answers, for the message.
 
     Raises:
-        UserError: There is no supporting paragraph, or none of them holds an answer.
+        UserError: There is no supporting paragraph, or no supporting paragraph contains an answer.
     """
     if not question.answerable:
         return question
@@ -33,6 +33,6 @@ def check_support(question: Question, where: str, *, support: str, answers: str)
 
 
 def _holds(paragraph: Paragraph, question: Question) -> bool:
-    # as it is: a span that ends inside a number has another normal form by itself
+    # compare the raw text too: an answer that ends inside a number has a different normal form on its own
     as_written = any(answer in paragraph.text for answer in question.answers)
     return as_written or holds_answer(paragraph.normal, question.normal_answers)

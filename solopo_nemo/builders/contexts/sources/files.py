@@ -1,4 +1,4 @@
-"""Rows of a source file: all that the data readers take, and JSON arrays, one element at a time."""
+"""Rows of a source file: the formats of the data readers, and JSON arrays, which are streamed by element."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from solopo_nemo.runtime.errors import UserError
 
 _ARRAY_SUFFIXES = (".json", ".json.gz")
 _CHUNK_BYTES = 1 << 20
-# an array by itself, or SQuAD's: {"version": ..., "data": [
+# a plain array, or SQuAD's object: {"version": ..., "data": [
 _OPENING = re.compile(r'\ufeff?\s*(?:\{\s*(?:"version"\s*:\s*"[^"]*"\s*,\s*)?"data"\s*:\s*)?\[')
 _BETWEEN = re.compile(r"[\s,]*")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
@@ -24,10 +24,10 @@ _DECODER = json.JSONDecoder()
 
 
 def read_source_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a source; `.json` may hold an array, SQuAD's object around one, or JSON lines.
+    """Yield the rows of a source. A `.json` file can contain an array, SQuAD's object or JSON lines.
 
     Raises:
-        UserError: The file is missing or of an unknown kind.
+        UserError: The file is missing or its type is unknown.
     """
     if path.name.endswith(_ARRAY_SUFFIXES):
         if not path.is_file():
@@ -38,12 +38,12 @@ def read_source_rows(path: Path) -> Iterator[Row]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    # typeshed gives the two openers different types
+    # typeshed declares different types for the two openers
     return cast("IO[bytes]", gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
 
 
 def _read_array(path: Path) -> Iterator[Row]:
-    """Yield the elements of an array; what cannot be read ends it, as the next element cannot be found."""
+    """Yield the elements of an array. The first unreadable element ends it, because the next one cannot be located."""
     number = 0
     try:
         with _open(path) as stream:
@@ -61,7 +61,7 @@ def _read_array(path: Path) -> Iterator[Row]:
                 try:
                     value, end = _DECODER.raw_decode(buffer, position)
                 except (ValueError, RecursionError) as error:
-                    # as much again as there is, so that a long element is not tried over and over
+                    # double the buffer, so that a long element is not parsed again for every chunk
                     more = _take(chunks, len(buffer) - position)
                     if not more:
                         problem = f"broken or truncated JSON ({error}): copy or download the file again"
@@ -85,7 +85,7 @@ def _element(value: object, where: str, not_utf8: re.Match[str] | None) -> Row:
 
 
 def _decoded(stream: IO[bytes]) -> Iterator[str]:
-    # a byte that is not UTF-8 spoils its element only
+    # surrogateescape: an invalid byte affects its own element only
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     while chunk := stream.read(_CHUNK_BYTES):
         yield decoder.decode(chunk)

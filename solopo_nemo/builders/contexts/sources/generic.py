@@ -1,4 +1,4 @@
-"""The form for users' own questions: `question`, `answers`, `supporting`, and optionally `distractors` and `id`."""
+"""The schema for users' own questions: `question`, `answers`, `supporting`; optional `distractors` and `id`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from solopo_nemo.data.fields import bad_field, has, identifier, required, text, 
 
 
 def parse(row: dict[str, Any], where: str) -> Question:
-    """Read one row; a paragraph is a string, or an object with `text` and perhaps a `title`.
+    """Read one row. A paragraph is a string, or an object with `text` and an optional `title`.
 
     Raises:
-        UserError: A field is missing or wrong.
+        UserError: A field is missing or invalid.
     """
     asked = text(required(row, "question", where), "question", where)
     answers = required(row, "answers", where)
@@ -48,6 +48,6 @@ def _paragraphs(value: Any, field: str, where: str) -> Iterator[Paragraph]:
 
 
 def _derived_id(asked: str, supporting: tuple[Paragraph, ...]) -> str:
-    """Return an id that does not depend on the row's place, as draws are seeded by it."""
+    """Return an id that does not depend on the position of the row, because it seeds the draws."""
     content = json.dumps([asked, *([paragraph.title, paragraph.text] for paragraph in supporting)])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

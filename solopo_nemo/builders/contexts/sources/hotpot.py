@@ -1,4 +1,4 @@
-"""HotpotQA and 2WikiMultihopQA: their official JSON, and the columns that `datasets` makes of it."""
+"""HotpotQA and 2WikiMultihopQA: the official JSON, and the columns of their `datasets` versions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from solopo_nemo.builders.contexts.question import Paragraph, Question
 from solopo_nemo.builders.contexts.sources.checks import check_support
 from solopo_nemo.data.fields import bad_field, has, identifier, required, text
 
-# a comparison is answered by what the evidence implies, not by a phrase in it
+# the answer of a comparison is implied by the evidence, so it is not searched in the text
 _IMPLIED = frozenset({"yes", "no"})
 
 
@@ -17,7 +17,7 @@ def parse(row: dict[str, Any], where: str) -> Question:
     """Read one row.
 
     Raises:
-        UserError: A field is missing or wrong.
+        UserError: A field is missing or invalid.
     """
     facts = {title for title, _ in _pairs(row, "supporting_facts", ("sent_id",), where)}
     supporting: list[Paragraph] = []
@@ -25,7 +25,7 @@ def parse(row: dict[str, Any], where: str) -> Question:
     for index, (title, sentences) in enumerate(_pairs(row, "context", ("sentences", "content"), where)):
         parts = _sentences(sentences, f"context[{index}][1]", where)
         if not parts:
-            # both sets have a few paragraphs without text
+            # both datasets contain a few paragraphs without text
             if title in facts:
                 raise bad_field(where, f"context[{index}]", f"{title!r} is evidence and must hold text")
             continue
@@ -45,7 +45,7 @@ def parse(row: dict[str, Any], where: str) -> Question:
 
 
 def _sentences(value: Any, field: str, where: str) -> list[str]:
-    """Return those that are not blank, without white space around them."""
+    """Return the sentences that are not blank, stripped of white space."""
     if not isinstance(value, list):
         raise bad_field(where, field, "must be a list of sentences")
     sentences = (text(item, f"{field}[{i}]", where, may_be_blank=True).strip() for i, item in enumerate(value))
@@ -53,13 +53,13 @@ def _sentences(value: Any, field: str, where: str) -> list[str]:
 
 
 def _pairs(row: dict[str, Any], field: str, seconds: tuple[str, ...], where: str) -> Iterator[tuple[str, Any]]:
-    """Yield title and value of pairs, written as a list of lists or as two lists side by side.
+    """Yield title and value of each pair in a field: a list of pairs, or an object with two parallel lists.
 
     Args:
         row: The row.
-        field: Holds the pairs.
-        seconds: Names that the list beside the titles goes by.
-        where: The row's place.
+        field: Field that contains the pairs.
+        seconds: Possible names of the list that is parallel to `title`.
+        where: Location of the row, for messages.
     """
     value = required(row, field, where)
     second = seconds[0]

@@ -14,7 +14,7 @@ def parse(row: dict[str, Any], where: str) -> Question:
     """Read one row.
 
     Raises:
-        UserError: A field is missing or wrong.
+        UserError: A field is missing or invalid.
     """
     aliases = text_list(row["answer_aliases"], "answer_aliases", where) if has(row, "answer_aliases") else ()
     supporting: list[Paragraph] = []

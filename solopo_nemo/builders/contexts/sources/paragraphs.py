@@ -1,4 +1,4 @@
-"""Paragraphs with a title, as MuSiQue and the pool files have them."""
+"""Readers for the paragraphs of MuSiQue and of pool files."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from solopo_nemo.data.fields import has, required, text
 
 
 def is_paragraph(row: dict[str, Any]) -> bool:
-    """Tell whether a row is a paragraph by itself, and no question."""
+    """True if a row is a paragraph and not a question."""
     return has(row, "paragraph_text") or (has(row, "text") and not has(row, "question"))
 
 
 def pool_paragraph(row: dict[str, Any], where: str) -> Paragraph:
-    """Read a row of a pool: `title` and `paragraph_text` as MuSiQue has them, or `text` and perhaps a `title`.
+    """Read a row of a pool: MuSiQue's `title` and `paragraph_text`, or `text` and an optional `title`.
 
     Raises:
-        UserError: A field is missing or wrong.
+        UserError: A field is missing or invalid.
     """
     return plain_paragraph(row, where, "") if has(row, "text") else titled_paragraph(row, where, "")
 
 
 def plain_paragraph(item: dict[str, Any], where: str, prefix: str) -> Paragraph:
-    """Read `text` and perhaps a `title`; see `titled_paragraph`."""
+    """Read `text` and an optional `title`. Arguments and errors are those of `titled_paragraph`."""
     title = text(item["title"], f"{prefix}title", where) if has(item, "title") else ""
     return Paragraph(title, text(required(item, "text", _place(where, prefix)), f"{prefix}text", where))
 
@@ -32,12 +32,12 @@ def titled_paragraph(item: dict[str, Any], where: str, prefix: str) -> Paragraph
     """Read `title` and `paragraph_text`.
 
     Args:
-        item: The object that holds them.
-        where: The row's place.
-        prefix: The object's place in the row with a dot behind; empty for the row itself.
+        item: The object with the fields.
+        where: Location of the row, for messages.
+        prefix: Path of the object in the row with a trailing dot, such as `paragraphs[3].`; empty for the row itself.
 
     Raises:
-        UserError: One of them is missing or wrong.
+        UserError: A field is missing or invalid.
     """
     place = _place(where, prefix)
     return Paragraph(

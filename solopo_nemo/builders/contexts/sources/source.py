@@ -1,4 +1,4 @@
-"""Where questions and paragraphs are read from: local files, saved datasets, and what `datasets` loads by name."""
+"""Sources of questions and paragraphs: local files, saved datasets, and datasets that `datasets` loads by name."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from solopo_nemo.runtime.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# such as squad or hotpotqa/hotpot_qa; a data file's suffix makes it a path with a mistake
+# such as squad or hotpotqa/hotpot_qa; a name with the suffix of a data file is a mistyped path
 _HUB_NAME = re.compile(r"(?!.*\.(?:json|jsonl|gz|parquet)$)[\w.-]+(?:/[\w.-]+)?")
 
 
 class RowSource:
-    """Rows of a source, which can be read again and again.
+    """The rows of a source, which can be read repeatedly.
 
-    A path that the project's own readers know is left to them. Anything else is a dataset's name on the Hugging Face
-    hub or a folder laid out like one, which `datasets` loads: into its cache, from where rows are read one at a time.
+    The project's own readers read local data files and saved datasets. `datasets` loads everything else: a dataset name
+    on the Hugging Face hub, or a folder with the layout of a hub dataset. Rows are then read from its cache, one at a
+    time.
 
     Attributes:
-        name: What the user wrote, for messages.
+        name: The source as the user wrote it, for messages.
     """
 
     def __init__(self, name: Path | str, subset: str | None = None, split: str | None = None) -> None:
-        """Find the source, and download it where it is not here.
+        """Find the source, and download it if it is not local.
 
         Args:
-            name: A path, or a dataset's name on the hub.
-            subset: The dataset's subset (`datasets` calls it config name), where it has several.
-            split: The dataset's split, where it has several.
+            name: A path, or the name of a dataset on the hub.
+            subset: Subset of the dataset (the config name of `datasets`); None if there is only one.
+            split: Split of the dataset; None if there is only one.
 
         Raises:
-            UserError: It is no path, and `datasets` cannot load it.
+            UserError: The path does not exist, or `datasets` cannot load the source.
         """
         self.name = str(name)
         path = Path(name)
@@ -50,10 +51,10 @@ class RowSource:
         self._data: Path | Dataset = path if own else _load(self.name, subset, split)
 
     def rows(self) -> Iterator[Row]:
-        """Yield the rows; one that cannot be read is yielded with its problem.
+        """Yield the rows. An unreadable row has a problem instead of a value.
 
         Raises:
-            UserError: The file is of an unknown kind, or the saved dataset cannot be opened.
+            UserError: The file type is unknown, or the saved dataset cannot be opened.
         """
         if isinstance(self._data, Path):
             yield from read_source_rows(self._data)
@@ -61,7 +62,7 @@ class RowSource:
             yield from dataset_rows(self._data, self.name)
 
     def digest(self) -> str:
-        """Return a hash of the contents."""
+        """Return a hash of the content."""
         if not isinstance(self._data, Path):
             return str(self._data._fingerprint)
         digest = hashlib.sha256()
@@ -73,7 +74,7 @@ class RowSource:
 
 
 def _is_own(path: Path) -> bool:
-    """Tell whether this project's readers take a path; also a file of an unknown kind, which they say more about."""
+    """True if this project's readers read a path. They also get files of unknown type and report them clearly."""
     if not path.is_dir():
         return path.exists()
     return is_saved_dataset(path) or any(file.name.endswith(SUFFIXES) for file in path.iterdir() if file.is_file())
@@ -85,12 +86,12 @@ def _load(name: str, subset: str | None, split: str | None) -> Dataset:
     import datasets
     from huggingface_hub.utils import logging
 
-    # its retries, line by line: the last error says the same
+    # hide the client's retry messages; the final error contains the same text
     logging.set_verbosity_error()
     try:
         with Console(stderr=True).status(f"loading {name}"):
             loaded = datasets.load_dataset(name, subset, split=split)
-    except Exception as error:  # whatever the hub client and the readers of many formats raise
+    except Exception as error:  # the hub client and the file readers raise many types
         reason = " ".join(str(error).split())
         raise UserError(
             f"{name}: `datasets` cannot load it ({reason}): give a local path, or a dataset's name on the Hugging Face "

@@ -1,4 +1,4 @@
-"""SQuAD v1.1 and v2: the official JSON, and the flat rows that most copies have."""
+"""SQuAD v1.1 and v2: the official JSON, and the flat rows of most copies."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from solopo_nemo.runtime.errors import UserError
 
 
 def flatten(row: Row) -> Iterator[Row]:
-    """Yield one row a question of an article of the official JSON; any other row as it is.
+    """Yield one row per question for an article of the official JSON. Yield any other row unchanged.
 
-    A part of the article that is wrong becomes a row with that problem.
+    An invalid part of an article becomes a row with that problem.
     """
     article = row.value
     if article is None or "title" not in article or "question" in article or "paragraphs" not in article:
@@ -25,7 +25,7 @@ def flatten(row: Row) -> Iterator[Row]:
     try:
         for number, paragraph in enumerate(records(article["paragraphs"], "paragraphs", row.where)):
             questions = required(paragraph, "qas", f"{place}[{number}]")
-            # a paragraph may have no questions
+            # a paragraph can have no questions
             for index, item in enumerate(records(questions, "qas", f"{place}[{number}]") if questions != [] else ()):
                 head = {"title": article["title"], "context": paragraph.get("context")}
                 yield Row(f"{place}[{number}].qas[{index}]", head | item)
@@ -37,7 +37,7 @@ def parse(row: dict[str, Any], where: str) -> Question:
     """Read one flat row.
 
     Raises:
-        UserError: A field is missing or wrong.
+        UserError: A field is missing or invalid.
     """
     title = text(required(row, "title", where), "title", where).replace("_", " ")
     answers = tuple(dict.fromkeys(_answers(required(row, "answers", where), where)))
@@ -47,7 +47,7 @@ def parse(row: dict[str, Any], where: str) -> Question:
         answers=answers,
         supporting=(Paragraph(title, text(required(row, "context", where), "context", where)),),
         others=(),
-        # only v2 has questions without answers
+        # unanswerable questions occur in v2 only
         answerable=bool(answers) and row.get("is_impossible") is not True,
     )
     return check_support(question, where, support="context is empty", answers="answers")
