@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 TooLong = Literal["error", "drop"]
 
-FORMAT = 5
+FORMAT = 6
 """Number of the encoding. Raise it with a change of the code that gives other token ids, columns or checks for the same
 file, tokenizer and settings: prepared data is then made anew. A change of names, comments or messages is none."""
 _BATCH = 32

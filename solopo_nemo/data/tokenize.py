@@ -25,13 +25,15 @@ class _Ending:
     """What a chat template writes after an answer.
 
     Attributes:
-        close: Text up to the end of the special token that closes the turn; empty without one.
+        close: Text up to the end of the token that closes the turn; without one, all but the white space at its end.
         rest: Text after that.
-        end_id: That token, or the tokenizer's `eos_token`.
+        token: The token that closes the turn, an added one; empty without one, where `eos_token` follows `close`.
+        end_id: That token, or `eos_token`.
     """
 
     close: str
     rest: str
+    token: str
     end_id: int
 
 
@@ -58,8 +60,8 @@ class TripletEncoder:
     """Turns prompts and responses into token ids.
 
     A prompt of messages is what the model sees at inference: the template with its generation prompt. The response is
-    what the template makes of the whole conversation after that, up to the special token that closes the assistant's
-    turn (`eos_token` in a template without one): the ids of both are those of the whole conversation. What a row gives
+    what the template makes of the whole conversation after that, up to the added token that closes the turn (a template
+    without one: its text, and `eos_token`): the ids of both are those of the whole conversation. What a row gives
     the template (tools, documents, switches) goes with its messages, and what the template leaves out is refused. A
     plain prompt is encoded with the special tokens that the tokenizer itself puts first, and its response is closed by
     `eos_token`.
@@ -163,7 +165,7 @@ class TripletEncoder:
     def _pair(self, prompt: Prompt, text: str, response: str, where: str) -> _Pair:
         """Render a response after its prompt."""
         if isinstance(prompt, str):
-            return _Pair(text, response, _Ending("", "", self._eos), self._first_special(response)[0], where)
+            return _Pair(text, response, _Ending("", "", "", self._eos), self._first_special(response)[0], where)
         whole = self.template.apply([*prompt, {"role": "assistant", "content": response}], where, generate=False)
         self._require_beginning(text, whole, where)
         close, rest = self._ending.close, self._ending.rest
@@ -176,6 +178,9 @@ class TripletEncoder:
                 f"{where}: the chat template drops a part of this answer (reasoning before </think>?): "
                 "leave that part out, or use another template"
             )
+        end = self._ending.token
+        if end and end in body and end not in self._special_tokens:
+            raise UserError(f"{where}: holds {end!r}, which ends an answer: remove that text")
         special, token = self._first_special(response)
         if special is not None and (special := body.find(token)) != self._first_special(body)[0]:
             raise UserError(f"{where}: special tokens by the chat template and the text {token!r}: remove that text")
@@ -217,11 +222,11 @@ class TripletEncoder:
             response, end = joined[len(tail) :], pair.ending.end_id
             fits = joined[: len(tail)] == tail == prompt[len(prompt) - len(tail) :]
             if pair.special is not None:
-                gap = pair.ending.close[: self._first_special(pair.ending.close)[0]]
+                gap = pair.ending.close.removesuffix(pair.ending.token)
                 letters = self._letters(joint, pair.body + gap)
                 fits = fits and bool(letters) and self._letters(joint, body) == response
                 response = [*letters, end]
-            elif not pair.ending.close:
+            elif not pair.ending.token:
                 response = [*response, end]
             if not fits or response[-1] != end:
                 raise UserError(
@@ -255,11 +260,15 @@ class TripletEncoder:
     def _ending(self) -> _Ending:
         tail = self._probe[1].rpartition(_ANSWER)[2]
         start, token = self._first_special(tail)
+        if start is None:  # some programs add a template's tokens as normal ones
+            added = self.tokenizer.added_tokens_decoder.values()
+            start, token = _first([str(own) for own in added if str(own).strip()], tail)
         if start is None:
-            return _Ending("", tail, self._eos)
+            close = tail.rstrip()
+            return _Ending(close, tail[len(close) :], "", self._eos)
         end_id = self.tokenizer.convert_tokens_to_ids(token)
         assert isinstance(end_id, int)
-        return _Ending(tail[: start + len(token)], tail[start + len(token) :], end_id)
+        return _Ending(tail[: start + len(token)], tail[start + len(token) :], token, end_id)
 
     @cached_property
     def _probe(self) -> tuple[str, str]:
@@ -274,13 +283,11 @@ class TripletEncoder:
 
     @cached_property
     def _special_tokens(self) -> list[str]:
-        tokens = {str(self.tokenizer.convert_ids_to_tokens(i)) for i in self._special_ids}
-        return sorted(tokens - {""}, key=lambda token: (-len(token), token))
+        return sorted({str(self.tokenizer.convert_ids_to_tokens(i)) for i in self._special_ids} - {""})
 
     def _first_special(self, text: str) -> tuple[int | None, str]:
         """Return where the first text of a special token begins, and the text."""
-        found = [(start, token) for token in self._special_tokens if (start := text.find(token)) >= 0]
-        return min(found, key=lambda item: item[0], default=(None, ""))
+        return _first(self._special_tokens, text)
 
     @property
     def _eos(self) -> int:
@@ -291,3 +298,10 @@ class TripletEncoder:
     def _ids(self, texts: list[str], **options: bool) -> list[list[int]]:
         # verbose: no warning for texts beyond model_max_length, our own limit is data.max_tokens
         return self.tokenizer(texts, verbose=False, **options)["input_ids"] if texts else []
+
+
+def _first(tokens: Sequence[str], text: str) -> tuple[int | None, str]:
+    """Return where the first of some tokens begins in a text, and the longest that begins there."""
+    found = [(start, -len(token), token) for token in tokens if (start := text.find(token)) >= 0]
+    start, _, token = min(found, default=(None, 0, ""))
+    return start, token

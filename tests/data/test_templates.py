@@ -10,6 +10,7 @@ import pytest
 from chat_templates import END, TEMPLATES
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from template_tokenizers import TOKENIZERS, trained, with_chat_template
+from tokenizers import AddedToken
 
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.triplets import Needs, Triplet
@@ -57,6 +58,28 @@ def check(kind: str, template: str, sample: Triplet, **switches: Any) -> dict[st
         answer = {"role": "assistant", "content": getattr(sample, response)}
         assert own + ids[response] == whole(kind, template, [*messages, answer], **switches)
     return ids
+
+
+@pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_an_answer_may_be_closed_by_a_normal_token_or_by_text(kind: str, added: bool) -> None:
+    tokenizer = with_chat_template(kind, "chatml")
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("<|im_", "<|my_")
+    if added:  # as axolotl's `tokens:` and `add_tokens` do, not as special ones
+        tokenizer.add_tokens([AddedToken(f"<|my_{name}|>", normalized=False) for name in ("start", "end")])
+    encoder = TripletEncoder(tokenizer)
+    for answer, special in (("Ann.", False), ("Ann </s> Bob", True)):
+        (ids,) = encoder.encode([triplet("Who?", "Long. Who?", answer, "Bob.")], NEEDS)
+        text = f"<|my_start|>user\nWho?<|my_end|>\n<|my_start|>assistant\n{answer}<|my_end|>"
+        want = tokenizer(text, add_special_tokens=False)["input_ids"] + ([] if added else [tokenizer.eos_token_id])
+        got = ids["prompt_short"] + ids["chosen"]
+        if not special:
+            assert got == want
+        assert got[-1] == want[-1] and letters(encoder, got) == letters(encoder, want)
+        assert got.count(got[-1]) == (2 if added else 1)
+    if added:
+        with pytest.raises(UserError, match=r"field chosen: holds '<\|my_end\|>', which ends an answer"):
+            encoder.encode([triplet("Who?", "Long. Who?", "Ann.<|my_end|>", "Bob.")], NEEDS)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
