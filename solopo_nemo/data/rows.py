@@ -43,14 +43,14 @@ class Row:
     problem: str | None = None
 
     def fields(self) -> dict[str, Any]:
-        """Return the fields.
+        """Return the fields, without those that are NaN, which pandas writes where a row has none; an id stays.
 
         Raises:
             UserError: The row cannot be read.
         """
         if self.value is None:
             raise UserError(f"{self.where}: {self.problem}")
-        return self.value
+        return {name: value for name, value in self.value.items() if value == value or name == "id"}
 
 
 def is_saved_dataset(path: Path) -> bool:

@@ -303,5 +303,4 @@ class TripletEncoder:
 def _first(tokens: Sequence[str], text: str) -> tuple[int | None, str]:
     """Return where the first of some tokens begins in a text, and the longest that begins there."""
     found = [(start, -len(token), token) for token in tokens if (start := text.find(token)) >= 0]
-    start, _, token = min(found, default=(None, 0, ""))
-    return start, token
+    return (min(found)[0], min(found)[2]) if found else (None, "")

@@ -73,10 +73,9 @@ def test_an_answer_may_be_closed_by_a_normal_token_or_by_text(kind: str, added: 
         text = f"<|my_start|>user\nWho?<|my_end|>\n<|my_start|>assistant\n{answer}<|my_end|>"
         want = tokenizer(text, add_special_tokens=False)["input_ids"] + ([] if added else [tokenizer.eos_token_id])
         got = ids["prompt_short"] + ids["chosen"]
-        if not special:
-            assert got == want
-        assert got[-1] == want[-1] and letters(encoder, got) == letters(encoder, want)
-        assert got.count(got[-1]) == (2 if added else 1)
+        assert got[-1] == want[-1] and (special or got == want)
+        assert got.count(got[-1]) == (2 if added else 1)  # the prompt's and the answer's
+        assert letters(encoder, got).endswith("<|my_end|>" if added else "</s>")
     if added:
         with pytest.raises(UserError, match=r"field chosen: holds '<\|my_end\|>', which ends an answer"):
             encoder.encode([triplet("Who?", "Long. Who?", "Ann.<|my_end|>", "Bob.")], NEEDS)

@@ -299,6 +299,16 @@ def test_a_float_id_is_the_whole_number_that_pandas_made_it_from(tmp_path: Path)
     assert [triplet.id for triplet in read_triplets(path, SOLO)] == ["17", "9007199254740992"]
 
 
+def test_nan_stands_for_no_value(tmp_path: Path) -> None:
+    row = triplet_row(0, system=float("nan"), tools=float("nan"))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")  # of DataFrame.to_dict("records")
+    (triplet,) = read_triplets(tmp_path / "rows.jsonl", SOLO)
+    assert triplet.template == {}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row | {"chosen": float("nan")}) + "\n")
+    with pytest.raises(UserError, match="field chosen: missing"):
+        list(read_triplets(tmp_path / "rows.jsonl", SOLO))
+
+
 @pytest.mark.parametrize(
     ("files", "read"),
     [
