@@ -1,1 +1,1 @@
-"""Data: reading preference triplets, tokenizing them, and building short and long contexts."""
+"""Training data: read and validate preference triplets, tokenize them, and pack them into micro-batches."""

@@ -1,4 +1,4 @@
-"""How answers are stated, their normal form, and whether a response gives the right one."""
+"""Extraction, normalization and matching of answers."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 ANSWER_PREFIX = "The answer is:"
-"""What stands before the final answer of a response, in prompts, training data and evaluation."""
+"""Prefix of the final answer of a response, in prompts, training data and evaluation."""
 
 _PREFIX = re.compile(re.escape(ANSWER_PREFIX), re.IGNORECASE)
 _SHORT_ANSWER = 4
 _ARTICLES = frozenset({"a", "an", "the"})
 _ACRONYM_DOTS = re.compile(r"\b[^\W\d_](?:\.[^\W\d_])+\b\.?")
 _DIGIT_COMMAS = re.compile(r"(?<=\d),(?=\d{3}\b)")
-# everything that is no letter or digit separates words, except the point of a decimal number
+# every character other than a letter or digit separates words, except the point of a decimal number
 _SEPARATORS = re.compile(r"(?!(?<=\d)\.(?=\d))[\W_]+")
 
 
 def normalize(text: str) -> str:
-    """Return SQuAD's normal form: case, accents, articles, punctuation and white space do not count.
+    """Return SQuAD's normal form, which ignores case, accents, articles, punctuation and white space.
 
-    Unlike SQuAD's, punctuation separates words ("US-based" is "us based"), while acronyms close up ("U.S." is "us").
-    A text of articles alone keeps them, so that no answer becomes empty.
+    Two rules differ from SQuAD: punctuation separates words ("US-based" becomes "us based"), and acronyms lose their
+    dots ("U.S." becomes "us"). A text that consists of articles keeps them, so that no answer becomes empty.
     """
     if not text.isascii():
         decomposed = unicodedata.normalize("NFKD", text)
@@ -34,10 +34,10 @@ def normalize(text: str) -> str:
 
 
 def holds_answer(normal_text: str, normal_answers: Iterable[str]) -> bool:
-    """Tell whether a text holds one of some answers, all in normal form.
+    """True if a text contains one of the answers, all in normal form.
 
-    Answers of four characters and more count inside words too ("german" in "germany"); shorter ones only as whole
-    words, else the alias "no" would be in "north".
+    An answer of four or more characters also matches inside a word ("german" in "germany"). A shorter answer matches
+    whole words only; otherwise the alias "no" would match "north".
     """
     padded = f" {normal_text} "
     return any(
@@ -48,11 +48,11 @@ def holds_answer(normal_text: str, normal_answers: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class Stated:
-    """What a response gives as its answer.
+    """The answer that a response states.
 
     Attributes:
-        text: What follows the last `The answer is:` on its line; without one, the last line that holds text.
-        prefixed: Whether there was such a prefix with something after it.
+        text: The text on the line after the last `The answer is:`; without that prefix, the last line with text.
+        prefixed: True if the prefix is present and followed by text.
     """
 
     text: str
@@ -68,17 +68,17 @@ def stated_answer(response: str) -> Stated:
 
 
 def is_right(stated: Stated, answers: Iterable[str]) -> bool:
-    """Sub-EM: tell whether a gold answer or alias is contained in the stated answer, all in normal form."""
+    """Sub-EM: true if the stated answer contains a gold answer or an alias, all in normal form."""
     return holds_answer(normalize(stated.text), [normalize(answer) for answer in answers])
 
 
 def same_answers(chosen: str | None, rejected: str | None, ids: Mapping[str, Sequence[int]]) -> bool:
-    """Tell whether a chosen and a rejected answer differ in white space at most, or have the same tokens.
+    """True if a chosen and a rejected answer are equal except for outer white space, or have the same token ids.
 
     Args:
-        chosen: An answer; None where the objective reads none.
-        rejected: Another.
-        ids: Their token ids, under their names; may be empty.
+        chosen: The chosen answer; None if the objective does not use it.
+        rejected: The rejected answer; None if the objective does not use it.
+        ids: Token ids with the keys `chosen` and `rejected`; may be empty.
     """
     if chosen is None or rejected is None:
         return False
@@ -86,5 +86,5 @@ def same_answers(chosen: str | None, rejected: str | None, ids: Mapping[str, Seq
 
 
 def _lines(text: str) -> list[str]:
-    """The lines that hold more than marks, such as the asterisks of bold text."""
+    """The lines that contain more than marks such as the asterisks of bold text."""
     return [line.strip() for line in text.splitlines() if normalize(line)]

@@ -1,7 +1,7 @@
-"""Which data-parallel rank gets which sample of a global batch: equal cost rather than equal luck.
+"""Load balancing: assign the samples of a global batch to data-parallel ranks so that the costs are nearly equal.
 
-All ranks wait for the slowest at the end of a step. Which rank a sample of the global batch runs on changes
-nothing but that, since every sample has the same weight in the loss.
+All ranks wait for the slowest rank at the end of a step. The assignment does not change the loss, because every
+sample of the global batch has the same weight.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from collections.abc import Sequence
 
 
 def balanced_order(costs: Sequence[float], ranks: int, micro_batch: int) -> list[int]:
-    """Order the samples of one global batch so that the data-parallel ranks get nearly equal sums of cost.
+    """Order the samples of one global batch so that the data-parallel ranks get nearly equal total costs.
 
-    Longest first to the least loaded rank that has room (LPT): every rank gets equally many.
+    The algorithm is longest processing time first (LPT): each sample, in order of decreasing cost, goes to the least
+    loaded rank that is not full. Every rank gets the same number of samples.
 
     Args:
-        costs: of each sample of the global batch, in any unit.
+        costs: cost of each sample of the global batch, in any unit.
         ranks: data-parallel size; ``len(costs)`` is a multiple of ``ranks * micro_batch``.
-        micro_batch: samples that a rank runs at a time.
+        micro_batch: samples per rank and micro-batch.
 
     Returns:
-        A permutation of the samples, as Megatron's sampler cuts it: ``micro_batch`` samples for each rank in
-        turn, again and again. Within a rank the samples keep their order.
+        A permutation of the sample indices in the order of Megatron's sampler, which deals ``micro_batch`` samples to
+        each rank in turn. Samples of a rank keep their original order.
     """
     room = len(costs) // ranks
     shares: list[list[int]] = [[] for _ in range(ranks)]

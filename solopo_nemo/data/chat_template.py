@@ -1,4 +1,4 @@
-"""A tokenizer's chat template with the values that a run or a row gives it: what it leaves out is refused."""
+"""Rendering with a tokenizer's chat template. Input that the template ignores is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ChatTemplate:
     """Renders messages as `apply_chat_template` of transformers does.
 
     Attributes:
-        switches: Values for variables of the template.
+        switches: Keyword arguments of the template, such as `enable_thinking`.
         given: `tools` and `documents` of a row.
     """
 
@@ -29,16 +29,16 @@ class ChatTemplate:
         key: str = "data.chat_template_kwargs",
         given: Mapping[str, Any] | None = None,
     ) -> None:
-        """Check the switches.
+        """Check that the template reads all switches.
 
         Args:
-            tokenizer: The tokenizer.
-            switches: Values for variables of its chat template.
-            key: Where they were set, for messages.
+            tokenizer: The tokenizer with the template.
+            switches: Keyword arguments of the template.
+            key: Option or field that set the switches, for messages.
             given: `tools` and `documents` of a row.
 
         Raises:
-            UserError: The template has no such variable.
+            UserError: The template does not read one of the switches.
         """
         self.switches, self.given = dict(switches or {}), dict(given or {})
         self._tokenizer = tokenizer
@@ -48,10 +48,10 @@ class ChatTemplate:
                 raise UserError(f"{key}.{name}: the tokenizer's chat template has no such switch")
 
     def require(self, where: str) -> None:
-        """Check that there is a template.
+        """Check that the tokenizer has a chat template.
 
         Raises:
-            UserError: There is none.
+            UserError: The tokenizer has none.
         """
         if not self._tokenizer.chat_template:
             raise UserError(
@@ -62,34 +62,42 @@ class ChatTemplate:
     def apply(
         self, messages: list[Message], where: str = "tokenizer", *, generate: bool = True, without: str = ""
     ) -> str:
-        """Render messages, with the generation prompt unless `generate` is false, and without one of `given`.
+        """Render messages.
+
+        Args:
+            messages: The messages.
+            where: Location of the messages, for errors.
+            generate: Append the generation prompt.
+            without: Key of `given` to omit.
 
         Raises:
-            UserError: The template refuses them, or fails on them.
+            UserError: The template raises an error.
         """
         options = {name: value for name, value in self.given.items() if name != without} | self.switches
         try:
             rendered = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=generate, **options
             )
-        except Exception as error:  # a template runs any expression
+        except Exception as error:  # templates can raise any exception
             roles, reason = ", ".join(message["role"] for message in messages), " ".join(str(error).split())
             raise UserError(f"{where}: the chat template refuses these messages (roles {roles}): {reason}") from error
         assert isinstance(rendered, str)
         return rendered
 
     def prompt(self, messages: list[Message], where: str) -> str:
-        """Render a prompt whole: of each of its parts, the text would be another without it.
+        """Render a prompt, and check that the template uses every part of it.
+
+        The check renders the prompt again without each part. A part that does not change the text is refused.
 
         Raises:
-            UserError: There is no template, it refuses these messages, or it leaves a part of them out.
+            UserError: There is no template, it raises an error, or it ignores a part of the messages.
         """
         self.require(where)
         rendered = self.apply(messages, where)
         for index, message in enumerate(messages):
             others = messages[:index], messages[index + 1 :]
             for name, value in ({"content": None} | message).items():
-                if name == "content" and value is None:  # beside tool calls
+                if name == "content" and value is None:  # allowed with tool calls
                     if not self._gives(rendered, [*others[0], message | {"content": ""}, *others[1]]):
                         raise UserError(f"{where}[{index}]: the chat template writes a missing content: write one")
                 elif name in ("content", *RENDERED) and str(value or "").strip():

@@ -1,4 +1,4 @@
-"""Checks of single fields of a row, shared by all readers: what is wrong, where, and how to mend it."""
+"""Checks of single fields of a row, shared by all readers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from solopo_nemo.runtime.errors import UserError
 
 _LARGEST_ID = 2**53
-"""Of a float: larger ones may stand for several whole numbers."""
+"""Largest id that is accepted as a float. A larger float does not identify one integer."""
 
 
 def bad_field(where: str, field: str, what: str) -> UserError:
@@ -18,15 +18,15 @@ def bad_field(where: str, field: str, what: str) -> UserError:
 
 
 def has(row: Mapping[str, Any], field: str) -> bool:
-    """Tell whether a field is there; Arrow files write an absent field as null."""
+    """True if a field is present and not null. Arrow files store an absent field as null."""
     return row.get(field) is not None
 
 
 def required(row: Mapping[str, Any], field: str, where: str) -> Any:
-    """Return a field that must be there.
+    """Return a required field.
 
     Raises:
-        UserError: It is missing or null.
+        UserError: The field is missing or null.
     """
     if not has(row, field):
         raise bad_field(where, field, f"missing (this row has {', '.join(map(str, row)) or 'no fields'})")
@@ -37,7 +37,7 @@ def text(value: Any, field: str, where: str, *, may_be_blank: bool = False) -> s
     """Return `value` if it is a usable string.
 
     Raises:
-        UserError: Not a string, only white space, or with lone surrogates, which no tokenizer takes.
+        UserError: The value is not a string, is blank, or contains lone surrogates, which no tokenizer accepts.
     """
     if not isinstance(value, str):
         raise bad_field(where, field, f"is {_kind(value)}, must be a string")
@@ -54,10 +54,10 @@ def text(value: Any, field: str, where: str, *, may_be_blank: bool = False) -> s
 
 
 def text_list(value: Any, field: str, where: str) -> tuple[str, ...]:
-    """Return a list of usable strings, which may be empty.
+    """Return a list of usable strings. The list may be empty.
 
     Raises:
-        UserError: Not a list, or one of its items is not usable.
+        UserError: The value is not a list, or an item is not a usable string.
     """
     if not isinstance(value, list):
         raise bad_field(where, field, f"is {_kind(value)}, must be a list of strings")
@@ -65,10 +65,10 @@ def text_list(value: Any, field: str, where: str) -> tuple[str, ...]:
 
 
 def records(value: Any, field: str, where: str) -> list[dict[str, Any]]:
-    """Return a list of objects.
+    """Return a non-empty list of objects.
 
     Raises:
-        UserError: Not a list, an empty one, or an item that is not an object.
+        UserError: The value is not a list, the list is empty, or an item is not an object.
     """
     if not isinstance(value, list):
         raise bad_field(where, field, f"is {_kind(value)}, must be a list of objects")
@@ -81,10 +81,11 @@ def records(value: Any, field: str, where: str) -> list[dict[str, Any]]:
 
 
 def plain_json(value: Any, field: str, where: str, *, may_hold_null: bool = False) -> Any:
-    """Return a value that a file of JSON can hold.
+    """Return a value that can be written as JSON.
 
     Raises:
-        UserError: It is none, or has a null inside, which may stand for an absent key in an Arrow file.
+        UserError: The value cannot be written as JSON; or it contains null, which can stand for an absent key in an
+            Arrow file, and `may_hold_null` is false.
     """
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
@@ -97,12 +98,12 @@ def plain_json(value: Any, field: str, where: str, *, may_hold_null: bool = Fals
 
 
 def identifier(value: Any, where: str) -> str:
-    """Return a row's id, a string or a whole number, as a string.
+    """Return the id of a row as a string. The value is a string or an integer.
 
-    pandas writes the ids 17 and 18 as 17.0 and 18.0 where another row has none: 17.0 is 17.
+    An integral float such as 17.0 is read as 17, because pandas writes integer ids as floats if a row has no id.
 
     Raises:
-        UserError: Anything else.
+        UserError: The value is something else.
     """
     if isinstance(value, float):
         if not value.is_integer() or abs(value) > _LARGEST_ID:

@@ -1,4 +1,4 @@
-"""Statistics of token counts, as the summaries of the data tools give them."""
+"""Statistics of token counts for the summaries of the data tools."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Lengths:
-    """Collects token counts, eight bytes each."""
+    """Collects token counts. Memory: eight bytes per count."""
 
     def __init__(self) -> None:
         self._counts = array("q")
@@ -26,7 +26,7 @@ class Lengths:
         return len(self._counts)
 
     def values(self) -> np.ndarray:
-        """Return the counts in the order they were added."""
+        """Return the counts as int64 `[n]`, in the order in which they were added."""
         return np.asarray(self._counts)
 
     def statistics(self) -> dict[str, float]:
@@ -40,5 +40,5 @@ class Lengths:
 
 
 def compression_rate(short: Lengths, long: Lengths) -> float | None:
-    """Return rho, all short tokens over all long tokens; None without long ones."""
+    """Return rho, the sum of short tokens divided by the sum of long tokens; None without long tokens."""
     return round(short.total / long.total, 4) if long.total else None

@@ -1,8 +1,8 @@
-"""One packed (THD) micro-batch of several sequences, split over context-parallel ranks.
+"""Packing of several sequences into one THD micro-batch, split over context-parallel ranks.
 
-Torch only: no Megatron. The layout is the one that Transformer Engine's THD attention and Megatron's
-rotary embedding expect: every sequence is cut into ``2 * cp`` equal chunks on its own, and rank ``r``
-holds chunks ``r`` and ``2 * cp - 1 - r`` of each (balanced causal work), sequence after sequence.
+The layout is the one that Transformer Engine's THD attention and Megatron's rotary embedding expect: each sequence is
+split into ``2 * cp`` equal chunks, and rank ``r`` holds chunks ``r`` and ``2 * cp - 1 - r`` of every sequence. All
+ranks then have the same causal attention work. The module needs torch only, not Megatron.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from solopo_nemo.data.triplets import sequence_columns
 class Batch(TypedDict):
     """One rank's share of a packed micro-batch.
 
-    T is the number of local tokens, padding included, and R the number of local response rows. The sequences are
-    ordered sample by sample: number ``i * len(sequences) + j`` is sequence ``j`` of sample ``i``.
+    T is the number of local tokens, padding included. R is the number of local positions that predict a response token.
+    Sequences are ordered by sample: index ``i * len(sequences) + j`` is sequence ``j`` of sample ``i``.
 
     Attributes:
-        ids: of the samples, in order.
+        ids: ids of the samples.
         tokens: int64 ``[1, T]``.
-        position_ids: int64 ``[1, T]``; they begin anew with every sequence.
-        cu_seqlens: int32 ``[num_sequences + 1]``, boundaries of the padded sequences, over all context-parallel ranks.
+        position_ids: int64 ``[1, T]``; positions start at 0 in every sequence.
+        cu_seqlens: int32 ``[num_sequences + 1]``, boundaries of the padded sequences over all context-parallel ranks.
         max_seqlen: int64 scalar, length of the longest padded sequence.
-        logit_positions: int64 ``[R]``, index into T of each row that predicts a response token, ascending.
-        labels: int64 ``[R]``, the token that each of these rows predicts.
-        sequence_ids: int64 ``[R]``, number of the sequence of each of these rows.
-        response_tokens: int64 ``[num_sequences]``, tokens of each response, over all context-parallel ranks.
-        input_tokens: int64 ``[num_sequences]``, tokens that the model reads, without padding, over all of them.
+        logit_positions: int64 ``[R]``, ascending indices into T of the positions that predict a response token.
+        labels: int64 ``[R]``, the response token that each of these positions predicts.
+        sequence_ids: int64 ``[R]``, index of the sequence of each of these positions.
+        response_tokens: int64 ``[num_sequences]``, response tokens of each sequence over all context-parallel ranks.
+        input_tokens: int64 ``[num_sequences]``, input tokens without padding over all context-parallel ranks.
     """
 
     ids: list[str]
@@ -50,14 +50,14 @@ class Batch(TypedDict):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a rank stands, as far as packing has to know.
+    """The parallel layout of a rank, as far as it affects packing.
 
     Attributes:
-        cp_size, cp_rank: context parallelism.
-        multiple: every rank's share of a sequence is a multiple of this (the tensor-parallel size
-            under sequence parallelism, which cuts the local tokens evenly, else 1).
-        pad_id: token id of the padding at the end of a sequence, any that the model has: it is never scored and,
-            attention being causal, never seen by a token that is.
+        cp_size, cp_rank: context-parallel size and rank.
+        multiple: divisor of every rank's share of a sequence: the tensor-parallel size under sequence parallelism,
+            which splits the local tokens evenly; otherwise 1.
+        pad_id: token id of the padding at the end of a sequence. Any id of the vocabulary works: padding is not scored,
+            and with causal attention no scored token attends to it.
     """
 
     cp_size: int = 1
@@ -67,17 +67,17 @@ class Layout:
 
     @property
     def chunks(self) -> int:
-        """Number of chunks that one sequence is cut into."""
+        """Number of chunks of one sequence."""
         return 2 * self.cp_size if self.cp_size > 1 else 1
 
     def padded(self, length: int) -> int:
-        """Length of a sequence of ``length`` tokens with its padding, summed over all ranks."""
+        """Padded length of a sequence of ``length`` tokens, over all context-parallel ranks."""
         unit = self.chunks * self.multiple
         return -(-length // unit) * unit
 
 
 def local_chunks(length: int, layout: Layout) -> list[tuple[int, int]]:
-    """Half-open ranges of the positions of one padded sequence that this rank holds, in local order."""
+    """The position ranges ``[start, stop)`` of one padded sequence that this rank holds, in local order."""
     if layout.cp_size == 1:
         return [(0, length)]
     c = length // layout.chunks
@@ -87,16 +87,23 @@ def local_chunks(length: int, layout: Layout) -> list[tuple[int, int]]:
 def pack(samples: Sequence[Mapping[str, Any]], sequences: Sequence[str], layout: Layout) -> Batch:
     """Pack the named sequences of all samples into this rank's share of one THD micro-batch.
 
-    Labels are shifted before the split: the row at position ``t`` predicts token ``t + 1``, whichever
-    rank that token lies on, and the last token of a sequence is no input.
+    Labels are shifted before the split: position ``t`` predicts token ``t + 1``, even if another rank holds that token.
+    The last token of a sequence is a label only, not an input.
+
+    - DP: each rank packs its own samples.
+    - TP, SP: all ranks of a group get the same batch; SP needs ``layout.multiple``.
+    - CP: each rank gets its chunks; ``cu_seqlens``, ``response_tokens`` and ``input_tokens`` are equal on all ranks.
+    - PP: all stages get the same batch.
+
+    Memory per rank: 16 bytes per local token and 24 bytes per local response token.
 
     Args:
-        samples: tokenized samples with the columns that ``sequences`` need (lists or arrays of ids).
-        sequences: names of ``solopo_nemo.objectives.SEQUENCES``, in the order in which each sample's are laid out.
-        layout: this rank's place.
+        samples: tokenized samples with the columns that ``sequences`` need (lists or arrays of token ids).
+        sequences: names of ``solopo_nemo.objectives.SEQUENCES``, in the order of the sequences of each sample.
+        layout: the parallel layout of this rank.
 
     Raises:
-        ValueError: an empty prompt or response.
+        ValueError: a prompt or a response is empty.
     """
     tokens, positions, logit_positions, labels, sequence_ids = [], [], [], [], []
     boundaries, response_tokens, input_tokens = [0], [], []
@@ -108,7 +115,7 @@ def pack(samples: Sequence[Mapping[str, Any]], sequences: Sequence[str], layout:
         ids = np.concatenate((prompt, response))
         length = len(ids) - 1
         padded = layout.padded(length)
-        first, last = len(prompt) - 1, length  # rows whose next token belongs to the response
+        first, last = len(prompt) - 1, length  # positions that predict a response token
         for start, stop in local_chunks(padded, layout):
             chunk = np.full(stop - start, layout.pad_id, dtype=np.int64)
             chunk[: max(0, min(stop, length) - start)] = ids[start : max(start, min(stop, length))]

@@ -1,4 +1,4 @@
-"""A whole data set, validated and tokenized up front, kept on disk and memory-mapped."""
+"""The prepared dataset: validated, tokenized, stored on disk and memory-mapped."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 TooLong = Literal["error", "drop"]
 
 FORMAT = 6
-"""Number of the encoding. Raise it with a change of the code that gives other token ids, columns or checks for the same
-file, tokenizer and settings: prepared data is then made anew. A change of names, comments or messages is none."""
+"""Version of the encoding. Increase it with every code change that yields other token ids, columns or checks for the
+same file, tokenizer and settings. Datasets of an older version are then prepared again."""
 _BATCH = 32
 _NAMED = 3
 _ARROW, _SUMMARY, _DROPPED = "samples.arrow", "summary.json", "dropped.jsonl"
@@ -46,13 +46,13 @@ logger = logging.getLogger("solopo_nemo")
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """A tokenized data set on disk.
+    """A tokenized dataset on disk.
 
     Attributes:
-        path: Its folder.
-        dataset: Memory-mapped; `id` (string) and, as lists of int32, the fields that the objective needs.
-        summary: Contents of `summary.json`: counts (`in` = `kept` + `dropped`), token statistics, rho, hashes, and the
-            date that a chat template wrote.
+        path: Folder of the dataset.
+        dataset: Memory-mapped rows: `id` (string), and the fields that the objective needs (lists of int32 token ids).
+        summary: Content of `summary.json`: counts (`in` = `kept` + `dropped`), token statistics, rho, hashes, and the
+            date that the chat template printed.
     """
 
     path: Path
@@ -80,28 +80,28 @@ def prepare_dataset(
     known: Path | None = None,
     states: list[Any] | None = None,
 ) -> PreparedDataset:
-    """Read, validate and tokenize a data set, or take the result of an earlier call with the same inputs.
+    """Read, validate and tokenize a dataset, or reuse an earlier result with the same inputs.
 
-    The whole file is validated before the first sample is tokenized. Nothing is ever cut: a sample with a sequence
-    longer than `max_tokens` stops the run, or is left out and listed in `dropped.jsonl`.
+    The whole file is validated before the first sample is tokenized. Sequences are never truncated: a sample with a
+    sequence longer than `max_tokens` stops the run, or is dropped and listed in `dropped.jsonl`.
 
     Args:
-        path: What `read_triplets` takes.
-        tokenizer: The policy's tokenizer.
-        needs: The sequences that the objective runs.
-        max_tokens: Largest prompt plus response, in tokens, of any one sequence.
-        too_long: Stop at a longer sample, or drop it.
-        out_dir: Where to write; made whole or not at all.
-        tokenizer_id: The tokenizer's name, for the summary.
-        vocab_size: Rows of the policy's embedding, which every token id needs.
-        template_kwargs: Values for the chat template's switches.
-        in_progress: A run has been trained on what is in `out_dir`: refuse to replace it by other token ids.
-        known: Folder of the earlier result, where that is not `out_dir`.
-        states: Of the files at `path` (sizes, times): where they are those of the earlier result, nothing is read.
+        path: A source that `read_triplets` accepts.
+        tokenizer: Tokenizer of the policy.
+        needs: Sequences that the objective uses.
+        max_tokens: Maximum tokens of prompt plus response, for every sequence.
+        too_long: `error` stops at a longer sample, `drop` drops it.
+        out_dir: Output folder, written atomically.
+        tokenizer_id: Name of the tokenizer, for the summary.
+        vocab_size: Rows of the policy's embedding; every token id must be smaller.
+        template_kwargs: Keyword arguments of the chat template.
+        in_progress: True if a run has trained on the content of `out_dir`. Different token ids are then refused.
+        known: Folder of the earlier result; None is `out_dir`.
+        states: Sizes and times of the files at `path`. If they equal those of the earlier result, no file is read.
 
     Raises:
-        UserError: Bad data, a sample that is too long, a token id beyond the vocabulary, nothing left, other token ids
-            than those of the run in progress, or `out_dir` holds something else.
+        UserError: A row is bad or too long, a token id exceeds the vocabulary, no sample remains, the token ids differ
+            from those of the run in progress, or `out_dir` contains other files.
     """
     path, out_dir = Path(path), Path(out_dir)
     check_tokenizer(tokenizer, vocab_size, f"the tokenizer of {tokenizer_id}")
@@ -121,7 +121,7 @@ def prepare_dataset(
     if earlier is None and out_dir.is_dir() and any(out_dir.iterdir()):
         raise UserError(f"{out_dir}: holds other files: give an empty or new folder for the tokenized data")
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    # one fixed name: what a killed run left there is removed by the next
+    # a fixed name, so that the next run removes the leftovers of an interrupted one
     temporary = out_dir.with_name(f".{out_dir.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -151,10 +151,10 @@ def _write_summary(summary: dict[str, Any], folder: Path) -> None:
 
 
 def load_prepared(out_dir: Path | str) -> PreparedDataset:
-    """Open what `prepare_dataset` wrote, memory-mapped.
+    """Open the output of `prepare_dataset`, memory-mapped.
 
     Raises:
-        UserError: There is no prepared data set in the folder.
+        UserError: The folder contains no prepared dataset.
     """
     out_dir = Path(out_dir)
     if not _is_prepared(out_dir):
@@ -164,7 +164,7 @@ def load_prepared(out_dir: Path | str) -> PreparedDataset:
 
 
 def prepared_date(out_dir: Path) -> str | None:
-    """The day that the chat template wrote into the prompts of a prepared data set; None without such a day."""
+    """The date that the chat template printed in the prompts of a prepared dataset; None if it printed none."""
     return load_prepared(out_dir).summary.get("date") if _is_prepared(out_dir) else None
 
 
@@ -173,12 +173,12 @@ def _is_prepared(out_dir: Path) -> bool:
 
 
 class _Encoder:
-    """Encodes the samples of a file in batches, and notes what is unusual about them.
+    """Encodes the samples of a file in batches, and records unusual samples.
 
     Attributes:
-        largest: The largest token id yet, and where it was.
-        special: Answers that hold the text of a special token, by their place.
-        equal: Places of the samples whose answers are the same.
+        largest: The largest token id so far and its location.
+        special: Locations of answers that contain the text of a special token.
+        equal: Locations of samples whose chosen and rejected answers are equal.
     """
 
     def __init__(self, encoder: TripletEncoder, needs: Needs, vocab_size: int) -> None:
@@ -193,10 +193,10 @@ class _Encoder:
             yield from zip(batch, self._encoder.encode(batch, self._needs), strict=True)
 
     def note(self, triplet: Triplet, ids: dict[str, list[int]]) -> None:
-        """Look at a sample that is kept.
+        """Record the properties of a kept sample.
 
         Raises:
-            UserError: One of its token ids has no embedding.
+            UserError: A token id has no embedding.
         """
         for column, own in ids.items():
             if (largest := max(own, default=-1)) > self.largest["id"]:
@@ -207,10 +207,10 @@ class _Encoder:
             self.equal.append(triplet.where)
 
     def report(self, path: Path, kept: int) -> None:
-        """Warn of what is unusual.
+        """Log a warning for the unusual samples.
 
         Raises:
-            UserError: The answers of every sample are the same.
+            UserError: In every sample, the chosen and the rejected answer are equal.
         """
         if len(self.equal) == kept:
             raise UserError(
@@ -264,7 +264,7 @@ def _write(
 def _fits(
     triplet: Triplet, ids: dict[str, list[int]], needs: Needs, max_tokens: int, too_long: TooLong, dropped: IO[str]
 ) -> bool:
-    """Tell whether every sequence of a sample fits; list it in `dropped` where not."""
+    """True if every sequence of a sample fits `max_tokens`. A sample that does not fit is listed in `dropped`."""
     tokens = {name: sum(len(ids[column]) for column in sequence_columns()[name]) for name in needs.sequences}
     name = max(tokens, key=lambda key: tokens[key])
     if tokens[name] <= max_tokens:
@@ -279,7 +279,7 @@ def _fits(
 
 
 def _fingerprint(folder: Path, earlier: PreparedDataset | None, in_progress: bool, path: Path) -> str:
-    """Return the hash of what was written, or the one under which a run knows the same token ids already."""
+    """Return the hash of the written samples. For the token ids of an earlier result, return its fingerprint."""
     content = _hash_content(datasets.Dataset.from_file(str(folder / _ARROW)))
     if earlier is None:
         return content

@@ -1,4 +1,4 @@
-"""Rows of data files, read one at a time, each with the place it came from."""
+"""Readers of data files. They yield one row at a time, with its location in the file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.warn import warn_once
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-# what the project's tools write beside their results
+# secondary outputs of the project's tools
 SIDE_SUFFIXES = (".rejects.jsonl", ".dropped.jsonl", ".samples.jsonl")
 _PARQUET_BATCH_ROWS = 64
-# as `datasets` names the splits of a folder of files
+# split names in file names, as in `datasets`
 _SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -33,9 +33,9 @@ class Row:
     """One row of a data file.
 
     Attributes:
-        where: The place, for messages: `file:line` (lines from 1), or `file: row N` (rows from 0) for Arrow files.
-        value: The fields; None when the row cannot be read.
-        problem: Why it cannot be read; None when it can.
+        where: Location for messages: `file:line` (from 1), or `file: row N` (from 0) for Arrow files.
+        value: The fields; None if the row cannot be read.
+        problem: Reason why the row cannot be read; None if it can.
     """
 
     where: str
@@ -54,18 +54,18 @@ class Row:
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Tell whether a folder was written by `datasets`' `save_to_disk`."""
+    """True if `save_to_disk` of `datasets` wrote a folder."""
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
 def data_files(path: Path) -> list[Path]:
-    """List the files that hold the rows under `path`, in the order they are read.
+    """List the data files of a path in reading order.
 
-    Of a directory with `train.jsonl`, `validation.jsonl` and `test.jsonl` the training split alone is read.
+    For example, a directory with `train.jsonl`, `validation.jsonl` and `test.jsonl` yields `train.jsonl` only.
 
     Raises:
-        UserError: The path is missing, of an unknown kind, or a directory without data files, or with files of several
-            splits.
+        UserError: The path is missing or of unknown type; or it is a directory without data files, or with several
+            splits whose training split cannot be identified.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or directory: check the path")
@@ -74,7 +74,7 @@ def data_files(path: Path) -> list[Path]:
             raise UserError(f"{path}: unknown kind of file: name it {', '.join(SUFFIXES)}")
         return [path]
     if is_saved_dataset(path):
-        # cache-*: results that `datasets` keeps beside the data
+        # cache-*: cached results of `datasets`, stored next to the data
         return sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("cache-"))
     files = sorted(
         file
@@ -87,10 +87,10 @@ def data_files(path: Path) -> list[Path]:
 
 
 def _training_split(folder: Path, files: list[Path]) -> list[Path]:
-    """Leave out the files that are named as another split than the training one, and say so.
+    """Return the files of the training split, and log a warning that names the omitted files.
 
     Raises:
-        UserError: Of files of several splits, which are for training cannot be told by their names.
+        UserError: The training split cannot be identified by the file names.
     """
     splits: dict[str, list[Path]] = {}
     for file in files:
@@ -108,7 +108,7 @@ def _training_split(folder: Path, files: list[Path]) -> list[Path]:
 
 
 def _split_of(name: str) -> str:
-    """Return the split that a file's name tells, as `datasets` finds it: `train`, another one, or empty."""
+    """Return the split in a file name by the rules of `datasets`: `train`, another split, or an empty string."""
     name = name.lower()
     if shard := _SHARD.match(name):
         return shard[1]
@@ -121,12 +121,13 @@ def _names(files: list[Path]) -> str:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file, of a directory of files or of a saved dataset; memory does not grow with their number.
+    """Yield the rows of a file, of a directory of files, or of a saved dataset.
 
-    A row that cannot be read is yielded with its problem, so that the caller decides whether to go on.
+    An unreadable row is yielded with its problem, so that the caller can skip it. Memory: independent of the number of
+    rows.
 
     Raises:
-        UserError: See `data_files`; or a saved dataset that cannot be opened.
+        UserError: As in `data_files`; or a saved dataset cannot be opened.
     """
     files = data_files(path)
     if path.is_dir() and is_saved_dataset(path):
@@ -137,9 +138,9 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def read_json_lines(path: Path) -> Iterator[Row]:
-    """Yield the rows of JSON lines, `.gz` or not, whatever else the file's name ends with."""
+    """Yield the rows of a JSON lines file of any name. A file with the suffix `.gz` is decompressed."""
     number = 0
-    # typeshed gives the two openers different types
+    # typeshed declares different types for the two openers
     with cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")) as stream:
         try:
             for number, line in enumerate(stream, start=1):
@@ -164,7 +165,7 @@ def _parse_line(line: bytes, where: str) -> Row:
 
 
 def json_row(value: Any, where: str, unit: str) -> Row:
-    """Return a decoded JSON value as a row; anything but an object is a problem."""
+    """Return a decoded JSON value as a row. A value that is not an object becomes a row with a problem."""
     if not isinstance(value, dict):
         return Row(where, None, f"a JSON {type(value).__name__}: each {unit} must be one JSON object")
     return Row(where, value)
@@ -201,6 +202,6 @@ def _read_saved_dataset(path: Path) -> Iterator[Row]:
 
 
 def dataset_rows(dataset: Iterable[dict[str, Any]], name: str) -> Iterator[Row]:
-    """Yield the rows of a dataset that `datasets` has loaded under a name."""
+    """Yield the rows of a loaded dataset. `name` is its name in the locations."""
     for number, value in enumerate(dataset):
         yield Row(f"{name}: row {number}", value)

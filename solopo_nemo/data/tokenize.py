@@ -1,4 +1,4 @@
-"""Tokenization of triplets: a prompt and its response are the ids of the whole conversation, or they are refused."""
+"""Tokenization of triplets. The ids of prompt and response equal those of the whole conversation, or it is refused."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ _SWITCH = "data.chat_template_kwargs sets a template's switches, such as '{enabl
 
 @dataclass(frozen=True)
 class _Ending:
-    """What a chat template writes after an answer.
+    """The text that a chat template writes after an answer.
 
     Attributes:
-        close: Text up to the end of the token that closes the turn; without one, all but the white space at its end.
-        rest: Text after that.
-        token: The token that closes the turn, an added one; empty without one, where `eos_token` follows `close`.
-        end_id: That token, or `eos_token`.
+        close: Text up to and including the added token that ends the turn; without such a token, all text except
+            trailing white space.
+        rest: Text after `close`.
+        token: The added token that ends the turn; empty if there is none, and then `eos_token` follows `close`.
+        end_id: Id of that token, or of `eos_token`.
     """
 
     close: str
@@ -39,14 +40,15 @@ class _Ending:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A prompt as it is rendered, and the response that continues it.
+    """A rendered prompt and its response.
 
     Attributes:
         prompt: Text of the prompt.
-        body: Text of the response, with what the template puts before it.
-        ending: What closes the response.
-        special: Where in the body special-token text of the response begins, which is written letter by letter.
-        where: Place and field of the response.
+        body: Text of the response, including text that the template inserts before it.
+        ending: Text and token after the response.
+        special: Index in `body` of the first special-token text of the response, which is encoded as plain text; None
+            without such text.
+        where: Location and field of the response, for messages.
     """
 
     prompt: str
@@ -57,17 +59,17 @@ class _Pair:
 
 
 class TripletEncoder:
-    """Turns prompts and responses into token ids.
+    """Encodes prompts and responses as token ids.
 
-    A prompt of messages is what the model sees at inference: the template with its generation prompt. The response is
-    what the template makes of the whole conversation after that, up to the added token that closes the turn (a template
-    without one: its text, and `eos_token`): the ids of both are those of the whole conversation. What a row gives
-    the template (tools, documents, switches) goes with its messages, and what the template leaves out is refused. A
-    plain prompt is encoded with the special tokens that the tokenizer itself puts first, and its response is closed by
-    `eos_token`.
-    Where the ids of the whole do not begin with those of the prompt, the sample is refused.
-    Special-token text inside a response is encoded as plain text, so that only the real end token ends it. Inside a
-    prompt it keeps its meaning, as at inference.
+    - A prompt of messages is rendered as for inference: the chat template with the generation prompt. `tools`,
+      `documents` and `chat_template_kwargs` of a row are passed to the template. Input that it ignores is refused.
+    - The response is the rest of the rendered conversation, up to the added token that ends the assistant's turn. If
+      the template has no such token, the response is the rest of the text and `eos_token`. The ids of prompt and
+      response together are those of the whole conversation. A sample for which this does not hold is refused.
+    - A plain prompt starts with the special tokens that the tokenizer itself prepends. Its response ends with
+      `eos_token`.
+    - Special-token text in a response is encoded as plain text, so that only the end token ends the response. In a
+      prompt it is encoded as the special token, as in inference.
     """
 
     def __init__(
@@ -83,18 +85,18 @@ class TripletEncoder:
         self._row: tuple[str, TripletEncoder] = ("", self)
 
     def encode(self, triplets: Sequence[Triplet], needs: Needs) -> list[dict[str, list[int]]]:
-        """Encode a batch; the tokenizer works on it in parallel.
+        """Encode a batch. The tokenizer processes it in parallel.
 
         Args:
-            triplets: Samples that hold what `needs` names.
-            needs: The fields to encode.
+            triplets: Samples with the fields of `needs`.
+            needs: The sequences to encode.
 
         Returns:
-            For each sample its token ids by field, the fields of `needs.columns`.
+            For each sample, the token ids of the fields in `needs.columns`.
 
         Raises:
-            UserError: The template refuses a prompt or drops a part of a response, the ids of a prompt do not begin
-                those of the whole, or there is no template or end token.
+            UserError: The template raises an error or drops a part of a response, the ids of a conversation do not
+                begin with those of its prompt, or there is no template or end token.
         """
         columns: dict[str, list[list[int]]] = {}
         texts: dict[str, list[str]] = {}
@@ -118,39 +120,42 @@ class TripletEncoder:
         return [{field: columns[field][row] for field in needs.columns} for row in range(len(triplets))]
 
     def encode_prompts(self, prompts: Sequence[Prompt], places: Sequence[str]) -> list[list[int]]:
-        """Encode prompts, ready for a response to follow.
+        """Encode prompts for generation.
 
         Args:
             prompts: Chat messages or plain strings.
-            places: Where each came from, for messages.
+            places: Location of each prompt, for messages.
+
+        Returns:
+            The token ids of each prompt.
 
         Raises:
-            UserError: Messages without a template, or that the template refuses.
+            UserError: There is no template for messages, or it raises an error.
         """
         return self._prompt_ids([self._text(p, where) for p, where in zip(prompts, places, strict=True)], prompts)
 
     def count_text(self, text: str) -> int:
-        """Return the number of tokens of a piece of text, without special tokens."""
+        """Return the number of tokens of a text, without added special tokens."""
         return len(self._ids([text], add_special_tokens=False)[0])
 
     def special_text(self, triplet: Triplet, fields: Sequence[str]) -> list[str]:
-        """Return the responses that hold the text of special tokens, each with its place, field and first such text.
+        """Describe each response that contains special-token text, by location, field and first such text.
 
-        It is encoded letter by letter: the model learns to write it, not to emit the token.
+        The text is encoded as plain text: the model learns to write it, not to emit the token.
         """
         found = ((field, self._first_special(getattr(triplet, field) or "")) for field in fields)
         return [f"{triplet.where}: field {field}: {token!r}" for field, (start, token) in found if start is not None]
 
     def render(self, messages: list[Message], where: str) -> str:
-        """Render messages through the chat template, up to where the assistant's text begins.
+        """Render messages with the chat template, up to the start of the assistant's text.
 
         Raises:
-            UserError: There is no template, it refuses these messages, or it leaves out a part of them.
+            UserError: There is no template, it raises an error, or it ignores a part of the messages.
         """
         return self.template.prompt(messages, where) + self._header
 
     def _of(self, triplet: Triplet) -> TripletEncoder:
-        """Return the encoder for what a row gives its chat template."""
+        """Return the encoder with the template fields of a row."""
         key = json.dumps(triplet.template) if triplet.template else ""
         if key and key != self._row[0]:
             given = dict(triplet.template)
@@ -172,7 +177,7 @@ class TripletEncoder:
         if not whole.endswith(close + rest):
             raise UserError(f"{where}: the chat template ends this answer with {whole[-20:]!r}, and others differently")
         body = whole[len(text) : len(whole) - len(close + rest)]
-        # in the generation prompt of a thinking template the answer has begun; white space is the template's
+        # the generation prompt of a thinking template can contain the start of the answer; white space may differ
         if not "".join((text[-len(response) :] + body).split()).endswith("".join(response.split())):
             raise UserError(
                 f"{where}: the chat template drops a part of this answer (reasoning before </think>?): "
@@ -195,7 +200,7 @@ class TripletEncoder:
             )
 
     def _prompt_ids(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[int]]:
-        # what the tokenizer itself puts first; what it puts last is not wanted: the response is still to come
+        # only the prepended special tokens are used: the appended ones would come before the response
         probe = self._ids([_ANSWER], add_special_tokens=False)[0]
         with_special = self._ids([_ANSWER], add_special_tokens=True)[0]
         starts = [i for i in range(len(with_special)) if with_special[i : i + len(probe)] == probe]
@@ -209,9 +214,10 @@ class TripletEncoder:
         return [[*first, *own] if add else own for own, add in zip(ids, plain, strict=True)]
 
     def _response_ids(self, pairs: Sequence[_Pair], prompts: Sequence[list[int]]) -> list[list[int]]:
-        """Encode responses as a part of the whole text.
+        """Encode responses as part of the whole text.
 
-        A special token splits a text for the tokenizer, so the whole text is that from the prompt's last one on.
+        The tokenizer encodes the text after a special token independently of the text before it. So only the text from
+        the last special token of the prompt on is encoded.
         """
         tails = [pair.prompt[max(0, *map(pair.prompt.rfind, self._special_tokens)) :] for pair in pairs]
         bodies = [p.body + p.ending.close if p.special is None else p.body[: p.special + 1] for p in pairs]
@@ -239,7 +245,7 @@ class TripletEncoder:
         return responses
 
     def _letters(self, before: str, text: str) -> list[int]:
-        """Encode a text letter by letter, special tokens too, after another; empty where their ids run together."""
+        """Encode `text` after `before`, with special tokens as plain text; empty if ids merge across the border."""
         own, both = (
             self._ids([part], add_special_tokens=False, split_special_tokens=True)[0]
             for part in (before, before + text)
@@ -248,19 +254,19 @@ class TripletEncoder:
 
     @cached_property
     def _header(self) -> str:
-        """What opens the assistant's turn, where the template ignores `add_generation_prompt`; else empty."""
+        """The text that opens the assistant's turn if the template ignores `add_generation_prompt`; else empty."""
         opened, whole = self._probe
         if opened != self.template.apply([_QUESTION], generate=False) or not whole.startswith(opened):
             return ""
         lead = whole[len(opened) :].rpartition(_ANSWER)[0]
-        # a blank lead is the space that some tokenizers put before a word by themselves
+        # a blank lead is the space that some tokenizers insert before a word
         return lead if lead.strip() else ""
 
     @cached_property
     def _ending(self) -> _Ending:
         tail = self._probe[1].rpartition(_ANSWER)[2]
         start, token = self._first_special(tail)
-        if start is None:  # some programs add a template's tokens as normal ones
+        if start is None:  # some programs add the template's tokens as normal tokens
             added = self.tokenizer.added_tokens_decoder.values()
             start, token = _first([str(own) for own in added if str(own).strip()], tail)
         if start is None:
@@ -272,7 +278,7 @@ class TripletEncoder:
 
     @cached_property
     def _probe(self) -> tuple[str, str]:
-        """A short conversation, rendered up to its answer and whole."""
+        """A short conversation, rendered as a prompt and as a whole."""
         whole = self.template.apply([_QUESTION, {"role": "assistant", "content": _ANSWER}], generate=False)
         return self.template.apply([_QUESTION]), whole
 
@@ -286,7 +292,7 @@ class TripletEncoder:
         return sorted({str(self.tokenizer.convert_ids_to_tokens(i)) for i in self._special_ids} - {""})
 
     def _first_special(self, text: str) -> tuple[int | None, str]:
-        """Return where the first text of a special token begins, and the text."""
+        """Return the index of the first special-token text, and that text; `(None, "")` without one."""
         return _first(self._special_tokens, text)
 
     @property
@@ -296,11 +302,11 @@ class TripletEncoder:
         return int(self.tokenizer.eos_token_id)
 
     def _ids(self, texts: list[str], **options: bool) -> list[list[int]]:
-        # verbose: no warning for texts beyond model_max_length, our own limit is data.max_tokens
+        # verbose=False: no warning for texts beyond model_max_length, because data.max_tokens is the limit
         return self.tokenizer(texts, verbose=False, **options)["input_ids"] if texts else []
 
 
 def _first(tokens: Sequence[str], text: str) -> tuple[int | None, str]:
-    """Return where the first of some tokens begins in a text, and the longest that begins there."""
+    """Return the first index of any of the tokens in a text, and the longest token at that index."""
     found = [(start, -len(token), token) for token in tokens if (start := text.find(token)) >= 0]
     return (min(found)[0], min(found)[2]) if found else (None, "")

@@ -1,4 +1,4 @@
-"""A folder's tokenizer files as transformers 4 and 5 write them, read to the same token ids."""
+"""Loading of tokenizers that transformers 4 or 5 saved, with the same token ids in both versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _CONFIG, _TOKENIZER = "tokenizer_config.json", "tokenizer.json"
 _TEKKEN = ("mistral", "mistral3", "voxtral", "ministral", "pixtral")
-"""Model types whose Tekken tokenizer may have been saved with another model's pattern."""
+"""Model types whose Tekken tokenizer may have been saved with an incorrect pattern."""
 _ONLY_5 = ("backend", "is_local", "local_files_only")
 
 logger = logging.getLogger("solopo_nemo")
@@ -27,16 +27,16 @@ logger = logging.getLogger("solopo_nemo")
 def load_tokenizer(
     folder: Path | str, trust_remote_code: bool = False, day: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a local Hugging Face folder; the network is never asked.
+    """Load a tokenizer from a local Hugging Face folder, without network access.
 
     Args:
-        folder: the folder, written by transformers 4 or 5.
-        trust_remote_code: run Python code that it brings.
-        day: what a chat template that writes the date writes, as 2026-11-29; by default the day that the model was
-            trained with, else today.
+        folder: folder that transformers 4 or 5 wrote.
+        trust_remote_code: allow the Python code in the folder to run.
+        day: date that the chat template prints, such as 2026-11-29; None uses the date of the model's training data,
+            or today if the model has none.
 
     Raises:
-        UserError: The folder is missing or holds no tokenizer that can be loaded.
+        UserError: The folder is missing, or its tokenizer cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -60,10 +60,10 @@ def load_tokenizer(
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return everything about a tokenizer that token ids depend on, as plain data."""
+    """Return everything of a tokenizer that determines token ids, as plain data."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
-    # set anew by every call, so they depend on what was encoded before
+    # every call sets these two, so they depend on earlier calls
     state.pop("truncation", None)
     state.pop("padding", None)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
@@ -82,7 +82,7 @@ def _pin_date(tokenizer: PreTrainedTokenizerBase, folder: Path, day: str | None)
 
 
 def _with_config(folder: Path, settings: dict[str, Any], view: Path) -> Path:
-    """Fill ``view`` with links to the files of a folder, and another ``tokenizer_config.json``."""
+    """Fill ``view`` with links to the files of a folder and with a new ``tokenizer_config.json``."""
     for file in folder.iterdir():
         if file.name != _CONFIG:
             (view / file.name).symlink_to(file.resolve())
@@ -91,15 +91,15 @@ def _with_config(folder: Path, settings: dict[str, Any], view: Path) -> Path:
 
 
 def older_config(folder: Path) -> dict[str, Any] | None:
-    """Return the ``tokenizer_config.json`` of transformers 5 in the form that version 4 reads, too.
+    """Convert a ``tokenizer_config.json`` of transformers 5 to a form that version 4 reads too.
 
-    Version 5 loads such a tokenizer from ``tokenizer.json`` alone, whatever class the file names. So does this form.
+    Version 5 loads such a tokenizer from ``tokenizer.json`` and ignores the class in the file. So does this form.
 
     Returns:
-        None where version 4 wrote the file, or there is none.
+        The converted content; None if version 4 wrote the file or there is none.
 
     Raises:
-        UserError: The files are damaged, or ``tokenizer.json`` is missing.
+        UserError: A file is damaged, or ``tokenizer.json`` is missing.
     """
     settings = _read(folder / _CONFIG)
     extra = settings.get("extra_special_tokens")
@@ -114,7 +114,7 @@ def older_config(folder: Path) -> dict[str, Any] | None:
     older = {key: value for key, value in settings.items() if key not in _ONLY_5}
     if isinstance(extra, list):
         older["additional_special_tokens"] = older.pop("extra_special_tokens")
-    # version 4 would set it to false
+    # version 4 sets add_prefix_space to false by default
     pre_tokenizer = _read(folder / _TOKENIZER).get("pre_tokenizer") or {}
     return older | {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -123,10 +123,10 @@ def older_config(folder: Path) -> dict[str, Any] | None:
 
 
 def _needs_tekken_pattern(folder: Path) -> bool:
-    """Tell whether transformers' ``fix_mistral_regex`` is due.
+    """True if the tokenizer needs ``fix_mistral_regex`` of transformers.
 
-    Mistral's Tekken tokenizers were published for a time with the pattern of another model, and split text
-    differently from how the model was trained. transformers 4.57 warns of it for any model, this one or not.
+    Some of Mistral's Tekken tokenizers were published with the pattern of another model, so they split text differently
+    than in training. transformers 4.57 warns about this for every model, affected or not.
     """
     kind = _read(folder / "config.json").get("model_type")
     if kind not in _TEKKEN or not (folder / _TOKENIZER).is_file():
@@ -134,7 +134,7 @@ def _needs_tekken_pattern(folder: Path) -> bool:
     state = _read(folder / _TOKENIZER)
     splits = (state.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
     control = {token["content"] for token in state.get("added_tokens", [])}
-    # the right pattern splits a word where its capitals end
+    # the correct pattern splits a word after its capitals, so it contains \p{Lu}
     return splits[0].get("type") == "Split" and "[INST]" in control and r"\p{Lu}" not in json.dumps(splits[0])
 
 

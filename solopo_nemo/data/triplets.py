@@ -1,4 +1,4 @@
-"""Preference triplets: reading and validating them, and vanilla preference files where one prompt is enough."""
+"""Preference triplets and vanilla preference rows (one prompt): reading and validation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Prompt = str | list[Message]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 RENDERED = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking", "tools", "documents")
-"""Fields of a message that the chat template must render; others that it does not read change nothing."""
+"""Message fields that the chat template must render. Other fields that it does not read have no effect."""
 PROMPT_COLUMNS = ("prompt_short", "prompt_long")
 COLUMNS = (*PROMPT_COLUMNS, "chosen", "rejected")
 
@@ -36,7 +36,7 @@ _REFUSED = {
     "enable_thinking": "is not read: write it into chat_template_kwargs",
     "chat_template": "is not read: a template is the tokenizer's",
 }
-"""Fields of a row that would change what the model sees."""
+"""Row fields that are refused, because they would change the prompt and are not read."""
 _MESSAGES_AS_TEXT = re.compile(
     r"""\s*(?:\[\s*\{\s*(?=["'])|\{\s*(?=["'](?:role|content)["']))"""
     rf""".*?(["'])role\1\s*:\s*(["'])(?:{"|".join(ROLES)})\2""",
@@ -46,18 +46,18 @@ _MESSAGES_AS_TEXT = re.compile(
 
 @cache
 def sequence_columns() -> dict[str, tuple[str, str]]:
-    """The fields (prompt, response) that make up each sequence, by its name in ``solopo_nemo.objectives.SEQUENCES``."""
-    from solopo_nemo.objectives import SEQUENCES  # with torch, which reading a file does not need
+    """The fields (prompt, response) of each sequence in ``solopo_nemo.objectives.SEQUENCES``."""
+    from solopo_nemo.objectives import SEQUENCES  # imported here, because it imports torch
 
     return {name: (f"prompt_{sequence.prompt}", sequence.answer) for name, sequence in SEQUENCES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What an objective uses of a triplet.
+    """The parts of a triplet that an objective uses.
 
     Attributes:
-        sequences: Names of prompt and response pairs, keys of `sequence_columns()`, as in `objective.sequences`.
+        sequences: Names of sequences, keys of `sequence_columns()`, as in `objective.sequences`.
     """
 
     sequences: tuple[str, ...]
@@ -86,16 +86,16 @@ class Needs:
 
 @dataclasses.dataclass(frozen=True)
 class Triplet:
-    """One sample; fields that the objective does not need are None.
+    """One sample. Fields that the objective does not need are None.
 
     Attributes:
         id: Unique in its file.
-        where: Where it was read, for messages.
-        prompt_short: Chat messages, or one plain string.
-        prompt_long: The same question over a longer context.
-        chosen: The preferred assistant text.
-        rejected: The other one.
-        template: What the row gives its chat template: `tools` and `documents` (lists), `chat_template_kwargs`.
+        where: Location in the file, for messages.
+        prompt_short: Chat messages, or a plain string.
+        prompt_long: The same question with a longer context.
+        chosen: Preferred assistant text.
+        rejected: Rejected assistant text.
+        template: Template fields of the row: `tools` and `documents` (lists), `chat_template_kwargs` (mapping).
     """
 
     id: str
@@ -108,16 +108,16 @@ class Triplet:
 
 
 def read_triplets(path: Path | str, needs: Needs) -> Iterator[Triplet]:
-    """Yield the validated samples of a triplet or vanilla preference file, in file order.
+    """Yield the validated samples of a triplet file or a vanilla preference file, in file order.
 
-    Only the fields in `needs` are looked at. A vanilla row's `prompt` stands for the prompt when one is enough.
+    Only the fields in `needs` are read. If the objective needs one prompt, a row may have `prompt` instead.
 
     Args:
         path: `.jsonl`, `.jsonl.gz`, `.parquet`, a saved `datasets` folder, or a directory of such files.
-        needs: The fields that the objective uses.
+        needs: The sequences that the objective uses.
 
     Raises:
-        UserError: The first thing that is wrong, with file, line or row, and field.
+        UserError: A row is invalid. The message names file, line or row, and field.
     """
     path = Path(path)
     seen: set[str] = set()
@@ -132,10 +132,16 @@ def read_triplets(path: Path | str, needs: Needs) -> Iterator[Triplet]:
 
 
 def parse_triplet(row: dict[str, Any], needs: Needs, where: str, default_id: str) -> Triplet:
-    """Check one row and take what is needed of it.
+    """Validate one row, and return the fields in `needs`.
+
+    Args:
+        row: The fields of the row.
+        needs: The sequences that the objective uses.
+        where: Location of the row, for messages.
+        default_id: Id of a vanilla row without one.
 
     Raises:
-        UserError: naming the place (`where`) and the field.
+        UserError: A field is missing or invalid. The message names `where` and the field.
     """
     values: dict[str, Any] = {}
     implied: list[Message] | None = None
@@ -172,12 +178,12 @@ def parse_triplet(row: dict[str, Any], needs: Needs, where: str, default_id: str
 
 
 def template_fields(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return what a row gives its chat template: those of `tools`, `documents` and `chat_template_kwargs` that it has.
+    """Return the template fields of a row: `tools`, `documents` and `chat_template_kwargs`, as far as it has them.
 
-    Each is a JSON value, or that written as a string.
+    Each value is a JSON value, or a string that contains one.
 
     Raises:
-        UserError: One of them is of another kind, or a field is there that would change the prompt and is not read.
+        UserError: A template field has the wrong type, or the row has a field of `_REFUSED`.
     """
     for name, what in _REFUSED.items():
         if row.get(name) not in (None, "", [], {}):
@@ -200,10 +206,10 @@ def template_fields(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def parse_prompt(value: Any, field: str, where: str) -> Prompt:
-    """Check a prompt: chat messages that end with the user's or a tool's, or a text.
+    """Validate a prompt: a string, or chat messages whose last one has the role user or tool.
 
     Raises:
-        UserError: naming the place (`where`) and the field.
+        UserError: The prompt is invalid. The message names `where` and the field.
     """
     if isinstance(value, str):
         return _plain(value, field, where)
@@ -214,7 +220,7 @@ def parse_prompt(value: Any, field: str, where: str) -> Prompt:
 
 
 def _response(value: Any, field: str, where: str) -> tuple[str, list[Message] | None]:
-    """Return the assistant's text, and the prompt where the field is a whole conversation."""
+    """Return the assistant's text, and the prompt if the field is a whole conversation; otherwise None."""
     if isinstance(value, str):
         return _plain(value, field, where), None
     messages = _messages(value, field, where)
@@ -261,7 +267,7 @@ def _messages(value: Any, field: str, where: str) -> list[Message]:
 
 
 def _content(value: Any, field: str, where: str) -> Any:
-    """Return the text of a list of one text part, and anything else as it is."""
+    """Return the text of a list with a single text part, and any other value unchanged."""
     if not isinstance(value, list):
         return value
     parts = [part.get("type") if isinstance(part, dict) else None for part in value]
@@ -271,7 +277,7 @@ def _content(value: Any, field: str, where: str) -> Any:
 
 
 def _agree(prompt: Prompt, implied: list[Message] | None, field: str, where: str) -> Prompt:
-    """Return the prompt of a row whose responses may repeat it as a conversation."""
+    """Return the prompt of a row, after a check against the prompt that its responses repeat, if any."""
     if implied is None or prompt == implied:
         return prompt
     asked = [message.get("content") for message in implied if message["role"] != "system"]

@@ -1,4 +1,4 @@
-"""Token ids against the rows of a model's embedding: Megatron pads those, so an id beyond them trains in silence."""
+"""Check of token ids against the vocabulary size. Megatron pads the embedding, so it would not detect larger ids."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int, where: str) -> None:
-    """Check that the tokenizer is not larger than the model, as far as that is certain without any text.
+    """Check that every regular token of a tokenizer has an embedding.
 
-    Added tokens beyond the vocabulary may never be used. Padding, which no token sees, becomes the end token if it is
-    beyond it.
+    Added tokens are not checked here, because the data may not use them. A padding token without an embedding is
+    replaced by the end token; padding is never attended to.
 
     Args:
         tokenizer: The tokenizer.
-        vocab_size: Rows of the model's embedding, as ``config.json`` says.
-        where: The tokenizer's folder or key, for messages.
+        vocab_size: Rows of the model's embedding in ``config.json``.
+        where: Folder or key of the tokenizer, for messages.
 
     Raises:
-        UserError: A token of the vocabulary itself has no embedding.
+        UserError: A token of the base vocabulary has no embedding.
     """
     added = tokenizer.added_tokens_decoder
     largest = max((i for i in tokenizer.get_vocab().values() if i not in added), default=0)
@@ -35,7 +35,7 @@ def require_token(token_id: int, tokenizer: PreTrainedTokenizerBase, vocab_size:
     """Check that a token id has an embedding.
 
     Raises:
-        UserError: It has none; the token's text, its id and the model's size are named.
+        UserError: The id has no embedding. The message names the token, its id and the vocabulary size.
     """
     if token_id >= vocab_size:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Predictions: operations, memory and time of a run, from a model's shape and a layout; arithmetic, no Megatron."""
+"""The planner: predicts FLOPs, memory and step time of a run from the model's shape and a layout, without Megatron."""
 
 from solopo_nemo.planning.advice import advise
 from solopo_nemo.planning.communication import Communication, communication

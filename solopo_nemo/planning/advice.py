@@ -1,4 +1,4 @@
-"""What to change in a run that does not fit: one line."""
+"""Advice for a run that does not fit into memory: the configuration changes, in one line."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ if TYPE_CHECKING:
     from solopo_nemo.config.schema import RunConfig
 
 SAVING = 0.9
-"""Where a run failed that was predicted to fit, a change has to leave less than this share of the predicted peak."""
+"""Maximum share of the predicted peak after a change. It applies if a run failed although it was predicted to fit."""
 MOST = 256
-"""No larger number of GPUs is proposed."""
+"""Largest number of GPUs that the advice proposes."""
 
 
 def advise(config: RunConfig, shape: ModelShape, lengths: Lengths, machine: Machine, device: str = GPU) -> str:
-    """The nearest layout with which a run should fit: on its own devices, else on the smallest larger number of GPUs.
+    """The nearest layout with which a run should fit, on its own devices or on the smallest larger number of GPUs.
 
-    Of several layouts the one with the fewest changed keys, then the fastest. Where its own devices have none, the
-    longest context that fits them is named as well.
+    The layout with the fewest changed keys wins, then the fastest. If no layout fits on the run's own devices, the
+    advice also names the longest context that does.
 
     Args:
-        config: of the run that does not fit, or ran out of memory.
-        shape: of its model.
-        lengths: of its longest sample.
-        machine: ``gpus`` is the number of its ranks, ``memory_gib`` what each has: of a CPU an equal share.
+        config: configuration of the run that does not fit or ran out of memory.
+        shape: shape of its model.
+        lengths: lengths of its longest sample.
+        machine: machine of the run. ``gpus`` is the number of ranks. ``memory_gib`` is the memory of a rank in GiB; on
+            CPUs, it is an equal share of the machine's memory.
         device: ``gpu`` or ``cpu``.
 
     Returns:
@@ -66,7 +67,7 @@ def advise(config: RunConfig, shape: ModelShape, lengths: Lengths, machine: Mach
 
 
 def _larger(machine: Machine) -> Iterator[Machine]:
-    """The same machine with more GPUs: up to a node one by one, then in whole nodes."""
+    """The same machine with more GPUs: one more at a time up to a full node, then whole nodes."""
     node = machine.gpus_per_node
     whole_nodes = range((machine.gpus // node + 1) * node, MOST + 1, node)
     for gpus in (*range(machine.gpus + 1, node), *whole_nodes):
@@ -74,7 +75,7 @@ def _larger(machine: Machine) -> Iterator[Machine]:
 
 
 def _nearest(config: RunConfig, now: Run, machine: Machine, budget: float) -> str | None:
-    """The layout of a machine within a budget (GiB) that differs least from a run's; None where none fits."""
+    """The layout within a memory budget (GiB) that differs least from that of a run, as text; None if none fits."""
     runs = ((memory(run).gib, run, changed) for run, changed in _changes(config, now, machine))
     fitting = [
         (len(changed), step_time(run, machine).total, " ".join(changed), str(run.layout), run.recompute, after)
@@ -90,9 +91,9 @@ def _nearest(config: RunConfig, now: Run, machine: Machine, budget: float) -> st
 def _changes(
     config: RunConfig, now: Run, machine: Machine, only_smallest: bool = False
 ) -> Iterator[tuple[Run, list[str]]]:
-    """Runs on a machine that differ from one where it can save memory, and the differences as overrides.
+    """Runs on a machine with changes that can save memory, and these changes as overrides.
 
-    With ``only_smallest`` those that take least memory at their layout.
+    With ``only_smallest``, only the run with the lowest memory for each layout.
     """
     world, layout = machine.gpus, now.layout
     sizes = [i for i in range(1, world + 1) if world % i == 0]
@@ -107,7 +108,7 @@ def _changes(
         trainer = dataclasses.replace(config.trainer, micro_batch=micro_batch)
         smaller = dataclasses.replace(config, trainer=trainer)
         data = world // (tensor * context * pipeline)
-        # the ring is bounded by no number of heads
+        # p2p is always a candidate: the number of heads does not limit the ring
         modes = {layout.cp_comm_type, "p2p"} if context > 1 else {layout.cp_comm_type}
         for sequence, mode in product({layout.sequence, tensor > 1}, sorted(modes)):
             other = Layout(tensor, sequence, context, mode, pipeline, data)
@@ -120,7 +121,7 @@ def _changes(
 
 
 def _difference(config: RunConfig, run: Run) -> list[str]:
-    """What a run has otherwise than a configuration, as overrides."""
+    """The differences of a run from a configuration, as overrides."""
     changed = with_layout(config, run.layout, recompute=run.recompute).parallel
     pairs: list[tuple[str, Any, Any]] = [
         ("trainer.micro_batch", config.trainer.micro_batch, run.micro_batch),

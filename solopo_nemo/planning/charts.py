@@ -22,12 +22,14 @@ K = 1024
 
 
 def draw_overview(config: RunConfig, found: Overview, path: Path) -> None:
-    """Peak memory against the length of the long prompt: as configured, fastest and furthest layout that fits.
+    """Plot the predicted peak memory over the length of the long prompt.
+
+    Lines: the configured layout, the fastest layout that fits, and the layout with the longest context.
 
     Args:
-        config: names the objective.
-        found: what was planned.
-        path: PNG to write; the same for dark pages goes beside it, as ``NAME-dark.png``.
+        config: configuration with the objective.
+        found: the plan.
+        path: PNG to write. The dark version is written next to it, as ``NAME-dark.png``.
     """
     objective = config.build_objective()
     lengths, longest = [K], max(found.lengths.long, found.furthest[0] if found.furthest else 0)

@@ -1,4 +1,4 @@
-"""Bytes that one rank sends in a training step, by process group."""
+"""Communication volume: bytes that one rank sends in a training step, by process group."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from solopo_nemo.planning.state import MAIN_GRADIENT
 
 @dataclass(frozen=True)
 class Communication:
-    """Bytes sent by one rank in one optimizer step, collectives counted as rings.
+    """Bytes that one rank sends in one optimizer step. Collectives are counted as ring algorithms.
 
     Attributes:
-        tensor: between the tensor-parallel ranks.
-        context: between the context-parallel ranks.
+        tensor: to the tensor-parallel ranks.
+        context: to the context-parallel ranks.
         pipeline: to the neighbouring stages.
-        data: gradients scattered and weights gathered, between the data- and context-parallel ranks together.
+        data: reduce-scatter of gradients and all-gather of weights, over data- and context-parallel ranks together.
     """
 
     tensor: float
@@ -29,7 +29,7 @@ class Communication:
 
 
 def communication(run: Run) -> Communication:
-    """What the busiest rank sends in one optimizer step."""
+    """The communication of the rank that sends most in one optimizer step."""
     layout = run.layout
     share = Share.of(run.workload.policy, run.micro_batch, layout)
     z = Sizes.of(run.shape, layout, share, run.logits_chunk_size, run.itemsize)
@@ -46,21 +46,25 @@ def communication(run: Run) -> Communication:
 
 
 def _tensor(z: Sizes, again: float) -> float:
-    """One layer and micro-batch; ``again`` is the part of forward that backward repeats, half of it for the MLP alone.
+    """Bytes of tensor parallelism for one layer and micro-batch.
 
-    A gather or a scatter of the hidden states sends ``(t - 1) / t * T * h * e``, an all-reduce twice that. Forward has
-    two all-reduces, or two gathers and two scatters under sequence parallelism: four units either way. Backward has the
-    same four, and two more gathers under sequence parallelism: the inputs of the two column-parallel products.
+    ``again`` is the share of forward that backward recomputes: one half if it recomputes the MLP only.
+
+    One unit is ``(t - 1) / t * T * h * e``: an all-gather or reduce-scatter of the hidden states sends one unit, and an
+    all-reduce sends two. Forward has two all-reduces, or two all-gathers and two reduce-scatters under sequence
+    parallelism: four units in both cases. Backward has the same four units. Sequence parallelism adds two all-gathers,
+    for the inputs of the two column-parallel linear layers.
     """
     unit = (z.t - 1) / z.t * z.T * z.h * z.e
     return unit * (4 + 4 * again + 4 + 2 * (z.s > 1))
 
 
 def _context(z: Sizes, again: bool) -> float:
-    """One layer and micro-batch.
+    """Bytes of context parallelism for one layer and micro-batch.
 
-    ``p2p``: keys and values pass ``c - 1`` times in forward, with their gradients twice that in backward. ``a2a``:
-    queries, keys, values and output, each ``(c - 1) / c`` of a rank's share, and their gradients.
+    - ``p2p``: forward sends keys and values ``c - 1`` times. Backward sends them and their gradients.
+    - ``a2a``: forward sends ``(c - 1) / c`` of the rank's queries, keys, values and output. Backward sends their
+      gradients.
     """
     if z.c == 1:
         return 0.0

@@ -1,7 +1,7 @@
-"""What a transformer layer keeps and needs on a CPU: ``solopo_nemo/nemo_model/{layers,blockwise,attention}.py``.
+"""Memory model of a transformer layer on a CPU, i.e. of the modules in ``solopo_nemo/core/layers``.
 
-Names and course are those of :mod:`solopo_nemo.planning.gpu_layers`; here a norm or an activation is made again, block
-by block, rather than kept, and weight gradients are tensors of their own until DDP has added them to its buffer.
+Names and order are those of :mod:`solopo_nemo.planning.gpu_layers`, with two differences. Norms and activations are
+recomputed block by block instead of saved. Weight gradients are separate tensors until DDP adds them to its buffer.
 Symbols: :class:`solopo_nemo.planning.sizes.Sizes`.
 """
 
@@ -14,17 +14,17 @@ from solopo_nemo.planning.sizes import Size, Sizes
 from solopo_nemo.planning.timeline import Step, Tensor, again, checkpointed
 
 RUNTIME = 30 * 2**20
-"""Library code that the first step loads, and small blocks that the C library keeps: 12 to 54 MiB were measured."""
+"""Library code that the first step loads, and small blocks that malloc retains. Measurements: 12 to 54 MiB."""
 
 
 def inputs(z: Sizes) -> tuple[Tensor, ...]:
-    """Token ids and positions; the rotary table of the rank's own tokens, fp32; the libraries' own."""
+    """Token ids and positions, the fp32 rotary table of the local tokens, and the libraries."""
     runtime = Tensor("libraries and heap", RUNTIME, "measured")
     return (*z.tensors(token_ids=z.T * 2 * 8, rotary_table=z.T * z.d * 4), runtime)
 
 
 def forward(z: Sizes, selective: bool) -> list[Step]:
-    """From ``layer input`` to ``layer output``; what is alive afterwards, but for the output, is saved for backward."""
+    """Steps from ``layer input`` to ``layer output``. Tensors alive afterwards, except the output, are saved."""
     attention = _attention(z)
     return [
         Step("norm and qkv projection", z.tensors(mixed_qkv=z.T * (z.a + 2 * z.k) * z.e), _gathered_norm(z)),
@@ -44,7 +44,7 @@ def forward(z: Sizes, selective: bool) -> list[Step]:
 
 
 def backward(z: Sizes, selective: bool) -> list[Step]:
-    """From ``gradient`` of the layer's output to that of its input; drops what :func:`forward` saved."""
+    """Steps from the ``gradient`` of the layer output to that of its input. They free what :func:`forward` saved."""
     fc2 = z.tensors(fc2_weight_gradient=z.h * z.f * 4)
     return [
         Step("swiglu and fc2 backward", z.tensors(fc1_gradient=z.T * 2 * z.f * z.e), (*_whole(z), *fc2), ("fc1 out",)),
@@ -71,7 +71,7 @@ def backward(z: Sizes, selective: bool) -> list[Step]:
 
 
 def head(z: Sizes) -> list[Step]:
-    """Final norm and response head, forward and backward."""
+    """Steps of the final norm and the response head, forward and backward."""
     return [
         Step(
             "final norm",
@@ -91,12 +91,12 @@ def head(z: Sizes) -> list[Step]:
 
 
 def embedding_backward(z: Sizes) -> list[Step]:
-    """The embedding's gradient is dense."""
+    """Steps of the embedding's backward pass. The gradient is dense."""
     return [Step("embedding backward", works=(*z.tensors(embedding_gradient=z.v * z.h * z.e), *_whole(z)))]
 
 
 def optimizer(run: Run, stage: int) -> list[Step]:
-    """Megatron's clipping makes a scaled copy of one gradient at a time; torch's fused AdamW works in place."""
+    """Steps of the optimizer. Megatron's clipping copies one gradient at a time; torch's fused AdamW is in place."""
     layout = run.layout
     parameters = StageParameters.of(run.shape, layout.tensor, layout.pipeline, stage)
     shard = max(parameters.embedding, parameters.head) / (layout.data * layout.context)
@@ -104,7 +104,7 @@ def optimizer(run: Run, stage: int) -> list[Step]:
 
 
 def _whole(z: Sizes) -> tuple[Tensor, ...]:
-    """Under sequence parallelism, the hidden states or gradients of all tokens."""
+    """The gathered hidden states or gradients of all tokens, under sequence parallelism."""
     return z.tensors(gathered=z.T * z.h * z.e) if z.s > 1 else ()
 
 
@@ -135,7 +135,7 @@ def _attention(z: Sizes) -> Step:
 
 
 def _attention_backward(z: Sizes) -> Step:
-    """Drops what :func:`_attention` made, and its inputs where they were saved."""
+    """The backward step of :func:`_attention`. It frees the saved tensors and inputs."""
     gradients = z.tensors(qkv_gradient=z.T * (z.a + 2 * z.k) * z.e)
     done: tuple[str, ...] = ("attention out", "attention lse", "attention gradient")
     if z.c == 1:

@@ -1,6 +1,6 @@
-"""Floating-point operations of a sample: objectives.md section 6, exact for the length of each sequence.
+"""Floating-point operations of a sample, exact for the length of each sequence ("the specification", section 6).
 
-A multiplication and an addition are two operations. Norms, activations, rotary embedding and softmax are not counted.
+A multiply-add counts as two operations. Norms, activations, rotary embedding and softmax are not counted.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.workload import Sequence, Workload
 
 BACKWARD_OVER_FORWARD = 2
-"""Each product has two gradients of the same size. For attention too, as is the custom of model FLOPs utilisation,
-though flash kernels form the scores once more."""
+"""Each matrix product has two gradient products of the same size. Attention is counted in the same way, as is usual for
+model FLOPs utilisation, although flash kernels recompute the scores."""
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations, by where they are spent.
+    """Operation counts by part of the model.
 
     Attributes:
-        linear: the layers' matrix products.
-        attention: scores and weighted values, causal half only.
-        head: the language-model head, on the rows that it scores.
+        linear: linear layers of the transformer layers.
+        attention: attention scores and weighted values, causal half only.
+        head: language-model head, on the scored positions only.
     """
 
     linear: float = 0.0
@@ -33,7 +33,7 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """The sum of all parts."""
         return self.linear + self.attention + self.head
 
     def __add__(self, other: Flops) -> Flops:
@@ -48,14 +48,15 @@ def _qkv_width(shape: ModelShape) -> int:
 
 
 def forward_flops(shape: ModelShape, sequence: Sequence) -> Flops:
-    """One forward pass over one sequence of ``S`` input tokens and ``R`` scored rows.
+    """FLOPs of a forward pass over one sequence with ``S`` input tokens and ``R`` scored positions.
 
-    ``linear = 2 * S * layers * (qkv + proj + fc1 + fc2 weights)``, ``attention = 2 * S^2 * a * layers`` (two products
-    of ``2 * S^2 * a`` each, of which the causal mask leaves half), ``head = 2 * R * v * h``.
+    - ``linear = 2 * S * layers * (qkv + proj + fc1 + fc2 weights)``
+    - ``attention = 2 * S^2 * a * layers``: two products of ``2 * S^2 * a``, half of which the causal mask removes.
+    - ``head = 2 * R * v * h``
 
     Args:
-        shape: of the model.
-        sequence: its lengths.
+        shape: shape of the model.
+        sequence: lengths of the sequence.
     """
     layer = LayerParameters.of(shape)
     weights = layer.total - layer.norms - _qkv_width(shape) * shape.qkv_bias
@@ -67,7 +68,7 @@ def forward_flops(shape: ModelShape, sequence: Sequence) -> Flops:
 
 
 def model_flops(shape: ModelShape, sequences: Iterable[Sequence]) -> Flops:
-    """Forward and backward of sequences, nothing computed twice: what model FLOPs utilisation counts."""
+    """FLOPs of forward and backward without recomputation, as counted in model FLOPs utilisation."""
     forward = sum((forward_flops(shape, sequence) for sequence in sequences), Flops())
     return forward * (1 + BACKWARD_OVER_FORWARD)
 
@@ -75,15 +76,15 @@ def model_flops(shape: ModelShape, sequences: Iterable[Sequence]) -> Flops:
 def hardware_flops(
     shape: ModelShape, workload: Workload, recompute: str, online_reference: bool = False, gpu: bool = True
 ) -> Flops:
-    """What the hardware computes for one sample: model FLOPs, what is computed again in backward, and the reference.
+    """FLOPs of one sample on the hardware: model FLOPs, recomputation in backward, and the reference policy.
 
     Args:
-        shape: of the model.
-        workload: the sample's sequences.
-        recompute: ``none``, ``selective`` (on a GPU the MLP again, on a CPU core attention) or ``full`` (every layer
-            again). The head forms its logits again in backward in any case.
-        online_reference: whether the frozen reference policy runs in every step rather than once before the first.
-        gpu: the run computes on GPUs.
+        shape: shape of the model.
+        workload: sequences of the sample.
+        recompute: ``none``, ``selective`` (recompute the MLP on a GPU, core attention on a CPU) or ``full`` (recompute
+            every layer). The head always recomputes its logits in backward.
+        online_reference: True if the frozen reference policy runs in every step; False if it runs before training.
+        gpu: True for a run on GPUs.
     """
     layer, selective = LayerParameters.of(shape), recompute == "selective"
     mlp = (layer.fc1 + layer.fc2) / (layer.fc1 + layer.fc2 + layer.proj + shape.hidden_size * _qkv_width(shape))

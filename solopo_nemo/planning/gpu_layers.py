@@ -1,8 +1,8 @@
-"""What a transformer layer keeps and needs on a GPU: Transformer Engine under Megatron-core, bf16, flash attention.
+"""Memory model of a transformer layer on a GPU: Transformer Engine with Megatron-core, bf16, flash attention.
 
-Read off Transformer Engine 2.8 (``layernorm_linear.py``, ``linear.py``, ``context_parallel.py``), its packed ``a2a``
-off 2.10, and Megatron-core 0.15.3 with SwiGLU, dropout-add and weight-gradient fusion. Symbols:
-:class:`solopo_nemo.planning.sizes.Sizes`.
+The model follows the source of Transformer Engine 2.8 (``layernorm_linear.py``, ``linear.py``,
+``context_parallel.py``; packed ``a2a`` of 2.10) and of Megatron-core 0.15.3 with SwiGLU, dropout-add and
+weight-gradient fusion. Symbols: :class:`solopo_nemo.planning.sizes.Sizes`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from solopo_nemo.planning.run import Run
 from solopo_nemo.planning.sizes import Sizes
 from solopo_nemo.planning.timeline import Step, Tensor
 
-# the gradient that flows down the residual stream is "gradient" throughout
+# "gradient" is the gradient of the residual stream in all steps
 
 
 def forward(z: Sizes, selective: bool) -> list[Step]:
-    """From ``layer input`` to ``layer output``; what is alive afterwards, but for the output, is saved for backward.
+    """Steps from ``layer input`` to ``layer output``. Tensors alive afterwards, except the output, are saved.
 
     Args:
         z: sizes.
-        selective: whether the MLP keeps its input alone (``model.recompute=selective``).
+        selective: True if the MLP saves only its input (``model.recompute=selective``).
     """
     gathered = {"gathered": z.T * z.h * z.e} if z.s > 1 else {}
     return [
@@ -29,7 +29,7 @@ def forward(z: Sizes, selective: bool) -> list[Step]:
             z.tensors(qkv_norm=z.T * z.h / z.s * z.e, qkv_rstd=z.T / z.s * 4, mixed_qkv=z.T * (z.a + 2 * z.k) * z.e),
             z.tensors(**gathered),
         ),
-        # the fused kernel keeps the rotary table alone, which all layers share
+        # the fused kernel saves only the rotary table, which all layers share
         Step(
             "rotary embedding",
             z.tensors(q=z.T * z.a * z.e, k=z.T * z.k * z.e, v=z.T * z.k * z.e),
@@ -39,14 +39,14 @@ def forward(z: Sizes, selective: bool) -> list[Step]:
         Step("output projection", z.tensors(projected=z.T * z.h / z.s * z.e), z.tensors(**gathered)),
         Step("attention residual", z.tensors(hidden=z.T * z.h / z.s * z.e), drops=("projected",)),
         *_mlp(z),
-        # counted as if its tensors were there at once; Megatron frees some of them on the way
+        # an upper bound: all tensors count at the same time, but Megatron frees some of them earlier
         *([Step("mlp checkpoint", drops=("fc1 norm", "fc1 rstd", "fc1 out", "fc2 input"))] if selective else []),
         Step("mlp residual", z.tensors(layer_output=z.T * z.h / z.s * z.e), drops=("fc2 out",)),
     ]
 
 
 def backward(z: Sizes, selective: bool) -> list[Step]:
-    """From ``gradient`` of the layer's output to that of its input; drops what :func:`forward` saved."""
+    """Steps from the ``gradient`` of the layer output to that of its input. They free what :func:`forward` saved."""
     gathered = {"gathered": z.T * z.h * z.e} if z.s > 1 else {}
     norm = gathered | {
         "norm_gradient": z.T * z.h * z.e,
@@ -98,7 +98,7 @@ def _attention(z: Sizes) -> Step:
     saved = z.tensors(attention_out=z.T * z.a * z.e, attention_lse=z.T * z.n * 4)
     if z.c == 1:
         return Step("core attention", saved)
-    if z.mode == "p2p":  # the K/V of every ring step and its partial output stay until the outputs are merged
+    if z.mode == "p2p":  # K/V and partial output of every ring step stay alive until the outputs are merged
         ring = {
             "ring_kv": (z.c - 1) * z.T * 2 * z.k * z.e,
             "partial_outputs": z.c * z.T * z.a * z.e,
@@ -106,14 +106,14 @@ def _attention(z: Sizes) -> Step:
         }
         kv = z.tensors(last_kv=z.T * 2 * z.k * z.e)
         return Step("core attention (p2p)", (*saved, *kv), z.tensors(**ring), ("k", "v"))
-    # a2a: saved with all positions and heads / c; the output once more for the projection
+    # a2a: the saved tensors have all positions and heads / c; the output is saved again for the projection
     exchanged = z.tensors(exchanged_qkv=z.T * (z.a + 2 * z.k) * z.e, exchanged_out=z.T * z.a * z.e)
     buffers = z.tensors(send_buffers=z.T * (z.a + 2 * z.k) * z.e)
     return Step("core attention (a2a)", (*saved, *exchanged), buffers, ("q", "k", "v"))
 
 
 def _attention_backward(z: Sizes) -> Step:
-    """Drops what :func:`_attention` made, and its inputs where they were saved."""
+    """The backward step of :func:`_attention`. It frees the saved tensors and inputs."""
     kernel = {"dq_accumulator": z.T * z.a * 4, "softmax_sum": z.T * z.n * 4}
     gradients = z.tensors(qkv_gradient=z.T * (z.a + 2 * z.k) * z.e)
     done: tuple[str, ...] = ("attention out", "attention lse", "attention gradient")
@@ -128,12 +128,12 @@ def _attention_backward(z: Sizes) -> Step:
 
 
 def inputs(z: Sizes) -> tuple[Tensor, ...]:
-    """Token ids and positions; the rotary table, fp32 and of full length on every rank."""
+    """Token ids and positions, and the fp32 rotary table, which has the full length on every rank."""
     return z.tensors(token_ids=z.T * 2 * 8, rotary_table=z.S * z.d * 4)
 
 
 def head(z: Sizes) -> list[Step]:
-    """Final norm and response head, forward and backward."""
+    """Steps of the final norm and the response head, forward and backward."""
     return [
         Step("final norm", z.tensors(final_norm=z.T * z.h / z.s * z.e, final_rstd=z.T / z.s * 4)),
         *head_steps.forward(z, gpu=True),
@@ -147,10 +147,10 @@ def head(z: Sizes) -> list[Step]:
 
 
 def embedding_backward(z: Sizes) -> list[Step]:
-    """The embedding's gradient is dense."""
+    """Steps of the embedding's backward pass. The gradient is dense."""
     return [Step("embedding backward", works=z.tensors(embedding_gradient=z.v * z.h * z.e, gathered=z.T * z.h * z.e))]
 
 
 def optimizer(run: Run, stage: int) -> list[Step]:
-    """FusedAdam works in place, on shards that are views of the gradient buffer."""
+    """No steps: FusedAdam works in place, on shards that are views of the gradient buffer."""
     return []

@@ -1,4 +1,4 @@
-"""What the response-only head keeps and needs, on any device: ``solopo_nemo/core/head.py``."""
+"""Memory model of the response-only head (``solopo_nemo/core/head.py``), for all devices."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from solopo_nemo.planning.sizes import Sizes
 from solopo_nemo.planning.timeline import Step, Tensor
 
 VOCABULARY_TILE, GPU_VOCABULARY_TILE = 4096, 16384
-"""Columns of the logits made at a time; ``solopo_nemo.core.head`` has the same, a test compares them."""
+"""Columns of a logits tile. ``solopo_nemo.core.head`` has the same constant; a test compares them."""
 
 
 def forward(z: Sizes, gpu: bool = False) -> list[Step]:
-    """Rows selected, then scored in tiles; no tensor of sequence length times vocabulary, none of rows times it."""
+    """Steps of the forward pass: select the scored positions, then score them in tiles of positions and vocabulary."""
     return [Step("head", z.tensors(head_rows=z.R * z.h * z.e, head_normalizers=z.R * 4), _tile(z, gpu))]
 
 
 def backward(z: Sizes, gpu: bool = False) -> list[Step]:
-    """The logits once more, in tiles; the weight's gradient is added to Megatron's buffer, where it is fp32."""
+    """Steps of the backward pass: recompute the logits in tiles. The weight gradient goes to Megatron's fp32 buffer."""
     works = _tile(z, gpu)
     if gpu:
         tile = min(GPU_VOCABULARY_TILE, z.v)

@@ -1,4 +1,4 @@
-"""A parallel layout, and how much of a micro-batch one rank of it holds."""
+"""A parallel layout, and the share of a micro-batch on one rank."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Layout:
     """Megatron parallel sizes.
 
     Attributes:
-        tensor, context, pipeline, data: sizes; their product is the world.
-        sequence: sequence parallelism.
-        cp_comm_type: communication of context parallelism, as ``parallel.cp_comm_type``.
+        tensor, context, pipeline, data: parallel sizes; their product is the world size.
+        sequence: True for sequence parallelism.
+        cp_comm_type: communication of context parallelism, as in ``parallel.cp_comm_type``.
     """
 
     tensor: int = 1
@@ -43,16 +43,16 @@ class Layout:
 
     @property
     def model_ranks(self) -> int:
-        """Ranks that work on one micro-batch together."""
+        """Ranks that share one micro-batch."""
         return self.tensor * self.context * self.pipeline
 
     @property
     def world(self) -> int:
-        """All ranks."""
+        """The world size."""
         return self.model_ranks * self.data
 
     def overrides(self) -> list[str]:
-        """The layout as a recipe's command-line overrides."""
+        """The layout as command-line overrides of a recipe."""
         values = {
             "tensor": self.tensor,
             "sequence": str(self.sequence).lower(),
@@ -71,12 +71,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Share:
-    """What one context-parallel rank holds of a micro-batch.
+    """The share of a micro-batch on one context-parallel rank.
 
     Attributes:
         tokens: local tokens, padding included.
-        rows: rows that the head scores on the rank that has most of them (the one with the ends of the sequences).
-        longest: tokens of the longest sequence, padded, over all ranks.
+        rows: scored positions on the rank that has the most of them.
+        longest: padded length of the longest sequence, over all ranks.
     """
 
     tokens: int
@@ -85,7 +85,7 @@ class Share:
 
     @classmethod
     def of(cls, sequences: Iterable[Sequence], samples: int, layout: Layout) -> Share:
-        """Of ``samples`` equal samples, packed as :func:`solopo_nemo.data.packing.pack` does it."""
+        """The share for ``samples`` equal samples, packed as in :func:`solopo_nemo.data.packing.pack`."""
         from solopo_nemo.data.packing import Layout as Packing
         from solopo_nemo.data.packing import local_chunks
 

@@ -1,4 +1,4 @@
-"""Peak memory of a training step on the rank that needs most, and what it consists of."""
+"""Peak memory of a training step on the rank with the highest peak, and its parts."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from solopo_nemo.planning.timeline import GIB, Step, Tensor, Timeline, kept
 
 
 class Layers(Protocol):
-    """A device's layers: :mod:`solopo_nemo.planning.gpu_layers` or :mod:`solopo_nemo.planning.cpu_layers`."""
+    """The memory model of a device: :mod:`solopo_nemo.planning.gpu_layers` or ``cpu_layers``."""
 
     def inputs(self, z: Sizes) -> tuple[Tensor, ...]:
-        """What a micro-batch holds besides the layers: token ids, rotary tables."""
+        """Tensors of a micro-batch outside the layers: token ids, rotary table."""
 
     def forward(self, z: Sizes, selective: bool) -> list[Step]:
-        """One layer, from ``layer input`` to ``layer output``."""
+        """Forward steps of one layer, from ``layer input`` to ``layer output``."""
 
     def backward(self, z: Sizes, selective: bool) -> list[Step]:
-        """The same layer backward, from ``gradient`` to ``gradient``."""
+        """Backward steps of one layer, from ``gradient`` to ``gradient``."""
 
     def head(self, z: Sizes) -> list[Step]:
-        """Final norm and response head, forward and backward: from ``layer output`` to ``gradient``."""
+        """Steps of the final norm and the response head, from ``layer output`` to ``gradient``."""
 
     def embedding_backward(self, z: Sizes) -> list[Step]:
-        """The end of backward on the first stage."""
+        """Steps at the end of backward on the first stage."""
 
     def optimizer(self, run: Run, stage: int) -> list[Step]:
-        """The optimizer step."""
+        """Steps of the optimizer."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Memory:
     """Peak memory of one rank.
 
     Attributes:
-        peak: bytes, the loaded model and the device's own share included.
-        above_model: bytes above the loaded model, as the benchmarks measure it: gradients and optimizer state count,
-            weights do not.
-        stage: pipeline stage that needs most.
-        moment: what runs at the peak.
-        parts: what is alive then, bytes by name, largest first.
-        formulas: where each part comes from.
+        peak: peak in bytes, including the loaded model, the CUDA context and communication buffers.
+        above_model: peak in bytes above the loaded model, as the benchmarks measure it. It includes gradients and
+            optimizer state, but not weights.
+        stage: pipeline stage with the highest peak.
+        moment: name of the step at the peak.
+        parts: name -> bytes of the tensors alive at the peak, largest first.
+        formulas: name -> formula of each part.
     """
 
     peak: float
@@ -62,7 +62,7 @@ class Memory:
         return self.peak / GIB
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data, GiB."""
+        """The values as plain JSON data, in GiB."""
         parts = [
             {"name": name, "gib": round(size / GIB, 4), "formula": self.formulas[name]}
             for name, size in self.parts.items()
@@ -72,7 +72,7 @@ class Memory:
 
 
 def memory(run: Run) -> Memory:
-    """The peak over all moments of a steady training step (optimizer state exists) and over the pipeline stages."""
+    """The peak over the first and last pipeline stage, in a step after the first (optimizer state is allocated)."""
     stages = {0, run.layout.pipeline - 1}
     return max((_stage(run, stage) for stage in sorted(stages)), key=lambda found: found.peak)
 
@@ -82,7 +82,7 @@ def _stage(run: Run, stage: int) -> Memory:
     pipeline, share = run.layout.pipeline, Share.of(run.workload.policy, run.micro_batch, run.layout)
     z = Sizes.of(run.shape, run.layout, share, run.logits_chunk_size, run.itemsize)
     count = run.shape.num_hidden_layers // pipeline
-    in_flight = min(pipeline - stage, run.micro_batches)  # one forward, one backward at a time
+    in_flight = min(pipeline - stage, run.micro_batches)  # 1F1B schedule
     selective, full = run.recompute == "selective", run.recompute == "full"
 
     forward = layers.forward(z, selective)
@@ -108,7 +108,7 @@ def _stage(run: Run, stage: int) -> Memory:
     if full:
         timeline.run(layers.forward(z, False))
     timeline.run(layers.backward(z, selective))
-    if full:  # Megatron's checkpoint holds the output until its own backward is through (tensor_parallel/random.py)
+    if full:  # Megatron's checkpoint frees the output after its own backward (tensor_parallel/random.py)
         timeline.run([Step("layer checkpoint backward", drops=("layer output",))])
     timeline.run([Step("backward of the other layers", drops=(own.name,))])
     if stage == 0:

@@ -1,4 +1,4 @@
-"""The answers of ``tools/plan.py``: does it fit, what fits better, how far does it go, how long does it take."""
+"""The results of ``tools/plan.py``: whether a run fits, better layouts, the longest context, and the time."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Overview:
-    """What is known of a recipe on a machine.
+    """The plan of a recipe on a machine.
 
     Attributes:
-        lengths: of a typical sample.
+        lengths: lengths of a typical sample.
         machine: GPUs and assumptions.
-        plan: the recipe as it is configured.
-        advice: what to change, where it does not fit.
-        longest: longest long prompt at the configured layout; 0 where none fits.
-        best: layouts that fit at these lengths, fastest first.
-        furthest: longest long prompt at any layout, and that layout's plan; ``None`` where none fits.
-        samples: of an epoch.
+        plan: plan of the configured layout.
+        advice: configuration changes with which it fits; ``None`` if it fits already.
+        longest: longest long prompt in tokens at the configured layout; 0 if none fits.
+        best: plans that fit at these lengths, fastest first.
+        furthest: longest long prompt in tokens at any layout, and its plan; ``None`` if none fits.
+        samples: samples in an epoch.
     """
 
     lengths: Lengths
@@ -43,7 +43,7 @@ class Overview:
     samples: int
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The values as plain JSON data."""
         furthest = None
         if self.furthest:
             furthest = {"long": self.furthest[0], **self.furthest[1].as_json()}
@@ -68,16 +68,16 @@ def overview(
     optimizer: str = "sharded",
     best: int = 5,
 ) -> Overview:
-    """Answer everything about a recipe on a machine.
+    """Plan a recipe on a machine.
 
     Args:
-        config: of the recipe; its layout must suit the machine's GPUs.
-        shape: of its model.
-        lengths: of a typical sample.
+        config: configuration of the recipe; its layout must match the number of GPUs.
+        shape: shape of its model.
+        lengths: lengths of a typical sample.
         machine: GPUs and assumptions.
-        samples: of an epoch.
+        samples: samples in an epoch.
         optimizer: see :class:`solopo_nemo.planning.run.Run`.
-        best: how many layouts to keep.
+        best: maximum number of layouts in :attr:`Overview.best`.
     """
     run = Run.of(config, shape, lengths, machine.gpus, GPU, optimizer)
     plan = Plan.of(run, machine)
@@ -99,11 +99,11 @@ def overview(
 def furthest(
     config: RunConfig, shape: ModelShape, shorter: Lengths, machine: Machine, optimizer: str = "sharded"
 ) -> tuple[int, Plan] | None:
-    """Longest long prompt that any valid layout takes, and the fastest plan among those that take it."""
+    """The longest long prompt in tokens that fits at any valid layout, and the fastest plan with that length."""
     runs = [
         Run.of(with_layout(config, layout, recompute=recompute), shape, shorter, machine.gpus, GPU, optimizer)
         for layout in valid_layouts(config, shape, machine.gpus, machine.gpus_per_node)
-        for recompute in RECOMPUTE[-1:]  # the one that takes least
+        for recompute in RECOMPUTE[-1:]  # the one with the lowest memory
     ]
     found = [(longest(config, run, shorter, machine), run) for run in runs]
     most = max((long for long, _ in found), default=0)
@@ -114,7 +114,7 @@ def furthest(
 
 
 def count_samples(config: RunConfig) -> int | None:
-    """Samples of the recipe's data, where they are at hand."""
+    """Number of samples in the recipe's data; ``None`` if the file does not exist."""
     from solopo_nemo.data.rows import read_rows
 
     if config.data.train == "builtin":

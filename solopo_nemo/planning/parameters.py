@@ -1,4 +1,4 @@
-"""How many parameters a rank holds."""
+"""Parameter counts of one rank."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from solopo_nemo.planning.shape import ModelShape
 
 @dataclass(frozen=True)
 class LayerParameters:
-    """Parameters of one transformer layer on one tensor-parallel rank (``t`` ranks; ``h`` hidden, ``f`` feed-forward,
-    ``a = heads * head_dim``, ``k = kv_heads * head_dim``).
+    """Parameters of one transformer layer on one of ``t`` tensor-parallel ranks.
+
+    Symbols: ``h`` hidden size, ``f`` feed-forward size, ``a = heads * head_dim``, ``k = kv_heads * head_dim``.
 
     Attributes:
-        qkv: ``(a + 2k) * h / t``, and its bias ``(a + 2k) / t`` where the model has one.
+        qkv: ``(a + 2k) * h / t``, plus ``(a + 2k) / t`` for a bias.
         proj: ``a * h / t``.
-        fc1: ``2 * f * h / t`` (gate and up in one).
+        fc1: ``2 * f * h / t`` (gate and up projection).
         fc2: ``f * h / t``.
-        norms: ``2h``, and ``2 * head_dim`` where queries and keys are normalized; on every rank.
+        norms: ``2h``, plus ``2 * head_dim`` for normalized queries and keys; replicated on every rank.
     """
 
     qkv: int
@@ -28,7 +29,7 @@ class LayerParameters:
 
     @classmethod
     def of(cls, shape: ModelShape, tensor: int = 1) -> LayerParameters:
-        """Of one layer of a model."""
+        """The parameters of one layer of a model."""
         h, f = shape.hidden_size, shape.intermediate_size
         a, k = shape.query_size, shape.kv_size
         return cls(
@@ -41,7 +42,7 @@ class LayerParameters:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all parts."""
         return self.qkv + self.proj + self.fc1 + self.fc2 + self.norms
 
 
@@ -50,10 +51,10 @@ class StageParameters:
     """Parameters of one pipeline stage on one tensor-parallel rank (``v`` vocabulary).
 
     Attributes:
-        layers: of its ``layers / pipeline`` layers.
-        embedding: ``v * h / t`` on the first stage.
-        head: ``v * h / t`` on the last stage, unless the same rank's embedding is tied to it.
-        final_norm: ``h`` on the last stage.
+        layers: parameters of its ``layers / pipeline`` layers.
+        embedding: ``v * h / t`` on the first stage, else 0.
+        head: ``v * h / t`` on the last stage, else 0; also 0 if it is tied to an embedding on the same stage.
+        final_norm: ``h`` on the last stage, else 0.
     """
 
     layers: int
@@ -63,10 +64,10 @@ class StageParameters:
 
     @classmethod
     def of(cls, shape: ModelShape, tensor: int = 1, pipeline: int = 1, stage: int = 0) -> StageParameters:
-        """Of stage ``stage`` of ``pipeline``.
+        """The parameters of stage ``stage`` of ``pipeline``.
 
-        The vocabulary is split evenly and never padded: the importers keep the model's own size, and the recipes refuse
-        a tensor-parallel size that does not divide it.
+        The vocabulary is split evenly and not padded: the importers keep the model's vocabulary size, and the recipes
+        refuse a tensor-parallel size that does not divide it.
         """
         first, last = stage == 0, stage == pipeline - 1
         vocabulary = shape.vocab_size * shape.hidden_size // tensor
@@ -79,5 +80,5 @@ class StageParameters:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all parts."""
         return self.layers + self.embedding + self.head + self.final_norm

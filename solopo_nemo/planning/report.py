@@ -1,4 +1,4 @@
-"""A plan as text."""
+"""Printing of a plan."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from solopo_nemo.planning.search import Plan
 from solopo_nemo.planning.timeline import GIB
 
 SMALL = 0.01
-"""Parts below this share of the peak are shown as one."""
+"""Parts below this share of the peak are combined into one row."""
 
 
 def print_overview(found: Overview, recipe: str, model: str, console: Console) -> None:
-    """Print all answers."""
+    """Print a plan.
+
+    Args:
+        found: the plan.
+        recipe: name of the recipe.
+        model: name of the model.
+        console: output.
+    """
     machine, run = found.machine, found.plan.run
     billions = StageParameters.of(run.shape).total / 1e9
     sequences = ", ".join(f"{s.name} {s.inputs:,}" for s in run.workload.policy)

@@ -1,4 +1,4 @@
-"""Everything that memory and time of a run depend on."""
+"""The planner's description of a run: all values that determine its memory and time."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ OPTIMIZERS = ("sharded", "replicated", "offloaded")
 
 @dataclass(frozen=True)
 class Run:
-    """A training run as the planner sees it.
+    """A training run.
 
     Attributes:
-        shape: of the model.
-        workload: the sequences of one sample.
-        layout: parallel sizes.
+        shape: shape of the model.
+        workload: sequences of one sample.
+        layout: parallel layout.
         device: ``gpu`` (Transformer Engine) or ``cpu`` (this project's layers).
         precision: ``bf16`` or ``fp32``.
         recompute: ``none``, ``selective`` or ``full``.
-        logits_chunk_size: response positions that the head scores at a time.
-        micro_batch, global_batch: samples a forward pass and rank, and an optimizer step.
-        online_reference: whether the frozen reference policy stands beside the policy.
-        optimizer: ``sharded`` (over data- and context-parallel ranks, as the recipes do it), ``replicated``, or
-            ``offloaded`` (sharded, and kept in host memory).
+        logits_chunk_size: response positions in a chunk of the head.
+        micro_batch: samples in a forward pass of a data-parallel rank.
+        global_batch: samples in an optimizer step.
+        online_reference: True if the frozen reference policy is in memory together with the policy.
+        optimizer: ``sharded`` (over data- and context-parallel ranks, as in the recipes), ``replicated``, or
+            ``offloaded`` (sharded, in host memory).
     """
 
     shape: ModelShape
@@ -61,11 +62,11 @@ class Run:
         """The run of a recipe's configuration.
 
         Args:
-            config: of the recipe.
-            shape: of its model.
-            lengths: of a typical sample.
-            world: ranks.
-            device: ``gpu`` or ``cpu``; decides the precision that the configuration leaves open.
+            config: configuration of the recipe.
+            shape: shape of its model.
+            lengths: lengths of a typical sample.
+            world: number of ranks.
+            device: ``gpu`` or ``cpu``. It selects the default precision.
             optimizer: see the class.
         """
         objective = config.build_objective()
@@ -85,10 +86,10 @@ class Run:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a parameter and of an activation."""
+        """Bytes of a parameter or activation element."""
         return ITEMSIZE[self.precision]
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches that a data-parallel rank runs in one optimizer step."""
+        """Micro-batches of a data-parallel rank in one optimizer step."""
         return max(self.global_batch // (self.micro_batch * self.layout.data), 1)

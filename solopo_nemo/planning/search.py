@@ -1,4 +1,4 @@
-"""Which layout is best on given machines, and how long a context fits."""
+"""Search for the fastest layout on a machine and for the longest context that fits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RECOMPUTE = ("none", "selective", "full")
 LONGEST = 1 << 26
-"""No longer context is looked for."""
+"""Upper limit of the context search, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak stays within what the devices can give."""
+        """True if the peak is within the usable device memory."""
         return self.memory.gib <= self.machine.budget_gib
 
     def hours(self, samples: int) -> float:
-        """Hours of an epoch over ``samples``."""
+        """Hours of an epoch with ``samples`` samples."""
         return self.time.total * samples / self.run.global_batch / 3600
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The values as plain JSON data."""
         layout = dataclasses.asdict(self.run.layout)
         return {
             "layout": layout,
@@ -66,7 +66,7 @@ class Plan:
 
 
 def with_layout(config: RunConfig, layout: Layout, **model: Any) -> RunConfig:
-    """A recipe's configuration at another layout; keyword arguments replace keys of ``model``."""
+    """A copy of a configuration with another layout. Keyword arguments replace keys of ``model``."""
     parallel = dataclasses.replace(
         config.parallel,
         tensor=layout.tensor,
@@ -80,9 +80,9 @@ def with_layout(config: RunConfig, layout: Layout, **model: Any) -> RunConfig:
 
 
 def valid_layouts(config: RunConfig, shape: ModelShape, world: int, gpus_per_node: int) -> Iterator[Layout]:
-    """Every layout of ``world`` ranks that the recipe's own checks let pass, tensor parallelism within a node.
+    """Every layout of ``world`` ranks that passes the recipe's checks, with tensor parallelism within a node.
 
-    Sequence parallelism goes with tensor parallelism: it costs the same traffic and saves memory.
+    Tensor parallelism always comes with sequence parallelism, which saves memory at nearly the same traffic.
     """
     for tensor in _divisors(world, min(world, gpus_per_node)):
         for pipeline in _divisors(world // tensor, shape.num_hidden_layers):
@@ -95,7 +95,7 @@ def valid_layouts(config: RunConfig, shape: ModelShape, world: int, gpus_per_nod
 
 
 def is_valid(config: RunConfig, shape: ModelShape, layout: Layout, device: str) -> bool:
-    """Whether the recipe's checks let a layout pass on a device."""
+    """True if a layout passes the recipe's checks on a device."""
     from solopo_nemo.config.world import check_model, check_world
 
     changed = with_layout(config, layout)
@@ -110,9 +110,9 @@ def is_valid(config: RunConfig, shape: ModelShape, layout: Layout, device: str) 
 def search(
     config: RunConfig, shape: ModelShape, lengths: Lengths, machine: Machine, optimizer: str = "sharded"
 ) -> list[Plan]:
-    """Plans that fit on ``machine``, fastest first; of equally fast ones the smaller first.
+    """Plans that fit on ``machine``, fastest first; plans of equal speed are sorted by memory.
 
-    Layout and recomputation are chosen, everything else is the configuration's.
+    The search varies the layout and recomputation. All other settings are those of the configuration.
     """
     plans = []
     for layout in valid_layouts(config, shape, machine.gpus, machine.gpus_per_node):
@@ -126,13 +126,13 @@ def search(
 
 
 def longest(config: RunConfig, run: Run, shorter: Lengths, machine: Machine) -> int:
-    """Longest long prompt, tokens, with which a run fits; 0 where none does.
+    """The longest long prompt in tokens with which a run fits; 0 if none fits.
 
     Args:
-        config: names the objective.
-        run: everything but the lengths.
+        config: configuration with the objective.
+        run: the run; its lengths are ignored.
         shorter: lengths of the short prompt and of the responses.
-        machine: whose memory bounds it.
+        machine: machine whose memory is the limit.
     """
     from solopo_nemo.planning.workload import Workload
 

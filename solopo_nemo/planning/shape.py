@@ -1,4 +1,4 @@
-"""The model to plan for: what its folder says, or a public configuration."""
+"""The shape of the model to plan: read from its folder or from a public configuration."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import ASSETS, EMBEDDED_MODEL
 
 NAMED_SHAPES = ASSETS / "model_shapes.json"
-"""Public configurations by hub name, so that a plan needs neither the model nor the network."""
+"""Public configurations by hub name. A plan with one of them needs neither the model nor the network."""
 
 
 ModelShape = ModelDescription
-"""The planner's name for it."""
+"""The planner's name of a model description."""
 
 
 @cache
 def named_shapes() -> dict[str, dict[str, Any]]:
-    """Configurations that come with this project, by hub name."""
+    """The configurations of :data:`NAMED_SHAPES` by hub name."""
     named: dict[str, dict[str, Any]] = json.loads(NAMED_SHAPES.read_text())
     return named
 
 
 def load_shape(init: str) -> ModelShape:
-    """The shape of what ``model.init`` names: a local folder, ``builtin``, or a hub name.
+    """The shape of the model that ``model.init`` names: a local folder, ``builtin``, or a hub name.
 
-    A hub name that :data:`NAMED_SHAPES` has is answered from there; for any other the hub is asked.
+    A hub name in :data:`NAMED_SHAPES` is read from there. Any other hub name is downloaded from the hub.
 
     Raises:
-        UserError: no such model, or one that cannot be planned.
+        UserError: the model does not exist or is not supported.
     """
     if init in named_shapes() and not Path(init).exists():
         return ModelShape.from_hf(named_shapes()[init])

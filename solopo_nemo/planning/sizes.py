@@ -11,16 +11,16 @@ from solopo_nemo.planning.timeline import Tensor
 
 
 class Size(float):
-    """A number that knows the formula it comes from: ``Size(6, "T") * 2`` is 12, ``T * 2``.
+    """A number with its formula. For example, ``Size(6, "T") * 2`` has the value 12 and the formula ``T * 2``.
 
     Attributes:
-        formula: in the symbols of :class:`Sizes`.
+        formula: formula in the symbols of :class:`Sizes`.
     """
 
     formula: str
 
     def __new__(cls, value: float, formula: str) -> Size:
-        """A number with its formula."""
+        """Create a number with a formula."""
         size = super().__new__(cls, value)
         size.formula = formula
         return size
@@ -53,23 +53,23 @@ def _text(number: float) -> str:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the tensors of a micro-batch are sized by; widths are those of one tensor-parallel rank.
+    """The sizes that determine the tensors of a micro-batch on one rank.
 
     Attributes:
         T: local tokens of the micro-batch.
-        s: ranks that share the tokens between the tensor-parallel blocks: ``t`` under sequence parallelism, else 1.
-        h: hidden size (whole).
-        f: feed-forward width over t.
-        a: ``heads * head_dim`` over t.
-        k: ``kv_heads * head_dim`` over t.
-        d: head_dim (whole).
-        n: attention heads over t.
-        v: vocabulary over t.
-        R: rows that the head scores on this rank.
-        C: rows that it scores at a time.
+        s: sequence-parallel size: ``t`` under sequence parallelism, else 1.
+        h: hidden size.
+        f: feed-forward size divided by t.
+        a: ``heads * head_dim`` divided by t.
+        k: ``kv_heads * head_dim`` divided by t.
+        d: head dimension.
+        n: attention heads divided by t.
+        v: vocabulary size divided by t.
+        R: positions that the head scores on this rank.
+        C: positions that the head scores in one chunk.
         S: tokens of the longest sequence over all context-parallel ranks.
         t, c: tensor- and context-parallel size.
-        e: bytes of a parameter and of an activation (2 in bf16, 4 in fp32).
+        e: bytes of a parameter or activation element (2 in bf16, 4 in fp32).
         mode: context-parallel communication.
     """
 
@@ -92,7 +92,7 @@ class Sizes:
 
     @classmethod
     def of(cls, shape: ModelShape, layout: Layout, share: Share, logits_chunk_size: int, itemsize: int) -> Sizes:
-        """Of one rank of a layout."""
+        """The sizes of one rank of a layout."""
         t = layout.tensor
         numbers = {
             "T": share.tokens,
@@ -114,5 +114,5 @@ class Sizes:
         return cls(**{name: Size(value, name) for name, value in numbers.items()}, mode=layout.cp_comm_type)
 
     def tensors(self, **sizes: Size) -> tuple[Tensor, ...]:
-        """Tensors of so many bytes, by name (underscores read as spaces)."""
+        """Tensors from names and sizes in bytes. Underscores in the names become spaces."""
         return tuple(Tensor(name.replace("_", " "), float(size), size.formula) for name, size in sizes.items())

@@ -1,4 +1,4 @@
-"""What is alive all the time: weights, gradients, optimizer state, reference policy, and the device's own share."""
+"""Persistent memory: weights, gradients, optimizer state, reference policy, and the memory of device libraries."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from solopo_nemo.planning.timeline import GIB, Tensor
 CUDA_CONTEXT = 1.0 * GIB
 """Assumed: CUDA context, loaded kernels, and the workspaces of cuBLAS, cuDNN and Transformer Engine."""
 NCCL_GROUP = 0.25 * GIB
-"""Assumed: buffers of one NCCL communicator; one for each parallel dimension in use, and one for the world."""
+"""Assumed: buffers of one NCCL communicator. There is one for each parallel dimension in use and one for the world."""
 MAIN_GRADIENT = 4
 """Bytes of a gradient: Megatron's DDP accumulates in fp32 (``grad_reduce_in_fp32``)."""
 MOMENTS, MASTER = 8, 4
-"""Bytes of AdamW's two fp32 moments, and of the fp32 copy of a bf16 weight."""
+"""Bytes per parameter of AdamW's two fp32 moments, and of the fp32 master weight in bf16 training."""
 
 
 def weights(run: Run, stage: int) -> Tensor:
@@ -24,7 +24,7 @@ def weights(run: Run, stage: int) -> Tensor:
 def training_state(run: Run, stage: int) -> tuple[Tensor, ...]:
     """Gradients, optimizer state and reference policy of pipeline stage ``stage``.
 
-    Megatron's distributed optimizer cuts the state of every parameter evenly over the data- and context-parallel ranks.
+    Megatron's distributed optimizer shards the state evenly over the data- and context-parallel ranks.
     """
     parameters = _parameters(run, stage)
     ranks = 1 if run.optimizer == "replicated" else run.layout.data * run.layout.context
@@ -40,7 +40,7 @@ def training_state(run: Run, stage: int) -> tuple[Tensor, ...]:
 
 
 def device_share(run: Run, stage: int) -> tuple[Tensor, ...]:
-    """What the device and its libraries take; nothing on a CPU, where it belongs to the loaded process."""
+    """Memory of the device and its libraries. It is empty on a CPU, where the process has it before training."""
     if run.device != GPU:
         return ()
     layout = run.layout
@@ -49,7 +49,7 @@ def device_share(run: Run, stage: int) -> tuple[Tensor, ...]:
     return (
         Tensor("CUDA context and workspaces", CUDA_CONTEXT, "assumed"),
         Tensor("NCCL buffers", NCCL_GROUP * groups, f"{groups} groups, assumed"),
-        # with fused weight-gradient accumulation autograd is handed one placeholder a weight shape
+        # fused weight-gradient accumulation returns a placeholder gradient to autograd, one for each weight shape
         Tensor("weight-gradient placeholders", (layer.total - layer.norms) * run.itemsize, "P_layer * e"),
     )
 

@@ -1,4 +1,4 @@
-"""How long an optimizer step takes, at a stated utilisation and stated bandwidths."""
+"""Predicted time of an optimizer step, for an assumed utilisation and assumed bandwidths."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from solopo_nemo.planning.run import GPU, Run
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine of a plan. Every number is a stated assumption, none is a measurement of this project.
+    """The machine of a plan. All numbers are assumptions, not measurements of this project.
 
     Attributes:
-        gpus, gpus_per_node: devices, in all and on one node.
-        memory_gib: of one device.
-        usable: share of that memory that tensors can take; the rest is the allocator's fragmentation.
-        tflops: peak of one device in bf16, 10^12 operations a second. 989: H100 SXM, dense, data sheet.
-        mfu: share of the peak that a device reaches while it computes; communication and the pipeline's idle time are
-            added to it, recomputation is computed at the same rate.
-        node_gbs: GB a second that a device sends to others on its node. 300: two thirds of NVLink 4's 450.
-        network_gbs: GB a second that it sends to other nodes. 40: four fifths of a 400 Gbit/s adapter each.
+        gpus, gpus_per_node: devices in total and per node.
+        memory_gib: memory of one device in GiB.
+        usable: share of the memory that tensors can use; the rest is lost to fragmentation.
+        tflops: bf16 peak of one device, 10^12 operations per second. 989: data sheet of H100 SXM, dense.
+        mfu: share of the peak that a device reaches during computation, recomputation included. Communication and
+            pipeline bubbles are added separately.
+        node_gbs: send bandwidth of a device within its node, GB/s. 300: two thirds of NVLink 4's 450.
+        network_gbs: send bandwidth of a device to other nodes, GB/s. 40: four fifths of a 400 Gbit/s adapter per GPU.
     """
 
     gpus: int = 8
@@ -35,11 +35,11 @@ class Machine:
 
     @property
     def budget_gib(self) -> float:
-        """Memory that a plan may take."""
+        """Usable memory of one device in GiB: ``memory_gib * usable``."""
         return self.memory_gib * self.usable
 
     def bandwidth(self, ranks: int) -> float:
-        """Bytes a second between neighbours of a group that spans ``ranks`` consecutive ranks."""
+        """Bytes per second between neighbours in a group that spans ``ranks`` consecutive ranks."""
         return 1e9 * (self.node_gbs if ranks <= self.gpus_per_node else self.network_gbs)
 
 
@@ -48,11 +48,11 @@ class StepTime:
     """Seconds of an optimizer step.
 
     Attributes:
-        compute: forward, backward and what is computed again.
-        exposed: communication by group that nothing hides.
+        compute: forward, backward and recomputation.
+        exposed: communication that does not overlap with computation, by process group.
         bubble: idle time of the pipeline.
-        model_flops: of the whole step, over all devices.
-        utilisation: model FLOPs over what the devices could do in the whole time: the run's own MFU.
+        model_flops: model FLOPs of the step over all devices.
+        utilisation: model FLOPs utilisation (MFU) of the whole step.
     """
 
     compute: float
@@ -63,17 +63,19 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """Seconds."""
+        """Seconds of the whole step."""
         return self.compute + sum(self.exposed.values()) + self.bubble
 
 
 def step_time(run: Run, machine: Machine) -> StepTime:
-    """Predict an optimizer step.
+    """Predict the time of an optimizer step.
 
-    Tensor-parallel traffic and the all-to-all of context parallelism stand in the way of computation; the ring
-    (``p2p``) hides behind the attention that it feeds, gradients and weights behind the backward pass of the last
-    micro-batch, the pipeline's exchange behind the next micro-batch. Ranks are placed as Megatron does it: tensor,
-    context, data, pipeline, from the nearest to the farthest.
+    - TP, and CP with ``a2a``: communication does not overlap with computation.
+    - CP with ``p2p``: the ring overlaps with attention.
+    - DP: gradients and weights overlap with the backward pass of the last micro-batch.
+    - PP: the exchange between stages overlaps with the next micro-batch; the bubble is added.
+
+    Ranks are placed in Megatron's order, from the nearest to the farthest: tensor, context, data, pipeline.
     """
     layout, batches = run.layout, run.micro_batches
     rate = machine.tflops * 1e12 * machine.mfu

@@ -1,4 +1,4 @@
-"""Which tensors are alive at which moment: the peak is read off, not guessed."""
+"""Simulation of tensor lifetimes, which yields the memory peak."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Tensor:
-    """Memory with a name.
+    """A named block of memory.
 
     Attributes:
-        name: unique among what is alive at a time.
-        bytes: its size on one rank.
-        formula: where the size comes from, in the symbols of :class:`solopo_nemo.planning.sizes.Sizes`.
+        name: name, unique among the tensors alive at the same time.
+        bytes: size on one rank.
+        formula: formula of the size, in the symbols of :class:`solopo_nemo.planning.sizes.Sizes`.
     """
 
     name: str
@@ -28,10 +28,10 @@ class Step:
     """One operation.
 
     Attributes:
-        name: what runs.
-        makes: tensors alive from here on.
-        works: tensors alive during the operation only.
-        drops: names of tensors that nobody needs after it.
+        name: name of the operation.
+        makes: tensors that it allocates and keeps.
+        works: tensors that are alive only during the operation.
+        drops: names of the tensors that are freed after it.
     """
 
     name: str
@@ -41,16 +41,16 @@ class Step:
 
 
 class Timeline:
-    """Runs steps in order and remembers the highest moment.
+    """Runs steps in order and records the memory peak.
 
     Args:
-        resident: what is alive all the time.
+        resident: tensors that are alive all the time.
 
     Attributes:
-        live: what is alive now, by name.
-        peak: most bytes alive at once.
-        moment: name of the step in which that was.
-        at_peak: what was alive then.
+        live: name -> tensor of the tensors that are alive now.
+        peak: maximum bytes alive at the same time.
+        moment: name of the step at the peak.
+        at_peak: tensors that were alive at the peak.
     """
 
     def __init__(self, resident: Iterable[Tensor] = ()) -> None:
@@ -62,7 +62,7 @@ class Timeline:
         """Run steps.
 
         Raises:
-            ValueError: a step makes what is alive already, or drops what is not: the description of a layer is wrong.
+            ValueError: a step allocates a tensor that is alive, or frees one that is not. The layer model is wrong.
         """
         for step in steps:
             for tensor in step.makes:
@@ -81,23 +81,23 @@ class Timeline:
 
 
 def kept(steps: Sequence[Step]) -> tuple[Tensor, ...]:
-    """What steps leave alive: the tensors that a forward pass saves for backward."""
+    """The tensors that are alive after steps, i.e. the tensors that a forward pass saves for backward."""
     timeline = Timeline()
     timeline.run(steps)
     return tuple(timeline.live.values())
 
 
 def checkpointed(step: Step, output: str) -> Step:
-    """The forward of a step whose inputs are kept instead of what it would save; its output goes on."""
+    """The forward step under activation checkpointing: it keeps the output, and the other tensors are temporary."""
     out = tuple(tensor for tensor in step.makes if tensor.name == output)
     rest = tuple(tensor for tensor in step.makes if tensor.name != output)
     return Step(step.name, out, (*rest, *step.works))
 
 
 def again(step: Step, output: str) -> Step:
-    """The same step in backward, before its own backward: everything that it would have saved comes to be.
+    """The recomputation of a checkpointed step in backward: it allocates the tensors that the step saves.
 
-    The output of the forward pass may still be kept by the next operation; the one computed again is counted as work.
+    The next operation may still hold the original output, so the recomputed output counts as temporary memory.
     """
     rest = tuple(tensor for tensor in step.makes if tensor.name != output)
     out = tuple(

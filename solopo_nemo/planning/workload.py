@@ -1,4 +1,4 @@
-"""What one sample asks of the model: its sequences, their lengths and the rows that are scored."""
+"""The workload of one sample: its sequences, their lengths and the scored positions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a typical sample.
+    """Lengths of a typical sample in tokens.
 
     Attributes:
         long, short: tokens of the two prompts.
@@ -34,9 +34,9 @@ class Sequence:
     """One sequence of a sample, as the model sees it.
 
     Attributes:
-        name: as in ``objective.sequences``.
-        inputs: input tokens, ``prompt + response - 1``: the last token is a label only.
-        rows: rows that the head scores, one a response token.
+        name: name in ``objective.sequences``.
+        inputs: input tokens, ``prompt + response - 1``; the last token is a label only.
+        rows: positions that the head scores, one per response token.
     """
 
     name: str
@@ -49,8 +49,8 @@ class Workload:
     """The sequences of one sample.
 
     Attributes:
-        policy: what the policy runs forward and backward, packed together.
-        reference: what the frozen reference policy scores, forward only.
+        policy: sequences that the policy runs forward and backward, packed together.
+        reference: sequences that the frozen reference policy scores, forward only.
     """
 
     policy: tuple[Sequence, ...]
@@ -58,7 +58,7 @@ class Workload:
 
     @classmethod
     def of(cls, objective: Objective, lengths: Lengths) -> Workload:
-        """The sequences that an objective wants, at given lengths."""
+        """The sequences of an objective at given lengths."""
         return cls(_sequences(objective.sequences, lengths), _sequences(objective.reference_sequences, lengths))
 
 
