@@ -1,6 +1,6 @@
-"""The commands. ``solopo NAME``, ``python recipes/NAME.py`` and ``python tools/NAME.py`` all start in :func:`main`.
+"""The commands. ``solopo NAME``, ``python recipes/NAME.py`` and ``python tools/NAME.py`` all call :func:`main`.
 
-Python 3.6 has to be able to read this file: a Python that is too old then ends with a sentence.
+This file must be valid in Python 3.6, so that an old Python prints an error message instead of a syntax error.
 """
 
 import sys
@@ -11,8 +11,8 @@ def main(command: str = "") -> None:
     """Run a command with the arguments of this process, and exit with its code.
 
     Args:
-        command: a recipe, a tool, or the full name of a module with a ``main(arguments)``. By default the first
-            argument names the recipe or tool.
+        command: name of a recipe or tool, or full name of a module with a function ``main(arguments)``. By default, the
+            first argument is the name of the recipe or tool.
     """
     if sys.version_info < (3, 10):
         sys.stderr.write(

@@ -1,9 +1,9 @@
 """Build RULER-style short and long contexts from questions: all evidence, and random unrelated paragraphs.
 
-Both prompts of a question hold every supporting paragraph; distractors are added until the prompt, template and
-question included, is within one paragraph of its token target and never above it. The short context is nested in
-the long one. The same seed gives the same bytes with any number of workers; a run that was stopped goes on where it
-was when the same command is given again.
+Both prompts of a question contain every supporting paragraph. Distractors are added until the prompt, chat template
+and question included, is within one paragraph of its token target and not above it. The long context contains the
+short one. The output depends on the seed and not on the number of workers. To resume an interrupted run, start the
+same command again.
 """
 
 from __future__ import annotations

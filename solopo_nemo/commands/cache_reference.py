@@ -2,8 +2,8 @@
 
 usage: solopo cache_reference [RECIPE] [the recipe's overrides]
 
-RECIPE is solo_dpo unless given. The recipe, started with the same overrides, finds the result below its
-output_dir. Interrupted, this goes on where it stopped.
+The default RECIPE is solo_dpo. The recipe with the same overrides reads the result from its output_dir. To resume an
+interrupted run, start the same command again.
 """
 
 from __future__ import annotations

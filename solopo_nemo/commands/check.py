@@ -1,8 +1,8 @@
-"""Check a recipe without training: list everything that a run would refuse or warn of, and say whether it is ready.
+"""Check a recipe without training: list everything that a run would refuse or warn of, and whether it is ready.
 
-Model folder, weights, tokenizer, template, every row of the data, lengths, layout, output folder and memory are
-checked as the run itself does it; nothing is written into output_dir. RECIPE is solo_dpo unless given. A recipe with
-check_only=true does the same. The last line says "ready: ..." or "not ready: N problems"; the exit code is 0 or 2.
+The checks are those of a run: model folder, weights, tokenizer, template, every row of the data, lengths, layout,
+output folder and memory. Nothing is written to output_dir. The default RECIPE is solo_dpo. A recipe with
+check_only=true does the same. The last line is "ready: ..." or "not ready: N problems"; the exit code is 0 or 2.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Convert a model between a Hugging Face folder and a NeMo checkpoint: Qwen2, Qwen2.5, Qwen3, Llama 2 and 3.x, Mistral.
 
-Each conversion ends with a comparison of logits, in fp32, with transformers: on random tokens and on text, as a part of
-the largest logit. Above 1e-4 it fails and leaves nothing. A conversion that is there already is not made again.
+Each conversion ends with a comparison of logits with transformers in fp32, on random tokens and on text. If the
+difference exceeds 1e-4 of the largest logit, the conversion fails and leaves no files. A finished conversion is not
+repeated.
 """
 
 from __future__ import annotations

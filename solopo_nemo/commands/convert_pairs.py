@@ -1,7 +1,7 @@
-"""Convert preference files between this project, TRL, NeMo-RL and LongPO. The format of the source is recognised.
+"""Convert preference files between this project, TRL, NeMo-RL and LongPO. The format of the source is detected.
 
-A file of one prompt (TRL, NeMo-RL) becomes rows of prompt, chosen, rejected, which the recipe long_po takes; LongPO's
-becomes triplets, one a question.
+A file with one prompt per row (TRL, NeMo-RL) becomes rows of prompt, chosen and rejected for the recipe long_po. A
+LongPO file becomes triplets, one for each question.
 """
 
 from __future__ import annotations

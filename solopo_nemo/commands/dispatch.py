@@ -1,4 +1,4 @@
-"""Which command a name stands for, and what ``solopo --help`` prints."""
+"""Lookup of commands by name, and the text of ``solopo --help``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOOLS = (
 )
 """Modules of this package with a docstring and a ``main(arguments)`` that returns an exit code."""
 PLUGINS = "solopo.commands"
-"""Entry points of other packages: name, and a function like the ``main`` of a tool."""
+"""Entry point group for commands of other packages: functions with the signature of a tool's ``main``."""
 
 
 def recipes() -> list[str]:
@@ -31,10 +31,10 @@ def recipes() -> list[str]:
 
 
 def split_recipe(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The recipe that the first word names (solo_dpo without one), and its overrides.
+    """Split arguments into the recipe (default: solo_dpo) and its overrides.
 
     Raises:
-        UserError: there is no such recipe.
+        UserError: the recipe does not exist.
     """
     named = bool(words) and "=" not in words[0]
     recipe = words[0] if named else "solo_dpo"
@@ -44,10 +44,10 @@ def split_recipe(words: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def dispatch(words: Sequence[str]) -> int | None:
-    """Run the command that the first word names with the other words, and return its exit code.
+    """Run the command with the name ``words[0]`` and the arguments ``words[1:]``, and return its exit code.
 
     Raises:
-        UserError: there is no such command, or what the command raises.
+        UserError: the command does not exist, or it raised the error.
     """
     name, *arguments = words or ["--help"]
     if name in TOOLS:

@@ -1,6 +1,7 @@
-"""Evaluate a model on the paper's suites, or put evaluated models side by side.
+"""Evaluate a model on the paper's suites, or compare evaluated models.
 
-Scores, answers and a page with tables, curves and heat maps go to --out; the same command goes on where it was stopped.
+Scores, answers and a page with tables, curves and heat maps are written to --out. To resume an interrupted evaluation,
+start the same command again.
 
   solopo evaluate --model outputs/solo_dpo/hf --suite builtin
   solopo evaluate --model Qwen2.5-7B-Instruct --suite ruler_qa,longbench_qa --data evaluation_data

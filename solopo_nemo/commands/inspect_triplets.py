@@ -1,6 +1,6 @@
-"""Check a triplet or preference file and show what is in it: statistics, a few samples, and every problem.
+"""Check a triplet or preference file, and show its problems, statistics and a few samples.
 
-Exit code 2 if there is any problem.
+The exit code is 2 if there is a problem.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _report(found: Inspection) -> None:
 
 
 def _shorten(value: Any) -> str:
-    """The beginning and the end of a text or of messages; a prompt ends with the question."""
+    """Shorten a text or messages to the beginning and the end. The end of a prompt contains the question."""
     text = value if isinstance(value, str) else "\n".join(f"{m['role']}: {m.get('content')}" for m in value)
     if len(text) <= 2 * _SHOWN:
         return text

@@ -11,7 +11,7 @@ from solopo_nemo.runtime.paths import ASSETS
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Become ``launch.sh``, for the package as it is installed in this Python."""
+    """Replace this process by ``launch.sh``, which uses this Python and its installed package."""
     script = (ASSETS / "launch.sh").resolve()
     installed = {"SOLOPO_PYTHON": sys.executable, "SOLOPO_VERSION": solopo_nemo.__version__}
     os.execvpe("bash", ["bash", str(script), *arguments], os.environ | installed)

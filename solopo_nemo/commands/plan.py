@@ -1,6 +1,6 @@
-"""Predict memory and time of a recipe on GPUs: does it fit, which layout is best, how long a context fits.
+"""Predict memory and time of a recipe on GPUs: whether it fits, the fastest layouts, and the longest context.
 
-RECIPE is solo_dpo unless given. Nothing is measured and no GPU is needed. Models with a file in conf/model
+The default RECIPE is solo_dpo. The prediction needs no GPU and measures nothing. Models with a file in conf/model
 need neither their folder nor the network. Formulas and assumptions are in solopo_nemo/planning.
 """
 
@@ -15,7 +15,7 @@ from solopo_nemo.planning.step_time import Machine
 from solopo_nemo.runtime.cli import ArgumentParser, positive_count, positive_number, show_json
 
 SAMPLES = 5000
-"""Of an epoch where the data are not at hand: the paper's number of triplets."""
+"""Default number of samples in an epoch if the data do not exist yet: the paper's number of triplets."""
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,9 +1,9 @@
-"""Sample answers to short or long prompts, score them by sub-EM, and choose one right and one wrong a question.
+"""Sample answers to short or long prompts, score them by sub-EM, and select a right and a wrong one for each question.
 
-Samples and scores are kept in FILE.samples.sqlite: started again, the same command goes on where it was ended, and
-what was sampled is never sampled again. An answer is what follows the last "The answer is:", or the last line without
-one; it is right if it holds a gold answer. Questions without right or without wrong answers are dropped. Answers that
-reach the token limit are never chosen.
+Samples and scores are stored in FILE.samples.sqlite. To resume an interrupted run, start the same command again; stored
+samples are reused. The answer is the text after the last "The answer is:", or the last line of a response without that
+prefix. An answer is right if it contains a gold answer. Questions without right or without wrong answers are dropped.
+Answers that reach the token limit are not selected.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
         summary = sample_pairs(settings, sampling, make_backend)
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr, flush=True)
-        # a plain exit would wait for the threads, and they for their answers
+        # sys.exit would wait for the threads, which wait for their answers
         os._exit(EXIT_RESUMABLE)
     _report(summary)
     show_json(given, summary)
