@@ -1,1 +1,1 @@
-"""Studies that use the package and that the package never imports: reproduction, collapse, benchmarks."""
+"""Studies: reproduction, collapse and benchmarks. They import the package, and the package does not import them."""

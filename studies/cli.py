@@ -1,4 +1,4 @@
-"""What the commands of the studies with trainings and a page have in common."""
+"""Common command-line options of the studies that train models and write a page."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from solopo_nemo.runtime.errors import UserError
 
 
 def study_parser(text: str, page: str) -> ArgumentParser:
-    """A parser with the options of every study.
+    """A parser with the common options.
 
     Args:
-        text: what the command does.
-        page: name of the page that it writes.
+        text: description of the command.
+        page: default name of its page.
     """
     parser = ArgumentParser(text)
     option = parser.options()
@@ -29,10 +29,10 @@ def study_parser(text: str, page: str) -> ArgumentParser:
 
 
 def places(arguments: argparse.Namespace, page: str) -> tuple[Path, Path]:
-    """The folder of the results and the page.
+    """The results folder and the path of the page.
 
     Raises:
-        UserError: the page does not lie beside or above that folder.
+        UserError: the results folder is not below the folder of the page.
     """
     results = arguments.results or arguments.out / "results"
     document = arguments.document or results.with_name(page)

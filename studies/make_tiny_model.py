@@ -1,9 +1,9 @@
 """Make the embedded default's tokenizer, starting model and training pairs: `python tools/make_tiny_model.py`.
 
-A byte-level BPE tokenizer and a tiny Qwen2 are trained on the built-in question set, on short contexts only, so that
-the model answers well there and badly on long ones: the gap that short-to-long preference optimization is to close.
-Then the model answers training questions on short contexts, many times each, and a right and a wrong answer of each
-question become a pair. `--pairs-only` samples the pairs anew from the model that is there.
+A byte-level BPE tokenizer and a tiny Qwen2 are trained on short contexts of the built-in question set. The model then
+answers well on short contexts and badly on long ones, which is the gap that short-to-long preference optimization
+closes. Next, the model answers training questions on short contexts, many times each. A right and a wrong answer of
+each question become a pair. `--pairs-only` samples new pairs from the existing model.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# Qwen2's splitting rule, except that digits stay together: a year is one token.
+# Qwen2's pattern, except that consecutive digits are not split: a year is one token.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}+"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-SHORTEST = 4  # paragraphs with which the pre-training begins
-MATCH = 3.0  # a full match then weighs about e^4 times a chance one
+SHORTEST = 4  # paragraphs of the first contexts in pre-training
+MATCH = 3.0  # initial scale: a full match has about e^4 times the attention weight of a random one
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Token ids, and the labels of the responses (`IGNORE` elsewhere)."""
+    """Token ids, and labels of the same length. Labels outside the responses are `IGNORE`."""
 
     ids: list[int]
     labels: list[int]
 
 
 def make_tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerFast:
-    """Train the BPE on generated dialogues; specials and ChatML as Qwen2 has them."""
+    """Train a BPE tokenizer on generated dialogues, with the special tokens and ChatML template of Qwen2."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -85,7 +85,7 @@ def make_tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int, seed: int) -> Qwen2ForCausalLM:
-    """A Qwen2 whose sizes suit tensor parallelism of 2 and context parallelism of 4."""
+    """Build a Qwen2 whose sizes allow tensor parallelism 2 and context parallelism 4."""
     model = make_tiny_qwen2(
         len(tokenizer),
         layers,
@@ -96,7 +96,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int, seed
         pad=tokenizer.pad_token_id,
         seed=seed,
     )
-    attend_back(model, (1, 2, 3, 4))  # a fact's object stands one to four tokens behind the words that identify it
+    attend_back(model, (1, 2, 3, 4))  # the object of a fact is one to four tokens after the words that identify it
     start_as_induction_heads(model)
     start_as_copying_heads(model)
     return model
@@ -104,11 +104,11 @@ def make_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int, seed
 
 @torch.no_grad()
 def start_as_induction_heads(model: Qwen2ForCausalLM) -> None:
-    """Let the last layer's heads begin by comparing what the first layer's heads saw further back.
+    """Initialize the last layer's heads to compare the outputs of the first layer's heads.
 
-    Before the object of a fact the subject stands four tokens back in the passage, three tokens back where the answer
-    is about to name it: the first two heads compare these. The other two look for a token like the last one and see
-    what came next, which is what the second half of a name needs.
+    Before the object of a fact, the subject is four tokens back in the passage and three tokens back in the answer. The
+    first two heads compare these tokens. The other two heads are induction heads: they find an earlier occurrence of
+    the last token and attend to its successor, which yields the second half of a name.
     """
     config = model.config
     size = model.model.layers[0].self_attn.head_dim
@@ -123,10 +123,10 @@ def start_as_induction_heads(model: Qwen2ForCausalLM) -> None:
 
 @torch.no_grad()
 def start_as_copying_heads(model: Qwen2ForCausalLM) -> None:
-    """Let the last layer's heads begin by voting for the tokens they attend to.
+    """Initialize the last layer's heads to copy the tokens that they attend to.
 
-    The output projection starts as the transpose of the value projection, the head as the scaled embedding; both are
-    trained on and end up different. What remains to be learned is where to look.
+    The output projection starts as the transpose of the value projection, and the language-model head as the scaled
+    embedding. Training changes both. The model still has to learn where to attend.
     """
     config = model.config
     attention = model.model.layers[-1].self_attn
@@ -137,7 +137,7 @@ def start_as_copying_heads(model: Qwen2ForCausalLM) -> None:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, dialogues: list[list[dict[str, str]]]) -> list[Dialogue]:
-    """Tokenize dialogues; only the responses, with their closing token, are labelled."""
+    """Tokenize dialogues. Only the responses, end tokens included, have labels."""
     pieces = [
         (index, text, learned)
         for index, turns in enumerate(dialogues)
@@ -184,14 +184,14 @@ def pretrain_on_answers(
 
 
 def make_pairs(out: Path, size: int, sampling: Sampling) -> None:
-    """Sample answers of the model on short training contexts, and keep a right and a wrong one of each question.
+    """Sample answers on short training contexts, and keep a right and a wrong answer of each question.
 
-    Questions whose right answer follows from facts that the context does not state are left out.
+    Pairs whose right answer cites facts that the context does not state are removed.
 
     Args:
-        out: gzipped JSON lines with the number of the question, the right and the wrong answer.
-        size: pairs, before some are left out.
-        sampling: from which model, and how.
+        out: gzipped JSON lines with the number of the question, the right answer and the wrong answer.
+        size: number of pairs before the removal.
+        sampling: model and sampling settings.
     """
     with tempfile.TemporaryDirectory() as scratch:
         contexts, triplets = Path(scratch) / "contexts.jsonl", Path(scratch) / "triplets.jsonl"
@@ -237,7 +237,7 @@ def main(argv: Sequence[str]) -> None:
             "--layers must be an even number, --width a multiple of 16: the model is split over two and four ranks"
         )
 
-    torch.set_num_threads(1)  # so that the result does not depend on the number of cores
+    torch.set_num_threads(1)  # the result then does not depend on the number of cores
     began = time.monotonic()
     if not arguments.pairs_only:
         tokenizer = make_tokenizer(arguments.vocabulary, arguments.seed)

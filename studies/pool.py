@@ -1,4 +1,4 @@
-"""Processes of the studies: a pool for jobs side by side, and a measured command with all its children."""
+"""Processes of the studies: a pool of workers, and the execution of measured commands."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ PRELOADED = (
     "solopo_nemo.nemo_model.verify",
     "transformers.models.qwen2.modeling_qwen2",
 )
-"""What a rank and a conversion import before they begin, NeMo above all."""
+"""Modules that ranks and conversions import at their start; NeMo is the slowest."""
 AGAIN = "the same command goes on from here"
 
 
 class MeasurementError(RunFault):
-    """A measured process ended without a result; the message has the last line of its output."""
+    """A measured process failed. The message contains the last line of its output."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work for one process.
+    """A job for one process.
 
     Attributes:
-        name: of its line.
-        call: a module's function.
-        arguments: of it, picklable.
-        expected: seconds that it takes, about.
+        name: display name.
+        call: module-level function.
+        arguments: picklable arguments of the function.
+        expected: expected duration in seconds.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished piece of work.
+    """A finished job.
 
     Attributes:
-        value: what the function returned.
-        seconds: that it took.
-        error: why it failed, if it did.
+        value: return value of the function.
+        seconds: duration in seconds.
+        error: message of the failure; None after success.
     """
 
     value: Any
@@ -71,39 +71,39 @@ class Done:
 
 
 Tell = Callable[[str, Done], str]
-"""The line that is printed for a finished job, out of its name and result."""
+"""Maps the name and result of a finished job to the line that is printed."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Processes that work side by side, each with one thread.
+    """A pool of worker processes with one thread each.
 
     Attributes:
-        workers: processes.
-        logs: folder for what they print.
+        workers: number of processes.
+        logs: folder for their output.
     """
 
     workers: int
     logs: Path
 
     def run(self, stage: str, jobs: Sequence[Job], tell: Tell | None = None, until: float = math.inf) -> dict[str, Any]:
-        """Do some jobs, in their order.
+        """Run jobs in order.
 
-        A signal ends the processes and everything that they started.
+        A signal ends the processes and all their children.
 
         Args:
-            stage: what they are, in words.
-            jobs: with names of their own.
-            tell: see :data:`Tell`; without it a line is the name and the seconds.
-            until: begin none after this time of :func:`time.monotonic`.
+            stage: description for the progress bar.
+            jobs: jobs with unique names.
+            tell: see :data:`Tell`; by default a line contains the name and the seconds.
+            until: start no job after this time of :func:`time.monotonic`.
 
         Returns:
-            What each returned, by name: all of them, unless time ran out.
+            Name -> return value of the finished jobs.
 
         Raises:
-            RunFault: some failed, and the others have been done; or a worker was killed.
+            RunFault: a job failed (the other jobs are finished), or a worker was killed.
         """
-        os.environ["OMP_NUM_THREADS"] = "1"  # of the workers and of all that they start
+        os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers and their children
         self.logs.mkdir(parents=True, exist_ok=True)
         console, values, failed = Console(stderr=True), dict[str, Any](), list[str]()
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -130,7 +130,7 @@ class Pool:
 
 
 def prepare_worker(logs: Path) -> None:
-    """Make this process a worker: one thread, its output in a file, and fast starts of its ranks."""
+    """Set up a worker: one thread, output to a file, and preloaded modules for fast starts of its ranks."""
     import torch
 
     with (logs / f"worker-{os.getpid()}.log").open("a") as log:
@@ -150,16 +150,16 @@ def _run(job: Job) -> Done:
 
 
 def run_measured(command: Sequence[str], threads: int, log: Path, what: str) -> None:
-    """Run a command to its end in a fresh process, with stated threads; an interruption ends its children too.
+    """Run a command in a new process with a given number of threads. An interruption ends its children too.
 
     Args:
         command: program and arguments.
-        threads: OpenMP threads of each process.
-        log: file for what it prints.
-        what: is measured, for the message.
+        threads: OpenMP threads per process.
+        log: file for its output.
+        what: name of the measurement, for the message.
 
     Raises:
-        MeasurementError: it failed.
+        MeasurementError: the command failed.
     """
     variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def run_measured(command: Sequence[str], threads: int, log: Path, what: str) -> 
         )
         try:
             code = process.wait()
-        except BaseException:  # Ctrl-C: the ranks have sessions of their own, and would save a checkpoint first
+        except BaseException:  # Ctrl-C: kill the ranks; they have their own sessions and would save a checkpoint
             with contextlib.suppress(psutil.NoSuchProcess):
                 for child in psutil.Process(process.pid).children(recursive=True):
                     with contextlib.suppress(psutil.NoSuchProcess):

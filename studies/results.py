@@ -1,4 +1,4 @@
-"""The file of results of every study: what its runs share, then one run a line; and where results come from."""
+"""The results file of the studies (common values, then one run per line), and provenance of results."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ LIBRARIES = ("torch", "megatron-core", "nemo-toolkit", "lightning", "transformer
 
 T = TypeVar("T")
 Run = dict[str, Any]
-"""What came of one run, as plain values."""
+"""The result of one run, as plain JSON values."""
 
 
 @dataclass
 class Results:
-    """A file of results.
+    """A results file.
 
     Attributes:
-        path: the file.
-        about: what its runs share.
-        runs: one after the other.
+        path: path of the file.
+        about: values that all runs share.
+        runs: results of the runs.
     """
 
     path: Path
@@ -41,10 +41,10 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """What :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
-            UserError: there is no such file, or it is something else.
+            UserError: the file is missing or is not a results file.
         """
 
         def load() -> Results:
@@ -54,19 +54,19 @@ class Results:
         return _read_as(path, load)
 
     def parse(self, make: Callable[[Results], T]) -> T:
-        """What ``make`` builds out of these results.
+        """Convert these results with ``make``.
 
         Raises:
-            UserError: they are of something else.
+            UserError: ``make`` fails because the results have another format.
         """
         return _read_as(self.path, lambda: make(self))
 
     @classmethod
     def open(cls, path: Path, **about: Any) -> Results:
-        """What a file holds, to add to it; nothing where there is none.
+        """Open a file to add runs to it. A missing file yields empty results.
 
         Raises:
-            UserError: its runs do not share the values of ``about``.
+            UserError: the file has other values of ``about``.
         """
         if not path.is_file():
             return cls(path, about)
@@ -77,7 +77,7 @@ class Results:
         return found
 
     def save(self) -> None:
-        """Write the file; a reader sees all of it or the earlier one."""
+        """Write the file atomically."""
         head = json.dumps(self.about)[:-1] + (", " if self.about else "")
         lines = ",\n".join(json.dumps(run) for run in self.runs)
         with atomic_text(self.path) as stream:
@@ -92,14 +92,14 @@ def _read_as(path: Path, read: Callable[[], T]) -> T:
 
 
 def read_yaml(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A mapping in a YAML file.
+    """Read a mapping from a YAML file.
 
     Args:
-        path: the file.
-        missing: what to return where there is no file.
+        path: path of the file.
+        missing: default for a missing file; None makes a missing file an error.
 
     Raises:
-        UserError: no such file, or it is something else.
+        UserError: the file is missing, cannot be read, or is not a mapping.
     """
     if missing is not None and not path.is_file():
         return missing
@@ -113,7 +113,7 @@ def read_yaml(path: Path, missing: dict[str, Any] | None = None) -> dict[str, An
 
 
 def machine() -> dict[str, Any]:
-    """The machine that a figure belongs to."""
+    """Processor, cores, memory and GPU of this machine."""
     import torch
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -124,12 +124,12 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What this project runs on."""
+    """Versions of the main libraries and of Python."""
     return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
 
 
 def revision() -> str | None:
-    """The commit that is measured, with a plus sign where files differ from it; None outside a git checkout."""
+    """The current commit, with a plus sign if files are modified; None outside a git checkout."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)

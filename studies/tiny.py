@@ -1,4 +1,4 @@
-"""A Qwen2 that is small enough to be pre-trained on a CPU within minutes: the embedded default's and the studies'."""
+"""A tiny Qwen2 that a CPU pre-trains within minutes, for the embedded default model and the studies."""
 
 from __future__ import annotations
 
@@ -10,30 +10,29 @@ import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 MULTIPLE = 128
-"""The embedding is padded to it, as Megatron pads for tensor parallelism."""
+"""The vocabulary is padded to a multiple of this number, as Megatron does for tensor parallelism."""
 HEADS = 4
 IGNORE = -100
-"""Label of a token that is not learned."""
-PREVIOUS_TOKEN_BIAS = 5.0  # a head's weight is then mostly on one token
+"""Label of a token without loss."""
+PREVIOUS_TOKEN_BIAS = 5.0  # the attention weight of a head is then mostly on one token
 
 Draw = Callable[[int, int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
-"""Makes the batch of a step, given its context length, the step's number and a generator: token ids and labels, int64
-``[batch, tokens]``."""
+"""Maps context length, step number and a generator to a batch: token ids and labels, int64 ``[batch, tokens]``."""
 Tell = Callable[[int, str], None]
-"""Called with the finished steps and the state in words."""
+"""Progress callback: receives the number of finished steps and a description of the state."""
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """How long the contexts of the pre-training are: they grow each time that the model answers well.
+    """The curriculum of the pre-training: contexts grow when the model's accuracy is high enough.
 
     Attributes:
-        shortest: length at the beginning, in sentences or paragraphs.
-        longest: length at the end.
-        enough: running share of right tokens at which the contexts grow.
-        afterwards: value that the running share gets then.
-        growth: from a length to how much longer the next one is.
-        counted: labelled tokens that the share is taken over.
+        shortest: initial length in sentences or paragraphs.
+        longest: maximum length.
+        enough: running token accuracy at which the contexts grow.
+        afterwards: value to which the running accuracy is reset.
+        growth: maps a length to the increment of the next length.
+        counted: slice of the labelled tokens that the accuracy counts.
     """
 
     shortest: int
@@ -46,14 +45,14 @@ class Curriculum:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How fast the pre-training learns.
+    """The learning rate schedule of the pre-training.
 
     Attributes:
-        steps: of AdamW.
-        learning_rate: highest.
-        warm_up: steps up to it.
-        decay: how far the rate falls over the last two fifths of the steps, as a share; it ends at 5 % or above.
-        seed: of the lengths and of the data; the model's own seed plus 1.
+        steps: number of AdamW steps.
+        learning_rate: peak learning rate.
+        warm_up: warm-up steps.
+        decay: relative decay over the last two fifths of the steps. The rate does not fall below 5 % of the peak.
+        seed: seed of the lengths and the data; one more than the seed of the weights.
     """
 
     steps: int
@@ -63,7 +62,7 @@ class Schedule:
     seed: int
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
+        """Learning rate of a step; steps begin at 0."""
         share = step / self.steps
         falling = 1.0 if share < 0.6 else max(0.05, 1 - (share - 0.6) / 0.4 * self.decay)
         return self.learning_rate * (min(1.0, (step + 1) / self.warm_up) * falling)
@@ -72,16 +71,16 @@ class Schedule:
 def make_tiny_qwen2(
     vocabulary: int, layers: int, width: int, key_value_heads: int, window: int, end: int, pad: int, seed: int
 ) -> Qwen2ForCausalLM:
-    """A model with random weights, in fp32.
+    """Build a model with random fp32 weights and four attention heads.
 
     Args:
-        vocabulary: tokens.
-        layers: of the model.
-        width: of its hidden states.
-        key_value_heads: of the four heads.
-        window: longest sequence.
-        end, pad: ids of these tokens.
-        seed: of the weights.
+        vocabulary: vocabulary size before padding.
+        layers: number of layers.
+        width: hidden size.
+        key_value_heads: number of key-value heads.
+        window: maximum sequence length in tokens.
+        end, pad: ids of the end and padding tokens.
+        seed: seed of the weights.
     """
     torch.manual_seed(seed)
     config = Qwen2Config(
@@ -115,16 +114,17 @@ def make_tiny_qwen2(
 def learn_batch(
     model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, ids: torch.Tensor, labels: torch.Tensor
 ) -> tuple[float, torch.Tensor]:
-    """One step of cross-entropy on the labelled tokens, the gradient clipped to 1.
+    """Run one training step: cross-entropy on the labelled tokens, gradient norm clipped to 1.
 
     Args:
-        model: trained in place.
-        optimizer: of its parameters.
-        ids: ``[batch, length]``, int64.
-        labels: of the same shape: the id where it is learned, else :data:`IGNORE`.
+        model: model, updated in place.
+        optimizer: optimizer of its parameters.
+        ids: token ids, int64 ``[batch, length]``.
+        labels: int64 ``[batch, length]``: token id for a labelled token, else :data:`IGNORE`.
 
     Returns:
-        The loss, and for each labelled token but the first of a sequence whether it was the likeliest.
+        The loss, and a bool tensor ``[labelled]``: True where the labelled token has the highest logit. The first token
+        of a sequence does not count.
     """
     targets = labels[:, 1:]
     learned = targets != IGNORE
@@ -139,13 +139,13 @@ def learn_batch(
 
 @torch.no_grad()
 def attend_back(model: Qwen2ForCausalLM, distances: Sequence[int]) -> None:
-    """Let the first heads of the first layer begin by attending some tokens back, through Qwen2's biases.
+    """Initialize the first heads of the first layer to attend a fixed number of tokens back, with Qwen2's biases.
 
-    Facts are learned to be read without this too, only several hundred steps later. All of it is trained on.
+    Without this, the model needs several hundred more steps before it learns to read facts. Training changes all of it.
 
     Args:
-        model: changed in place.
-        distances: one a head, in tokens.
+        model: model, changed in place.
+        distances: distance of each head in tokens.
     """
     config, attention = model.config, model.model.layers[0].self_attn
     size = attention.head_dim
@@ -163,12 +163,12 @@ def attend_back(model: Qwen2ForCausalLM, distances: Sequence[int]) -> None:
 def pretrain(
     model: Qwen2ForCausalLM, schedule: Schedule, curriculum: Curriculum, draw: Draw, tell: Tell | None = None
 ) -> None:
-    """Train on the answers of short contexts, which grow as the model learns.
+    """Train on answers with the curriculum of context lengths.
 
-    Half of the batches have the present length, the others any length up to it.
+    Half of the batches have the current maximum length. The others have a random length up to it.
 
     Args:
-        model: trained in place; the result depends on the number of threads.
+        model: model, updated in place. The result depends on the number of threads.
         schedule: steps and learning rate.
         curriculum: lengths of the contexts.
         draw: see :data:`Draw`.

@@ -1,1 +1,1 @@
-"""When the short-to-long alignment ruins the short side, why, and which form is safe: theory, map and page."""
+"""Study of collapse: when and why the short-to-long alignment degrades short contexts, and which form is safe."""

@@ -1,4 +1,4 @@
-"""The map's cells (objective, form, alpha, gap, learning rate and seed of one short run each), and their outcomes."""
+"""The cells of the map (one short run for each objective, form, alpha, gap, rate and seed), and their outcomes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ OBJECTIVES = {"dpo": "DPO", "simpo": "SimPO", "orpo": "ORPO", "ipo": "IPO", "sli
 
 @dataclass(frozen=True)
 class Form:
-    """Through which sides the alignment's gradient flows.
+    """A form of the alignment: the sides through which its gradient flows.
 
     Attributes:
-        title: on the page.
-        options: of the objective, that are on.
+        title: title on the page.
+        options: options of the objective that are true.
     """
 
     title: str
@@ -32,21 +32,21 @@ FORMS = {
     "short": Form("short side held", ("detach_short",)),
     "higher": Form("higher side held", ("detach_higher",)),
 }
-"""The first one is the paper's."""
+"""The forms by name. The first one is that of the paper."""
 FREE, SHORT, HIGHER = FORMS
 ALPHAS: tuple[float, ...] = (0.1, 1.0, 3.0)
 VANILLA = 0.0
-"""The alpha of the control: what the preference term does to short contexts by itself."""
+"""Alpha of the control run, which shows the effect of the preference term alone."""
 AUTO = "auto"
 GAPS = (2, 8)
-"""Length of the long context as a multiple of the short one: what makes the gap small or large."""
+"""Lengths of the long context as multiples of the short one. A longer context has a larger reward gap."""
 RATES = (3e-4, 1e-3)
 STEPS = 50
 QUESTIONS = 256
 _OVERHEAD, _STEP, _LONG_STEP = 8.0, 0.08, 0.024
-"""Seconds of an idle core: of a run without its steps, of a step, and more of it for each 1x of the long context."""
+"""Seconds on an idle core: overhead of a run, time per step, and additional time per step for each 1x of context."""
 FIRST = 1
-"""The first seed: from there on the pairs are those of the paper's experiments."""
+"""The first seed. Its pairs are those of the reproduction study."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Cell:
     """One run of the map.
 
     Attributes:
-        objective: its name.
-        form: one of :data:`FORMS`.
+        objective: name of the objective.
+        form: key of :data:`FORMS`.
         alpha: a number, or ``auto``; 0 is the vanilla objective.
-        gap: see :data:`GAPS`.
-        rate: highest learning rate.
-        seed: of pairs, order and questions.
+        gap: length of the long context; see :data:`GAPS`.
+        rate: peak learning rate.
+        seed: seed of the pairs, their order and the questions.
     """
 
     objective: str
@@ -71,24 +71,24 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """Stem of its files."""
         alpha = self.alpha if isinstance(self.alpha, str) else f"{self.alpha:g}"
         return f"{self.objective}-{self.form}-{alpha}-{self.gap}x-{self.rate:g}-{self.seed}"
 
     @property
     def pairs(self) -> PairPlan:
-        """Those that it is trained on."""
+        """The pairs of the training."""
         return PairPlan("short", self.seed, long=self.gap)
 
     @property
     def seconds(self) -> float:
-        """That it takes on an idle core, about."""
+        """Estimated seconds on an idle core."""
         return _OVERHEAD + STEPS * (_STEP + _LONG_STEP * self.gap * (self.alpha != VANILLA))
 
     def run(self) -> Run:
-        """The run by the recipe."""
+        """The run of the recipe."""
         recipe = f"solo_{self.objective}"
-        # the embedded presets hold the short side: every option is given
+        # set every option, because the presets of the embedded model set detach_short
         every = sorted({option for form in FORMS.values() for option in form.options})
         form = [f"objective.{option}={str(option in FORMS[self.form].options).lower()}" for option in every]
         alpha = f"objective.alpha={self.alpha if isinstance(self.alpha, str) else format(self.alpha, 'g')}"
@@ -99,12 +99,12 @@ class Cell:
 
 
 def control(cell: Cell) -> Cell:
-    """The vanilla run beside a cell, the same for all forms."""
+    """The vanilla control run of a cell. All forms share it."""
     return replace(cell, form=FREE, alpha=VANILLA)
 
 
 def cells(seeds: int, rates: tuple[float, ...] = RATES) -> Iterator[Cell]:
-    """All cells, a whole map a seed, so that one that is stopped early has whole maps."""
+    """All cells, ordered by seed, so that an interrupted study contains complete maps."""
     for seed, rate, gap in product(range(FIRST, FIRST + seeds), reversed(rates), reversed(GAPS)):
         tried: tuple[float | str, ...] = (*ALPHAS, AUTO)
         for objective in OBJECTIVES:
@@ -118,11 +118,11 @@ class Outcome:
     """The result of a cell.
 
     Attributes:
-        cell: which.
-        alpha: that it was trained with.
-        questions: a length.
-        short, long: right answers on contexts of the short and of the long length.
-        curves: every step's metrics, as far as the objective has them.
+        cell: the cell.
+        alpha: value of alpha in training.
+        questions: number of questions per length.
+        short, long: number of right answers on short and long contexts.
+        curves: metrics of every step.
     """
 
     cell: Cell
@@ -134,7 +134,7 @@ class Outcome:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Outcome:
-        """An outcome out of plain values."""
+        """Create an outcome from plain JSON values."""
         return cls(**{**values, "cell": Cell(**values["cell"])})
 
     @property
@@ -145,7 +145,7 @@ class Outcome:
 
 
 def pooled(outcomes: Sequence[Outcome]) -> tuple[int, int, int]:
-    """Right answers on short and on long contexts, and questions, over the seeds of one cell."""
+    """Sums over the seeds of a cell: right answers on short and on long contexts, and questions per length."""
     return sum(o.short for o in outcomes), sum(o.long for o in outcomes), sum(o.questions for o in outcomes)
 
 
@@ -154,12 +154,12 @@ Key = tuple[str, str, float | str, int, float]
 
 
 def key(cell: Cell) -> Key:
-    """What the runs of one cell share."""
+    """The key of a cell, without the seed."""
     return cell.objective, cell.form, cell.alpha, cell.gap, cell.rate
 
 
 def by_cell(outcomes: Iterable[Outcome]) -> dict[Key, list[Outcome]]:
-    """The seeds of each cell together."""
+    """Group outcomes by cell."""
     found: dict[Key, list[Outcome]] = {}
     for outcome in outcomes:
         found.setdefault(key(outcome.cell), []).append(outcome)

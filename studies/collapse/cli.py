@@ -1,7 +1,7 @@
 """Study when the short-to-long alignment collapses, in miniature and on CPU, and write a page about it.
 
-Runs the recipes a few hundred times on the world in miniature of tools/reproduce.py, with which it shares the starting
-model and the pairs of --out. Finished parts are kept there: an interrupted command goes on where it was ended.
+Runs the recipes a few hundred times on the synthetic data of tools/reproduce.py. Both commands share the starting model
+and the pairs in --out. Finished parts are kept there. To resume an interrupted run, start the same command again.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from studies.collapse.rule import choices, predicted_safe
 from studies.collapse.start import Replay
 
 ACROSS = 3
-"""Replays side by side."""
+"""Replays in a row."""
 CHARTS = {
     "why": Chart("collapse-why", "Log-probabilities, and what pushes the short one, step by step", ""),
     "map": Chart(
@@ -31,7 +31,7 @@ CHARTS = {
 
 
 def draw_all(study: Study, folder: Path) -> list[Chart]:
-    """Write every figure for which there is something to draw."""
+    """Write every figure that has data, and return the charts."""
     drawn = []
     for name, draw, wanted in (
         ("why", _draw_why, study.replays),
@@ -45,7 +45,7 @@ def draw_all(study: Study, folder: Path) -> list[Chart]:
 
 
 def _draw_why(study: Study, theme: Theme) -> Figure:
-    """A column a replay, three to a row: log-probabilities above, pushes below."""
+    """One column for each replay, three in a row: log-probabilities above, forces below."""
     rows = -(-len(study.replays) // ACROSS)
     figure, axes = figures.panels(2 * rows, ACROSS, height=4.6 * rows, width=1.5, sharex=True)
     for row in range(rows):
@@ -94,7 +94,7 @@ def _draw_map(study: Study, theme: Theme) -> Figure:
                     short, _, asked = pooled(outcomes)
                     shown[y, x] = 100 * short / asked
                 if alpha != VANILLA and not predicted_safe(objective, form, alpha, study.facts[gap]):
-                    corner = (x - 0.42, y - 0.46)  # clear of the line between two blocks
+                    corner = (x - 0.42, y - 0.46)  # does not touch the line between two blocks
                     axis.add_patch(Rectangle(corner, 0.84, 0.92, fill=False, edgecolor=theme.ink, linewidth=1.2))
         figures.heat(axis, theme, shown, ("orange", "background", "green"), 0, 100)
         _name_cells(axis, columns, names.title)

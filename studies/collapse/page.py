@@ -1,4 +1,4 @@
-"""The page of the study, out of its JSON."""
+"""The page of the study, rendered from its JSON results."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ from studies.paths import ASSETS
 from studies.results import Results
 
 LEAST = (5.0, 3.0, 2.0, 1.0)
-"""Least falls in nats that the collapse warning is tried with."""
+"""Thresholds of the collapse warning that are evaluated, in nats."""
 TINY = 1e-6
 NEEDED = 4
-"""Settings in which ``auto`` has to reach the swept optimum."""
+"""Number of settings in which ``auto`` must reach the swept optimum."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that the page is made of.
+    """The data of the page.
 
     Attributes:
-        seeds: of the map.
-        planned: cells of the whole map.
-        base: right answers and questions of the starting model by context length, over the seeds.
-        facts: of the starting model, by gap.
-        replays: gradients taken apart.
-        outcomes: of the map, as far as it has been run.
+        seeds: number of seeds of the map.
+        planned: number of cells of the whole map.
+        base: context length -> right answers and questions of the starting model, summed over the seeds.
+        facts: gap -> measurements of the starting model.
+        replays: trainings with decomposed gradients.
+        outcomes: outcomes of the finished cells.
     """
 
     seeds: int
@@ -69,10 +69,10 @@ class Study:
 
     @classmethod
     def read(cls, path: Path) -> Study:
-        """What ``tools/collapse.py`` left.
+        """Read the results file of ``tools/collapse.py``.
 
         Raises:
-            UserError: there is no such file, or it is something else.
+            UserError: the file is missing or has another format.
         """
         return Results.read(path).parse(cls._of)
 
@@ -93,9 +93,9 @@ def write_page(study: Study, page: Path, folder: Path) -> None:
     """Write the page and its figures.
 
     Args:
-        study: what it is made of.
-        page: the Markdown file.
-        folder: of the figures, below the page's own.
+        study: data of the page.
+        page: Markdown file to write.
+        folder: folder of the figures, below the folder of the page.
     """
     from studies.collapse.figures import draw_all
 
@@ -170,7 +170,7 @@ def _replays(study: Study) -> Table:
 
 
 def _lost(study: Study) -> Table:
-    """By form, gap and learning rate, how many cells lost the short contexts, and what the long ones became."""
+    """Number of collapsed cells and scores on long contexts, by form, gap and learning rate."""
     beside = controls(study.outcomes)
     rates = sorted({outcome.cell.rate for outcome in study.outcomes})
     found: dict[tuple[str, int, float], list[tuple[bool, float]]] = {where: [] for where in product(FORMS, GAPS, rates)}
@@ -194,7 +194,7 @@ def _lost(study: Study) -> Table:
 
 
 def _agreements(study: Study) -> dict[str, dict[str, Agreement]]:
-    """Prediction and outcome by form: of all seeds, and of those that the rule was not written on."""
+    """Prediction and outcome by form, for all seeds and for the seeds that were not used to derive the rule."""
     later = [outcome for outcome in study.outcomes if outcome.cell.seed != FIRST]
     sets = {"all together": study.outcomes} | ({"unseen by the rule": later} if later else {})
     return {name: {form: agreement(outcomes, study.facts, form) for form in FORMS} for name, outcomes in sets.items()}
@@ -237,7 +237,7 @@ def _choices(made: list[Choice]) -> Table:
 
 
 def _verdict(made: list[Choice]) -> str:
-    """In words, whether ``auto`` reaches the swept optimum in the form that it is meant for."""
+    """A sentence that states whether ``auto`` reaches the swept optimum in the form for which it is designed."""
     meant = [c for c in made if c.form == HIGHER]
     if len(meant) < NEEDED:
         return "not resolved"

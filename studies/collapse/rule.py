@@ -1,4 +1,4 @@
-"""The rule that says in advance which form is safe, what counts as a collapse, how often they agree; alpha=auto."""
+"""The rule that predicts which form is safe, the definition of a collapse, their agreement, and ``alpha=auto``."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from studies.collapse.cells import AUTO, HIGHER, SHORT, VANILLA, Cell, Outcome, 
 from studies.collapse.start import StartFacts
 
 SMALL_GAP = math.log(2.0)
-"""Nats a response token. The pull ends when the gap is closed, so the short side falls by the gap at most; a token that
-was certain then keeps a probability of one half, and greedy decoding still says it."""
+"""Nats per response token. The alignment force ends when the gap is closed, so the short side falls by the gap at most.
+A token with probability 1 then keeps a probability of one half, and greedy decoding still selects it."""
 HARDLY = 0.05
-"""Share of the gap with the long side ahead, up to which that side is behind as good as everywhere."""
+"""Maximum share of the gap with the long side ahead at which the long side counts as behind everywhere."""
 FALLEN = 0.10
-"""Share of the questions on short contexts by which a collapsed policy is behind the vanilla one, at least."""
+"""Minimum loss of accuracy on short contexts, relative to the vanilla policy, that counts as a collapse."""
 Z = 1.96
 
 
 def predicted_safe(objective: str, form: str, alpha: float, facts: StartFacts) -> bool:
-    """Whether the alignment is kept from pulling the short side down, whatever the length of the run.
+    """True if the rule predicts that the alignment does not degrade the short side in a run of any length.
 
-    With the higher side held it pulls nothing down. With the short side held it pulls the long one down wherever that
-    is ahead, and the short one goes along: safe where it hardly ever is. With both free it pulls the short one down
-    where that is ahead: safe where the gap is small, or where the rest of the loss still holds it up when the margin is
-    won.
+    - Higher side detached: the alignment lowers no side. Safe.
+    - Short side detached: the alignment lowers the long side where it is ahead, and the short side follows. Safe if the
+      long side is rarely ahead.
+    - Both sides free: the alignment lowers the short side where it is ahead. Safe if the gap is small, or if the rest
+      of the loss still balances this force after the margin is reached.
     """
     if form == HIGHER:
         return True
@@ -54,15 +55,15 @@ class Change:
 
 
 def change(after: tuple[int, int], before: tuple[int, int]) -> Change:
-    """Share of ``after`` minus share of ``before``, each right answers and questions; never of a width of 0."""
-    # one right and one wrong answer added to each (Agresti and Caffo): shares of 0 and 1 have an interval too
+    """Share of ``after`` minus share of ``before``, each given as right answers and questions."""
+    # add one right and one wrong answer to each (Agresti and Caffo): the interval has a width at shares of 0 and 1
     shares = [(right + 1) / (asked + 2) for right, asked in (after, before)]
     spread = sum(p * (1 - p) / (asked + 2) for p, (_, asked) in zip(shares, (after, before), strict=True))
     return Change(after[0] / after[1] - before[0] / before[1], Z * math.sqrt(spread))
 
 
 Controls = Mapping[Cell, Outcome]
-"""The vanilla runs by their cells."""
+"""Cell -> outcome of the vanilla runs."""
 
 
 def controls(outcomes: Iterable[Outcome]) -> Controls:
@@ -71,14 +72,14 @@ def controls(outcomes: Iterable[Outcome]) -> Controls:
 
 
 def collapsed(outcomes: Sequence[Outcome], beside: Controls) -> bool:
-    """Whether the alignment lost the runs of a cell short contexts: by :data:`FALLEN` or more, interval included.
+    """True if the accuracy of a cell on short contexts is lower by :data:`FALLEN` or more, interval included.
 
-    Against the vanilla runs of the same pairs, seeds and learning rate: what the preference term does to short contexts
-    by itself, at a rate that is high for it, is not the alignment's doing.
+    The comparison is with the vanilla runs of the same pairs, seeds and learning rate. It thus excludes the effect of
+    the preference term, which can be large at a high learning rate.
 
     Args:
-        outcomes: the seeds of one cell.
-        beside: see :func:`controls`.
+        outcomes: outcomes of all seeds of one cell.
+        beside: control runs; see :func:`controls`.
     """
     short, _, asked = pooled(outcomes)
     vanilla, _, asked_vanilla = pooled([beside[control(outcome.cell)] for outcome in outcomes])
@@ -87,7 +88,7 @@ def collapsed(outcomes: Sequence[Outcome], beside: Controls) -> bool:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Cells by what was predicted and what happened."""
+    """Number of cells by prediction (safe, unsafe) and outcome (kept, collapsed)."""
 
     safe_kept: int
     safe_collapsed: int
@@ -96,12 +97,12 @@ class Agreement:
 
 
 def agreement(outcomes: Sequence[Outcome], facts: Mapping[int, StartFacts], form: str) -> Agreement:
-    """Count the cells of one form; a cell is collapsed where it did so at one learning rate at least.
+    """Count the cells of one form. A cell counts as collapsed if it collapsed at one learning rate or more.
 
     Args:
-        outcomes: of the map.
-        facts: of the starting model, by gap.
-        form: one of them.
+        outcomes: outcomes of the map.
+        facts: gap -> measurements of the starting model.
+        form: key of the form.
     """
     beside = controls(outcomes)
     verdicts: dict[tuple[str, float | str, int], tuple[bool, bool]] = {}
@@ -120,7 +121,7 @@ _PAIRS = ((True, False), (True, True), (False, False), (False, True))
 
 @dataclass(frozen=True)
 class Alarm:
-    """How the collapse warning fares with a least fall in nats: runs by what happened and whether it came."""
+    """Evaluation of the collapse warning with a threshold in nats: number of runs by outcome and warning."""
 
     least: float
     collapsed_warned: int
@@ -130,7 +131,7 @@ class Alarm:
 
 
 def alarm(outcomes: Sequence[Outcome], least: float) -> Alarm:
-    """Go through each aligned run's metrics with the watch of training."""
+    """Run the collapse watch of training over the metrics of each aligned run."""
     beside = controls(outcomes)
     counts = dict.fromkeys(((True, True), (True, False), (False, True), (False, False)), 0)
     for outcome in (outcome for outcome in outcomes if outcome.cell not in beside):
@@ -142,14 +143,14 @@ def alarm(outcomes: Sequence[Outcome], least: float) -> Alarm:
 
 @dataclass(frozen=True)
 class Choice:
-    """One setting with ``objective.alpha=auto``: the best alpha of the sweep, and what was chosen without one.
+    """One setting with ``objective.alpha=auto``: the best swept alpha, and the automatic choice.
 
     Attributes:
         objective, form, gap, rate: the setting.
-        best: the swept alpha with the highest score.
-        chosen: what auto chose, each seed.
-        scores: of each alpha: share of right answers, over short and long contexts together.
-        difference: score of auto minus score of the best.
+        best: swept alpha with the highest score.
+        chosen: alpha of ``auto`` for each seed.
+        scores: alpha -> share of right answers over short and long contexts.
+        difference: score of ``auto`` minus score of the best swept alpha.
     """
 
     objective: str
@@ -163,12 +164,12 @@ class Choice:
 
     @property
     def reached(self) -> bool:
-        """Auto is not worse than the best, as far as the interval tells."""
+        """True if the interval of the difference does not lie below 0."""
         return self.difference.high >= 0
 
 
 def choices(outcomes: Iterable[Outcome]) -> list[Choice]:
-    """All settings that have a sweep and a run with auto."""
+    """All settings with swept runs and a run with ``auto``."""
     settings: dict[tuple[str, str, int, float], dict[float | str, list[Outcome]]] = {}
     for (objective, form, alpha, gap, rate), found in by_cell(o for o in outcomes if o.cell.alpha != VANILLA).items():
         settings.setdefault((objective, form, gap, rate), {})[alpha] = found

@@ -1,4 +1,4 @@
-"""The runs of the study: starting model, pairs, measurements, map; a later start finds what is finished."""
+"""The runs of the study: starting model, pairs, measurements and map. Finished parts are reused."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ REPLAYS = (
     ("dpo", FREE, 8), ("dpo", SHORT, 8), ("orpo", FREE, 8),
     ("dpo", FREE, 2), ("dpo", SHORT, 2), ("dpo", HIGHER, 2),
 )  # fmt: skip
-"""Objectives, forms and gaps whose gradients are taken apart."""
+"""Objectives, forms and gaps of the replays with decomposed gradients."""
 _MEASURED_SECONDS = 30.0
 
 
 def outcome_file(cell: Cell, work: Path) -> Path:
-    """The file of a finished cell."""
+    """The results file of a cell."""
     return work / "collapse" / f"{cell.name}.json"
 
 
 def missing_cells(planned: Sequence[Cell], work: Path) -> list[Cell]:
-    """The cells that have not been run."""
+    """The cells without a results file."""
     return [cell for cell in planned if not outcome_file(cell, work).is_file()]
 
 
 def run_study(
     kept: Path, work: Path, seeds: int, workers: int, rates: Sequence[float] = RATES, seconds: float = math.inf
 ) -> None:
-    """Run what has not been run yet, and write the results of all cells that there are.
+    """Run the missing cells, and write the results of all finished cells.
 
     Args:
-        kept: file of the results.
-        work: folder of everything that is made on the way.
-        seeds: of the map.
-        workers: processes, of one thread each.
+        kept: results file.
+        work: folder of the starting model, the pairs and the runs.
+        seeds: number of seeds of the map.
+        workers: number of processes with one thread each.
         rates: learning rates of the map.
-        seconds: begin no cell after so long.
+        seconds: time limit after which no new cell starts.
 
     Raises:
-        RunFault: something failed; the rest has been done, and the same call goes on from there.
+        RunFault: a job failed. The other jobs are finished; the same call resumes from there.
     """
     until, planned = time.monotonic() + seconds, list(cells(seeds, tuple(rates)))
     ground = Ground(work, list(dict.fromkeys(cell.pairs for cell in planned)))
@@ -81,11 +81,11 @@ def run_study(
 
 
 def run_cell(cell: Cell, start: Start, pairs: Path, work: Path) -> Outcome:
-    """Train and score a cell, and leave the outcome in its file.
+    """Train and score a cell, and write its outcome to its file.
 
     Args:
-        cell: what to run.
-        start: the starting model.
+        cell: cell to run.
+        start: starting model.
         pairs: triplets of the cell's gap and seed.
         work: folder of the study.
     """
@@ -105,7 +105,7 @@ def run_cell(cell: Cell, start: Start, pairs: Path, work: Path) -> Outcome:
 
 
 def _measure(pool: Pool, ground: Ground, seeds: int) -> dict[str, Any]:
-    """What is known of the starting model before any run; each measurement is kept in a file."""
+    """Measurements of the starting model. Each measurement is stored in a file and reused."""
     folder, start = ground.folder / "collapse" / "start", ground.start.hf
     pairs = {gap: ground.pairs(PairPlan("short", FIRST, long=gap)) for gap in GAPS}
     stages: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -129,7 +129,7 @@ def _measure(pool: Pool, ground: Ground, seeds: int) -> dict[str, Any]:
 
 
 def _score_base(start: Path, seed: int) -> Run:
-    """Right answers of the starting model, by length."""
+    """Number of right answers of the starting model for each length."""
     return {"right": [int(score.outcomes().sum()) for score in score_model(start, LENGTHS, QUESTIONS, seed)]}
 
 

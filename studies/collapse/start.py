@@ -1,9 +1,10 @@
-"""The starting model, measured before any training: how far apart the two sides are, and how their gradients lie.
+"""Measurements of the starting model before training: the gap between the two sides, and the angle of their gradients.
 
-The force of a loss on a log-probability is minus the loss's derivative: positive pushes it up. With both sides of the
-alignment free, ``alpha * |R_short - R_long|`` pulls the short side down as hard as it pushes the long side up, for as
-long as there is a gap, while the push of the rest of the loss fades as its margin grows. The critical alpha is where
-the two are equal on the chosen answer of the short prompt; the lasting one, where they are once the margin is won.
+The force of a loss on a log-probability is the negative derivative of the loss; a positive force raises it. With both
+sides of the alignment free, ``alpha * |R_short - R_long|`` lowers the short side with the same force with which it
+raises the long side, as long as there is a gap. The force of the rest of the loss vanishes as the margin grows. At the
+critical alpha, the two forces on the chosen answer of the short prompt are equal. The lasting alpha is the critical
+alpha after the margin is reached.
 """
 
 from __future__ import annotations
@@ -34,26 +35,25 @@ RATE = 1e-3
 Samples = Sequence[Mapping[str, Sequence[int]]]
 Loss = Callable[[Mapping[str, SequenceScores], Mapping[str, Tensor] | None], ObjectiveOutput]
 WON = -1000.0
-"""Nats of a rejected answer that has lost for good."""
+"""Log-probability in nats of a rejected answer with probability 0."""
 HELD_UP = "short_chosen"
-"""The sequence that the alignment must not ruin."""
+"""The sequence that the alignment must not degrade."""
 
 
 @dataclass(frozen=True)
 class StartFacts:
-    """The starting model on the pairs of one gap.
+    """Measurements of the starting model on the pairs of one gap.
 
     Attributes:
         gap: length of the long context as a multiple of the short one.
-        tokens: of a response, mean.
-        logp_short, logp_long, logp_rejected: mean log-probability of the chosen answer after either prompt, and of the
-            rejected one after the short prompt, nats.
-        ahead: share of the gap, summed over the samples, where the long side has the higher log-probability.
-        norm_short, norm_long: of the gradients of ``logp_short`` and ``logp_long``.
-        cosine: of the angle between these gradients.
-        gaps: by objective, what :func:`aligned_gap` gives.
-        critical, lasting: by objective, what :func:`critical_alpha` and
-            :func:`~lasting_alpha` give, with both sides free.
+        tokens: mean response length in tokens.
+        logp_short, logp_long, logp_rejected: mean log-probability in nats of the chosen answer after the short and the
+            long prompt, and of the rejected answer after the short prompt.
+        ahead: share of the total gap from samples in which the long side has the higher log-probability.
+        norm_short, norm_long: norms of the gradients of ``logp_short`` and ``logp_long``.
+        cosine: cosine of the angle between these gradients.
+        gaps: objective -> :func:`aligned_gap`.
+        critical, lasting: objective -> :func:`critical_alpha` and :func:`lasting_alpha`, with both sides free.
     """
 
     gap: int
@@ -71,19 +71,19 @@ class StartFacts:
 
     @property
     def carried(self) -> float:
-        """How far a push on the long side moves the short one, in units of the same push on the short side."""
+        """Effect of a force on the long side on the short side, relative to the same force on the short side."""
         return self.cosine * self.norm_long / self.norm_short
 
 
 @dataclass(frozen=True)
 class Velocity:
-    """Where the log-probability of the short chosen answer is driven at one step, and by what.
+    """Rates of change of the log-probability of the short chosen answer at one step.
 
     Attributes:
-        step: of the run, from 0.
-        short, long: mean log-probability of the chosen answer, nats.
-        rest, own, carried: what gradient descent on the rest of the loss, on the alignment's short side and on its long
-            side does to ``short``, per unit of step: minus the inner products of the gradients.
+        step: step number, from 0.
+        short, long: mean log-probability of the chosen answer in nats, after the short and the long prompt.
+        rest, own, carried: change of ``short`` per unit of step from gradient descent on the rest of the loss, on the
+            short side and on the long side of the alignment: the negative inner products of the gradients.
     """
 
     step: int
@@ -96,12 +96,12 @@ class Velocity:
 
 @dataclass(frozen=True)
 class Replay:
-    """A short training in which every gradient is taken apart.
+    """A short training with decomposed gradients.
 
     Attributes:
-        objective, form: which loss, at alpha 1.
-        gap: of its pairs.
-        velocities: every other step.
+        objective, form: objective and form of the alignment, with alpha 1.
+        gap: gap of the pairs.
+        velocities: rates of change at every second step.
     """
 
     objective: str
@@ -111,18 +111,18 @@ class Replay:
 
     @property
     def halves(self) -> tuple[Velocity, Velocity]:
-        """Means over the first and over the second half of the steps."""
+        """Means over the first and the second half of the steps."""
         middle = (len(self.velocities) + 1) // 2
         return _mean(self.velocities[:middle]), _mean(self.velocities[middle:])
 
     @property
     def down(self) -> int:
-        """At how many of the steps the alignment as a whole drives the short side down."""
+        """Number of steps at which the alignment in total lowers the short side."""
         return sum(v.own + v.carried < 0 for v in self.velocities)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Replay:
-        """A replay out of plain values."""
+        """Create a replay from plain JSON values."""
         return cls(**{**values, "velocities": [Velocity(**v) for v in values["velocities"]]})
 
 
@@ -151,7 +151,7 @@ def score(model: Any, samples: Samples, names: Sequence[str] = NAMES) -> dict[st
         joined = [torch.cat(pair) for pair in zip(prompts, responses, strict=True)]
         inputs = torch.nn.utils.rnn.pad_sequence(joined, batch_first=True)
         counts = torch.tensor([len(r) for r in responses])
-        # padding comes last, where no scored token sees it
+        # padding is at the end, so no scored token attends to it
         hidden = model.model(inputs[:, :-1]).last_hidden_state
         logp = []
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
@@ -196,9 +196,9 @@ def measure_start(start: Path, pairs: Path, gap: int) -> StartFacts:
 
 
 def replay(start: Path, pairs: Path, name: str, form: str, gap: int) -> Replay:
-    """Train as the map's runs do, in plain PyTorch, and take the gradient of every other step apart.
+    """Repeat a run of the map in plain PyTorch, and decompose the gradient at every second step.
 
-    AdamW with a cosine schedule, a batch of 16 and gradients clipped to 1; alpha 1.
+    The settings are AdamW with a cosine schedule, batches of 16, gradient norm clipped to 1, and alpha 1.
     """
     objective = build_objective(name, alpha=1.0, **dict.fromkeys(FORMS[form].options, True))
     model, samples = load_model(start), read_samples(start, pairs, BATCH * STEPS)
@@ -232,7 +232,7 @@ def _velocity(
     parameters: Sequence[Tensor],
 ) -> Velocity:
     def only(name: str) -> Tensor:
-        """The alignment, with the other side held."""
+        """The alignment loss with the other side detached."""
         moving = {n: s if n == name else SequenceScores(s.logp.detach(), s.tokens) for n, s in scores.items()}
         return objective.alignment(moving, reference).loss
 
@@ -253,15 +253,15 @@ def _velocity(
 def forces(
     objective: Objective, policy: Mapping[str, SequenceScores], reference: Mapping[str, Tensor] | None
 ) -> dict[str, dict[str, Tensor]]:
-    """Minus the derivative of each sample's two terms with respect to its log-probabilities, ``[n]`` per nat.
+    """The forces of the two loss terms: negative derivatives with respect to the log-probabilities, per nat.
 
     Args:
-        objective: that aligns.
+        objective: objective with an alignment.
         policy: scores of its sequences.
-        reference: as the objective wants it.
+        reference: reference log-probabilities, as for a call of the objective.
 
     Returns:
-        By term (``rest``, and ``alignment`` before its weight alpha), then by sequence.
+        Term (``rest``, or ``alignment`` without its weight alpha) -> sequence -> forces ``[n]``.
     """
     leaves = {name: scores.logp.detach().requires_grad_() for name, scores in policy.items()}
     scored = {name: SequenceScores(leaf, policy[name].tokens) for name, leaf in leaves.items()}
@@ -282,13 +282,14 @@ def forces(
 def critical_alpha(
     objective: Objective, policy: Mapping[str, SequenceScores], reference: Mapping[str, Tensor] | None
 ) -> float:
-    """The alpha above which the alignment pulls the short chosen answer down harder than the rest pushes it up.
+    """The alpha above which the alignment lowers the short chosen answer more than the rest of the loss raises it.
 
-    Forces are compared where they act: on a token's logit, whose log-probability moves by ``1 - p``. An answer that is
-    certain feels little of a force on its log-probability, but all of one on its log-odds.
+    Forces are compared on the logit of a token, because its log-probability changes by ``1 - p`` times the change of
+    the logit. A force on the log-probability has little effect on an answer of probability near 1; a force on the
+    log-odds has its full effect.
 
     Returns:
-        Infinite where the alignment does not pull down, as with ``detach_short``; 0 where nothing pushes up.
+        Infinity if the alignment does not lower the answer, as with ``detach_short``; 0 if no force raises it.
     """
     found = forces(objective, policy, reference)
     certain = policy[HELD_UP].average.detach().exp()
@@ -299,15 +300,16 @@ def critical_alpha(
 def lasting_alpha(
     objective: Objective, policy: Mapping[str, SequenceScores], reference: Mapping[str, Tensor] | None
 ) -> float:
-    """The critical alpha of a policy whose margin is won and whose short answer has sunk as far as it may.
+    """The critical alpha after the margin is reached, with the short answer at the lowest acceptable probability.
 
-    The margin can be won by the rejected answer alone, and the push of a loss of differences is then gone. What is left
-    has to hold the chosen answer where its tokens have a probability of one half: greedy decoding still says it there.
+    A lower rejected answer alone can reach the margin, and then a loss of differences has no force left. The remaining
+    terms must hold the tokens of the chosen answer at a probability of one half, where greedy decoding still selects
+    them.
 
     Args:
-        objective: that aligns.
-        policy: scores, which give the gap.
-        reference: as the objective wants it.
+        objective: objective with an alignment.
+        policy: scores, which determine the gap.
+        reference: reference log-probabilities, as for a call of the objective.
     """
     short = policy[HELD_UP]
     sunk = math.log(0.5) * short.tokens.to(short.logp.dtype)
@@ -319,9 +321,9 @@ def lasting_alpha(
 def aligned_gap(
     objective: Objective, policy: Mapping[str, SequenceScores], reference: Mapping[str, Tensor] | None
 ) -> float:
-    """Mean gap between the two sides in nats a token, on the scale on which the objective aligns them.
+    """Mean gap between the two sides in nats per token, on the scale of the objective's aligned reward.
 
-    Log-probabilities, or log-odds with ORPO: one is a unit of the other where a token is improbable.
+    The scale is that of log-probabilities, or of log-odds for ORPO. The two agree for improbable tokens.
     """
     gap = objective.alignment(policy, reference).metrics["align/gap"]
     tokens = policy[HELD_UP].tokens
