@@ -1,1 +1,1 @@
-"""Measuring: training steps in fresh processes, the peer beside them, and the figures made of the results."""
+"""Benchmarks: training steps of this project and of TRL (the peer) in new processes, and figures of the results."""

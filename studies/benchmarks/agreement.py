@@ -1,4 +1,4 @@
-"""Proof that two systems compute the same thing: token ids, scores and losses of the same sample and weights."""
+"""Check that two systems compute the same: token ids, scores and losses of the same sample and weights."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from studies.benchmarks.spec import PEERS
 from studies.results import Run
 
 CONTROL = "long_po"
-"""The recipe that has the peer's objective: DPO on the long prompt."""
+"""The recipe with the peer's objective, DPO on the long prompt."""
 TOLERANCE = 1e-4
 SHARED = ("logps/chosen", "logps/rejected")
 
 
 class Disagreement(RunFault):
-    """Two systems that should compute the same thing do not."""
+    """Two systems that should compute the same do not."""
 
 
 def check_agreement(runs: Iterable[Run]) -> float:
-    """Compare every peer's run with this project's vanilla run on the same weights and token ids.
+    """Compare every run of a peer with this project's vanilla run on the same weights and token ids.
 
-    Token ids must be the same. Loss (absolute) and summed log-probabilities (relative) at the first step must agree to
-    1e-4. The loss there is ln 2 whatever the model computes, its scores are not.
-
-    Runs with overrides of their own are left out.
+    Token ids must be equal. At the first step, the absolute difference of the loss and the relative difference of the
+    summed log-probabilities must be at most 1e-4. The log-probabilities matter most, because the loss of the first step
+    is always ln 2. Runs with overrides are skipped.
 
     Returns:
-        The largest difference found; NaN where there was nothing to compare.
+        The largest difference; NaN if there is nothing to compare.
 
     Raises:
-        Disagreement: naming the two runs and what differs.
+        Disagreement: two runs differ. The message names the runs and the difference.
     """
     own: dict[tuple[str, ...], Run] = {}
     peers: list[tuple[tuple[str, ...], Run]] = []

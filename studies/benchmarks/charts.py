@@ -27,18 +27,18 @@ HEADS = {
     "response_only": Look("response rows only", "blue", "o"),
 }
 ONE_RANK = ("speed", "as_is", "lengths", "growth")
-"""Results of one rank without recompute, which the tables by length show together."""
+"""Result files on one rank without recompute, which the tables by length combine."""
 
 Series = Mapping[Look, Mapping[int, Spread]]
 
 
 def by_length(results: Collected, value: Callable[[Run], float], system: str) -> dict[int, Spread]:
-    """A system's value by prompt length, over all runs on one rank without recompute."""
+    """Prompt length -> value of a system, over all runs on one rank without recompute."""
     return results.spreads(ONE_RANK, value, "long", system=system, recompute="none", context=1, tensor=1)
 
 
 def head_peaks(results: Collected, head: str) -> dict[int, Spread]:
-    """Peak of a head by prompt length."""
+    """Prompt length -> peak memory of a head in GiB."""
     return results.spreads("head", peak_gib, "long", head=head)
 
 
@@ -46,8 +46,11 @@ def draw_all(results: Collected, folder: Path) -> list[Chart]:
     """Draw every plot that has data.
 
     Args:
-        results: of a folder.
-        folder: where the files go.
+        results: results of a folder.
+        folder: output folder.
+
+    Returns:
+        The charts.
     """
     drawn = []
 

@@ -1,7 +1,7 @@
-"""Measure training steps: seconds and peak memory above the loaded model, in fresh processes, beside TRL's.
+"""Measure training steps of this project and of TRL in new processes: seconds, and peak memory above the loaded model.
 
-Finished runs are kept in the JSON file of --out and not measured again: an interrupted command goes on where it was
-ended. `all` measures everything that docs/performance.md shows, and writes it.
+Finished runs are stored in the JSON file --out and not measured again. To resume an interrupted run, start the same
+command again. `all` runs all measurements of docs/performance.md and writes that page.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _command(argv: Sequence[str]) -> str:
-    """What was typed, without where things lie: it goes into the results and from there into the document."""
+    """The command line without paths. It is stored in the results and shown in the document."""
     kept: list[str] = []
     words = iter(argv)
     for word in words:
@@ -105,7 +105,7 @@ def _places(arguments: argparse.Namespace) -> commands.Places:
 
 
 def _spec(arguments: argparse.Namespace, system: str, long: int, **values: Any) -> StepSpec:
-    """The specification that the options give; the peers run on one rank, beside any layout of ours."""
+    """The specification from the options. Peers always run on one rank."""
     shape = {name: getattr(arguments, name) for name in ("hidden", "layers", "heads", "kv_heads", "ffn", "vocabulary")}
     given = {name: getattr(arguments, name) for name in ("short", "response", "recompute", "threads", "steps")}
     if system not in PEERS:

@@ -1,4 +1,4 @@
-"""What the subcommands of ``tools/benchmark.py`` do, once their specifications are made."""
+"""The subcommands of ``tools/benchmark.py``, given their specifications."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _LOG_WIDTH = 120
 
 @dataclass(frozen=True)
 class Places:
-    """Where a benchmark reads and writes.
+    """The paths of a benchmark.
 
     Attributes:
-        out: its JSON file.
-        work: models, samples and scratch files.
-        peer: the peer's virtual environment.
-        again: measure what the file has, too.
+        out: JSON file of the results.
+        work: folder of models, samples and scratch files.
+        peer: virtual environment of the peer.
+        again: True to repeat the runs that the file contains.
     """
 
     out: Path
@@ -42,14 +42,14 @@ class Places:
     again: bool = False
 
     def session(self, benchmark: str, command: str, measure: Callable[[Any], dict[str, Any]]) -> Session:
-        """A session whose runs go into the file."""
+        """A session that stores its runs in the file."""
         return Session(Results.open(self.out, benchmark=benchmark), command, measure, self.again)
 
     def steps(self, benchmark: str, command: str, specs: Iterable[StepSpec]) -> Session:
-        """A session of training steps, once everything that can be checked is checked.
+        """A session of training steps. All specifications are checked first.
 
         Raises:
-            UserError: a specification that cannot be run, or no peer.
+            UserError: a specification is invalid, or the peer's environment cannot be created.
         """
         systems = set()
         for spec in specs:
@@ -63,10 +63,10 @@ class Places:
 def measure_steps(
     benchmark: str, groups: Sequence[Sequence[StepSpec]], repeats: int, places: Places, command: str
 ) -> list[dict[str, Any]]:
-    """Training steps, each group of specifications alternating.
+    """Measure training steps. The specifications of a group alternate.
 
     Raises:
-        Disagreement: a peer computes something else.
+        Disagreement: a peer computes different values.
     """
     specs = [spec for group in groups for spec in group]
     session = places.steps(benchmark, command, specs)
@@ -80,12 +80,12 @@ def measure_steps(
 def search_longest(
     specs: Sequence[StepSpec], budget: float, unit: int, places: Places, command: str
 ) -> list[dict[str, Any]]:
-    """The longest prompt within a budget, for each specification (whose ``long`` is the first length tried).
+    """Search for the longest prompt within a memory budget, for each specification.
 
     Args:
-        specs: what to search for.
-        budget: GiB a rank above the loaded model.
-        unit: lengths are multiples of this.
+        specs: specifications; ``long`` is the first length to try.
+        budget: GiB per rank above the loaded model.
+        unit: lengths are multiples of this number.
         places: see :class:`Places`.
         command: see :class:`Session`.
     """
@@ -107,14 +107,14 @@ def search_longest(
 
 
 def measure_heads(specs: Sequence[HeadSpec], repeats: int, places: Places, command: str) -> list[dict[str, Any]]:
-    """The heads alone."""
+    """Measure the heads without a model."""
     session = places.session("head", command, lambda spec: measure_head(spec, places.work))
     session.run_rounds([[spec] for spec in specs], repeats)
     return _summary(session, specs, repeats)
 
 
 def _summary(session: Session, specs: Sequence[Spec], repeats: int) -> list[dict[str, Any]]:
-    """Medians and extremes over the rounds, as a table and as JSON data."""
+    """Print medians and extremes over the rounds as a table, and return them as JSON data."""
     rows, summary = [], []
     for spec in dict.fromkeys(specs):
         runs = [run for n in range(repeats) if (run := session.find(spec, n)) and "skipped" not in run]

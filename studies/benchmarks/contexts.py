@@ -1,11 +1,10 @@
-"""Measure building contexts: by cached counts against tokenizing every candidate prompt anew, and a whole build.
+"""Measure building contexts: cached token counts against tokenizing every candidate prompt, and a whole build.
 
-Both ways draw the same paragraphs and follow the same rule, on one core and timed by it, so that other work on the
-machine does not count; reading the source is no part of either. The naive way is measured on the first questions only
-(`--naive-questions`), and also in a variant that ends a context at the first paragraph that does not fit. With
-`--build N` the tool itself then runs on N questions, the source's over and over under ids of their own, and on a
-quarter of them: seconds, and the highest memory of all its processes together. The result is JSON, rates in questions
-per second.
+Both methods draw the same paragraphs by the same rule, on one core. The times are CPU times without the reading of the
+source. The naive method is measured on the first questions only (`--naive-questions`), and also in a variant that ends
+a context at the first paragraph that does not fit. `--build N` also runs the tool on N questions and on N/4 questions
+(the questions of the source, repeated with new ids), and measures the time and the peak memory of all its processes.
+The result is JSON with rates in questions per second.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ _MIB = 1 << 20
 def main() -> None:
     """Run the command."""
     arguments = _arguments()
-    # one core for both ways
+    # one core for both methods
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     encoder = TripletEncoder(load_tokenizer(arguments.tokenizer))
     questions = [item for item in read_questions(RowSource(arguments.source)) if isinstance(item, Question)]
@@ -76,11 +75,11 @@ def main() -> None:
 def _compare(
     questions: list[Question], pool: ParagraphPool, encoder: TripletEncoder, targets: Targets, naive_questions: int
 ) -> dict[str, Any]:
-    """Return the rates of both ways."""
+    """Return the rates of both methods."""
     composer = Composer(pool, encoder, targets=targets, seed=0)
     rounds = []
     written = 0
-    # the first round also counts the pool's paragraphs, as the first questions of a large source do
+    # the first round includes counting the pool's paragraphs
     for _ in range(2):
         started = time.process_time()
         written = sum(not isinstance(composer.compose(question), Dropped) for question in questions)
@@ -105,7 +104,7 @@ def _compare(
 
 
 def _build(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
-    """Run the tool on so many questions."""
+    """Run the tool on ``count`` questions, and return its time and memory."""
     with TemporaryDirectory() as folder:
         source = Path(folder) / "questions.jsonl"
         with source.open("w", encoding="utf-8") as stream:
@@ -139,7 +138,7 @@ def _over_and_over(source: Path) -> Iterator[dict[str, Any]]:
 
 
 def _memory(process: psutil.Popen) -> int:
-    """Return the bytes that a process and its children have, what they share counted once."""
+    """Return the bytes of a process and its children; shared memory counts once."""
     total = 0
     with suppress(psutil.NoSuchProcess):
         for one in (process, *process.children(recursive=True)):
@@ -151,7 +150,7 @@ def _memory(process: psutil.Popen) -> int:
 def _compose_naively(
     question: Question, pool: ParagraphPool, counter: TokenCounter, targets: Targets, patience: int
 ) -> list[int]:
-    """Fill the targets one after the other, tokenizing the whole prompt for every candidate; return the lengths."""
+    """Fill the targets, with tokenization of the whole prompt for every candidate, and return the lengths."""
     drawn = pool.draw(question, Random(f"0:{question.id}"))
     paragraphs = list(question.supporting)
     lengths: list[int] = []

@@ -1,4 +1,4 @@
-"""``docs/performance.md``: every number in it comes out of the results."""
+"""The page ``docs/performance.md``, generated from the results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from studies.paths import ASSETS
 from studies.results import Run, read_yaml
 
 REASONS = "reasons.yaml"
-"""Beside the results: why a goal is missed, by its name."""
+"""File next to the results: name of a goal -> reason why it is missed."""
 _NOT_MEASURED = "not measured"
 
 Form = Callable[[float], str]
@@ -28,14 +28,14 @@ def write(folder: Path, document: Path) -> Path:
     """Write the document and its plots from a folder of results.
 
     Args:
-        folder: JSON files, and :data:`REASONS`; the plots go there too.
-        document: Markdown file.
+        folder: folder of the JSON files and of :data:`REASONS`. The plots are written there.
+        document: Markdown file to write.
 
     Returns:
-        The document's path.
+        The path of the document.
 
     Raises:
-        UserError: a file that is no result.
+        UserError: a JSON file is not a results file.
     """
     results, suite = Collected.read(folder), read_suite(SUITE)
     worst = check_agreement(results.select(ONE_RANK))
@@ -61,17 +61,17 @@ def write(folder: Path, document: Path) -> Path:
 
 
 def seconds(value: float) -> str:
-    """A time, in seconds."""
+    """Format a time in seconds."""
     return f"{value:.1f}" if value >= 20 else f"{value:.2f}"
 
 
 def gib(value: float) -> str:
-    """A memory, in GiB."""
+    """Format a memory size in GiB."""
     return f"{value:.2f}"
 
 
 def with_spread(spread: Spread | None, form: Form) -> str:
-    """A median with its extremes in brackets, where they differ; empty where nothing was measured."""
+    """Format a median, with its extremes in brackets if they differ; empty without measurements."""
     if spread is None:
         return ""
     middle, low, high = (form(value) for value in (spread.median, spread.low, spread.high))
@@ -79,7 +79,7 @@ def with_spread(spread: Spread | None, form: Form) -> str:
 
 
 def _facts(runs: Sequence[Run]) -> Table:
-    """What was measured, on what."""
+    """A table of machine, model, versions and commit."""
     own = [run for run in runs if "trl" not in run["versions"]]
     facts = {
         "machine": (_machine(run["machine"]) for run in runs),
@@ -132,7 +132,7 @@ def _missed(results: Collected, reasons: Mapping[str, Any]) -> list[tuple[str, s
 
 
 def _commands(results: Collected, suite: Mapping[str, Mapping[str, str]]) -> Table:
-    """The suite's commands, and those of results that other tools left."""
+    """A table of the suite's commands, and of the commands of other results."""
     rows = []
     others = dict.fromkeys(results.runs.keys() - suite["cpu"].keys() - suite["gpu"].keys(), "")
     for name, arguments in {**suite["cpu"], **dict(sorted(others.items()))}.items():
@@ -178,7 +178,7 @@ def _scaling(results: Collected) -> Table:
 
 
 def _cells(results: Collected, source: str, common: Mapping[str, Any]) -> list[str]:
-    """Time and peak of a specification, as cells."""
+    """Table cells with time and peak of a specification."""
     pairs = ((step_seconds, seconds), (peak_gib, gib))
     return [with_spread(results.spread(source, value, **common), form) for value, form in pairs]
 

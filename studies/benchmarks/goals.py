@@ -1,4 +1,4 @@
-"""The figures to reach, and how each is read out of the results."""
+"""The performance goals, and their evaluation from the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ K = 1024
 
 
 Measure = Callable[[Collected], Spread | None]
-"""Reads a value with its spread out of the results; None where it has not been measured."""
+"""Computes a value with its spread from the results; None if it has not been measured."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Goal:
     """One row of the table of goals.
 
     Attributes:
-        name: key of the reason for a miss.
-        title: what is measured.
+        name: key in the file of reasons.
+        title: name of the measured value.
         measure: see :data:`Measure`.
-        sources: names of the results that it comes from.
-        at_least: lower bound of the median, if there is one.
-        at_most: upper bound of the median, if there is one.
-        unit: of value and bound.
+        sources: names of the result files that it uses.
+        at_least: lower bound of the median.
+        at_most: upper bound of the median.
+        unit: unit of value and bound.
     """
 
     name: str
@@ -43,13 +43,13 @@ class Goal:
 
     @property
     def bound(self) -> str:
-        """In words."""
+        """The bound as text."""
         if math.isfinite(self.at_least):
             return f"at least {self.at_least:.2f}{self.unit}"
         return f"at most {self.at_most:.2f}{self.unit}" if math.isfinite(self.at_most) else "recorded"
 
     def met(self, value: Spread) -> bool:
-        """Whether the median keeps the bound."""
+        """True if the median is within the bounds."""
         return self.at_least <= value.median <= self.at_most
 
 
@@ -62,7 +62,7 @@ def _steps(above: str, below: str, long: int, source: str) -> Measure:
 
 
 def _speed_up(long: int) -> Measure:
-    """Measured speed-up of SoLo-DPO over Long-DPO, over the one that operations alone would give."""
+    """Measured speed-up of SoLo-DPO over Long-DPO, divided by the speed-up from the FLOP counts."""
 
     def measure(results: Collected) -> Spread | None:
         solo, vanilla = (results.select("speed", system=system, long=long) for system in ("solo_dpo", "long_po"))
@@ -75,7 +75,7 @@ def _speed_up(long: int) -> Measure:
 
 
 def modelled_flops(run: Run) -> float:
-    """Operations of a step by the cost model (``solopo_nemo.planning``)."""
+    """FLOPs of a step by the cost model of ``solopo_nemo.planning``."""
     from solopo_nemo.config.schema import load_config
     from solopo_nemo.planning import Lengths, ModelShape, Workload, model_flops
 
@@ -86,7 +86,7 @@ def modelled_flops(run: Run) -> float:
 
 
 def slope(results: Collected, system: str, source: str, low: int, high: int) -> dict[int, float]:
-    """GiB that a thousand (1,024) more long tokens cost between two lengths, by round."""
+    """Round -> GiB per 1,024 additional long tokens between two lengths."""
     at: list[dict[int, float]] = []
     for long in (low, high):
         runs = results.select(source, system=system, long=long)
@@ -102,9 +102,9 @@ def _slopes(results: Collected) -> Spread | None:
 
 
 def _longest(above: tuple[str, str, int], below: tuple[str, str, int]) -> Measure:
-    """Ratio of the longest prompts of two (source, system, context size), its spread that of the two brackets.
+    """Ratio of the longest prompts of two (source, system, context size), with the spread of the two brackets.
 
-    A lower bound where nothing longer was tried above.
+    The ratio is a lower bound if no longer prompt of the first was tried.
     """
 
     def measure(results: Collected) -> Spread | None:
@@ -120,7 +120,7 @@ def _longest(above: tuple[str, str, int], below: tuple[str, str, int]) -> Measur
 
 
 def _head(results: Collected) -> Spread | None:
-    """Growth of the head's memory from the shortest to the longest prompt, percent."""
+    """Growth of the head's memory from the shortest to the longest prompt, in percent."""
     runs = results.select("head", head="response_only")
     peaks = [Spread.of(peak_gib(r) for r in runs if r["spec"]["long"] == n).median for n in _lengths(runs)]
     return Spread.of([100 * (max(peaks) / min(peaks) - 1)]) if len(peaks) > 1 else None
@@ -140,7 +140,7 @@ def _ranks(value: Callable[[Run], float], source: str, long: int, context: int) 
 
 
 def _exponent(results: Collected) -> Spread | None:
-    """p of ``peak = a + b * length^p`` through 16K, 32K, 64K and 128K, whatever the fixed part a."""
+    """The exponent p of ``peak = a + b * length^p``, from the peaks at 16K, 32K, 64K and 128K; independent of a."""
     by_length = [
         {run["round"]: peak_gib(run) for run in results.select("growth", system="solo_dpo", long=long * K)}
         for long in (16, 32, 64, 128)
@@ -154,14 +154,14 @@ def _exponent(results: Collected) -> Spread | None:
 
 
 def _planner(results: Collected) -> Spread | None:
-    """Largest difference of a planned peak from the measured one, percent, over every run that has both."""
+    """Largest relative error of the predicted peak in percent, over all runs with a prediction."""
     runs = [run for run in results.select("planner") if "predicted_bytes" in run]
     errors = [100 * abs(run["predicted_bytes"] / max(run["peak_bytes"]) - 1) for run in runs]
     return Spread.of([max(errors)]) if errors else None
 
 
 def _packed(results: Collected) -> Spread | None:
-    """A step of the packed triplet over its parts run as steps of their own; each part has an optimizer's update."""
+    """Time of a step on the packed triplet, divided by the time of separate steps on its parts, each with an update."""
     packed, short, long = (
         results.spread(source, step_seconds, system=system, long=8 * K)
         for source, system in (("speed", "solo_dpo"), ("short_part", "solo_dpo"), ("long_part", "sft"))

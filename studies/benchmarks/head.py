@@ -1,4 +1,4 @@
-"""Memory of the language-model head alone: every position's logits, every position in chunks, response rows only."""
+"""Memory of the language-model head without a model: full logits, all positions in chunks, response positions only."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from studies.pool import run_measured
 from studies.results import machine, versions
 
 HEADS = ("full", "chunked", "response_only")
-"""``full``: the stock output layer and vocabulary-parallel cross-entropy; ``chunked``: this project's head on every
-position; ``response_only``: on the response rows, as in training."""
+"""``full``: Megatron's output layer and vocabulary-parallel cross-entropy. ``chunked``: this project's head on all
+positions. ``response_only``: this project's head on the response positions, as in training."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class HeadSpec(Spec):
     Attributes:
         head: one of :data:`HEADS`.
         long, response: tokens of the prompt and the response.
-        hidden, vocabulary: sizes of the output embedding.
-        row_chunk: rows that are scored at a time.
+        hidden, vocabulary: hidden size and vocabulary size.
+        row_chunk: positions in a chunk.
         threads: OpenMP threads.
     """
 
@@ -45,22 +45,22 @@ class HeadSpec(Spec):
     threads: int = 2
 
     def label(self) -> str:
-        """The same in a few words, for messages."""
+        """A short description for messages."""
         return f"{self.head} head at {self.long:,} tokens"
 
     @property
     def logits_bytes(self) -> int:
-        """Size of all positions' logits in fp32."""
+        """Size of the fp32 logits of all positions."""
         return (self.long + self.response) * self.vocabulary * 4
 
 
 def measure_head(spec: HeadSpec, work: Path) -> dict[str, Any]:
-    """Run a specification once, in a fresh process.
+    """Run a specification once, in a new process.
 
     Returns:
-        JSON data: ``seconds`` of each pass, ``peak_bytes`` of the last one above hidden states, weight and its
-        gradient; the hidden states' own gradient, which any head hands back to the model, is not asked for.
-        ``skipped`` instead where the full logits and their gradient would not fit into the machine's free memory.
+        JSON data: ``seconds`` of each pass, and ``peak_bytes`` of the last pass above the hidden states, the weight and
+        its gradient. The gradient of the hidden states, which is equal for all heads, is not computed. If the full
+        logits and their gradient do not fit into free memory, the data have ``skipped`` instead.
 
     Raises:
         MeasurementError: the process failed.
@@ -78,7 +78,7 @@ def measure_head(spec: HeadSpec, work: Path) -> dict[str, Any]:
 
 
 def _pass(spec: HeadSpec) -> tuple[Callable[[], None], list[Any]]:
-    """The computation of a head, and the tensors that are there before it."""
+    """The forward and backward pass of a head, and the tensors that exist before it."""
     import torch
     import torch.distributed as dist
     from megatron.core import parallel_state
@@ -127,7 +127,7 @@ def _pass(spec: HeadSpec) -> tuple[Callable[[], None], list[Any]]:
 
 
 def measure_here(spec: HeadSpec) -> dict[str, Any]:
-    """Measure in this process: one pass to allocate gradients and pools, and one that counts."""
+    """Measure in this process: a warm-up pass that allocates gradients and pools, and a measured pass."""
     from studies.benchmarks.memory import PeakMemory
 
     run, there = _pass(spec)

@@ -1,4 +1,4 @@
-"""The longest prompt whose peak memory stays within a budget: bisection, guided by lines between measurements."""
+"""Search for the longest prompt within a memory budget: bisection with linear interpolation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Longest:
-    """The end of a search.
+    """The result of a search.
 
     Attributes:
-        fits: the longest length measured within the budget.
-        exceeds: the shortest measured beyond it.
+        fits: longest measured length within the budget.
+        exceeds: shortest measured length above the budget.
     """
 
     fits: int
@@ -28,13 +28,13 @@ def find_longest(peak_of: Callable[[int], float], budget: float, start: int, uni
     """Search for the longest length within a budget.
 
     Args:
-        peak_of: measures the peak at a length; called once a length.
-        budget: in the unit of the peaks.
-        start: first length tried.
-        unit: lengths are multiples of this.
+        peak_of: measures the peak at a length; called once per length.
+        budget: budget in the unit of the peaks.
+        start: first length to try.
+        unit: lengths are multiples of this number.
 
     Raises:
-        UserError: not even ``unit`` tokens fit.
+        UserError: ``unit`` tokens do not fit.
     """
     peaks: dict[int, float] = {}
     length = max(start // unit, 1) * unit
@@ -50,12 +50,12 @@ def find_longest(peak_of: Callable[[int], float], budget: float, start: int, uni
 
 
 def _next(peaks: dict[int, float], budget: float, fits: int, exceeds: int, unit: int) -> int:
-    """A length that narrows the bracket: where the line crosses the budget, but well inside what is known."""
+    """The next length: the interpolated crossing of the budget, kept away from the ends of the bracket."""
     if not fits:
         return max(exceeds // 2 // unit, 1) * unit
     if not exceeds:
         high = 4 * fits
-        if len(peaks) == 1:  # the cost of a probe grows with the square of its length
+        if len(peaks) == 1:  # a small first increase, because the cost of a probe is quadratic in its length
             return -(-3 * fits // 2 // unit) * unit
         guess = 1.02 * _crossing(peaks, budget, *sorted(peaks)[-2:])
         return int(min(max(guess, fits + unit), high) // unit) * unit

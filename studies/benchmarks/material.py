@@ -1,4 +1,4 @@
-"""Model folder and sample of a measurement: random from a fixed seed, the same files for every system."""
+"""Model and sample of a measurement: random with a fixed seed, and the same files for all systems."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from studies.benchmarks.spec import Shape, StepSpec, digest
 
 SEED = 20250516
 _PAD, _END, _WORDS = "<pad>", "</s>", 2
-_UNKNOWN = f"w{_WORDS}"  # not padding: its embedding is zero, and a text of it has zero logits
+_UNKNOWN = f"w{_WORDS}"  # not the padding token: its embedding is zero, so a text of it has zero logits
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Material:
     """Files of a measurement.
 
     Attributes:
-        hf: the model as a Hugging Face folder with a tokenizer, one word an id.
-        checkpoint: the same weights as a NeMo checkpoint, made on first use.
-        triplets: the sample as a triplet file.
-        ids: the same sample as token ids: ``prompt_short``, ``prompt_long``, ``chosen``, ``rejected``.
+        hf: model as a Hugging Face folder, with a tokenizer of one word per id.
+        checkpoint: the same weights as a NeMo checkpoint, created on first use.
+        triplets: sample as a triplet file.
+        ids: the same sample as JSON token ids: ``prompt_short``, ``prompt_long``, ``chosen``, ``rejected``.
     """
 
     hf: Path
@@ -43,15 +43,15 @@ class Material:
 
 
 def ids_digest(ids: Any) -> str:
-    """Hash of token ids, as the peer takes it."""
+    """Hash of token ids; the peer computes the same hash."""
     return hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).hexdigest()
 
 
 def make_material(spec: StepSpec, work: Path) -> Material:
-    """Write what is not there yet.
+    """Write the missing files.
 
     Args:
-        spec: shape and lengths.
+        spec: specification with shape and lengths.
         work: folder of all measurements.
     """
     model = work / "models" / digest([dataclasses.asdict(spec.shape), _UNKNOWN])
@@ -65,7 +65,7 @@ def make_material(spec: StepSpec, work: Path) -> Material:
 
 
 def make_checkpoint(material: Material) -> None:
-    """Convert the Hugging Face folder once."""
+    """Convert the Hugging Face folder to a NeMo checkpoint unless that exists."""
     from solopo_nemo.families.hf import is_checkpoint
     from solopo_nemo.nemo_model.convert import import_hf
 
@@ -105,7 +105,7 @@ def _write_sample(spec: StepSpec, material: Material) -> None:
     ids = {name: draw.integers(_WORDS, spec.shape.vocabulary, count).tolist() for name, count in lengths.items()}
     row = {"id": "sample"} | {name: " ".join(f"w{i}" for i in values) for name, values in ids.items()}
     for name in ("chosen", "rejected"):
-        row[name] = " " + row[name]  # the text goes on after the prompt's last word
+        row[name] = " " + row[name]  # separates the text from the last word of the prompt
         ids[name].append(1)
     with atomic_text(material.ids) as stream:
         stream.write(json.dumps(ids))

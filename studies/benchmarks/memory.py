@@ -1,16 +1,16 @@
 """Peak memory of training above the loaded model, on a CPU (resident set) or a GPU (allocated memory).
 
-One definition for both sides of every comparison. On a CPU:
+Both sides of every comparison use this definition. On a CPU:
 
-* the **peak** is the high-water mark of the process's resident set (``VmHWM``) over the training steps, reset just
-  before the first one (``/proc/self/clear_refs``);
-* it is taken **above** the resident set just before the first step with the model's weights resident and the heap's
-  free memory given back to the system, *less* the bytes of everything that training needs besides the weights and that
-  is there already: gradient buffers, optimizer state, a copy of the reference policy.
+* The **peak** is the high-water mark of the resident set (``VmHWM``) over the training steps. It is reset just before
+  the first step (``/proc/self/clear_refs``).
+* The **baseline** is the resident set just before the first step, after the weights have been touched and free heap
+  memory has been returned to the system, *minus* the training state that is already allocated: gradient buffers,
+  optimizer state, a copy of the reference policy.
 
-So gradients and optimizer state count whenever they are allocated: TRL does so in its first step, Megatron before it
-(the gradient buffer when DDP wraps the model). Imported libraries and the weights count for neither. With CUDA the same
-is asked of torch's allocator.
+The result is the peak minus the baseline. Gradients and optimizer state thus count in both systems: TRL allocates them
+in the first step, and Megatron before it (the gradient buffer when DDP wraps the model). Imported libraries and weights
+do not count. With CUDA, the values come from torch's allocator.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import torch
 
 
 def resident_bytes(field: str = "VmRSS") -> int:
-    """Resident set of this process now (``VmRSS``) or its high-water mark (``VmHWM``).
+    """Current resident set of this process in bytes (``VmRSS``), or its high-water mark (``VmHWM``).
 
     Raises:
-        RuntimeError: the system does not say (not Linux).
+        RuntimeError: the system does not provide the field (not Linux).
     """
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.is_file() else ():
@@ -37,13 +37,13 @@ def resident_bytes(field: str = "VmRSS") -> int:
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the distinct storages under some tensors."""
+    """Total bytes of the distinct storages of tensors."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
 
 def release_free_memory() -> None:
-    """Give back to the system what this process has freed, so that it does not hide in the baseline."""
+    """Return freed memory to the system, so that it is not part of the baseline."""
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
@@ -51,20 +51,20 @@ def release_free_memory() -> None:
 
 
 class PeakMemory:
-    """The high-water mark from :meth:`start` on.
+    """Measures the peak from :meth:`start` on.
 
     Attributes:
-        baseline: bytes that the peak is taken above.
+        baseline: baseline in bytes, which is subtracted from the peak.
     """
 
     baseline = 0
 
     def start(self, weights: Iterable[torch.Tensor], training_state: Iterable[torch.Tensor]) -> None:
-        """Take the baseline and reset the high-water mark.
+        """Measure the baseline, and reset the high-water mark.
 
         Args:
-            weights: the model's parameters; read once, since a weight mapped from a file is resident only when touched.
-            training_state: what is allocated already and belongs to training; resident (the caller wrote to it).
+            weights: parameters of the model. They are read, because a memory-mapped weight is resident only after use.
+            training_state: tensors of the training state that are already allocated and resident.
         """
         for weight in weights:
             weight.detach().sum()
@@ -79,7 +79,7 @@ class PeakMemory:
             Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> int:
-        """Bytes above the baseline at the highest point since :meth:`start`."""
+        """Peak in bytes above the baseline since :meth:`start`."""
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated() - self.baseline
         return resident_bytes("VmHWM") - self.baseline

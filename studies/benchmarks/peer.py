@@ -1,4 +1,4 @@
-"""The peer's virtual environment: made once, from ``studies/benchmarks/peer_trl/requirements.txt``."""
+"""The virtual environment of the peer, created once from ``studies/benchmarks/peer_trl/requirements.txt``."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def peer_python(environment: Path) -> Path:
 
 
 def is_ready(environment: Path) -> bool:
-    """Whether an environment holds the present requirements."""
+    """True if an environment has the current requirements."""
     stamp = environment / _STAMP
     return stamp.is_file() and stamp.read_text() == _wanted()
 
 
 def make_peer(environment: Path) -> Path:
-    """Make the environment unless it is there, and return its interpreter.
+    """Create the environment unless it is ready, and return its interpreter.
 
     Raises:
-        UserError: the folder is something else, or pip cannot install (no network).
+        UserError: the folder is not a virtual environment, or pip fails (for example without network).
     """
     python = peer_python(environment)
     if is_ready(environment):

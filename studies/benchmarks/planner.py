@@ -1,12 +1,12 @@
-"""The planner's documents: predicted layouts for docs/planning.md, and predicted beside measured peaks.
+"""Pages about the planner: predicted layouts for docs/planning.md, and a comparison of predicted and measured peaks.
 
 usage: python studies/benchmarks/planner.py table
        python studies/benchmarks/planner.py check [--work FOLDER] [--out FILE]
 
-`table` writes docs/planning.md, its JSON and its plot. `check` trains every configuration of
-planner_check.py in fresh processes on this machine, writes the peaks beside the predictions into --out,
-where docs/performance.md finds them, and ends with 1 where a prediction is more than 10 % off. What is in --out already
-is not measured again; the predictions are.
+`table` writes docs/planning.md, its JSON and its plot. `check` trains every configuration of planner_check.py in new
+processes on this machine, and writes measured and predicted peaks to --out, from which docs/performance.md is
+generated. Runs in --out are not measured again; predictions are always computed again. The exit code is 1 if a
+prediction differs from the measurement by more than 10 %.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The planner's predicted peaks beside measured ones, on the machine at hand."""
+"""Comparison of predicted and measured peaks on this machine."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SPECS: tuple[StepSpec, ...] = (
     _spec(8192, **REAL, context=2, context_mode="p2p"),
     _spec(8192, **WIDE, context=2, context_mode="p2p", recompute="selective"),
 )
-"""Model size, length, tensor and context parallelism, recomputation and vocabulary, each more than once."""
+"""Configurations that vary model size, length, tensor and context parallelism, recomputation and vocabulary."""
 
 
 def layout_of(spec: StepSpec) -> Layout:
@@ -60,7 +60,7 @@ def layout_of(spec: StepSpec) -> Layout:
 
 
 def predict(spec: StepSpec) -> Memory:
-    """What the planner says of a measurement's specification."""
+    """The planner's prediction for a specification."""
     s = spec.shape
     shape = replace(ModelShape.from_hf(s.hf_config()), max_position_embeddings=spec.long)
     options = {} if spec.system == "solo_dpo" else {"align": "none", "prompt": "long"}
@@ -70,7 +70,7 @@ def predict(spec: StepSpec) -> Memory:
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration: peaks above the loaded model, bytes, of the rank that needs most."""
+    """One configuration with its measured and predicted peak in bytes above the loaded model (the highest rank)."""
 
     spec: StepSpec
     measured: float
@@ -83,12 +83,12 @@ class Row:
 
 
 def compare(spec: StepSpec, measured: dict[str, Any]) -> Row:
-    """The prediction, made now, beside what was measured (``peak_bytes`` of each rank)."""
+    """Compare a measurement (``peak_bytes`` of each rank) with a new prediction."""
     return Row(spec, max(measured["peak_bytes"]), predict(spec))
 
 
 def table(rows: Iterable[Row]) -> Table:
-    """All rows as text, MiB."""
+    """All rows as a table, in MiB."""
     head = ("recipe", "model", "long", "layout", "recompute", "moment", "measured", "predicted", "error")
     cells = [
         (

@@ -1,4 +1,4 @@
-"""``docs/planning.md``: four models on 8 to 128 GPUs, SoLoPO beside vanilla preference optimization, as predicted."""
+"""The page ``docs/planning.md``: predictions for SoLoPO and vanilla objectives, for 4 models on 8 to 128 GPUs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Cell = dict[str, Any]
 
 
 def make_cell(model: str, recipe: str, gpus: int) -> Cell:
-    """Best plan at each length, and the longest prompt, of a model and recipe on a number of GPUs."""
+    """The fastest plan at each length and the longest prompt, for a model, a recipe and a number of GPUs."""
     config = load_config(RECIPES[recipe], [f"model={MODELS[model]}"])
     shape, machine = load_shape(config.model.init), Machine(gpus=gpus)
     plans: dict[str, Any] = {}
@@ -55,14 +55,14 @@ def make_cell(model: str, recipe: str, gpus: int) -> Cell:
 
 
 def _brief(plan: Plan) -> dict[str, Any]:
-    """A plan without the parts of its peak."""
+    """A plan as JSON, without the parts of its peak."""
     values = plan.as_json() | {"epoch_hours": round(plan.hours(SAMPLES), 3)}
     del values["memory"]["parts"]
     return values
 
 
 def all_cells() -> Iterator[tuple[str, str, int]]:
-    """Arguments of every :func:`make_cell`."""
+    """The arguments of all calls of :func:`make_cell`."""
     for model in MODELS:
         for gpus in GPUS:
             for recipe in RECIPES:
@@ -70,13 +70,13 @@ def all_cells() -> Iterator[tuple[str, str, int]]:
 
 
 def about() -> dict[str, Any]:
-    """What all cells share."""
+    """The settings that all cells share."""
     machine = dataclasses.asdict(Machine()) | {"gpus": None}
     return {"machine": machine, "short": SHORT, "response": RESPONSE, "samples": SAMPLES}
 
 
 def write_document(results: Results, document: Path) -> None:
-    """Write the page from the file of all cells."""
+    """Write the page from the results of all cells."""
     cells = {(cell["model"], cell["recipe"], cell["gpus"]): cell for cell in results.runs}
 
     def both(model: str, show: Callable[[Cell], str]) -> list[str]:
@@ -98,7 +98,7 @@ def write_document(results: Results, document: Path) -> None:
 
 
 def draw_longest(results: Results, folder: Path) -> None:
-    """Longest long prompt by number of GPUs, one panel a model: ``longest.png`` and ``longest-dark.png``."""
+    """Plot the longest long prompt by number of GPUs, with a panel per model: ``longest.png``, ``longest-dark.png``."""
 
     def make(theme: Theme) -> Figure:
         figure, axes = figures.panels(2, 2, height=5.2, width=1.4, titles=list(MODELS), sharex=True)

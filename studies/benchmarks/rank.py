@@ -1,4 +1,4 @@
-"""One rank of a measurement: a recipe's own training, with a meter beside it. Run under ``torchrun``."""
+"""One rank of a measurement: the training of a recipe with a measuring callback. Started by ``torchrun``."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from studies.benchmarks.memory import PeakMemory
 
 
 class StepMeter(pl.Callback):
-    """Takes the seconds of each step and the peak memory over all of them, then stops the run.
+    """Measures the seconds of each step and the peak memory over all steps, then stops the run.
 
-    A step lasts from before its micro-batches are fetched to after its metrics are written: what Lightning and NeMo add
-    is in the figure.
+    A step lasts from before its micro-batches are fetched until after its metrics are written. It thus includes the
+    overhead of Lightning and NeMo.
 
     Args:
-        steps: to measure.
-        result: file for this rank's JSON.
+        steps: number of steps to measure.
+        result: JSON file of this rank.
     """
 
     def __init__(self, steps: int, result: Path) -> None:
@@ -37,14 +37,14 @@ class StepMeter(pl.Callback):
         self._started = 0.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Take the baseline before the first step, and start the clock."""
+        """Measure the baseline before the first step, and start the clock."""
         if not self.seconds:
             self._memory.start(pl_module.parameters(), list(_training_state(trainer)))
         torch.cuda.synchronize()
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stop the clock; after the last step write the result."""
+        """Stop the clock. After the last step, write the result and stop the run."""
         torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self._started)
         if len(self.seconds) < self.steps:
@@ -61,17 +61,17 @@ class StepMeter(pl.Callback):
 
 
 def _training_state(trainer: pl.Trainer) -> Iterator[torch.Tensor]:
-    """What Megatron has allocated for training before the first step: gradients, optimizer shards, a reference copy."""
+    """Tensors that Megatron allocates before the first step: gradients, optimizer shards, and a reference policy."""
     strategy: Any = trainer.strategy
     weights = set()
     for module in strategy.megatron_parallel:
         weights |= {p.untyped_storage().data_ptr() for p in module.parameters()}
         for buffer in (*module.buffers, *module.expert_parallel_buffers):
-            buffer.grad_data.zero_()  # as every step does first; and then it is resident
+            buffer.grad_data.zero_()  # every step starts with this; it makes the buffer resident
             yield buffer.grad_data
     megatron = strategy.lightning_module.optimizers(use_pl_optimizer=False).mcore_optimizer
     for optimizer in getattr(megatron, "chained_optimizers", [megatron]):
-        for group in optimizer.optimizer.param_groups:  # shards of fp32 weights are views of the model's own
+        for group in optimizer.optimizer.param_groups:  # fp32 shards are views of the model's weights
             yield from (p for p in group["params"] if p.untyped_storage().data_ptr() not in weights)
         for state in optimizer.optimizer.state.values():
             yield from (value for value in state.values() if torch.is_tensor(value))

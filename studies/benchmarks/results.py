@@ -1,4 +1,4 @@
-"""What the results of benchmarks say: seconds and peak memory of a run, and their spread over rounds."""
+"""Evaluation of benchmark results: seconds and peak memory of a run, and their spread over rounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from studies.benchmarks.spec import GIB
 from studies.results import Results, Run
 
 BUDGET_GIB = 1.5
-"""Of the longest trainable prompt, a rank, above the loaded model."""
+"""Memory budget in the search for the longest prompt: GiB per rank above the loaded model."""
 
 
 @dataclass(frozen=True)
@@ -25,28 +25,28 @@ class Spread:
     count: int
 
     def over(self, divisor: float) -> Spread:
-        """Every value divided by a number."""
+        """The spread with every value divided by a number."""
         return Spread(self.median / divisor, self.low / divisor, self.high / divisor, self.count)
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Of at least one value."""
+        """The spread of one or more values."""
         found = list(values)
         return cls(statistics.median(found), min(found), max(found), len(found))
 
 
 def step_seconds(run: Run) -> float:
-    """Seconds of a step: the median over the steps after the first, which allocates and warms up."""
+    """Seconds of a step: the median over all steps except the first, which allocates and warms up."""
     return statistics.median(run["seconds"][1:] or run["seconds"])
 
 
 def peak_gib(run: Run) -> float:
-    """Peak memory of the rank that needs most, GiB above the loaded model."""
+    """Peak memory of the highest rank, in GiB above the loaded model."""
     return float(max(run["peak_bytes"])) / GIB
 
 
 def ratio(above: Iterable[Run], below: Iterable[Run], value: Callable[[Run], float]) -> Spread | None:
-    """A value of one specification over another's, round by round; None where no round has both."""
+    """The ratio of a value of two specifications, paired by round; None if no round has both."""
     first, second = ({run["round"]: value(run) for run in runs} for runs in (above, below))
     shared = sorted(first.keys() & second.keys())
     return Spread.of(first[number] / second[number] for number in shared) if shared else None
@@ -54,21 +54,25 @@ def ratio(above: Iterable[Run], below: Iterable[Run], value: Callable[[Run], flo
 
 @dataclass(frozen=True)
 class Collected:
-    """All results of a folder: runs by the name of their file."""
+    """All results of a folder.
+
+    Attributes:
+        runs: stem of the file -> its runs.
+    """
 
     runs: dict[str, list[Run]]
 
     @classmethod
     def read(cls, folder: Path) -> Collected:
-        """Every result of a folder.
+        """Read all results of a folder.
 
         Raises:
-            UserError: a JSON file that is none.
+            UserError: a JSON file is not a results file.
         """
         return cls({path.stem: Results.read(path).runs for path in sorted(folder.glob("*.json"))})
 
     def select(self, names: str | Sequence[str], **spec: Any) -> list[Run]:
-        """The runs of some files whose specification has the given values, without the skipped ones."""
+        """The runs of files whose specification has the given values, without skipped runs."""
         return [
             run
             for name in ([names] if isinstance(names, str) else names)
@@ -77,24 +81,24 @@ class Collected:
         ]
 
     def spread(self, names: str | Sequence[str], value: Callable[[Run], float], **spec: Any) -> Spread | None:
-        """Median and extremes of a value; None where nothing was measured."""
+        """Median and extremes of a value; None without measurements."""
         runs = self.select(names, **spec)
         return Spread.of(map(value, runs)) if runs else None
 
     def spreads(
         self, names: str | Sequence[str], value: Callable[[Run], float], by: str, **spec: Any
     ) -> dict[Any, Spread]:
-        """Median and extremes of a value, by a field of the specification."""
+        """Value of a field of the specification -> median and extremes of a value."""
         fields = sorted({run["spec"][by] for run in self.select(names, **spec)})
         return {field: Spread.of(map(value, self.select(names, **{by: field}, **spec))) for field in fields}
 
     def bracket(self, name: str, **spec: Any) -> tuple[int, int | None] | None:
-        """The longest prompt measured within the budget, and the shortest beyond it if one was tried; None without."""
+        """The longest measured prompt within the budget, and the shortest above it (or None); None if none fits."""
         peaks = {run["spec"]["long"]: peak_gib(run) for run in self.select(name, **spec)}
         fits = max((long for long, peak in peaks.items() if peak <= BUDGET_GIB), default=0)
         exceeds = min((long for long, peak in peaks.items() if peak > BUDGET_GIB and long > fits), default=None)
         return (fits, exceeds) if fits else None
 
     def commands(self, name: str) -> list[str]:
-        """The commands that the runs of a file came from."""
+        """The commands that produced the runs of a file."""
         return list(dict.fromkeys(run["command"] for run in self.runs.get(name, [])))

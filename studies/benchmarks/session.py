@@ -1,4 +1,4 @@
-"""A benchmark under way: what is finished is taken from disk, the rest is measured one after the other."""
+"""A benchmark session: finished runs are read from disk, and the others are measured one after the other."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Session:
     """One call of a benchmark.
 
     Attributes:
-        results: where runs are kept.
-        command: what the user typed, kept with each run.
-        measure: runs a specification once, in a fresh process.
-        again: measure what is there, too (each run once a call).
+        results: results file of the runs.
+        command: command line, stored with each run.
+        measure: runs a specification once, in a new process.
+        again: True to repeat existing runs, once per session.
     """
 
     results: Results
@@ -34,12 +34,12 @@ class Session:
     _done: set[tuple[str, int]] = field(default_factory=set)
 
     def find(self, spec: Spec, number: int = 0) -> Run | None:
-        """The run of a specification in a round, if it has been measured."""
+        """The run of a specification in a round; None if it has not been measured."""
         runs = self.results.runs
         return next((run for run in runs if (run["key"], run["round"]) == (spec.key(), number)), None)
 
     def run(self, spec: Spec, number: int = 0) -> Run:
-        """The run of a specification in a round, measured and saved unless it is there."""
+        """The run of a specification in a round. A missing run is measured and saved."""
         found, place = self.find(spec, number), (spec.key(), number)
         if found and not (self.again and place not in self._done):
             return found
@@ -51,7 +51,7 @@ class Session:
         return run
 
     def run_rounds(self, groups: Sequence[Sequence[Spec]], rounds: int) -> None:
-        """Measure groups of specifications, each group round by round: A B A B, so that drift meets all alike."""
+        """Measure groups of specifications, interleaved by round (A B A B), so that drift affects all equally."""
         planned = [(spec, number) for group in groups for number in range(rounds) for spec in group]
         console = Console(stderr=True)
         with progress_bar(console) as progress:
@@ -66,7 +66,7 @@ class Session:
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar on a terminal; elsewhere the printed lines alone."""
+    """A progress bar that is shown on a terminal only."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -80,7 +80,7 @@ def progress_bar(console: Console) -> Progress:
 
 
 def describe(run: Run) -> str:
-    """What a run measured, in a few words."""
+    """A short description of a run's measurements."""
     if "skipped" in run:
         return f"skipped ({run['skipped']})"
     return f"{step_seconds(run):.2f} s, peak {peak_gib(run):.3f} GiB above the loaded model"

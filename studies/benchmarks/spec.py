@@ -1,4 +1,4 @@
-"""What one measurement is: a model's shape, lengths, a layout, and the system that trains."""
+"""Specification of a measurement: model shape, lengths, layout and system."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from solopo_nemo.runtime.errors import UserError
 
 GIB = 2**30
 WINDOW = 1 << 22
-"""Longest sequence that a model's configuration allows; nothing is computed from it."""
+"""Value of ``max_position_embeddings``; no result depends on it."""
 PEERS = ("trl_best", "trl_as_is")
-"""TRL's DPOTrainer in two settings; every other system is a recipe of this project."""
+"""TRL's DPOTrainer in two settings. Every other system is a recipe of this project."""
 
 
 @dataclass(frozen=True)
 class Shape:
     """A Qwen2 model with random weights.
 
-    The defaults are the model of the goals: the embedded model of this repository (feed-forward width twice the hidden
-    size) with the vocabulary of Qwen2.5-7B and, like it, an output embedding of its own.
+    The defaults are the model of the performance goals: the embedded model of this repository (feed-forward size twice
+    the hidden size), with the vocabulary of Qwen2.5-7B and its untied output embedding.
     """
 
     hidden: int = 128
@@ -40,7 +40,7 @@ class Shape:
             raise UserError(f"--hidden {self.hidden}: must be a multiple of --heads ({self.heads})")
 
     def hf_config(self) -> dict[str, Any]:
-        """The fields of a Hugging Face configuration that say the same."""
+        """The shape as fields of a Hugging Face configuration."""
         return {
             "model_type": "qwen2",
             "hidden_size": self.hidden,
@@ -56,34 +56,35 @@ class Shape:
 
 @dataclass(frozen=True)
 class Spec:
-    """What can be measured."""
+    """Base class of specifications."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The specification as plain JSON data."""
         values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return values
 
     def key(self) -> str:
-        """A short name that is the same for the same measurement."""
+        """A hash that identifies the measurement."""
         return digest(self.as_json())
 
     def label(self) -> str:
-        """The same in a few words, for messages."""
+        """A short description for messages."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class StepSpec(Spec):
-    """Training steps of one sample, in fresh processes.
+    """Training steps on one sample, in new processes.
 
     Attributes:
         system: a recipe (``solo_dpo``, ``long_po``, ...) or one of :data:`PEERS`.
         long, short, response: tokens of the long and the short prompt, and of each response with its end token.
         recompute: ``none``, ``selective`` or ``full``.
-        tensor, sequence, context, context_mode, pipeline, data: the layout, as ``parallel.*``; the peers have none.
-        threads: OpenMP threads of each rank.
-        steps: optimizer steps; from the second on the optimizer's state is there.
-        overrides: further Hydra overrides of the recipe.
+        shape: shape of the model.
+        tensor, sequence, context, context_mode, pipeline, data: layout, as in ``parallel.*``; not for peers.
+        threads: OpenMP threads per rank.
+        steps: optimizer steps. The first one allocates the optimizer state.
+        overrides: additional Hydra overrides of the recipe.
     """
 
     system: str
@@ -104,7 +105,7 @@ class StepSpec(Spec):
 
     @property
     def ranks(self) -> int:
-        """Processes that train together."""
+        """Number of ranks."""
         return self.tensor * self.context * self.pipeline * self.data
 
     @classmethod
@@ -114,7 +115,7 @@ class StepSpec(Spec):
         return cls(**(values | {"shape": shape, "overrides": overrides}))
 
     def label(self) -> str:
-        """The same in a few words, for messages."""
+        """A short description for messages."""
         sizes = {name: getattr(self, name) for name in ("tensor", "context", "pipeline", "data")}
         layout = [f"{name} {size}" for name, size in sizes.items() if size > 1]
         recompute = [] if self.recompute == "none" else [f"{self.recompute} recompute"]
@@ -122,5 +123,5 @@ class StepSpec(Spec):
 
 
 def digest(value: Any) -> str:
-    """Short hash of plain data."""
+    """A short hash of plain JSON data."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,10 +1,10 @@
-"""Measure how long a command takes to begin: ``--help`` of every command, and the embedded default to its first step.
+"""Measure startup times: ``--help`` of every command, and the embedded default until its first step.
 
     python studies/benchmarks/startup.py
 
-Every process is fresh; each is started once before it is measured, so that its files are in memory. The training is
-ended as soon as the metrics of its first step are written, and the lines that it has printed until then are kept with
-their times.
+Every measurement starts a new process. Each command runs once before its measurement, so that its files are in the page
+cache. The training is killed as soon as the metrics of its first step are written. Its output up to that time is stored
+with timestamps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from studies.results import Results, machine, revision, versions
 
 STUDIES = ("benchmark", "collapse", "reproduce")
 PATIENCE = 600.0
-"""Seconds after which a training without a first step has failed."""
+"""Timeout for the first step in seconds."""
 
 
 def main() -> None:
@@ -67,10 +67,10 @@ def _seconds(command: list[str]) -> float:
 
 
 def first_step() -> dict[str, Any]:
-    """Start the embedded default in a new folder, and end it after its first step.
+    """Start the embedded default in a new folder, and kill it after its first step.
 
     Raises:
-        MeasurementError: it ends by itself, or takes too long.
+        MeasurementError: the command ends before its first step, or the timeout expires.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = [sys.executable, str(ROOT / "recipes" / "solo_dpo.py"), f"output_dir={folder}/run"]
@@ -107,7 +107,7 @@ def _read(process: subprocess.Popen[str], began: float, lines: list[tuple[float,
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """End the command and its ranks, which have process groups of their own."""
+    """Kill the command and its ranks, which have their own process groups."""
     import psutil
 
     children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []

@@ -1,4 +1,4 @@
-"""Training steps measured in fresh processes: ours through a recipe's own training, the peer's through its trainer."""
+"""Training steps in new processes: this project's with the training of a recipe, the peer's with its trainer."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from studies.results import machine, versions
 
 BETA = 0.1
 OPTIMIZER = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.0, "clip_grad": 1.0}
-"""AdamW with a constant rate, the same on every side."""
+"""AdamW with a constant learning rate, the same for all systems."""
 
 
 def measure_step(spec: StepSpec, work: Path, peer_python: Path | None = None) -> dict[str, Any]:
     """Run a specification once.
 
     Args:
-        spec: what to run.
-        work: folder for models, samples and scratch files; keep it between measurements: converting a model takes long.
+        spec: specification.
+        work: folder for models, samples and scratch files. Keep it between measurements, because the conversion of a
+            model is slow.
         peer_python: interpreter of the peer's environment, for the systems in :data:`PEERS`.
 
     Returns:
-        JSON data. ``seconds``: of each step, the slowest rank's; ``peak_bytes``: by rank, above the loaded model (see
-        :mod:`studies.benchmarks.memory`); ``baseline_bytes``; ``losses`` and ``logps`` by step; ``tokens`` read
-        in a step; ``threads`` a rank; ``digest``: hashes of the token ids that were trained on; ``versions``,
-        ``machine``.
+        JSON data. ``seconds``: time of each step on the slowest rank. ``peak_bytes``: peak of each rank above the
+        loaded model (see :mod:`studies.benchmarks.memory`). ``baseline_bytes``: baseline of each rank. ``losses``,
+        ``logps``: values of each step. ``tokens``: tokens per step. ``threads``: threads per rank. ``digest``: hashes
+        of the token ids. ``versions``, ``machine``.
 
     Raises:
         MeasurementError: a process failed.
@@ -49,10 +50,10 @@ def measure_step(spec: StepSpec, work: Path, peer_python: Path | None = None) ->
 
 
 def check(spec: StepSpec) -> None:
-    """Check everything that can be checked before a model is made.
+    """Check a specification before a model is created.
 
     Raises:
-        UserError: an unknown system, a length, a layout or an override that cannot be.
+        UserError: the system is unknown, or a length, the layout or an override is invalid.
     """
     from solopo_nemo.config.schema import load_config
     from solopo_nemo.config.world import check_model, check_world
@@ -90,7 +91,7 @@ def overrides_of(spec: StepSpec, material: Material, output: Path) -> list[str]:
         f"parallel.data={spec.data}",
         f"trainer.global_batch={spec.data}",
         "trainer.micro_batch=1",
-        f"trainer.max_steps={spec.steps + 1}",  # the meter stops before the last step, which would save a checkpoint
+        f"trainer.max_steps={spec.steps + 1}",  # the meter stops before the last step, which saves a checkpoint
         f"trainer.checkpoint_every={spec.steps + 1}",
         "trainer.resume=never",
         *(f"optim.{key}={value!r}" for key, value in OPTIMIZER.items()),

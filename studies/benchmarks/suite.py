@@ -1,4 +1,4 @@
-"""The suite behind ``docs/performance.md``: its commands, and the document made of their results."""
+"""The benchmark suite of ``docs/performance.md``: its entries, and their execution."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DOCUMENT = DOCS / "performance.md"
 
 
 def read_suite(path: Path) -> dict[str, dict[str, str]]:
-    """The arguments of each entry, by device (``cpu``, ``gpu``) and name.
+    """Read a suite: device (``cpu``, ``gpu``) -> name of the entry -> its arguments.
 
     Raises:
-        UserError: no such file, or it is something else.
+        UserError: the file is missing or is not a suite.
     """
     values = read_yaml(path)
     devices = {"cpu", "gpu"}
@@ -33,16 +33,16 @@ def read_suite(path: Path) -> dict[str, dict[str, str]]:
 def run_suite(
     path: Path, results: Path, only: Sequence[str] | None, measure: Callable[[Sequence[str], Path], int]
 ) -> None:
-    """Run the entries for this machine's device, one after the other; what is finished is not repeated.
+    """Run the entries for the device of this machine, one after the other. Finished runs are not repeated.
 
     Args:
-        path: the suite.
-        results: folder of the JSON files, one an entry.
+        path: file of the suite.
+        results: folder of the JSON files, one for each entry.
         only: names of entries; None for all.
-        measure: runs the arguments of an entry into a file and returns its exit code.
+        measure: runs the arguments of an entry, writes the results to a file, and returns the exit code.
 
     Raises:
-        UserError: a name that the suite does not have, or entries that failed (after the others have run).
+        UserError: a name is unknown, or an entry failed (the other entries have run).
     """
     import torch
 

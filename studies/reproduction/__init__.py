@@ -1,14 +1,14 @@
-"""The paper in miniature: experiments on synthetic facts, run by this project's own recipes, and the page of results.
+"""Reproduction of the paper in miniature: experiments on synthetic facts with this project's recipes, and their page.
 
-The modules, each built on those above it:
+Each module uses those above it:
 
-| module | what it gives |
+| module | content |
 |---|---|
-| `world` | contexts, questions and answers, as ids and as text |
-| `start` | `make_start(folder)`: the tokenizer and the model pre-trained on short contexts |
+| `world` | contexts, questions and answers, as token ids and as text |
+| `start` | `make_start(folder)`: tokenizer, and model pre-trained on short contexts |
 | `pairs` | `make_pairs(PairPlan(side, seed), start, folder)`: triplets sampled from that model |
 | `methods` | `METHODS`: each row of the tables as a recipe with overrides |
-| `runs` | `run_method(Run(method, seed, overrides), start, pairs, folder)`: trained by the recipe, scored by length |
-| `schedule` | `run_all(work, workers)`: everything that is missing, side by side in `studies.pool` |
-| `claims`, `charts`, `page` | the paper's claims decided from the results, and `docs/reproduction.md` |
+| `runs` | `run_method(Run(method, seed, overrides), start, pairs, folder)`: train with the recipe, score by length |
+| `schedule` | `run_all(work, workers)`: run everything that is missing, in parallel, with `studies.pool` |
+| `claims`, `charts`, `page` | verdicts on the paper's claims, and `docs/reproduction.md` |
 """

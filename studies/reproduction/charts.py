@@ -1,4 +1,4 @@
-"""Plots of the experiments in miniature."""
+"""Plots of the miniature experiments."""
 
 from __future__ import annotations
 
@@ -41,8 +41,11 @@ def draw_all(results: Collected, folder: Path) -> list[Chart]:
     """Draw every figure that has data.
 
     Args:
-        results: of all studies.
-        folder: where the files go.
+        results: results of all studies.
+        folder: output folder.
+
+    Returns:
+        The charts.
     """
     drawn = []
     length_note = f"1x is short, 8x is the long training length. {INTERVAL}"
@@ -74,7 +77,7 @@ def draw_all(results: Collected, folder: Path) -> list[Chart]:
 
 
 def _points(axis: Axes, theme: Theme, look: Look, xs: Sequence[float], found: Sequence[Interval | None]) -> None:
-    """A line through the points that there are, with their intervals, in percent."""
+    """Draw a line through the available points with their intervals, in percent."""
     kept = {x: interval.clipped(0, 1) for x, interval in zip(xs, found, strict=True) if interval}
     figures.points(axis, theme, look, {x: (100 * i.mean, 100 * i.low, 100 * i.high) for x, i in kept.items()})
 

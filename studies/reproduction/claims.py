@@ -1,4 +1,4 @@
-"""The paper's claims, each decided from the intervals: holds, does not hold, or not resolved."""
+"""The paper's claims, with a verdict from the intervals: holds, does not hold, or not resolved."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from studies.reproduction.statistics import Interval, contrast, over_seeds
 
 HOLDS, FAILS, OPEN, MISSING = "holds", "does not hold", "not resolved", "not measured"
 LONG_LENGTHS = (4, 8, 16)
-"""What the page calls long; RULER in the paper goes from about four times the short prompts up, too."""
+"""Lengths that count as long. The paper's RULER lengths also begin at about four times the short prompts."""
 MARGIN = 0.02
-"""By how much less counts as "at least as good"."""
+"""Maximum deficit in accuracy that counts as "at least as good"."""
 COST_MARGIN = 0.15
-"""By how much more time than the cost model says counts as the cost model's."""
+"""Maximum relative excess of measured time over the cost model that counts as agreement."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Comparison:
     """One comparison of a claim.
 
     Attributes:
-        what: is compared.
-        interval: of the difference; positive speaks for the claim. None where it has not been measured.
-        verdict: one of the four.
-        unit: of the interval: ``points`` of accuracy, or empty.
+        what: name of the comparison.
+        interval: interval of the difference; a positive difference supports the claim. None if not measured.
+        verdict: one of the four verdicts.
+        unit: unit of the interval: ``points`` of accuracy, or empty.
     """
 
     what: str
@@ -41,10 +41,10 @@ class Claim:
     """A claim of the paper.
 
     Attributes:
-        text: the claim.
-        where: in the paper.
-        rule: when it holds.
-        comparisons: that decide it.
+        text: text of the claim.
+        where: location in the paper.
+        rule: condition under which it holds.
+        comparisons: comparisons that decide it.
     """
 
     text: str
@@ -54,7 +54,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Over all comparisons: the common one, or each one's objectives."""
+        """The verdict that all comparisons share, or the objectives of each verdict."""
         found = dict.fromkeys(comparison.verdict for comparison in self.comparisons)
         if len(found) == 1:
             return next(iter(found))
@@ -64,7 +64,7 @@ class Claim:
 
 
 def decide(interval: Interval | None, margin: float = 0.0) -> str:
-    """The verdict on "more than" (margin 0) or "at least, up to a margin" from the interval of the difference."""
+    """The verdict from the interval of a difference, for "more than" (margin 0) or "at least, up to a margin"."""
     if interval is None:
         return MISSING
     if interval.low > -margin:
@@ -73,7 +73,7 @@ def decide(interval: Interval | None, margin: float = 0.0) -> str:
 
 
 def all_claims(results: Collected) -> list[Claim]:
-    """Every claim, decided."""
+    """All claims with their verdicts."""
     strictly = "the interval of the difference lies above 0"
     at_least = f"the interval of the difference lies above {-100 * MARGIN:g} points"
     long = ", ".join(f"{length}x" for length in LONG_LENGTHS) + " together"

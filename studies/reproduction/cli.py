@@ -1,10 +1,10 @@
 """The paper's experiments: in miniature on this machine (scale=mini), or as a plan for GPUs (scale=7b).
 
-In miniature: a tiny Qwen2 is pre-trained on short contexts, preference pairs are sampled from it, every method of the
-paper is trained by its recipe and scored at 1 to 16 times the short length; then a page like docs/reproduction.md is
-written from the results. Finished parts are kept in --out: an interrupted command goes on where it was ended.
+scale=mini pre-trains a tiny Qwen2 on short contexts and samples preference pairs from it. It trains every method of the
+paper with its recipe, scores it at 1 to 16 times the short length, and writes a page like docs/reproduction.md from the
+results. Finished parts are kept in --out. To resume an interrupted run, start the same command again.
 
-At full size: the commands of the paper's protocol, checked as far as that goes without data and GPUs.
+scale=7b prints the commands of the paper's protocol. It checks everything that needs neither data nor GPUs.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def _full(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _settings(words: Sequence[str]) -> tuple[str, Size]:
-    """The scale and the sizes out of ``key=value`` words.
+    """Parse the scale and the sizes from ``key=value`` words.
 
     Raises:
-        UserError: an unknown key, or a value that cannot be.
+        UserError: a key is unknown or a value is invalid.
     """
     from studies.reproduction.study import Size
 

@@ -1,4 +1,4 @@
-"""The results of all experiments on disk, and the questions that tables, claims and plots ask of them."""
+"""The results of all experiments on disk, with the aggregations for tables, claims and plots."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MINIATURE = "miniature.json"
 
 @dataclass(frozen=True)
 class Collected:
-    """Results by study and name, each a seed.
+    """All results.
 
     Attributes:
-        runs: of each study, by the name of the cell.
-        about: machine, versions, commit, sizes and the seconds of what the runs have in common.
+        runs: study -> name of the cell -> one result per seed.
+        about: machine, versions, commit, sizes, and seconds of the shared preparation.
     """
 
     runs: dict[str, dict[str, list[Result]]]
@@ -32,10 +32,10 @@ class Collected:
 
     @classmethod
     def read(cls, folder: Path) -> Collected:
-        """What :meth:`write` wrote.
+        """Read the file that :meth:`write` wrote.
 
         Raises:
-            UserError: there is none, or it is something else.
+            UserError: the file is missing or has another format.
         """
         return Results.read(folder / MINIATURE).parse(cls._of)
 
@@ -58,11 +58,11 @@ class Collected:
         Results(folder / MINIATURE, self.about, runs).save()
 
     def results(self, study: str, name: str) -> list[Result]:
-        """The runs of a cell, by seed; empty where it has not been run."""
+        """The results of a cell, one per seed; empty if it has not been run."""
         return self.runs.get(study, {}).get(name, [])
 
     def accuracy(self, study: str, name: str, lengths: Sequence[int]) -> Interval | None:
-        """Accuracy over some lengths; None where it has not been run."""
+        """Mean accuracy over lengths; None if the cell has not been run."""
         found = self.results(study, name)
         if not found:
             return None
@@ -70,7 +70,7 @@ class Collected:
         return over_seeds_and_questions(outcomes).clipped(0.0, 1.0)
 
     def outcomes(self, study: str = "main") -> dict[str, dict[int, dict[int, np.ndarray]]]:
-        """By method, seed and length, 1 or 0 a question."""
+        """Method -> seed -> length -> fp64 ``[questions]``, 1 for a right answer, else 0."""
         return {
             name: {r.seed: {score.length: score.outcomes() for score in r.scores} for r in found}
             for name, found in self.runs.get(study, {}).items()
@@ -81,7 +81,7 @@ class Collected:
         return sorted({score.length for found in self.runs["main"].values() for r in found for score in r.scores})
 
     def last(self, name: str, curve: str) -> dict[int, float]:
-        """A metric's mean over the last tenth of a training of the main table, by seed."""
+        """Seed -> mean of a metric over the last tenth of the steps, for a method of the main table."""
         values = {}
         for result in self.results("main", name):
             steps, points = result.curves["step"], result.curves[curve]
@@ -90,7 +90,7 @@ class Collected:
         return values
 
     def ratio(self, study: str, above: str, below: str, attribute: str) -> Interval | None:
-        """A figure of one cell over another's, seed by seed."""
+        """The ratio of an attribute of two cells, paired by seed."""
         first, second = ({r.seed: getattr(r, attribute) for r in self.results(study, n)} for n in (above, below))
         seeds = sorted(set(first) & set(second))
         return over_seeds([first[seed] / second[seed] for seed in seeds]) if seeds else None

@@ -1,4 +1,4 @@
-"""The paper's protocol at full size: its commands, for people with GPUs; checked as far as that goes without."""
+"""The commands of the paper's protocol at full size, with the checks that need no GPUs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ GPUS = 8
 SHORT_TOKENS, LONG_TOKENS, RESPONSE_TOKENS = 1100, 7500, 256
 PAIRS = 5000
 SWEPT = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Alphas of the sweep: the paper shows optima of 1 and 4, its grid is not known here."""
+"""Alphas of the sweep. The paper reports optima of 1 and 4; its grid is not known here."""
 SELECT = "trainer.select_best=longbench_qa"
-"""The paper keeps the checkpoint that is best on LongBench's QA tasks; without it the last one is kept."""
+"""Keep the checkpoint that is best on LongBench's QA tasks, as in the paper; the default is the last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Model:
     """A model of the paper.
 
     Attributes:
-        name: as `model=` takes it.
-        title: for readers, and the name of its folders.
+        name: value of `model=`.
+        title: display name, and name on the server.
         tokenizer: local folder of the model.
-        objectives: that the paper trains it with.
-        layout: of one node of eight GPUs of 80 GiB.
+        objectives: objectives with which the paper trains it.
+        layout: overrides of the layout for one node with eight GPUs of 80 GiB.
     """
 
     name: str
@@ -73,8 +73,8 @@ class Step:
     Attributes:
         stage: ``contexts``, ``pairs``, ``train``, ``evaluate`` or ``compare``.
         model: title of the model.
-        what: is done, in words.
-        words: of the command, after ``python``.
+        what: description of the step.
+        words: words of the command after ``python``.
     """
 
     stage: str
@@ -84,12 +84,12 @@ class Step:
 
     @property
     def command(self) -> str:
-        """To be typed."""
+        """The command line."""
         return shlex.join(("python", *self.words))
 
 
 def steps() -> Iterator[Step]:
-    """The whole protocol, in its order."""
+    """The steps of the whole protocol in order."""
     for model in MODELS:
         folder = f"outputs/7b/{model.name}"
         yield Step("contexts", model.title, "MuSiQue, short and long", _contexts(model, folder))
@@ -126,7 +126,7 @@ def _pairs(model: Model, folder: str) -> tuple[str, ...]:
 
 
 def _methods(model: Model) -> list[Method]:
-    """The rows of Table 3, Figure 2 and Figure 4; the paper's form of the alignment, its alpha by the preset."""
+    """The methods of Table 3, Figure 2 and Figure 4, with the paper's alignment and the preset's alpha."""
     kept = [
         method
         for method in METHODS.values()
@@ -153,7 +153,7 @@ def _train(model: Model, method: Method, folder: str) -> tuple[str, ...]:
 
 
 def _data(method: Method) -> str:
-    """The file of pairs: SoLo, Expand-Long and LongPO take the triplets, the others a set of Table 2."""
+    """The file of pairs: triplets for SoLo, Expand-Long and LongPO; a dataset of Table 2 for the other methods."""
     family = method.name.split("-")[0]
     table_2 = {"short": "pairs.po_short.jsonl", "long": "pairs.po_long.jsonl"}
     if family == "sft":
@@ -171,14 +171,14 @@ def protocol(check: bool) -> dict[str, Any]:
     """Print the protocol.
 
     Args:
-        check: also compose every recipe's configuration, check its layout against the model and eight GPUs, predict
-            memory and time, and look up every option of the tools.
+        check: also compose the configuration of every recipe, check its layout for the model and eight GPUs, predict
+            memory and time, and check that the tools have all options.
 
     Returns:
-        The commands, with the predictions where they were made.
+        The commands, with predictions if ``check`` is true.
 
     Raises:
-        UserError: what the check found.
+        UserError: a check failed.
     """
     found = list(steps())
     predictions = {step: _checked(step) for step in with_progress(found, "checking")} if check else {}
@@ -226,7 +226,7 @@ def _checked(step: Step) -> dict[str, float] | None:
 
 
 def _check_options(script: str, arguments: Sequence[str]) -> None:
-    """Look up every option in what the tool's --help says."""
+    """Check that the tool's ``--help`` lists every option."""
     known = _options(script)
     for word in arguments:
         if word.startswith("--") and word not in known:

@@ -1,4 +1,4 @@
-"""The methods that the paper compares, each as a recipe, its overrides and the pairs that it sees."""
+"""The methods that the paper compares, each with its recipe, overrides and pairs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class Method:
     """A row of the tables.
 
     Attributes:
-        name: for files and commands.
-        title: for readers.
-        recipe: of this project.
-        overrides: beyond what all methods share.
-        pairs: side that the pairs are sampled on, ``short`` or ``long``.
-        objective: its own; that of the preference term, for SoLoPO.
-        sequences: short and long ones that the policy runs of each sample.
+        name: name in files and commands.
+        title: display name.
+        recipe: name of the recipe.
+        overrides: overrides in addition to :data:`SHARED`.
+        pairs: side on which the pairs are sampled, ``short`` or ``long``.
+        objective: objective; for SoLoPO, that of the preference term.
+        sequences: numbers of short and long sequences that the policy runs for each sample.
     """
 
     name: str
@@ -31,10 +31,10 @@ class Method:
 
 
 SAFE = "objective.detach_short=true"
-"""The paper's form collapses where the gap between short and long contexts is as large as here."""
+"""Detaches the short side. The paper's form collapses with a gap between short and long contexts as large as here."""
 ALPHA = {"dpo": 3.0, "simpo": 1.0, "orpo": 1.0}
 LEARNING_RATE = 1e-3
-"""Of all methods; see the page for how it was chosen."""
+"""Learning rate of all methods. The page explains the choice."""
 SHARED = (
     "model=custom",
     "optim.beta2=0.98",
@@ -45,7 +45,7 @@ SHARED = (
     "logger.tensorboard=false",
     "evaluation=none",
 )
-"""What all methods share."""
+"""Overrides of all methods."""
 
 
 def _vanilla(objective: str, title: str) -> list[Method]:
@@ -64,15 +64,15 @@ def _vanilla(objective: str, title: str) -> list[Method]:
 def solo(
     objective: str, name: str = "", title: str = "", *overrides: str, alpha: float | None = None, longs: int = 1
 ) -> Method:
-    """SoLoPO over an objective, in the safe form.
+    """SoLoPO with an objective, in the safe form.
 
     Args:
         objective: ``dpo``, ``simpo`` or ``orpo``.
-        name: of the variant, appended.
-        title: of the variant, appended.
-        *overrides: of the variant.
-        alpha: weight of the alignment; the objective's own where not given.
-        longs: long sequences of a sample.
+        name: suffix of the name, for a variant.
+        title: suffix of the title, for a variant.
+        *overrides: overrides of a variant.
+        alpha: weight of the alignment; None uses :data:`ALPHA`.
+        longs: number of long sequences per sample.
     """
     weight = f"objective.alpha={ALPHA[objective] if alpha is None else alpha:g}"
     return Method(
@@ -97,10 +97,10 @@ def _methods() -> list[Method]:
             solo(objective),
             solo(objective, "-both", ", both", "objective.align=both", longs=2),
         ]
-        if objective == "orpo":  # for the others it is the same as their reward, up to alpha
+        if objective == "orpo":  # for the others, KL equals the reward up to alpha
             rows.append(solo(objective, "-kl", ", KL", "objective.align_on=logp"))
     return [*rows, Method("longpo", "LongPO", "longpo", (), "short", "dpo", (0, 2))]
 
 
 METHODS = {method.name: method for method in _methods()}
-"""By name, in the order of the main table."""
+"""Methods by name, in the order of the main table."""

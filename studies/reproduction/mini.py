@@ -1,4 +1,4 @@
-"""The experiments in miniature as one command: a plan, a check, or all of it and the page."""
+"""The miniature experiments as one command: print the plan, check it, or run everything and write the page."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from studies.results import machine, revision, versions
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is wanted, and where.
+    """The request of a command.
 
     Attributes:
-        size: how much of everything.
-        only: see :func:`studies.reproduction.study.choose`.
+        size: numbers of seeds, steps, questions and pairs.
+        only: patterns for :func:`studies.reproduction.study.choose`; None selects all cells.
         out: folder of the starting model, the pairs and the runs.
-        results: folder of the results as JSON, and of the plots.
-        document: page.
+        results: folder of the JSON results and the plots.
+        document: page to write.
     """
 
     size: Size
@@ -41,18 +41,20 @@ class Wanted:
 
 
 def reproduce(wanted: Wanted, workers: int, mode: str) -> dict[str, Any]:
-    """Do it.
+    """Run, check or print the experiments.
 
     Args:
-        wanted: what.
-        workers: trainings side by side.
-        mode: ``plan``: say what would run; ``dry-run``: check it; ``run``: run what is missing, then write the page.
+        wanted: the request.
+        workers: number of concurrent trainings.
+        mode: ``plan`` prints the plan, ``dry-run`` also checks it, and ``run`` runs the missing parts and writes the
+            page.
 
     Returns:
         The summary.
 
     Raises:
-        UserError, RunFault: bad input, or a run that failed.
+        UserError: the input is invalid.
+        RunFault: a run failed.
     """
     cells = choose(all_cells(wanted.size), wanted.only)
     work = Work(wanted.out, cells)
@@ -77,7 +79,7 @@ def reproduce(wanted: Wanted, workers: int, mode: str) -> dict[str, Any]:
 
 
 def gather(wanted: Wanted, cells: Sequence[Cell]) -> Collected:
-    """All results that there are in the work folder."""
+    """Collect all results in the work folder."""
     runs: dict[str, dict[str, list[Result]]] = {study: {} for study in STUDIES}
     for cell in cells:
         path = cell.result(wanted.out)
@@ -95,7 +97,7 @@ def gather(wanted: Wanted, cells: Sequence[Cell]) -> Collected:
 
 
 def _check(work: Work) -> None:
-    """Read earlier results, and compose the configuration of every method once."""
+    """Check that earlier results are readable, and that the configuration of every method is valid."""
     from solopo_nemo.config.schema import load_config
 
     for cell in work.cells:
@@ -111,7 +113,7 @@ def _check(work: Work) -> None:
 
 
 def _plan(work: Work, workers: int) -> dict[str, Any]:
-    """Print and return what would run."""
+    """Print and return the plan."""
     missing, ground = work.missing(), work.ground()
     console, rows = Console(), []
     for study in STUDIES:

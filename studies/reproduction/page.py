@@ -1,4 +1,4 @@
-"""``docs/reproduction.md``: every number in it comes out of the results."""
+"""The page ``docs/reproduction.md``, generated from the results."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ from studies.reproduction.world import LONG, SHORT_SENTENCES, facts_of, prompt_t
 from studies.results import read_yaml
 
 REASONS = "reasons.yaml"
-"""Beside the results: why a claim does not hold or is not resolved, by its text."""
+"""File next to the results: text of a claim -> reason why it does not hold or is not resolved."""
 
 
 def write_page(folder: Path, document: Path) -> Path:
-    """Write the page and its plots from a folder of results.
+    """Write the page and its plots.
+
+    Args:
+        folder: folder of the results, and of the plots.
+        document: page to write.
 
     Returns:
-        The page's path.
+        The path of the page.
 
     Raises:
-        UserError: there are no results in it, or a reason for something that is no claim.
+        UserError: there are no results, or :data:`REASONS` has an unknown claim.
     """
     results = Collected.read(folder)
     reasons, claims, size = read_yaml(folder / REASONS, missing={}), all_claims(results), results.about["size"]
@@ -88,7 +92,7 @@ def _facts(results: Collected) -> Table:
 
 
 def percent(interval: Interval | None) -> str:
-    """An accuracy with its interval, in percent."""
+    """Format an accuracy and its interval in percent."""
     if interval is None:
         return ""
     return f"{100 * interval.mean:.1f} ({100 * interval.low:.0f}-{100 * interval.high:.0f})"
@@ -123,7 +127,7 @@ def _costs(results: Collected) -> Table:
 
 
 def _rates(results: Collected) -> Table:
-    """The first seed at the shared learning rate and at a slower one, on short and on the trained long contexts."""
+    """Accuracy of the first seed at the shared and at the lower learning rate, on short and long contexts."""
     rows = []
     for name in COMPARED:
         slower = results.results("rate", name)

@@ -1,4 +1,4 @@
-"""Preference pairs of the world in miniature, sampled from the starting model by `solopo_nemo.builders.pairs`."""
+"""Preference pairs of the synthetic data, sampled from the starting model with `solopo_nemo.builders.pairs`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from studies.reproduction.world import LONG, SHORT_SENTENCES, training_questions
 
 @dataclass(frozen=True)
 class PairPlan:
-    """How pairs are made.
+    """Settings of a file of pairs.
 
     Attributes:
-        side: sampled on, ``short`` or ``long``.
-        seed: of contexts and samples.
-        size: pairs.
-        questions: asked at most, until there are enough pairs.
-        samples: answers a question.
-        temperature: of the sampling.
-        long: length of the long context, as a multiple of the short one.
+        side: prompt for sampling, ``short`` or ``long``.
+        seed: seed of contexts and samples.
+        size: number of pairs.
+        questions: maximum number of sampled questions.
+        samples: answers per question.
+        temperature: sampling temperature.
+        long: length of the long context as a multiple of the short one.
     """
 
     side: str
@@ -37,16 +37,21 @@ class PairPlan:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Stem of its file."""
         return f"{self.side}-{self.long}x-{self.size}-{self.seed}"
 
     def path(self, folder: Path) -> Path:
-        """Its file in a folder of pairs."""
+        """Path of its file in a folder of pairs."""
         return folder / f"{self.name}.jsonl"
 
 
 def make_pairs(plan: PairPlan, start: Start, folder: Path) -> Path:
-    """Sample pairs on the short or on the long prompts; a second call goes on where the first one ended.
+    """Sample pairs. A second call resumes an interrupted one.
+
+    Args:
+        plan: settings of the pairs.
+        start: starting model.
+        folder: output folder.
 
     Returns:
         The file of triplets.

@@ -1,4 +1,4 @@
-"""One method trained by its recipe and scored, in a process of its own; what is finished is read back from its file."""
+"""Training of one method with its recipe in a separate process, and scoring. Finished results are read from disk."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ STEPS = 150
 BASE = "base"
 """Name of the starting model among the methods."""
 CURVES = ("loss", "rewards/margin", "logps/chosen", "logps/rejected", "align/gap", "grad_norm")
-"""Metrics that a result keeps, where the run has them."""
+"""Metrics that a result stores if the run has them."""
 CURVE_EVERY = 5
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained.
+    """One training and its scoring.
 
     Attributes:
-        method: what it is.
-        seed: of the pairs (contexts and samples), of the order of the samples and of the questions it is scored with.
-        overrides: of the recipe, after the method's own.
-        long: length of the long prompts, as a multiple of the short ones.
-        steps: of the optimizer.
-        lengths: context lengths to score.
-        questions: a length.
+        method: the method.
+        seed: seed of the pairs, of the order of the samples and of the evaluation questions.
+        overrides: overrides of the recipe, after those of the method.
+        long: length of the long prompts as a multiple of the short ones.
+        steps: optimizer steps.
+        lengths: context lengths to score, as multiples of the short one.
+        questions: questions per length.
     """
 
     method: Method
@@ -53,12 +53,12 @@ class Run:
     questions: int = QUESTIONS
 
     def arguments(self, start: Path, pairs: Path, output: Path) -> list[str]:
-        """The recipe's command line.
+        """The arguments of the recipe.
 
         Args:
-            start: `model.init`, a NeMo checkpoint or a Hugging Face folder.
-            pairs: `data.train`.
-            output: `output_dir`.
+            start: value of `model.init`, a NeMo checkpoint or a Hugging Face folder.
+            pairs: value of `data.train`.
+            output: value of `output_dir`.
         """
         return [
             *SHARED,
@@ -75,22 +75,22 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out.
+    """The result of a run.
 
     Attributes:
-        method: its name.
-        seed: see :class:`Run`.
-        recipe: that trained it; empty for the starting model.
-        arguments: of the recipe, without paths.
-        scores: by length.
-        steps: trained.
-        seconds: of all steps but the first, which warms up, scaled to all.
-        tokens: run by the policy, over all steps.
-        tokens_long: of these, those of long prompts.
-        peak_gib: most memory of the process, above what it had before the run.
-        flops: of a sample, forward and backward, by the cost model of ``solopo_nemo.planning``.
-        wall: seconds of all of it: preparation, training, export and scoring.
-        curves: every fifth step's metrics, by name; ``step`` too.
+        method: name of the method.
+        seed: seed; see :class:`Run`.
+        recipe: name of the recipe; empty for the starting model.
+        arguments: arguments of the recipe, without paths.
+        scores: one score per length.
+        steps: number of training steps.
+        seconds: training time: mean step time without the first (warm-up) step, times the number of steps.
+        tokens: tokens of the policy over all steps.
+        tokens_long: tokens of sequences with long prompts, over all steps.
+        peak_gib: peak memory of the process above its memory before the run, in GiB.
+        flops: FLOPs of a sample, forward and backward, by the cost model of ``solopo_nemo.planning``.
+        wall: seconds of preparation, training, export and scoring.
+        curves: name -> metric at every fifth step, including ``step``.
     """
 
     method: str
@@ -116,39 +116,38 @@ class Result:
         return next(score for score in self.scores if score.length == length)
 
     def save(self, path: Path) -> None:
-        """Write the result as a file of its own."""
+        """Write the result to a file."""
         Results(path, {}, [asdict(self)]).save()
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Result:
-        """A result out of plain values."""
+        """Create a result from plain JSON values."""
         return cls(**{**values, "scores": [Score(**score) for score in values["scores"]]})
 
     @classmethod
     def read(cls, path: Path) -> Result:
-        """What :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
-            UserError: the file is something else.
+            UserError: the file has another format.
         """
         return Results.read(path).parse(lambda results: cls.from_json(results.runs[0]))
 
 
 def run_method(run: Run, start: Start, pairs: Path, folder: Path, keep: bool = False) -> Result:
-    """Train by the recipe, as its command line does, and score the exported policy.
+    """Train with the recipe as on its command line, and score the exported policy.
 
-    The rank is a process of its own, as are the conversions; :func:`studies.pool.prepare_worker` makes
-    them start fast.
+    The rank and the conversions are separate processes, which :func:`studies.pool.prepare_worker` makes start fast.
 
     Args:
-        run: what to train.
+        run: the training.
         start: the starting model.
-        pairs: triplets, sampled on the side that the method names.
-        folder: of the run; `result.json` in it is read back instead where there is one.
-        keep: leave checkpoints and policy in the folder, too.
+        pairs: triplets, sampled on the side of the method.
+        folder: folder of the run. If it contains `result.json`, that result is returned.
+        keep: keep the checkpoints and the policy in the folder.
 
     Raises:
-        RunFault: the recipe did not finish.
+        RunFault: the recipe failed.
     """
     found = folder / "result.json"
     if found.is_file():
@@ -194,7 +193,7 @@ def run_method(run: Run, start: Start, pairs: Path, folder: Path, keep: bool = F
 
 
 def score_start(start: Start, seed: int, questions: int, folder: Path) -> Result:
-    """Score the starting model on the questions of a seed; read back where that has been done."""
+    """Score the starting model on the questions of a seed. A stored result is reused."""
     found = folder / "result.json"
     if not found.is_file():
         began = time.monotonic()
@@ -213,7 +212,7 @@ def _flops(run: Run, arguments: Sequence[str], start: Start) -> float:
 
 
 def _rank(_: Progress, recipe: str, arguments: Sequence[str]) -> tuple[int, float]:
-    """The only rank of a run that has been prepared: its exit code, and the GiB that the process had before."""
+    """Run the only rank of a prepared run. Return its exit code, and the GiB of the process before the run."""
     import torch
 
     from solopo_nemo.runtime import environment

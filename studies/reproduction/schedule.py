@@ -1,4 +1,4 @@
-"""Everything that an experiment needs, in its order; what is finished is not done again."""
+"""Execution of the experiments in order. Finished parts are reused."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from studies.reproduction.study import Cell
 _START_SECONDS = 75.0
 _PAIRS_SECONDS = 110.0  # of 800 pairs
 TIMINGS = "timings.json"
-"""Beside the runs: seconds of the starting model and of each file of pairs."""
+"""File next to the runs: seconds of the starting model and of each file of pairs."""
 
 
 @dataclass(frozen=True)
 class Ground:
-    """A folder that holds the starting model and the pairs, on which all runs build.
+    """The starting model and the pairs, which all runs share.
 
     Attributes:
-        folder: the folder.
-        plans: the pairs that are wanted.
+        folder: folder of both.
+        plans: the required pairs.
     """
 
     folder: Path
@@ -38,26 +38,26 @@ class Ground:
         return Start(self.folder / "start")
 
     def pairs(self, plan: PairPlan) -> Path:
-        """The file of some pairs."""
+        """The path of a file of pairs."""
         return plan.path(self.folder / "pairs")
 
     def start_missing(self) -> bool:
-        """Whether the starting model is still to be made."""
+        """True if the starting model does not exist yet."""
         return not (self.start.nemo / "weights").is_dir()
 
     def missing(self) -> list[PairPlan]:
-        """The pairs that are not there."""
+        """The pairs that do not exist yet."""
         return [plan for plan in self.plans if not self.pairs(plan).is_file()]
 
     def seconds(self) -> float:
-        """What is missing takes on one idle core, about."""
+        """Estimated seconds of the missing parts on one idle core."""
         return _START_SECONDS * self.start_missing() + sum(_pair_seconds(plan) for plan in self.missing())
 
     def prepare(self, pool: Pool) -> None:
-        """Make what is missing.
+        """Create the missing parts.
 
         Raises:
-            RunFault: something failed.
+            RunFault: a job failed.
         """
 
         def note(name: str, done: Done) -> str:
@@ -80,18 +80,18 @@ def _pair_seconds(plan: PairPlan) -> float:
 
 
 def read_timings(folder: Path) -> dict[str, float]:
-    """Seconds of the starting model and of each file of pairs, as far as they have been made."""
+    """Seconds of the starting model and of each existing file of pairs."""
     path = folder / TIMINGS
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 @dataclass(frozen=True)
 class Work:
-    """The runs of the experiments, and what they build on.
+    """The runs of the experiments.
 
     Attributes:
-        folder: of the starting model, the pairs and the runs.
-        cells: what is wanted.
+        folder: folder of the starting model, the pairs and the runs.
+        cells: the required cells.
     """
 
     folder: Path
@@ -102,11 +102,11 @@ class Work:
         return [cell for cell in self.cells if not cell.result(self.folder).is_file()]
 
     def ground(self) -> Ground:
-        """What the missing cells build on."""
+        """The starting model and pairs that the missing cells need."""
         return Ground(self.folder, list(dict.fromkeys(cell.pairs for cell in self.missing() if cell.pairs)))
 
     def seconds(self) -> float:
-        """What is missing takes on one idle core, about."""
+        """Estimated seconds of the missing parts on one idle core."""
         return self.ground().seconds() + sum(cell.seconds for cell in self.missing())
 
 
@@ -118,14 +118,14 @@ def _job(cell: Cell, ground: Ground) -> Job:
 
 
 def run_all(work: Work, workers: int) -> None:
-    """Make everything that is missing.
+    """Run everything that is missing.
 
     Args:
-        work: what is wanted, and where.
-        workers: processes side by side, each with one thread.
+        work: the runs.
+        workers: number of processes with one thread each.
 
     Raises:
-        RunFault: something failed; the rest has been done, and the same call goes on from there.
+        RunFault: a job failed. The other jobs are finished; the same call resumes from there.
     """
     missing = sorted(work.missing(), key=lambda cell: cell.study == "time")
     if not missing:

@@ -1,4 +1,4 @@
-"""Answer accuracy of a model on the world in miniature, question by question."""
+"""Answer accuracy of a model on the synthetic data, for each question."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from solopo_nemo.evaluation.task import Cell, Question
 from studies.reproduction.world import SHORT_SENTENCES, draw_contexts, prompt_tokens
 
 DEPTHS = 5
-"""Equal parts of a context, by where in it the fact that is asked for stands."""
+"""Number of equal parts of a context, for the accuracy by position of the fact."""
 _ANSWER_TOKENS = 6
-_EVALUATION_SEED = 1_000_000  # far from those of training questions
+_EVALUATION_SEED = 1_000_000  # training questions have small seeds
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Score:
 
     Attributes:
         length: context length as a multiple of the short one.
-        tokens: of each prompt.
-        questions: asked.
-        right: one bit a question, set where the answer is exactly right; hexadecimal, first question first.
-        depths: right answers and questions by depth of the fact in the context, nearest to the beginning first.
+        tokens: tokens of each prompt.
+        questions: number of questions.
+        right: one bit per question, 1 for an exact answer; hexadecimal, first question first.
+        depths: right answers and questions for each part of the context, from the beginning.
     """
 
     length: int
@@ -43,7 +43,7 @@ class Score:
     depths: list[list[int]]
 
     def outcomes(self) -> np.ndarray:
-        """1 or 0 a question, fp64 ``[questions]``."""
+        """fp64 ``[questions]``: 1 for a right answer, else 0."""
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(self.right), dtype=np.uint8))
         return bits[: self.questions].astype(np.float64)
 
@@ -57,13 +57,13 @@ def _exact(response: str, row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def score_model(folder: Path, lengths: tuple[int, ...], questions: int, seed: int) -> list[Score]:
-    """Ask a model by greedy decoding; only the exact answer counts.
+    """Score a model with greedy decoding and exact match.
 
     Args:
         folder: Hugging Face folder.
         lengths: context lengths as multiples of the short one.
-        questions: a length, the same for every model asked with this seed.
-        seed: of the questions.
+        questions: questions per length; the same for every model with this seed.
+        seed: seed of the questions.
     """
     drawn = {
         length: draw_contexts(

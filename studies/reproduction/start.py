@@ -1,4 +1,4 @@
-"""The starting model: a small Qwen2 pre-trained on short contexts of the world, with its tokenizer."""
+"""The starting model: a small Qwen2 pre-trained on short synthetic contexts, with its tokenizer."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ CHAT_TEMPLATE = (
     f"{{% else %}}{{{{ message['content'] }}}}{{% endif %}}{{% endfor %}}"
     f"{{% if add_generation_prompt %}}{{{{ '{ANSWER}' }}}}{{% endif %}}"
 )
-MATCH = 1.5  # a match then weighs several times a chance one
-SHORTEST = 4  # sentences with which the pre-training begins
+MATCH = 1.5  # initial scale: a match has several times the attention weight of a random token
+SHORTEST = 4  # sentences of the first contexts in pre-training
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How the starting model is made.
+    """Settings of the starting model.
 
     Attributes:
-        layers: of the model.
-        width: of its hidden states; four heads.
+        layers: number of layers.
+        width: hidden size; the model has four heads.
         steps: optimizer steps.
-        learning_rate: highest, AdamW's.
-        sentences: longest context, reached step by step.
-        seed: of weights and data.
+        learning_rate: peak learning rate of AdamW.
+        sentences: maximum context length of the curriculum, in sentences.
+        seed: seed of weights and data.
     """
 
     layers: int = 2
@@ -56,7 +56,7 @@ class Pretraining:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words, in the order of the world's vocabulary."""
+    """A tokenizer of whole words, with the ids of :data:`~studies.reproduction.world.IDS`."""
     tokenizer = Tokenizer(models.WordLevel(IDS, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # words with spaces between
@@ -93,7 +93,7 @@ def make_model(settings: Pretraining) -> Qwen2ForCausalLM:
 
 @torch.no_grad()
 def _start_with_an_induction_head(model: Qwen2ForCausalLM) -> None:
-    """Let the last layer's first head begin by looking for what came after a token like the last one."""
+    """Initialize the first head of the last layer as an induction head: it finds the successor of an equal token."""
     first, last = model.model.layers[0].self_attn, model.model.layers[-1].self_attn
     size = first.head_dim
     last.q_proj.weight[:size] = MATCH * first.v_proj.weight[:size]
@@ -104,11 +104,11 @@ def pretrain_start(model: Qwen2ForCausalLM, settings: Pretraining, tell: Tell | 
     """Pre-train the starting model in place, on one thread."""
 
     def draw(sentences: int, step: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        facts = SHORTEST if sentences == SHORTEST else None  # nothing but facts where reading them begins
+        facts = SHORTEST if sentences == SHORTEST else None  # the shortest contexts contain facts only
         return dialogues(max(16, 512 // max(8, sentences)), sentences, generator, facts)
 
     schedule = Schedule(settings.steps, settings.learning_rate, warm_up=100, decay=0.95, seed=settings.seed + 1)
-    # of each answer's four tokens the first value is the one that has to be read
+    # accuracy counts the first value of each answer, which the model must read from the context
     counted = slice(1, None, RESPONSE_TOKENS)
     curriculum = Curriculum(
         SHORTEST, settings.sentences, 0.9, afterwards=0.6, growth=lambda n: max(1, n // 4), counted=counted
@@ -118,32 +118,32 @@ def pretrain_start(model: Qwen2ForCausalLM, settings: Pretraining, tell: Tell | 
 
 @dataclass(frozen=True)
 class Start:
-    """Where the starting model lies, in the two forms that are used."""
+    """The paths of the starting model in its two formats."""
 
     folder: Path
 
     @property
     def hf(self) -> Path:
-        """Hugging Face folder: pairs are sampled from it."""
+        """Hugging Face folder, from which pairs are sampled."""
         return self.folder / "hf"
 
     @property
     def nemo(self) -> Path:
-        """NeMo checkpoint: recipes begin with it, without converting it each time."""
+        """NeMo checkpoint, with which recipes start without a conversion."""
         return self.folder / "nemo"
 
 
 def make_start(folder: Path, settings: Pretraining | None = None, tell: Tell | None = None) -> Start:
-    """Make the tokenizer, pre-train the model, and write both; nothing is done where that has been done.
+    """Create the tokenizer, pre-train the model, and write both. Existing files are reused.
 
     Args:
-        folder: to write to.
-        settings: the usual ones, where not given.
+        folder: output folder.
+        settings: settings of the pre-training; None uses the defaults.
         tell: see :data:`Tell`.
     """
     settings, start = settings or Pretraining(), Start(folder)
     if not (start.hf / "tokenizer.json").is_file():
-        torch.set_num_threads(1)  # so that the result does not depend on the number of cores
+        torch.set_num_threads(1)  # the result then does not depend on the number of cores
         model = make_model(settings)
         pretrain_start(model, settings, tell)
         model.save_pretrained(start.hf)

@@ -1,9 +1,9 @@
-"""Intervals over seeds and questions: the one statistical rule of the page.
+"""Intervals over seeds and questions, for all results of the page.
 
-A seed has its own pairs, order of the samples and questions; all methods of a seed are asked the same questions, so
-that differences are paired, question by question. The 95 % interval of a mean over seeds is Student's t over the
-seeds' values (both the training and the questions vary between them), and never narrower than the questions alone
-make it: few seeds can lie close together by chance.
+Each seed has its own pairs, order of samples and questions. All methods of a seed get the same questions, so
+differences are paired by question. The 95 % interval of a mean over seeds is Student's t interval over the values of
+the seeds, which differ in training and questions. It is widened to the interval over questions if that is wider,
+because a few seeds can be close together by chance.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class Interval:
     high: float
 
     def clipped(self, low: float, high: float) -> Interval:
-        """The interval within the values that are possible."""
+        """The interval, limited to the range of possible values."""
         return Interval(self.mean, max(self.low, low), min(self.high, high))
 
 
 def over_seeds(values: Sequence[float], question_variances: Sequence[float] = ()) -> Interval:
-    """The mean over seeds.
+    """The mean over seeds with its interval.
 
     Args:
-        values: one a seed.
-        question_variances: of each value, as far as the questions make it; empty where there are no questions.
+        values: one value per seed.
+        question_variances: variance of each value over questions; empty for values without questions.
     """
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
@@ -49,10 +49,10 @@ def over_seeds(values: Sequence[float], question_variances: Sequence[float] = ()
 
 
 def over_seeds_and_questions(outcomes: Sequence[Sequence[np.ndarray]]) -> Interval:
-    """The mean over seeds, lengths and questions.
+    """The mean over seeds, lengths and questions with its interval.
 
     Args:
-        outcomes: for each seed and length, a value a question, fp64 ``[questions]``.
+        outcomes: for each seed and length, fp64 ``[questions]``.
     """
     values = [float(np.mean([part.mean() for part in parts])) for parts in outcomes]
     variances = [
@@ -65,15 +65,15 @@ def over_seeds_and_questions(outcomes: Sequence[Sequence[np.ndarray]]) -> Interv
 def contrast(
     weights: Mapping[str, float], outcomes: Mapping[str, Mapping[int, Mapping[int, np.ndarray]]], lengths: Sequence[int]
 ) -> Interval | None:
-    """A weighted sum of methods, paired by question, averaged over lengths.
+    """A weighted sum of methods, paired by question and averaged over lengths.
 
     Args:
-        weights: of each method; they sum to zero for a comparison.
-        outcomes: by method, seed and length, a value a question.
-        lengths: of the contexts.
+        weights: method -> weight; the weights of a comparison sum to zero.
+        outcomes: method -> seed -> length -> fp64 ``[questions]``.
+        lengths: context lengths.
 
     Returns:
-        None where a method has not been run.
+        The interval; None if a method has not been run.
     """
     if not all(outcomes.get(name) for name in weights):
         return None

@@ -1,4 +1,4 @@
-"""The experiments: what is trained for each, and the files that the results go to."""
+"""The experiments: their trainings and the paths of their results."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from studies.reproduction.runs import BASE, QUESTIONS, STEPS, Run
 from studies.reproduction.world import prompt_tokens
 
 SWEPT = {"dpo": (1.0, 3.0, 10.0), "orpo": (0.3, 1.0, 3.0)}
-"""Values of alpha; the objective's own comes out of the main table."""
+"""Swept values of alpha. The result at the objective's own alpha is that of the main table."""
 SLOWER = 3e-4
-"""A learning rate beside the shared one, tried on the first seed: what it does to the comparison."""
+"""A lower learning rate, run on the first seed to show its effect on the comparison."""
 COMPARED = tuple(f"{kind}-{objective}" for objective in ("dpo", "simpo") for kind in ("long", "expand", "solo"))
-"""The methods that it is tried with: ORPO's NLL term makes it less of a question there."""
+"""Methods with the lower learning rate. ORPO is omitted, because its NLL term makes it less sensitive."""
 TIMED = (2, 4, 8, 16, 32)
-"""Long lengths whose run time is measured, as multiples of the short one."""
+"""Long lengths of the run-time study, as multiples of the short one."""
 TIMED_STEPS = 12
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything.
+    """The size of the experiments.
 
     Attributes:
-        seeds: of every method.
-        steps: of every training.
-        questions: a length and seed.
-        pairs: of every training.
+        seeds: seeds per method.
+        steps: optimizer steps per training.
+        questions: questions per length and seed.
+        pairs: pairs per training.
     """
 
     seeds: int = 3
@@ -42,16 +42,16 @@ class Size:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training and what becomes of it.
+    """One training with its pairs and result.
 
     Attributes:
         study: ``main``, ``alpha``, ``rate`` or ``time``.
-        name: within the study, without the seed.
-        seed: of the run.
-        run: what is trained; None for the starting model.
-        pairs: that it is trained on.
-        questions: a length.
-        seconds: that it takes, about, on an idle core.
+        name: name in the study, without the seed.
+        seed: seed of the run.
+        run: the training; None for the starting model.
+        pairs: pairs of the training; None for the starting model.
+        questions: questions per length.
+        seconds: estimated seconds on an idle core.
     """
 
     study: str
@@ -68,13 +68,13 @@ class Cell:
         return f"{self.study}/{self.name}-{self.seed}"
 
     def result(self, work: Path) -> Path:
-        """Its result, once there is one."""
+        """Path of its result."""
         return work / "runs" / self.key / "result.json"
 
 
 def all_cells(size: Size) -> list[Cell]:
-    """Every training of every experiment, those of the main table first."""
-    seeds = range(1, size.seeds + 1)  # 0 is the one that learning rates were chosen on
+    """All trainings of all experiments, those of the main table first."""
+    seeds = range(1, size.seeds + 1)  # seed 0 was used to choose the learning rate
     main = [
         cell
         for seed in seeds
@@ -100,10 +100,10 @@ def all_cells(size: Size) -> list[Cell]:
 
 
 def choose(cells: list[Cell], only: str | None) -> list[Cell]:
-    """The cells that some comma-separated patterns name, by study or by key.
+    """Select cells by comma-separated patterns of studies or keys.
 
     Raises:
-        UserError: a pattern that names none.
+        UserError: a pattern matches no cell.
     """
     if only is None:
         return cells
@@ -141,11 +141,11 @@ def _trained(study: str, name: str, run: Run, size: Size) -> Cell:
 
 
 _OVERHEAD, _SCORING, _STEP, _THOUSAND_TOKENS = 6.0, 11.0, 0.02, 0.027
-"""Seconds of an idle core: to start, convert and export; to score; of a step, and for each thousand tokens of it."""
+"""Seconds on an idle core: start, conversion and export; scoring; overhead of a step; a thousand tokens of a step."""
 
 
 def _estimate(run: Run) -> float:
-    """Seconds of a run on an idle core."""
+    """Estimated seconds of a run on an idle core."""
     shorts, longs = run.method.sequences
     tokens = 16 * (shorts * prompt_tokens(1) + longs * prompt_tokens(run.long))
     return _OVERHEAD + _SCORING * bool(run.lengths) + run.steps * (_STEP + _THOUSAND_TOKENS * tokens / 1000)

@@ -1,9 +1,9 @@
-"""The world in miniature: contexts of facts and fillers, questions about a fact, and their words.
+"""The synthetic data: contexts of facts and fillers, and questions about a fact.
 
-A sentence has four words: a fact `k012 a045 b101 .` (a key and its two values) or a filler `f01 f33 f20 .`, in random
-order. The question `? k012` asks for a fact, the answer repeats it: `k012 a045 b101`. A context of one length (1x) has
-16 sentences, half of them facts. Everything is drawn as token ids, `[contexts, sentences, 4]`; the tokenizer's
-vocabulary has the same order, so that texts and ids are two forms of one thing.
+A sentence has four words. It is a fact such as `k012 a045 b101 .` (a key and its two values) or a filler such as
+`f01 f33 f20 .`; sentences are in random order. The question `? k012` asks for a fact, and the answer `k012 a045 b101`
+repeats it. A context of length 1x has 16 sentences, half of them facts. Contexts are drawn as token ids
+`[contexts, sentences, 4]`. Ids are indices into :data:`VOCABULARY`, which is also the vocabulary of the tokenizer.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ VOCABULARY: tuple[str, ...] = (
     *(f"b{n:03}" for n in range(VALUES)),
     *(f"f{n:03}" for n in range(FILLERS)),
 )
-"""Names have the same number of digits, so that none is part of another (sub-EM looks for parts)."""
+"""All names have the same number of digits, so that no name contains another (sub-EM searches for substrings)."""
 IDS = {word: number for number, word in enumerate(VOCABULARY)}
 SHORT_SENTENCES = 16
 FACTS_SHARE = 0.5
 LONG = 8
-"""Length of the long contexts that are trained on, as a multiple of the short ones."""
+"""Length of the long contexts in training, as a multiple of the short ones."""
 RESPONSE_TOKENS = 4
-"""Of a right answer: key, two values, end."""
+"""Tokens of a right answer: key, two values, end token."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Contexts:
 
     Attributes:
         sentences: int64 ``[contexts, sentences, 4]``, in reading order.
-        facts: int64 ``[contexts, facts, 4]``, in random order: the first one is the one asked for.
+        facts: int64 ``[contexts, facts, 4]``, in random order. The question asks for the first one.
     """
 
     sentences: torch.Tensor
@@ -53,15 +53,15 @@ class Contexts:
 
     @property
     def asked_at(self) -> torch.Tensor:
-        """Place of the first fact among the sentences, int64 ``[contexts]``."""
+        """Index of the first fact among the sentences, int64 ``[contexts]``."""
         return (self.sentences[..., 0] == self.facts[:, :1, 0]).int().argmax(1)
 
     def cut(self, sentences: int, generator: torch.Generator) -> Contexts:
-        """Shorter contexts within these: the first facts and random fillers, in the order in which these have them.
+        """Shorter contexts with the first facts and random fillers of these contexts, in the same order.
 
         Args:
-            sentences: of each shorter context, half of them facts.
-            generator: draws the fillers.
+            sentences: sentences of each shorter context, half of them facts.
+            generator: generator that selects the fillers.
         """
         kept = self.facts[:, : facts_of(sentences)]
         here = self.sentences[..., 0]
@@ -85,12 +85,12 @@ class Contexts:
 
 
 def facts_of(sentences: int) -> int:
-    """Facts in a context."""
+    """Number of facts in a context with a number of sentences."""
     return round(sentences * FACTS_SHARE)
 
 
 def draw_contexts(count: int, sentences: int, generator: torch.Generator, facts: int | None = None) -> Contexts:
-    """Draw contexts; all keys of one context differ, and half of the sentences are facts where nothing else is said."""
+    """Draw contexts with distinct keys. By default, half of the sentences are facts."""
     facts = facts_of(sentences) if facts is None else facts
     keys = torch.rand(count, KEYS, generator=generator).argsort(1)[:, :facts, None] + IDS["k000"]
     values = torch.randint(VALUES, (count, facts, 2), generator=generator) + torch.tensor([IDS["a000"], IDS["b000"]])
@@ -102,7 +102,7 @@ def draw_contexts(count: int, sentences: int, generator: torch.Generator, facts:
 
 
 def prompt_tokens(length: int) -> int:
-    """Tokens of a prompt whose context is a multiple of the short one: its sentences, a start, and three to ask."""
+    """Tokens of a prompt: start token, ``length * SHORT_SENTENCES`` sentences, and three tokens of the question."""
     return 1 + length * SHORT_SENTENCES * WORDS_A_SENTENCE + 3
 
 
@@ -112,13 +112,13 @@ def words(ids: torch.Tensor) -> str:
 
 
 def training_questions(count: int, seed: int, short: int, long: int) -> Iterator[dict[str, Any]]:
-    """Rows that `tools/sample_pairs.py` takes: the short context is cut out of the long one.
+    """Generate rows for `tools/sample_pairs.py`. The short context is a part of the long one.
 
     Args:
-        count: how many.
-        seed: draws them.
+        count: number of rows.
+        seed: seed of the contexts.
         short: sentences of the short context.
-        long: sentences of the long one.
+        long: sentences of the long context.
     """
     generator = torch.Generator().manual_seed(seed)
     contexts = draw_contexts(count, long, generator)
@@ -136,7 +136,7 @@ def training_questions(count: int, seed: int, short: int, long: int) -> Iterator
 def dialogues(
     count: int, sentences: int, generator: torch.Generator, facts: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Contexts with a question and answer about every fact one after the other: dense supervision for pre-training.
+    """Generate contexts followed by a question and answer about every fact, for pre-training.
 
     Returns:
         Token ids and labels (-100 outside the answers), int64 ``[count, tokens]``.

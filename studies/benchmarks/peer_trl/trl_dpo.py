@@ -1,8 +1,8 @@
-"""Training steps of TRL's DPOTrainer, timed, with their peak memory. Runs in the peer's own environment.
+"""Time and peak memory of training steps with TRL's DPOTrainer. Runs in the environment of the peer.
 
-Called by ``tools/benchmark.py`` as ``python trl_dpo.py REQUEST.json RESULT.json`` in a fresh process. It imports
-nothing of ``solopo_nemo``; the request says everything (``_Request``). The peak is that of
-``studies/benchmarks/memory.py``: before the first step there is no gradient, but maybe a reference copy.
+``tools/benchmark.py`` calls it as ``python trl_dpo.py REQUEST.json RESULT.json`` in a new process. It does not import
+``solopo_nemo``; the request contains all settings (``_Request``). The peak is defined in
+``studies/benchmarks/memory.py``. Before the first step there are no gradients, but there may be a reference model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import utils as trl_utils
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # the one definition of the peak, which needs torch alone
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for memory.py, which needs torch only
 from memory import PeakMemory
 
 CUDA = torch.cuda.is_available()
@@ -44,11 +44,11 @@ class _Request:
     Attributes:
         model: Hugging Face folder with weights and tokenizer.
         data: JSON file with the token ids ``prompt_long``, ``chosen``, ``rejected``.
-        setting: ``as_is``, or ``best``: reference scored before training, and the head on the response rows alone.
+        setting: ``as_is``; or ``best``, which scores the reference before training and response positions only.
         steps: optimizer steps, all on the same sample.
         recompute: ``none`` or ``full`` (gradient checkpointing).
-        lr, beta1, beta2, eps, weight_decay, clip_grad: of AdamW, constant schedule.
-        beta: of DPO.
+        lr, beta1, beta2, eps, weight_decay, clip_grad: settings of AdamW with a constant schedule.
+        beta: beta of DPO.
         output_dir: scratch folder.
     """
 
@@ -68,7 +68,7 @@ class _Request:
 
 
 class _Meter(TrainerCallback):
-    """Takes the time of each step and the peak over all of them."""
+    """Measures the time of each step and the peak over all steps."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -89,7 +89,7 @@ class _Meter(TrainerCallback):
 
 
 class _Trainer(DPOTrainer):
-    """TRL's trainer on token ids that are given, its losses and scores noted."""
+    """TRL's trainer for given token ids. It records losses and log-probabilities."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.losses: list[float] = []
@@ -114,7 +114,7 @@ class _Trainer(DPOTrainer):
 
 
 def _digest(inputs: Any) -> dict[str, str]:
-    """Hashes of the token ids in a collated batch, by field of the data file."""
+    """Field of the data file -> hash of its token ids in a collated batch."""
     (chosen, rejected), (chosen_mask, rejected_mask) = inputs["input_ids"], inputs["completion_mask"].bool()
     parts = {"prompt_long": chosen[~chosen_mask], "chosen": chosen[chosen_mask], "rejected": rejected[rejected_mask]}
     assert torch.equal(parts["prompt_long"], rejected[~rejected_mask])
@@ -123,10 +123,10 @@ def _digest(inputs: Any) -> dict[str, str]:
 
 
 def _score_response_rows_only() -> list[int]:
-    """Make TRL's head select the valid rows first, as on CUDA; returns the list of row counts that it then scores."""
+    """Make TRL's head select the valid rows first, as on CUDA. Return a list that collects its row counts."""
     rows: list[int] = []
     if not CUDA:
-        trl_utils._use_triton = lambda device: True  # the kernel itself asks its own module, and stays with torch
+        trl_utils._use_triton = lambda device: True  # the kernel checks its own module, so it still uses torch
     function = trl_utils._ChunkedLogProbFunction
 
     class Noting(function):  # type: ignore[misc, valid-type]
