@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def upcast(values: Tensor) -> Tensor:
-    """Returns bf16 and fp16 tensors as fp32, and fp32 and fp64 tensors as they are."""
+    """Converts bf16 and fp16 tensors to fp32, and returns fp32 and fp64 tensors unchanged."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 

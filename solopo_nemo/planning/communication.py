@@ -16,10 +16,11 @@ class Communication:
     """Bytes that one rank sends in one optimizer step. Collectives are counted as ring algorithms.
 
     Attributes:
-        tensor: to the tensor-parallel ranks.
-        context: to the context-parallel ranks.
-        pipeline: to the neighbouring stages.
-        data: reduce-scatter of gradients and all-gather of weights, over data- and context-parallel ranks together.
+        tensor: bytes to tensor-parallel ranks.
+        context: bytes to context-parallel ranks.
+        pipeline: bytes to the neighbouring stages.
+        data: bytes of the reduce-scatter of gradients and the all-gather of weights, to data- and context-parallel
+            ranks.
     """
 
     tensor: float

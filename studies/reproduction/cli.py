@@ -4,7 +4,8 @@ scale=mini pre-trains a tiny Qwen2 on short contexts and samples preference pair
 paper with its recipe, scores it at 1 to 16 times the short length, and writes a page like docs/reproduction.md from the
 results. Finished parts are kept in --out. To resume an interrupted run, start the same command again.
 
-scale=7b prints the commands of the paper's protocol. It checks everything that needs neither data nor GPUs.
+With scale=7b, --plan prints the commands of the paper's protocol. --dry-run also checks everything that needs neither
+data nor GPUs.
 """
 
 from __future__ import annotations

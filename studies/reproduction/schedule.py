@@ -15,7 +15,7 @@ from studies.reproduction.start import Start, make_start
 from studies.reproduction.study import Cell
 
 _START_SECONDS = 75.0
-_PAIRS_SECONDS = 110.0  # of 800 pairs
+_PAIRS_SECONDS = 110.0  # for 800 pairs
 TIMINGS = "timings.json"
 """File next to the runs: seconds of the starting model and of each file of pairs."""
 
