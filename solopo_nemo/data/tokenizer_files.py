@@ -53,7 +53,11 @@ def load_tokenizer(
                 str(source), local_files_only=True, trust_remote_code=trust_remote_code, fix_mistral_regex=tekken
             )
         except Exception as error:  # tokenizers raises bare Exception for a damaged file
-            raise UserError(f"{folder}: no tokenizer can be loaded from it ({' '.join(str(error).split())})") from error
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{folder}: no tokenizer can be loaded from it ({reason}): copy {_TOKENIZER} and {_CONFIG} from the "
+                "original model (a clone needs git lfs pull)"
+            ) from error
     tokenizer.name_or_path = str(folder)
     _pin_date(tokenizer, folder, day)
     return tokenizer

@@ -102,6 +102,11 @@ def find_weights(folder: Path, model: ModelDescription) -> WeightFiles:
     Raises:
         UserError: a file is missing or damaged; a tensor is missing, unknown or of the wrong shape; dtypes differ.
     """
+    if (folder / "adapter_config.json").exists():  # transformers would load the adapter, too
+        raise UserError(
+            f"{folder}: holds a LoRA adapter (adapter_config.json), which is not read: merge it into its model (peft's "
+            "merge_and_unload) and give the merged model; if that is what the other files are, remove the adapter's"
+        )
     expected = expected_tensors(model, torch.float32)
     files: dict[str, Path] = {}
     dtypes: Counter[str] = Counter()
@@ -121,7 +126,10 @@ def find_weights(folder: Path, model: ModelDescription) -> WeightFiles:
                         dtypes[described.get_dtype()] += 1
                     files[name] = path
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read as safetensors ({' '.join(str(error).split())})") from None
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{path}: cannot be read as safetensors ({reason}): copy it again (a clone needs git lfs pull)"
+            ) from None
     missing = sorted(expected.keys() - files.keys())
     if missing:
         raise UserError(f"{folder}: the files hold no {missing[0]}{_more(missing)}; is config.json of another model?")

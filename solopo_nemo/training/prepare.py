@@ -49,7 +49,10 @@ def find_model(init: str, weights: bool = True) -> Path:
         return path
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"model.init={init}: neither a Hugging Face folder (no config.json) nor a NeMo checkpoint")
+            adapter = (path / "adapter_config.json").is_file()
+            what = "a LoRA adapter: merge it into its model first, with peft's merge_and_unload"
+            what = what if adapter else "neither a Hugging Face folder (no config.json) nor a NeMo checkpoint"
+            raise UserError(f"model.init={init}: {what}")
         return path
     if path.is_absolute() or init.startswith(".") or init.count("/") != 1:
         raise UserError(f"model.init={init}: no such folder")

@@ -111,7 +111,9 @@ a size as text               | model.init={bad}/text_size              | hidden_
 end token as text            | model.init={bad}/text_end               | generation_config.json
 two sets of weights          | model.init={bad}/two_weights            | shard.safetensors
 model without weights        | model.init={bad}/no_weights             | no_weights
-model with cut weights       | model.init={bad}/cut_weights            | cut_weights
+model with cut weights       | model.init={bad}/cut_weights            | git lfs pull
+model and an adapter         | model.init={bad}/with_adapter           | LoRA adapter
+an adapter without its model | model.init={bad}/adapter                | LoRA adapter
 model without a tokenizer    | model.init={bad}/no_tokenizer           | tokenizer
 model with a broken tokenizer| model.init={bad}/broken_tokenizer       | broken_tokenizer
 tokenizer without a template | model.init={bad}/no_template data.train={ok} | chat template

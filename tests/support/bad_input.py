@@ -179,6 +179,9 @@ def _make_models(bad: Path, model: Path) -> None:
     shutil.copyfile(two / "model.safetensors", two / "shard.safetensors")
     (two / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": "shard.safetensors"}}')
     (copy("no_weights") / "model.safetensors").unlink()
+    (copy("with_adapter") / "adapter_config.json").write_text("{}")
+    (bad / "adapter").mkdir()
+    (bad / "adapter" / "adapter_config.json").write_text("{}")
     weights = copy("cut_weights") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     tokenizer = copy("no_tokenizer")
