@@ -162,7 +162,7 @@ def test_bad_places(model: Path, tmp_path: Path, refuse: Callable[..., str]) -> 
     assert "no such" in refuse("import", tmp_path / "absent", tmp_path / "out").lower()
     assert "NeMo checkpoint" in refuse("export", model, tmp_path / "out")
     assert "factor" in refuse("import", model, tmp_path / "out", "--rope-scaling", '{"rope_type": "yarn"}')
-    assert "mapping" in refuse("import", model, tmp_path / "out", "--rope-scaling", "4.0")
+    assert "JSON object" in refuse("import", model, tmp_path / "out", "--rope-scaling", "4.0")
 
 
 def test_bad_checkpoints(model: Path, tmp_path: Path, refuse: Callable[..., str]) -> None:

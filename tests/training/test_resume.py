@@ -23,7 +23,13 @@ from solopo_nemo.training.paths import Paths
 
 STARTED = 101
 """What a start gives that would train."""
-SETTINGS = ["data.max_tokens=500", "trainer.global_batch=2", "trainer.micro_batch=1", "evaluation.name=none"]
+SETTINGS = [
+    "data.max_tokens=500",
+    "trainer.global_batch=2",
+    "trainer.micro_batch=1",
+    "evaluation.name=none",
+    "objective.reference=online",
+]
 HERE = ["data.train=rows.jsonl", "model.init=model"]
 
 
