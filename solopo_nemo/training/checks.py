@@ -201,6 +201,12 @@ class Start:
         return json.loads(marker.read_text()) if marker.is_file() else {}
 
     @once
+    def same_run(self) -> None:
+        """Weights, data and program are those of the checkpoint to go on from."""
+        _check_same_weights(self)
+        check_record(self)
+
+    @once
     def origin(self) -> dict[str, Any]:
         """Hash of the source's weights, and the states of its files; while these stay, nothing is hashed again."""
         scaling, known = self.config.model.rope_scaling, self.imported
@@ -227,7 +233,7 @@ def _check_weights(start: Start) -> None:
 def _check_same_weights(start: Start) -> None:
     if start.imported and start.saved and start.origin["weights"] != start.imported.get("weights"):
         raise UserError(
-            f"{start.paths.output} holds a run that started from other weights or another rope_scaling than "
+            f"{start.paths.output} holds a run that started from other weights, config.json or rope_scaling than "
             f"model.init={start.source} has now: choose another output_dir, or trainer.resume=never to put that run "
             "aside"
         )
@@ -244,6 +250,7 @@ def _check_reference(start: Start) -> None:
     resumed = to_resume_from(start.config.trainer.resume, start.saved)
     if start.only_reference or start.config.reference != "cached" or not sequences or resumed is None:
         return
+    start.same_run  # noqa: B018  # other data or weights have no scores here, which is no fault of its own
     precision = "bf16" if start.bf16 else "fp32"
     key = cache_key(start.origin["weights"], start.prepared.fingerprint, sequences, precision)
     cache = ReferenceCache(start.paths.reference, key)
@@ -285,7 +292,7 @@ CHECKS: tuple[Check, ...] = (
     lambda start: start.tokenizer,
     lambda start: start.prepared,
     _say_length,
-    check_record,
+    lambda start: start.same_run,
     _check_reference,
     lambda start: check_space(start.config, start.model, start.bf16, start.steps, len(start.saved)),
     _check_selection,

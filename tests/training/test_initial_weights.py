@@ -92,3 +92,11 @@ def test_other_weights_are_refused_where_a_run_goes_on(imported: SimpleNamespace
     with pytest.raises(UserError, match=r"started from other weights .* choose another output_dir, or trainer.resume"):
         imported.start()
     assert imported.imports == 1
+
+
+def test_scores_that_other_weights_lack_are_no_fault_of_their_own(tmp_path: Path) -> None:
+    begun = checks.Start(load_config("solo_dpo", [f"output_dir={tmp_path}"]), 1)
+    vars(begun)["settled"] = [tmp_path / "checkpoints" / "step_000001"]
+    begun.refused["same_run"] = UserError("other weights")
+    with pytest.raises(UserError, match="other weights"):
+        checks._check_reference(begun)
