@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -274,7 +275,9 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
             OmegaConf.update(merged, key, expand_home(OmegaConf.select(merged, key), f"{key}="))
         config: RunConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"configuration: {_one_line(error)} ({command_name()} --help lists the keys)") from None
+        # Hydra's advice to append the key is right for plugins alone
+        reason = re.sub(r"Could not override '(?!plugins')(.*?)'.*", r"there is no key \1", _one_line(error))
+        raise UserError(f"configuration: {reason} ({command_name()} --help lists the keys)") from None
     _check(config)
     if chosen["model"] == "tiny_qwen2" and config.model.init != "builtin":
         logger.warning(

@@ -233,7 +233,7 @@ def _check_weights(start: Start) -> None:
 def _check_same_weights(start: Start) -> None:
     if start.imported and start.saved and start.origin["weights"] != start.imported.get("weights"):
         raise UserError(
-            f"{start.paths.output} holds a run that started from other weights, config.json or rope_scaling than "
+            f"{start.paths.output} holds a run that started from other weights (or config.json, rope_scaling) than "
             f"model.init={start.source} has now: choose another output_dir, or trainer.resume=never to put that run "
             "aside"
         )

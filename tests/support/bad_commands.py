@@ -7,7 +7,7 @@ a file of good triplets. Recipes get an ``output_dir`` unless they name one.
 from __future__ import annotations
 
 RECIPES = """
-unknown key                  | objective.bta=1                         | objective.bta
+unknown key                  | objective.bta=1                         | there is no key objective.bta (
 unknown section              | optimizer.lr=1                          | optimizer
 unknown group option         | objective=nope                          | nope
 unknown model                | model=gpt5                              | gpt5
