@@ -49,7 +49,7 @@ class OutputLock:
 
     def __init__(self, output: Path, patience: float = PATIENCE) -> None:
         self.path, self.patience = lock_file(output), patience
-        self._done = threading.Event()
+        self._text, self._done = "", threading.Event()
         self._thread = threading.Thread(target=self._beat, name="output lock", daemon=True)
 
     def refuse_if_owned(self) -> None:
@@ -73,7 +73,9 @@ class OutputLock:
     def __exit__(self, *_: Any) -> None:
         self._done.set()
         self._thread.join()
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            if self.path.read_text(encoding="utf-8") == self._text:  # else another start took a silent owner's place
+                self.path.unlink()
         with suppress(OSError):
             self.path.parent.rmdir()  # where a refused run wrote nothing else
 
@@ -87,7 +89,8 @@ class OutputLock:
             if not self.path.exists() or self.path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
                 return False
             stream.truncate(0)
-            stream.write(json.dumps(_this_process()) + "\n")
+            self._text = json.dumps(_this_process()) + "\n"
+            stream.write(self._text)
         return True
 
     def _refuse_if_owned(self, text: str) -> None:

@@ -117,3 +117,9 @@ def test_a_restarted_job_waits_for_its_earlier_start(tmp_path: Path, monkeypatch
         with OutputLock(tmp_path):
             assert first.poll() == 0
             assert lock_file(tmp_path).exists()
+
+
+def test_a_silent_owner_leaves_the_lock_of_the_one_that_took_its_place(tmp_path: Path) -> None:
+    with OutputLock(tmp_path):
+        lock_file(tmp_path).write_text("another start\n")
+    assert lock_file(tmp_path).read_text() == "another start\n"
