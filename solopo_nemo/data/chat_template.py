@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_OF_A_CALL = ("tool_call_id", "name")
+"""Fields of a tool's message that refer to a call. A template that knows the order of calls needs neither."""
+
+
 class ChatTemplate:
     """Renders messages as `apply_chat_template` of transformers does.
 
@@ -87,7 +91,8 @@ class ChatTemplate:
     def prompt(self, messages: list[Message], where: str) -> str:
         """Render a prompt, and check that the template uses every part of it.
 
-        The check renders the prompt again without each part. A part that does not change the text is refused.
+        The check renders the prompt again without each part. A part that does not change the text is refused, but for
+        a tool message's reference to its call.
 
         Raises:
             UserError: There is no template, it raises an error, or it ignores a part of the messages.
@@ -101,6 +106,8 @@ class ChatTemplate:
                     if not self._gives(rendered, [*others[0], message | {"content": ""}, *others[1]]):
                         raise UserError(f"{where}[{index}]: the chat template writes a missing content: write one")
                 elif name in ("content", *RENDERED) and str(value or "").strip():
+                    if message["role"] == "tool" and name in _OF_A_CALL:
+                        continue
                     own = {key: message[key] for key in message if key != name}
                     own = message | {"content": ""} if name == "content" else own
                     if self._gives(rendered, [*others[0], own, *others[1]]):

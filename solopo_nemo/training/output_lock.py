@@ -49,7 +49,7 @@ class OutputLock:
 
     def __init__(self, output: Path, patience: float = PATIENCE) -> None:
         self.path, self.patience = lock_file(output), patience
-        self._text, self._done = "", threading.Event()
+        self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="output lock", daemon=True)
 
     def refuse_if_owned(self) -> None:
@@ -73,9 +73,8 @@ class OutputLock:
     def __exit__(self, *_: Any) -> None:
         self._done.set()
         self._thread.join()
-        with suppress(OSError):
-            if self.path.read_text(encoding="utf-8") == self._text:  # else another start took a silent owner's place
-                self.path.unlink()
+        if self._is_mine():
+            self.path.unlink(missing_ok=True)
         with suppress(OSError):
             self.path.parent.rmdir()  # where a refused run wrote nothing else
 
@@ -89,8 +88,7 @@ class OutputLock:
             if not self.path.exists() or self.path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
                 return False
             stream.truncate(0)
-            self._text = json.dumps(_this_process()) + "\n"
-            stream.write(self._text)
+            stream.write(json.dumps(_this_process()) + "\n")
         return True
 
     def _refuse_if_owned(self, text: str) -> None:
@@ -129,8 +127,19 @@ class OutputLock:
 
     def _beat(self) -> None:
         while not self._done.wait(BEAT):
+            if not self._is_mine():
+                logger.error("%s: taken over by another start; stop this run", self.path.parent)
+                return
             with suppress(OSError):
                 os.utime(self.path)
+
+    def _is_mine(self) -> bool:
+        """False once another start has taken the place of an owner that was silent; True where nothing can be read."""
+        try:
+            owner = json.loads(self.path.read_text(encoding="utf-8"))
+            return all(owner[key] == value for key, value in _this_process().items() if key in ("pid", "created"))
+        except (OSError, ValueError, KeyError, TypeError):
+            return True
 
 
 def lock_file(output: Path) -> Path:

@@ -142,7 +142,7 @@ LEFT_OUT: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any], str]] = {
     "a reserved switch": ("chatml", CALLED[:1], {"chat_template_kwargs": {"messages": []}}, "no such switch"),
     "a name": ("chatml", [CALLED[0] | {"name": "Al"}], {}, r"prompt_long\[0\]\.name: the chat template leaves it out"),
     "a call": ("chatml", [*CALLED[:1], CALLED[1] | {"content": "x"}, CALLED[2]], {}, r"\[1\]\.tool_calls: .* leaves it"),
-    "the id of a call": ("hybrid", [*CALLED[:2], CALLED[2] | {"tool_call_id": "i"}], {}, r"\[2\]\.tool_call_id: .* leave"),
+    "the id of a call": ("hybrid", [CALLED[0] | {"tool_call_id": "i"}], {}, r"\[0\]\.tool_call_id: .* leave"),
     "a system message": ("zephyr", [{"role": "system", "content": "x"}, CALLED[0]], {}, r"\[0\]\.content: .*role system"),
     "no content, written None": (
         "system", [CALLED[0], CALLED[1] | {"content": None}, CALLED[2]], {}, r"\[1\]: .* writes a missing content",
@@ -159,6 +159,13 @@ def test_what_the_template_leaves_out_is_refused(name: str) -> None:
     sample = Triplet("a", "f:1", prompt_long=prompt, chosen="Ann.", template=given)
     with pytest.raises(UserError, match=f"^f:1: field .*{error}"):
         encoder_of("byte-level", template).encode([sample], Needs(("long_chosen",)))
+
+
+def test_a_reference_of_a_tool_message_to_its_call_needs_no_place_in_the_prompt() -> None:
+    given = [[*CALLED[:2], CALLED[2] | own] for own in ({}, {"tool_call_id": "call_0", "name": "f"})]
+    samples = [Triplet("a", "f:1", prompt_long=prompt, chosen="Ann.") for prompt in given]
+    plain, referring = encoder_of("byte-level", "hybrid").encode(samples, Needs(("long_chosen",)))
+    assert plain == referring
 
 
 def test_a_prompt_of_a_reasoning_model_is_rendered_for_sampling() -> None:
