@@ -135,11 +135,14 @@ class OutputLock:
 
     def _is_mine(self) -> bool:
         """False once another start has taken the place of an owner that was silent; True where nothing can be read."""
+        own = _this_process()
         try:
             owner = json.loads(self.path.read_text(encoding="utf-8"))
-            return all(owner[key] == value for key, value in _this_process().items() if key in ("pid", "created"))
-        except (OSError, ValueError, KeyError, TypeError):
+            return (owner["pid"], owner["created"]) == (own["pid"], own["created"])
+        except OSError:
             return True
+        except (ValueError, KeyError, TypeError):
+            return False
 
 
 def lock_file(output: Path) -> Path:

@@ -158,7 +158,8 @@ def _install() -> None:
         return _helper.fork(request, [*standard, *passed])
 
     def spawn(path: bytes, args: Sequence[str | bytes], passed: Sequence[int]) -> int:
-        words = [_as_text(word) for word in args if word != "-B"]
+        # the flags of this interpreter, which the helper's own has too
+        words = [word for word in map(_as_text, args) if word != "-B" and not word.startswith("-W")]
         request = Request(words, str(Path.cwd()), dict(os.environ), [0, 1, 2, *passed])
         if not (_active and _helper and _helper.takes(request)):
             return real_spawn(path, args, passed)
