@@ -14,7 +14,10 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
-LONGEST = ("test_runs.py", "test_torture.py", "test_parity.py", "test_faults.py", "test_auto_alpha.py")
+LONGEST = (
+    *("test_runs.py", "test_torture.py", "test_parity.py", "test_faults.py", "test_signals.py", "test_selection.py"),
+    *("test_pretrained.py", "test_same_numbers.py", "test_measurements.py", "test_convert.py", "test_auto_alpha.py"),
+)
 """Files that two workers should not begin with last."""
 
 

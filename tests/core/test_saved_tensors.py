@@ -56,7 +56,7 @@ def test_a_layer_saves_what_the_planner_lists(tmp_path: Path) -> None:
         v=engine.VOCAB, R=1, C=1, S=tokens, t=1, c=1, e=4,
     )  # fmt: skip
     z = Sizes(**{name: Size(number, name) for name, number in numbers.items()}, mode="p2p")
-    listed = {tensor.name: tensor.bytes for tensor in kept(cpu_layers.forward(z, checkpoint_attention=False))}
+    listed = {tensor.name: tensor.bytes for tensor in kept(cpu_layers.forward(z, selective=False))}
     assert listed.pop("layer output")
     expected = sum(listed.values()) + float(z.T * z.h * z.e)
     assert measured == pytest.approx(expected, rel=0.01), listed
