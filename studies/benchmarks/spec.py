@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +56,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Spec:
+class Spec(ABC):
     """Base class of specifications."""
 
     def as_json(self) -> dict[str, Any]:
@@ -67,9 +68,9 @@ class Spec:
         """A hash that identifies the measurement."""
         return digest(self.as_json())
 
+    @abstractmethod
     def label(self) -> str:
         """A short description for messages."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from solopo_nemo.core.layers import attention, kernels
+from solopo_nemo.core.layers import attention
+from solopo_nemo.core.layers import packed_kernels as kernels
 from solopo_nemo.runtime import device
 
 Tensor = torch.Tensor

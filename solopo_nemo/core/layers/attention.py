@@ -19,7 +19,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.autograd.function import once_differentiable
 
-from solopo_nemo.core.layers.kernels import Pair, attend, attend_backward, slices
+from solopo_nemo.core.layers.packed_kernels import Pair, attend, attend_backward, slices
 from solopo_nemo.runtime.kernels import OFFERED
 
 
@@ -48,7 +48,7 @@ class _PackedAttention(torch.autograd.Function):
         q, k, v: ``[T, heads, dim]``.
         lengths: of the sequences, sum T.
         scale: of the scores.
-        before: of :func:`solopo_nemo.core.layers.kernels.attend`.
+        before: of :func:`solopo_nemo.core.layers.packed_kernels.attend`.
     """
 
     @staticmethod
