@@ -6,8 +6,9 @@ transformers 4 ignores ``rope_parameters`` of transformers 5 and uses ``rope_the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from solopo_nemo.families.family import FAMILIES, SUPPORTED, Family
@@ -165,6 +166,12 @@ class ModelDescription:
             return None
         return self.sliding_window, list(self.sliding_layers)
 
+    def computation(self) -> str:
+        """What the model computes, as one text: the same for every spelling of the same values in ``config.json``."""
+        without = ("initializer_range", "dtype", "token_ids", "source")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in without}
+        return json.dumps(_as_floats(values), sort_keys=True)
+
     def changes(self) -> dict[str, Any]:
         """Keys to replace in ``config.json`` so that transformers 4 and 5 both read this description from it.
 
@@ -200,3 +207,9 @@ class ModelDescription:
             values["use_sliding_window"] = self.sliding_window is not None
         values |= {key: value for key, value in self.token_ids.items() if key != "pad_token_id"}
         return AutoConfig.for_model(self.model_type, **values, **({"auto_map": code} if code else {}))
+
+
+def _as_floats(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _as_floats(own) for key, own in value.items()}
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -100,6 +100,13 @@ def transformers_config(folder: Path) -> Any:
     return config
 
 
+def template_files(folder: Path, *, code: bool = False) -> list[Path]:
+    """The files of a Hugging Face folder without its weights; ``code``: Python files too."""
+    patterns = (*TEMPLATE_PATTERNS, *(("*.py",) if code else ()))
+    found = (file for pattern in patterns for file in folder.glob(pattern))
+    return sorted({file for file in found if file.is_file() and file.name not in NOT_TEMPLATE})
+
+
 def copy_template(source: Path, destination: Path, changes: Mapping[str, Any], *, code: bool = False) -> None:
     """Copy a Hugging Face folder without its weights: configuration, tokenizer, chat templates, licence.
 
@@ -112,12 +119,10 @@ def copy_template(source: Path, destination: Path, changes: Mapping[str, Any], *
         code: True to copy Python files too.
     """
     destination.mkdir(parents=True, exist_ok=True)
-    for pattern in (*TEMPLATE_PATTERNS, *(("*.py",) if code else ())):
-        for file in source.glob(pattern):
-            if file.is_file() and file.name not in NOT_TEMPLATE:
-                target = destination / file.relative_to(source)
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, target)
+    for file in template_files(source, code=code):
+        target = destination / file.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
     if (older := older_config(source)) is not None:
         text = json.dumps(older, indent=2, ensure_ascii=False) + "\n"
         (destination / "tokenizer_config.json").write_text(text, encoding="utf-8")

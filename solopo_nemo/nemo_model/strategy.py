@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -29,10 +30,11 @@ class SoLoPOStrategy(nl.MegatronStrategy):
 
     Args:
         seed: of Megatron's random-number trackers.
+        verified: returns the checkpoint to resume from, just before it is loaded; a collective. None: the one given.
         **kwargs: as ``nl.MegatronStrategy``.
     """
 
-    def __init__(self, *, seed: int, **kwargs: Any) -> None:
+    def __init__(self, *, seed: int, verified: Callable[[], Path] | None = None, **kwargs: Any) -> None:
         compat.prepare_process()
         super().__init__(
             # NeMo's own printer runs a collective on rank 0 alone (progress_printer.py:228): gloo hangs
@@ -52,8 +54,13 @@ class SoLoPOStrategy(nl.MegatronStrategy):
             ),
             **kwargs,
         )
-        self._seed = seed
+        self._seed, self._verified = seed, verified
         self.unwrapped_checkpoint_io.__class__ = _CheckpointIO  # NeMo names the class that it makes itself
+
+    def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
+        """Load a checkpoint; the one to resume from only when it is verified."""
+        path = checkpoint_path if selective_restore or self._verified is None else self._verified()
+        return super().load_checkpoint(path, selective_restore=selective_restore)
 
     def setup_distributed(self) -> None:
         """Set up the groups, and the random-number trackers that NeMo seeds only where it sees a GPU."""

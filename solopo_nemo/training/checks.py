@@ -27,7 +27,7 @@ from solopo_nemo.families.weights import find_weights
 from solopo_nemo.runtime import device, kernels
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import check_writable
-from solopo_nemo.training.checkpoints.files import check_origin
+from solopo_nemo.training.checkpoints.files import check_origin, put_damaged_aside, step_of
 from solopo_nemo.training.checkpoints.record import check_record, write_record
 from solopo_nemo.training.checkpoints.resume import settle_earlier_run, to_resume_from
 from solopo_nemo.training.checkpoints.selection import check_selection, check_suite
@@ -209,16 +209,30 @@ class Start:
     @once
     def origin(self) -> dict[str, Any]:
         """Hash of the source's weights, and the states of its files; while these stay, nothing is hashed again."""
-        scaling, known = self.config.model.rope_scaling, self.imported
-        files = [scaling, *file_states(self.source, weight_files(self.source))]
-        if known.get("files") == files:
-            return known
-        return {"weights": hash_weights(self.source, scaling), "files": files}
+        known = self.imported
+        same = known.get("files") == self.source_files
+        return {
+            "weights": known["weights"] if same else hash_weights(self.source, self.model),
+            "files": self.source_files,
+            "template": file_states(self.template, hf.template_files(self.template)),
+        }
+
+    @once
+    def source_files(self) -> list[Any]:
+        """The states of the weights' files, and other rope scaling."""
+        return [self.config.model.rope_scaling, *file_states(self.source, weight_files(self.source))]
 
 
 def _check_origin(start: Start) -> None:
     if is_checkpoint(start.source):
-        check_origin(start.source, "model.init", start.config.model.trust_checkpoint)
+        rank = None if start.imported.get("files") == start.source_files else 0  # these have been read
+        check_origin(start.source, "model.init", start.config.model.trust_checkpoint, rank=rank)
+
+
+def _check_last_step(start: Start) -> None:
+    """Read the checkpoint of the last step whole: it is exported, without ranks that would read it."""
+    if start.saved and step_of(start.saved[-1]) >= start.steps:
+        start.settled = put_damaged_aside(start.saved, only_look=start.scratch is not None)
 
 
 def _check_weights(start: Start) -> None:
@@ -292,6 +306,7 @@ CHECKS: tuple[Check, ...] = (
     lambda start: start.tokenizer,
     lambda start: start.prepared,
     _say_length,
+    _check_last_step,
     lambda start: start.same_run,
     _check_reference,
     lambda start: check_space(start.config, start.model, start.bf16, start.steps, len(start.saved)),

@@ -29,11 +29,10 @@ from solopo_nemo.runtime.signals import StopRequest
 from solopo_nemo.training.callbacks.auto_alpha import AutoAlpha
 from solopo_nemo.training.callbacks.finite import NonFinite
 from solopo_nemo.training.callbacks.metrics import Metrics, StepValues
+from solopo_nemo.training.callbacks.ownership import Ownership
 from solopo_nemo.training.callbacks.progress import ProgressLine
 from solopo_nemo.training.callbacks.reference import CopiedReference, ScoredReference
 from solopo_nemo.training.callbacks.validation import Validation
-from solopo_nemo.training.checkpoints.files import saved_checkpoints
-from solopo_nemo.training.checkpoints.resume import to_resume_from
 from solopo_nemo.training.checkpoints.saving import Checkpoints
 from solopo_nemo.training.datamodule import TripletDataModule
 from solopo_nemo.training.loggers import build_loggers
@@ -126,10 +125,7 @@ def fit(
     model = build_model(config, paths.initial, objective, reference)
     build_optimizer(config, data.steps).connect(model)
 
-    # the reference policy is the initial one, whatever has been trained since
-    resume = None if only_reference else to_resume_from(config.trainer.resume, saved_checkpoints(paths.checkpoints))
-
-    trainer_callbacks: list[pl.Callback] = [reference] if reference else []
+    trainer_callbacks: list[pl.Callback] = [Ownership(config.output), *([reference] if reference else [])]
     if config.auto_alpha and not only_reference:
         trainer_callbacks.append(AutoAlpha(data, paths.alpha, stop))
     values, skip = StepValues(), config.trainer.nonfinite == "skip"
@@ -141,7 +137,8 @@ def fit(
     ]
     suite, every = config.trainer.select_best, config.trainer.checkpoint_every
     keep = None if suite else config.trainer.keep_checkpoints  # the best one is known once it is scored
-    checkpoints = Checkpoints(paths, every, keep, resume, stop)
+    # the reference policy is the initial one, whatever has been trained since
+    checkpoints = Checkpoints(paths, every, keep, None if only_reference else config.trainer.resume, stop)
     trainer_callbacks.append(checkpoints)
     if suite:
         trainer_callbacks.append(Validation(config, suite, stop, checkpoints))
@@ -161,6 +158,7 @@ def fit(
             sequence_parallel=config.parallel.sequence,
             pipeline_dtype=torch.bfloat16 if precision_of(config) == "bf16" else torch.float32,
             restore_config=nl.RestoreConfig(path=str(paths.initial)),  # where nothing is resumed
+            verified=checkpoints.verified,
         ),
         # the loss scale is bf16's too; without params_dtype policy and online reference take fp32's memory on the GPU
         plugins=nl.MegatronMixedPrecision(
@@ -169,7 +167,7 @@ def fit(
         if precision_of(config) == "bf16"
         else None,
         callbacks=trainer_callbacks,
-        logger=[] if only_reference else build_loggers(config, resume),
+        logger=[] if only_reference else build_loggers(config, checkpoints.resumed),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -180,7 +178,7 @@ def fit(
         default_root_dir=config.output,
     )
     with suppress(SIGTERMException):
-        trainer.fit(model, data, ckpt_path=resume)
+        trainer.fit(model, data, ckpt_path=checkpoints.resumed)
     dist.barrier()  # a launcher ends the ranks that are left when the first one has gone
     if stop.agreed:
         logger.info("stopped after step %d; the same command goes on from here", trainer.global_step)

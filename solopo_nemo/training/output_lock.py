@@ -4,6 +4,8 @@
 2. It touches the file every few seconds until it ends, and removes it.
 3. Another start checks whether the owner lives: by its process where it can see it, else by the file's time.
    It refuses the folder, or takes over what a dead process left. A restarted job first waits for its earlier start.
+4. An owner that was silent for so long that another start took over ends itself, with its ranks and exit code 2: when
+   it next touches the file, when rank 0 ends a step (``callbacks/ownership.py``), or when it ends anyway.
 """
 
 from __future__ import annotations
@@ -13,16 +15,17 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
-from solopo_nemo.runtime import environment
+from solopo_nemo.runtime import cli, environment
 from solopo_nemo.runtime.errors import UserError
 
 BEAT = 5.0
@@ -73,8 +76,9 @@ class OutputLock:
     def __exit__(self, *_: Any) -> None:
         self._done.set()
         self._thread.join()
-        if self._is_mine():
-            self.path.unlink(missing_ok=True)
+        if not self._is_mine():
+            raise taken_over(self.path.parent) from None
+        self.path.unlink(missing_ok=True)
         with suppress(OSError):
             self.path.parent.rmdir()  # where a refused run wrote nothing else
 
@@ -128,8 +132,7 @@ class OutputLock:
     def _beat(self) -> None:
         while not self._done.wait(BEAT):
             if not self._is_mine():
-                logger.error("%s: taken over by another start; stop this run", self.path.parent)
-                return
+                end_at_once(self.path.parent)
             with suppress(OSError):
                 os.utime(self.path)
 
@@ -148,6 +151,28 @@ class OutputLock:
 def lock_file(output: Path) -> Path:
     """The file in an output folder that its owner touches."""
     return output / ".lock"
+
+
+def taken_over(output: Path) -> UserError:
+    """The error for a run whose output folder another start has taken over."""
+    who = ""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        owner = json.loads(lock_file(output).read_text(encoding="utf-8"))
+        who = f" (host {owner['host']}, process {owner['pid']}, since {owner['since']})"
+    return UserError(
+        f"output_dir={output}: another start{who} has taken this folder over, because this run gave no sign of life "
+        f"for {PATIENCE:.0f} seconds (host suspended, file system stuck?): this run ends; the other one goes on"
+    )
+
+
+def end_at_once(output: Path) -> NoReturn:
+    """End this process and those that it started, and write nothing more; the process that started a rank speaks."""
+    if not environment.started_here():
+        print("error:", taken_over(output), file=sys.stderr, flush=True)
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    os._exit(cli.EXIT_USER_ERROR)
 
 
 def _this_process() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.data.rows import data_files
 from solopo_nemo.data.template_date import KEY as DATE_KEY
 from solopo_nemo.families import hf
+from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.hf import is_checkpoint
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, write_json_line
@@ -70,7 +71,7 @@ def find_model(init: str, weights: bool = True) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """What decides what a model computes: weights and configuration."""
+    """The files that decide what a model computes: weights and configuration."""
     return sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".distcp") or p.name == "config.json")
 
 
@@ -95,10 +96,10 @@ def source_states(config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def hash_weights(folder: Path, rope_scaling: dict[str, Any] | None) -> str:
-    """Hash of what a model folder computes: its weight files and configuration, and other rope scaling."""
-    digest = hashlib.sha256(json.dumps(rope_scaling, sort_keys=True).encode())
-    for file in weight_files(folder):
+def hash_weights(folder: Path, model: ModelDescription) -> str:
+    """Hash of what a model folder computes: its weight files, and what was read of its configuration."""
+    digest = hashlib.sha256(model.computation().encode())
+    for file in (file for file in weight_files(folder) if file.name != "config.json"):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
@@ -155,7 +156,7 @@ def training_file(config: RunConfig, paths: Paths) -> Path:
 
 
 def import_weights(start: Start) -> None:
-    """Bring the initial weights into ``output_dir/initial``, unless that is what is there."""
+    """Bring the initial weights, configuration and tokenizer into ``output_dir/initial``, unless these are there."""
     from solopo_nemo.nemo_model.convert import import_hf
 
     source, initial, known = start.source, start.paths.initial, start.imported
@@ -165,12 +166,15 @@ def import_weights(start: Start) -> None:
         shutil.rmtree(initial, ignore_errors=True)
         if is_checkpoint(source):
             _link_checkpoint(source, initial)
-            if changes := start.model.changes():
-                (initial / "hf").unlink()
-                hf.copy_template(start.template, initial / "hf", changes)
         else:
             logger.info("importing %s as a Megatron checkpoint", source)
             import_hf(source, initial, rope_scaling=start.config.model.rope_scaling)
+    template, changes = initial / "hf", start.model.changes()
+    if template.is_symlink() and changes:
+        template.unlink()
+    if not template.is_symlink():  # the tokenizer and the end tokens may have changed, and the weights not
+        shutil.rmtree(template, ignore_errors=True)
+        hf.copy_template(start.template, template, changes)
     with atomic_text(initial / "source.json") as stream:
         write_json_line(stream, start.origin)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,12 +27,16 @@ from solopo_nemo.training.checkpoints.files import (
 from solopo_nemo.training.checkpoints.resume import settle_earlier_run, to_resume_from
 from solopo_nemo.training.paths import Paths
 
+RANDOM = "rng/rank_00000.pt"
 
-def make(folder: Path, step: int) -> Path:
+
+def make(folder: Path, step: int, shards: int = 0) -> Path:
     checkpoint = folder / f"step_{step:06d}"
-    for name in ("weights/metadata.json", "weights/__0_0.distcp", "weights/common.pt", "context/io.json"):
+    for name in ("weights/metadata.json", "weights/__0_0.distcp", "weights/common.pt", "context/io.json", RANDOM):
         (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
         (checkpoint / name).write_text(f"{name} of step {step}")
+    for rank in range(shards):
+        (checkpoint / "weights" / f"__{rank}_0.distcp").write_bytes(bytes((1 << 22) + 1))
     files = [p for p in checkpoint.rglob("*") if p.is_file()]
     write_manifest(checkpoint, {str(p.relative_to(checkpoint)): record_file(p) for p in files})
     return checkpoint
@@ -68,6 +73,23 @@ def test_damage_is_found_named_and_passed_over(case: str, tmp_path: Path, caplog
     damage(first)
     with pytest.raises(UserError, match="every checkpoint is damaged"):
         put_damaged_aside(saved_checkpoints(tmp_path))
+
+
+@pytest.mark.parametrize("keeps_mtime", [True, False])
+def test_the_ranks_share_the_large_files(keeps_mtime: bool, tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, 10, shards=3)
+    shard = checkpoint / "weights" / "__2_0.distcp"
+    state, content = shard.stat(), bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    os.utime(shard, ns=(state.st_atime_ns, state.st_mtime_ns + (not keeps_mtime)))
+    assert find_damage(checkpoint, None) is None  # a start, whose ranks will look
+    found = [find_damage(checkpoint, rank, 2) for rank in range(2)]
+    assert found == ["weights/__2_0.distcp has other contents than were written", None]
+    for small in ("weights/common.pt", "rng/rank_00000.pt"):
+        flip(checkpoint / small)
+        assert find_damage(checkpoint, None) == f"{small} has other contents than were written"
+        flip(checkpoint / small)
 
 
 def test_what_a_kill_leaves_is_no_checkpoint_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

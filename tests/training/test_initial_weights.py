@@ -12,17 +12,19 @@ import pytest
 
 from solopo_nemo.config.schema import load_config
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 from solopo_nemo.training import checks
 from solopo_nemo.training.checkpoints.files import saved_checkpoints
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.prepare import import_weights
 
 OLD = 10**9
+CONFIG = (EMBEDDED_MODEL / "config.json").read_text()
 
 
 def write(model: Path, content: str, age: int = OLD) -> None:
     model.mkdir(exist_ok=True)
-    for name, text in (("config.json", "{}"), ("model.safetensors", content)):
+    for name, text in (("config.json", CONFIG), ("model.safetensors", content)):
         (model / name).write_text(text)
         os.utime(model / name, (age, age))
 
@@ -68,6 +70,20 @@ def test_touched_files_are_hashed_again_and_not_imported(imported: SimpleNamespa
     imported.start()
     imported.start()
     assert (imported.imports, imported.hashes) == (1, 2)
+
+
+def test_a_tokenizer_that_changed_before_anything_was_saved_is_taken(imported: SimpleNamespace) -> None:
+    template, taken = imported.model / "chat_template.jinja", imported.paths.initial / "hf" / "chat_template.jinja"
+    template.write_text("first")
+    imported.start()
+    assert taken.read_text() == "first"
+    template.write_text("other")
+    imported.start()
+    assert taken.read_text() == "other"
+    template.unlink()
+    imported.start()
+    assert not taken.exists()
+    assert (imported.imports, imported.hashes) == (1, 1)
 
 
 def test_the_marker_of_an_earlier_version_is_read(imported: SimpleNamespace) -> None:

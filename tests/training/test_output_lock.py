@@ -14,6 +14,8 @@ import psutil
 import pytest
 
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.training.callbacks import ownership
+from solopo_nemo.training.callbacks.ownership import Ownership
 from solopo_nemo.training.output_lock import OutputLock, lock_file
 
 OWNER = """
@@ -119,7 +121,42 @@ def test_a_restarted_job_waits_for_its_earlier_start(tmp_path: Path, monkeypatch
             assert lock_file(tmp_path).exists()
 
 
+OTHER = json.dumps({"host": "node7", "pid": 7, "created": 7.0, "since": "today"})
+
+
 def test_a_silent_owner_leaves_the_lock_of_the_one_that_took_its_place(tmp_path: Path) -> None:
-    with OutputLock(tmp_path):
-        lock_file(tmp_path).write_text("another start\n")
-    assert lock_file(tmp_path).read_text() == "another start\n"
+    with (
+        pytest.raises(UserError, match=r"another start \(host node7, process 7, since today\) has taken"),
+        OutputLock(tmp_path),
+    ):
+        lock_file(tmp_path).write_text(OTHER)
+        raise RuntimeError("the ranks have ended themselves")
+    assert lock_file(tmp_path).read_text() == OTHER
+
+
+def test_an_owner_that_was_silent_ends_itself(tmp_path: Path) -> None:
+    program = OWNER.replace("\n\nwith", "\nimport solopo_nemo.training.output_lock as own\nown.BEAT = 0.01\n\nwith")
+    words, pipe = [sys.executable, "-c", program, str(tmp_path)], subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.readline() == "owned\n"
+        lock_file(tmp_path).write_text(OTHER)
+        assert process.wait() == 2
+        assert process.stderr.read().startswith(f"error: output_dir={tmp_path}: another start (host node7")
+    assert lock_file(tmp_path).read_text() == OTHER
+
+
+def test_rank_0_looks_at_the_end_of_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[Path] = []
+    monkeypatch.setattr(ownership, "end_at_once", ended.append)
+    Ownership(tmp_path).on_train_batch_end()  # without a lock, as in tests
+    with OutputLock(tmp_path) as lock:
+        check, mine = Ownership(tmp_path), lock.path.read_text()
+        check.on_train_batch_end()
+        lock.path.unlink()
+        check.on_train_batch_end()
+        assert not ended
+        lock.path.write_text(OTHER)
+        check.on_train_batch_end()
+        assert ended == [tmp_path]
+        lock.path.write_text(mine)

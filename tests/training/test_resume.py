@@ -103,10 +103,25 @@ def test_another_path_to_the_same_files_is_the_same_run(here: Place, tmp_path: P
     assert here.start(f"data.train={moved}/rows.jsonl", f"model.init={moved}/model") == STARTED
 
 
+def as_transformers_5(place: Place) -> None:
+    """The same values, spelled anew."""
+    file = place.root / "model" / "config.json"
+    config = json.loads(file.read_text())
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": int(config.pop("rope_theta"))}
+    config["dtype"] = config.pop("torch_dtype", "float32")
+    file.write_text(json.dumps(dict(sorted(config.items())) | {"transformers_version": "5.1.0"}))
+
+
+def test_a_configuration_that_is_spelled_anew_is_the_same_model(here: Place) -> None:
+    as_transformers_5(here)
+    assert here.start() == STARTED
+    assert "rope_parameters" in (here.paths.initial / "hf" / "config.json").read_text()
+
+
 OTHER: dict[str, tuple[Callable[[Place], None], str]] = {
     "data": (lambda place: place.write_rows("the first answer", "another one", "a third"), "other token ids"),
     "fewer rows": (lambda place: place.write_rows("the first answer"), "other token ids"),
-    "weights": (lambda place: place.change_model(initializer_range=0.01), "other weights"),
+    "theta": (lambda place: place.change_model(rope_theta=9999.0), "other weights"),
 }
 
 
@@ -219,7 +234,8 @@ def test_version_01_trained_with_misread_rotary_embeddings(
         config.pop(key)
     (place.root / "model" / "config.json").write_text(json.dumps(config | {"rope_parameters": parameters}))
     assert place.start() == STARTED
-    checkpoint = place.save(1)  # the stand-in for the import, as version 0.1, keeps the file as it is
+    shutil.copy(place.root / "model" / "config.json", place.paths.initial / "hf")  # version 0.1 kept the file as it is
+    checkpoint = place.save(1)
     with pytest.raises(UserError, match=r"misread by version 0\.1: {'rope_theta': 10000\.0} there, .* choose another"):
         place.start()
     logging.getLogger("solopo_nemo").propagate = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from test_checkpoints import make
 
 from solopo_nemo.runtime import device
 from solopo_nemo.runtime.errors import RunFault, UserError
@@ -101,6 +103,29 @@ def test_a_checkpoint_that_is_not_on_the_disk_ends_the_run(
     with pytest.raises(RunFault, match=rf"step 5 was not written .*{words}.*; nothing has been saved"):
         checkpoints.finish(trainer)  # type: ignore[arg-type]
     assert saved_checkpoints(checkpoints.paths.checkpoints) == []
+
+
+def test_ranks_load_the_newest_checkpoint_that_is_as_it_was_written(
+    checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(resume: str) -> Path:
+        return Checkpoints(checkpoints.paths, 5, 1, resume, StopRequest()).verified()
+
+    folder = checkpoints.paths.checkpoints
+    older, newest = (make(folder, step, shards=1) for step in (4, 8))
+    assert start("auto") == newest
+    with (newest / "weights" / "__0_0.distcp").open("r+b") as stream:
+        stream.seek(1 << 21)
+        stream.write(b"x")
+    with pytest.raises(UserError, match=rf"trainer\.resume={newest}: the checkpoint is damaged"):
+        start(str(newest))
+    logging.getLogger("solopo_nemo").propagate = True
+    assert start("auto") == older
+    assert "put aside as damaged_step_000008" in caplog.text
+    assert saved_checkpoints(folder) == [older]
+    (older / "weights" / "common.pt").unlink()
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        start("auto")
 
 
 def test_a_learning_rate_that_ends_before_the_run_is_refused(checkpoints: Checkpoints) -> None:

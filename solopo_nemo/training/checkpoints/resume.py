@@ -50,6 +50,9 @@ def to_resume_from(resume: str, saved: Sequence[Path]) -> Path | None:
 def settle_earlier_run(config: RunConfig, paths: Paths, only_look: bool = False) -> list[Path]:
     """Make the output folder ready for this start, before anything else is done in it; by one process.
 
+    The ranks compare the large files of the checkpoint with its manifest, just before they load them; see
+    :meth:`~solopo_nemo.training.checkpoints.saving.Checkpoints.verified`. A look compares everything itself.
+
     Args:
         config: of the run.
         paths: of its files.
@@ -76,13 +79,13 @@ def settle_earlier_run(config: RunConfig, paths: Paths, only_look: bool = False)
         raise other_run(paths.output, paths, changed)
     later = [checkpoint for checkpoint in own if named is not None and step_of(checkpoint) > step_of(named)]
     if named is not None and not (again and later):
-        _check_named(named, config, paths)
+        _check_named(named, config, paths, rank=0 if only_look else None)
         own = [checkpoint for checkpoint in own if checkpoint not in later]
         if later and not only_look:
             _put_aside(paths, later)
     if not only_look:
         remove_leftovers(paths.checkpoints)
-    return put_damaged_aside(own, only_look)
+    return put_damaged_aside(own, only_look, rank=0 if only_look else None)
 
 
 def _named_checkpoint(resume: str) -> Path:
@@ -94,10 +97,10 @@ def _named_checkpoint(resume: str) -> Path:
     return path
 
 
-def _check_named(path: Path, config: RunConfig, paths: Paths) -> None:
+def _check_named(path: Path, config: RunConfig, paths: Paths, rank: int | None) -> None:
     if not is_checkpoint(path):
         raise UserError(f"trainer.resume={path}: no checkpoint there; give auto, never or a folder of one")
-    check_origin(path, "trainer.resume", config.model.trust_checkpoint)
+    check_origin(path, "trainer.resume", config.model.trust_checkpoint, rank=rank)
     settings = path / paths.config.name
     if settings.is_file():
         if changed := changes(read_config(settings), config):

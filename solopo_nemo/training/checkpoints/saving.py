@@ -26,14 +26,18 @@ from solopo_nemo.runtime.signals import SIGNALS, StopRequest
 from solopo_nemo.training.checkpoints.files import (
     PREFIX,
     FileRecord,
+    damaged,
+    find_damage,
     last_saved,
+    no_good_one,
+    put_aside,
     record_file,
     remove_checkpoints,
     saved_checkpoints,
     sync_folder,
     write_manifest,
 )
-from solopo_nemo.training.checkpoints.resume import other_run
+from solopo_nemo.training.checkpoints.resume import other_run, to_resume_from
 from solopo_nemo.training.paths import Paths
 
 Records = dict[str, FileRecord]
@@ -53,14 +57,46 @@ class Checkpoints(pl.Callback):
         paths: of the run; a checkpoint also takes ``context`` and ``hf`` of the initial one, configuration and record.
         every: steps.
         keep: newest ones kept; None keeps all.
-        resumed: checkpoint that this run goes on from.
+        resume: ``trainer.resume``; None starts anew.
         stop: ends the run after the step in which any rank was asked to.
     """
 
-    def __init__(self, paths: Paths, every: int, keep: int | None, resumed: Path | None, stop: StopRequest) -> None:
-        self.paths, self.every, self.keep, self.resumed, self.stop = paths, every, keep, resumed, stop
+    def __init__(self, paths: Paths, every: int, keep: int | None, resume: str | None, stop: StopRequest) -> None:
+        self.paths, self.every, self.keep, self.stop = paths, every, keep, stop
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._resume, self._damage = resume, Future[str | None]()
+        self._choose()
         self._written: tuple[int, Path, Future[Records | str]] | None = None
+
+    def _choose(self) -> None:
+        """Choose the checkpoint that this run goes on from, and begin to read this rank's share of it in the thread."""
+        saved = saved_checkpoints(self.paths.checkpoints)
+        self.resumed = None if self._resume is None else to_resume_from(self._resume, saved)
+        if self.resumed is not None:
+            share = environment.rank(), environment.world_size()
+            self._damage = self._reader.submit(find_damage, self.resumed, *share)
+
+    def verified(self) -> Path:
+        """The checkpoint to load, when all ranks have found their shares as they were written; a collective.
+
+        A damaged one of the run is put aside, and the one before it is taken.
+
+        Raises:
+            UserError: it is damaged and ``trainer.resume`` names it, or it was the last one.
+        """
+        while self.resumed is not None:
+            found: list[str | None] = [None] * dist.get_world_size()
+            dist.all_gather_object(found, self._damage.result())
+            damage = next(filter(None, found), None)
+            if damage is None:
+                return self.resumed
+            if self._resume and self.resumed == Path(self._resume):
+                raise damaged(self.resumed, "trainer.resume", damage)
+            if dist.get_rank() == 0:
+                put_aside(self.resumed, damage)
+            dist.barrier()
+            self._choose()
+        raise no_good_one(self.paths.checkpoints)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Replace Lightning's signal handlers, which stop only the rank that gets the signal.
