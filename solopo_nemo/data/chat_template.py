@@ -51,6 +51,11 @@ class ChatTemplate:
             if name in taken or not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
                 raise UserError(f"{key}.{name}: the tokenizer's chat template has no such switch")
 
+    def switch_names(self) -> list[str]:
+        """Names that the template tests for being given, such as `enable_thinking`."""
+        found = re.findall(r"\b(\w+) +is +(?:not +)?defined", str(self._tokenizer.chat_template))
+        return sorted(set(found) - {"messages", "tools", "documents", "add_generation_prompt", *self.switches})
+
     def require(self, where: str) -> None:
         """Check that the tokenizer has a chat template.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import date, time
 from typing import Any
 
 from solopo_nemo.runtime.errors import UserError
@@ -81,20 +82,27 @@ def records(value: Any, field: str, where: str) -> list[dict[str, Any]]:
 
 
 def plain_json(value: Any, field: str, where: str, *, may_hold_null: bool = False) -> Any:
-    """Return a value that can be written as JSON.
+    """Return a value as JSON gives it back; dates and times, which Arrow files hold, become ISO text.
 
     Raises:
         UserError: The value cannot be written as JSON; or it contains null, which can stand for an absent key in an
             Arrow file, and `may_hold_null` is false.
     """
     try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_iso_text)
+        text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise bad_field(where, field, f"is not plain JSON ({error})") from error
     if not may_hold_null and _holds_null(value):
         what = "holds null, which Arrow files write for an absent key as well: leave it out, or give JSON as a string"
         raise bad_field(where, field, what)
-    return value
+    return json.loads(text)
+
+
+def _iso_text(value: Any) -> str:
+    if isinstance(value, date | time):
+        return value.isoformat()
+    raise TypeError(f"holds {_kind(value)}: write it as a string")
 
 
 def identifier(value: Any, where: str) -> str:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 _QUESTION: Message = {"role": "user", "content": "question"}
 _ANSWER = "probe"
-_SWITCH = "data.chat_template_kwargs sets a template's switches, such as '{enable_thinking: false}'"
+
+
+class _NoBeginning(UserError):
+    """The rendered prompt is not the beginning of the whole conversation, which a switch of the template may mend."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,23 @@ class TripletEncoder:
             UserError: The template raises an error or drops a part of a response, the ids of a conversation do not
                 begin with those of its prompt, or there is no template or end token.
         """
+        try:
+            return self._encode(triplets, needs)
+        except _NoBeginning as error:
+            raise UserError(f"{error}{self._mending_switch(triplets, needs)}") from None
+
+    def _mending_switch(self, triplets: Sequence[Triplet], needs: Needs) -> str:
+        """The switch with which the same samples are accepted, as words; empty where the template has none."""
+        for name in self.template.switch_names():
+            for value in (False, True):
+                try:
+                    TripletEncoder(self.tokenizer, self.template.switches | {name: value})._encode(triplets, needs)
+                except UserError:
+                    continue
+                return f"; or give data.chat_template_kwargs='{{{name}: {str(value).lower()}}}'"
+        return ""
+
+    def _encode(self, triplets: Sequence[Triplet], needs: Needs) -> list[dict[str, list[int]]]:
         columns: dict[str, list[list[int]]] = {}
         texts: dict[str, list[str]] = {}
         for field in needs.prompts:
@@ -194,9 +214,10 @@ class TripletEncoder:
     def _require_beginning(self, prompt: str, whole: str, where: str) -> None:
         if not whole.startswith(prompt):
             same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(whole))
-            raise UserError(
+            raise _NoBeginning(
                 f"{where}: the chat template writes a prompt that is not the beginning of the whole conversation, "
-                f"which lacks {prompt[same : same + 40]!r} before the answer: {_SWITCH}; or use another template"
+                f"which lacks {prompt[same : same + 40]!r} before the answer: begin the answer with its reasoning, "
+                "where the template opens it, or use another template"
             )
 
     def _prompt_ids(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -235,11 +256,11 @@ class TripletEncoder:
             elif not pair.ending.token:
                 response = [*response, end]
             if not fits or response[-1] != end:
-                raise UserError(
+                raise _NoBeginning(
                     f"{pair.where}: the end of the prompt {pair.prompt[-8:]!r} has other tokens alone, as in use, "
                     f"than before the answer {pair.body[:12]!r}: begin the answer without white space, or with that "
                     "which now ends a plain prompt (where a thinking template opens it, the answer begins with its "
-                    f"reasoning; {_SWITCH})"
+                    "reasoning)"
                 )
             responses.append(response)
         return responses

@@ -261,7 +261,7 @@ def _messages(value: Any, field: str, where: str) -> list[Message]:
             if key in _REFUSED and key not in RENDERED and own:
                 raise bad_field(where, f"{place}.{key}", _REFUSED[key])
             if key not in ("role", "content"):
-                plain_json(own, f"{place}.{key}", where, may_hold_null=key not in RENDERED)
+                message[key] = plain_json(own, f"{place}.{key}", where, may_hold_null=key not in RENDERED)
         messages.append(message)
     return messages
 

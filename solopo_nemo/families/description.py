@@ -184,6 +184,8 @@ class ModelDescription:
         for key in ("rope_scaling", "max_position_embeddings"):
             if getattr(plain, key) != getattr(self, key):
                 found[key] = getattr(self, key)
+        if source.get("rope_scaling") == {}:  # transformers 4 fails
+            found["rope_scaling"] = None
         if source.get("rope_parameters") is not None:
             newer = {"rope_type": "default"} | (self.rope_scaling or {}) | {"rope_theta": self.rope_theta}
             found |= {"rope_theta": self.rope_theta, "rope_scaling": self.rope_scaling, "rope_parameters": newer}

@@ -14,6 +14,7 @@ from solopo_nemo.families.family import FAMILIES
 from solopo_nemo.families.reading import TOKEN_IDS, check_token_ids
 from solopo_nemo.families.rope import read_rope
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.warn import warn_once
 
 RECORD = "conversion.json"
 """File that a finished conversion writes to its destination."""
@@ -40,7 +41,8 @@ def read_json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON ({error})") from None
+        way = ": save it as UTF-8 without a byte order mark" if "BOM" in str(error) else ""
+        raise UserError(f"{file}: not JSON ({error}){way}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: not a JSON object")
     return content
@@ -56,25 +58,24 @@ def read_config(
         rope_scaling, rope_key: see :meth:`ModelDescription.from_hf`.
 
     Raises:
-        UserError: the configuration cannot be read, or Megatron's layers would compute the model differently.
+        UserError: a file cannot be read, or Megatron's layers would compute the model differently.
     """
     file = folder / "config.json"
     model = ModelDescription.from_hf(read_json(file), str(file), rope_scaling=rope_scaling, rope_key=rope_key)
-    check_generation(folder)
-    return model
-
-
-def check_generation(folder: Path) -> None:
-    """Check the token ids of ``generation_config.json`` if the folder has one.
-
-    Raises:
-        UserError: the file is damaged, or a value is not a token id.
-    """
-    file = folder / "generation_config.json"
-    if file.exists():
-        content = read_json(file)
+    generation, stated = folder / "generation_config.json", {file: model.token_ids}
+    if generation.exists():
+        stated[generation] = read_json(generation)
         for key in TOKEN_IDS:
-            check_token_ids(content.get(key), key, str(file))
+            check_token_ids(stated[generation].get(key), key, str(generation))
+    for place, content in stated.items():
+        ends = content.get("eos_token_id")
+        for end in ends if isinstance(ends, list) else [ends]:
+            if end is not None and end >= model.vocab_size:
+                warn_once(
+                    f"{place}: eos_token_id={end} is beyond the model's vocab_size={model.vocab_size}, so it never "
+                    "stops there: write the id of the token that ends its answers"
+                )
+    return model
 
 
 def transformers_config(folder: Path) -> Any:

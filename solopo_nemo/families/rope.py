@@ -17,6 +17,8 @@ KEYS: dict[str, tuple[set[str], set[str]]] = {
     ),
 }
 """For each scaling type, the required and the optional keys of transformers."""
+WITHOUT_EFFECT = {"finetuned": True, "extrapolation_factor": 1.0, "attn_factor": 1.0}
+"""Keys and values of other programs for YaRN, with which it computes what it computes without them."""
 DEFAULT_THETA = 10000.0
 LARGEST = 2**31 - 1
 RopeScaling = dict[str, Any]
@@ -96,7 +98,7 @@ def normal_scaling(value: Any, window: int, where: str) -> RopeScaling | None:
     Raises:
         UserError: a type, a key or a value is not supported.
     """
-    if value is None:
+    if value is None or value == {}:
         return None
     if not isinstance(value, Mapping):
         raise UserError(f"{where}: must be a mapping such as {{rope_type: yarn, factor: 4.0}}, not {value!r}")
@@ -108,12 +110,16 @@ def normal_scaling(value: Any, window: int, where: str) -> RopeScaling | None:
         kinds = ", ".join(("default", *KEYS))
         what = "names no rope_type" if kind is None else f"type {kind!r} is not supported"
         raise UserError(f"{where}: {what}; supported are {kinds}")
+    if kind == "yarn":
+        scaling = {k: v for k, v in scaling.items() if k not in WITHOUT_EFFECT or v != WITHOUT_EFFECT[k]}
     needed, optional = KEYS.get(kind, (set(), set()))
     missing, unknown = needed - scaling.keys(), scaling.keys() - needed - optional - {"rope_type"}
     if missing:
         raise UserError(f"{where}: type {kind!r} needs {', '.join(sorted(missing))}")
     if unknown:
-        raise UserError(f"{where}: type {kind!r} has no {', '.join(sorted(unknown))}")
+        raise UserError(
+            f"{where}: type {kind!r} has no {', '.join(sorted(unknown))}: remove it if the model was trained without it"
+        )
     if kind == "default":
         return None
     for key in scaling.keys() - {"rope_type"}:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -132,18 +133,25 @@ class Start:
         """The Hugging Face folder there, which in a NeMo checkpoint has no weights."""
         return self.source / "hf" if is_checkpoint(self.source) else self.source
 
-    @once
-    def model(self) -> ModelDescription:
-        """What the folder says of the model."""
-        folder, scaling = self.template, self.config.model.rope_scaling
+    @contextmanager
+    def _of_model(self) -> Iterator[None]:
         try:
-            return hf.read_config(folder, rope_scaling=scaling, rope_key="model.rope_scaling")
+            yield
         except UserError as error:
             raise UserError(f"model.init={self.config.model.init}: {error}") from None
 
     @once
+    def model(self) -> ModelDescription:
+        """What the folder says of the model."""
+        scaling = self.config.model.rope_scaling
+        with self._of_model():
+            return hf.read_config(self.template, rope_scaling=scaling, rope_key="model.rope_scaling")
+
+    @once
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer; a date in its chat template is that of the data, or of the checkpoint to resume."""
+        with self._of_model():  # refused in the model's words, and not again as a tokenizer that cannot be loaded
+            hf.read_json(self.template / "config.json")
         resumed = Path(self.config.trainer.resume) / "hf" / "tokenizer_config.json"
         kept = hf.read_json(resumed).get(DATE_KEY) if resumed.is_file() else None
         return load_tokenizer(self.template, day=prepared_date(self.paths.tokenized) or kept)

@@ -104,6 +104,20 @@ def test_think_blocks(kind: str) -> None:
         check(kind, "always", plain)
 
 
+SWITCHED = TEMPLATES["r1"].replace(
+    "<|Assistant|><think>\n'", "<|Assistant|>' }}{% if thinking is not defined or thinking %}{{ '<think>\n' }}{% endif %}{{ ''"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("template", "way"), [(TEMPLATES["r1"], ""), (SWITCHED, "'{thinking: false}'")])
+def test_a_switch_is_offered_where_it_mends(template: str, way: str) -> None:
+    encoder = encoder_of("byte-level", "chatml")
+    encoder.tokenizer.chat_template = template
+    with pytest.raises(UserError, match="not the beginning of the whole conversation") as error:
+        encoder.encode([triplet("Who?", "Long. Who?", "Ann.", "Bob.")], NEEDS)
+    assert str(error.value).partition("; or give data.chat_template_kwargs=")[2] == way
+
+
 TOOL = {"type": "function", "function": {"name": "f", "description": "finds"}}
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 CALLED = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,42 @@ def test_what_is_refused(name: str) -> None:
     assert all(culprit in str(error.value) for culprit in culprits), error.value
 
 
+HARMLESS = [
+    ({"type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 2.0, "attention_factor": None}),
+    (YARN, YARN | {"finetuned": True, "extrapolation_factor": 1, "attn_factor": 1.0}),
+    (None, {}),
+]
+
+
+@pytest.mark.parametrize(("plain", "spelled"), HARMLESS)
+def test_spellings_that_change_nothing(plain: Any, spelled: Any) -> None:
+    one, other = ({k: v for k, v in s.items() if k != "rope_theta"} if s else s for s in (plain, spelled))
+    source = {key: value for key, value in SMOLLM2.items() if key != "rope_parameters"} | {"rope_theta": 100000}
+    left, right = read(source | {"rope_scaling": one}), read(source | {"rope_scaling": other, "rope_theta": 1e5})
+    assert left.computation() == right.computation()
+    assert right.rope_scaling == left.rope_scaling
+    assert left.computation() != read(source | {"rope_scaling": one, "rope_theta": 99999}).computation()
+    assert right.changes() == ({"rope_scaling": None} if other == {} else {})
+
+
+def test_yarn_that_was_not_trained_is_refused_with_the_remedy() -> None:
+    with pytest.raises(UserError, match="type 'yarn' has no finetuned: remove it if the model was trained without it"):
+        read(SMOLLM2 | {"rope_parameters": YARN | {"finetuned": False}})
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_an_end_token_beyond_the_vocabulary_is_warned_of(
+    file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("solopo_nemo").propagate = True
+    (tmp_path / "config.json").write_text(json.dumps(QWEN2))
+    stated = json.loads((tmp_path / file).read_text()) if file == "config.json" else {}
+    (tmp_path / file).write_text(json.dumps(stated | {"eos_token_id": [1, QWEN2["vocab_size"]]}))
+    hf.read_config(tmp_path)
+    assert f"{tmp_path / file}: eos_token_id={QWEN2['vocab_size']} is beyond the model's vocab_size" in caplog.text
+    assert "eos_token_id=1 " not in caplog.text
+
+
 def test_sliding_layers_without_a_window_are_refused() -> None:
     types = ["full_attention", "sliding_attention"]
     with pytest.raises(UserError, match="layer_types has sliding_attention"):
@@ -188,6 +225,7 @@ def test_sliding_layers_without_a_window_are_refused() -> None:
         ("config.json", "[" * 100_000, "not JSON"),
         ("config.json", '{"model_type": ["qwen2"]}', "model_type"),
         ("config.json", "\xff", "config.json"),
+        ("config.json", "\xef\xbb\xbf{}", "save it as UTF-8 without a byte order mark"),
     ],
 )
 def test_damaged_files_are_one_line(file: str, content: str, culprit: str, tmp_path: Path) -> None:
