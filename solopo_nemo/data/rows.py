@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
+from solopo_nemo.data.json_rows import Row, read_json_array, read_json_lines
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.warn import warn_once
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+JSON_SUFFIXES = (".json", ".json.gz")
+"""Arrays or lines; of a folder's files, only where it has no others, because descriptions end so as well."""
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", *JSON_SUFFIXES)
+_NO_DATA = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "config.json")
 # secondary outputs of the project's tools
 SIDE_SUFFIXES = (".rejects.jsonl", ".dropped.jsonl", ".samples.jsonl")
 _PARQUET_BATCH_ROWS = 64
@@ -28,31 +28,6 @@ _SHARD = re.compile(r"(\w+)-\d{5}-of-\d{5}\.")
 _NAMED = 6
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of a data file.
-
-    Attributes:
-        where: Location for messages: `file:line` (from 1), or `file: row N` (from 0) for Arrow files.
-        value: The fields; None if the row cannot be read.
-        problem: Reason why the row cannot be read; None if it can.
-    """
-
-    where: str
-    value: dict[str, Any] | None
-    problem: str | None = None
-
-    def fields(self) -> dict[str, Any]:
-        """Return the fields, without those that are NaN, which pandas writes where a row has none; an id stays.
-
-        Raises:
-            UserError: The row cannot be read.
-        """
-        if self.value is None:
-            raise UserError(f"{self.where}: {self.problem}")
-        return {name: value for name, value in self.value.items() if value == value or name == "id"}
-
-
 def is_saved_dataset(path: Path) -> bool:
     """True if `save_to_disk` of `datasets` wrote a folder."""
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
@@ -61,29 +36,51 @@ def is_saved_dataset(path: Path) -> bool:
 def data_files(path: Path) -> list[Path]:
     """List the data files of a path in reading order.
 
-    For example, a directory with `train.jsonl`, `validation.jsonl` and `test.jsonl` yields `train.jsonl` only.
+    For example, a directory with `train.jsonl`, `validation.jsonl` and `test.jsonl` yields `train.jsonl` only. A
+    directory without data files of its own yields those of a folder in it, such as `data/train-00000-of-00001.parquet`
+    of a clone from the hub.
 
     Raises:
         UserError: The path is missing or of unknown type; or it is a directory without data files, or with several
-            splits whose training split cannot be identified.
+            splits whose training split cannot be identified, or with training files in several folders.
     """
     if not path.exists():
-        raise UserError(f"{path}: no such file or directory: check the path")
+        hub = f"; hf download --repo-type dataset {path} --local-dir DIR fetches one of the hub"
+        raise UserError(f"{path}: no such file or directory: check the path{hub if len(path.parts) == 2 else ''}")
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
-            raise UserError(f"{path}: unknown kind of file: name it {', '.join(SUFFIXES)}")
+            raise UserError(f"{path}: unknown kind of file: name it {', '.join(SUFFIXES)}{_conversion(path)}")
         return [path]
     if is_saved_dataset(path):
         # cache-*: cached results of `datasets`, stored next to the data
         return sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("cache-"))
-    files = sorted(
-        file
-        for file in path.iterdir()
-        if file.is_file() and file.name.endswith(SUFFIXES) and not file.name.endswith(SIDE_SUFFIXES)
-    )
+    below = (sorted(filter(_is_data, path.glob(pattern))) for pattern in ("*", "[!.]*/**/*"))
+    files = next(filter(None, below), [])
+    files = [file for file in files if not file.name.endswith(JSON_SUFFIXES)] or files
     if not files:
-        raise UserError(f"{path}: no data in this directory: expected {', '.join(SUFFIXES)} or a saved dataset")
-    return _training_split(path, files)
+        others = next((f for f in sorted(path.iterdir()) if _conversion(f)), path)
+        kinds = f"expected {', '.join(SUFFIXES)} or a saved dataset{_conversion(others)}"
+        raise UserError(f"{path}: no data in this directory: {kinds}")
+    found = _training_split(path, files)
+    if len(folders := sorted({file.parent for file in found})) > 1:
+        names = ", ".join(str(folder.relative_to(path)) for folder in folders[:_NAMED])
+        raise UserError(f"{path}: training files lie in several folders ({names}): give one of them")
+    return found
+
+
+def _is_data(file: Path) -> bool:
+    own = file.name.endswith(SUFFIXES) and not file.name.endswith((*SIDE_SUFFIXES, *_NO_DATA))
+    return own and file.is_file() and not is_saved_dataset(file.parent)
+
+
+def _conversion(file: Path) -> str:
+    """How to convert a file of another kind, as the end of a message; empty for an unknown kind."""
+    separator = ", sep='\\t'" if file.suffix == ".tsv" else ""
+    lines = "to_json('rows.jsonl', orient='records', lines=True)"
+    csv = f"pandas.read_csv({file.name!r}, dtype=str, keep_default_na=False{separator}).{lines}"
+    arrow = f"datasets.Dataset.from_file({file.name!r}).to_json('rows.jsonl')"
+    way = {".csv": csv, ".tsv": csv, ".arrow": arrow}.get(file.suffix)
+    return f"; to convert it: {way}" if way else ""
 
 
 def _training_split(folder: Path, files: list[Path]) -> list[Path]:
@@ -94,7 +91,7 @@ def _training_split(folder: Path, files: list[Path]) -> list[Path]:
     """
     splits: dict[str, list[Path]] = {}
     for file in files:
-        splits.setdefault(_split_of(file.name), []).append(file)
+        splits.setdefault(_split_of(file.relative_to(folder)), []).append(file)
     if len(splits) == 1 or splits.keys() == {"train", ""}:
         return files
     if "train" not in splits or "" in splits:
@@ -107,12 +104,12 @@ def _training_split(folder: Path, files: list[Path]) -> list[Path]:
     return splits["train"]
 
 
-def _split_of(name: str) -> str:
-    """Return the split in a file name by the rules of `datasets`: `train`, another split, or an empty string."""
-    name = name.lower()
-    if shard := _SHARD.match(name):
+def _split_of(path: Path) -> str:
+    """Return the split in a relative path by the rules of `datasets`: `train`, another split, or an empty string."""
+    name = path.as_posix().lower()
+    if shard := _SHARD.match(path.name.lower()):
         return shard[1]
-    found = {split for split, words in _SPLITS.items() if set(re.split(r"[-._ 0-9]+", name)) & set(words)}
+    found = {split for split, words in _SPLITS.items() if set(re.split(r"[-._ 0-9/]+", name)) & set(words)}
     return found.pop() if len(found) == 1 else ""
 
 
@@ -134,41 +131,16 @@ def read_rows(path: Path) -> Iterator[Row]:
         yield from _read_saved_dataset(path)
         return
     for file in files:
-        yield from _read_parquet(file) if file.suffix == ".parquet" else read_json_lines(file)
-
-
-def read_json_lines(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSON lines file of any name. A file with the suffix `.gz` is decompressed."""
-    number = 0
-    # typeshed declares different types for the two openers
-    with cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")) as stream:
-        try:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield _parse_line(line, f"{path}:{number}")
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            problem = f"truncated or damaged gzip file ({error}): copy or download it again"
-            yield Row(f"{path}:{number + 1}", None, problem)
-
-
-def _parse_line(line: bytes, where: str) -> Row:
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        problem = f"not UTF-8 text (byte 0x{line[error.start]:02x} at column {error.start + 1}): save the file as UTF-8"
-        return Row(where, None, problem)
-    except json.JSONDecodeError as error:
-        return Row(where, None, f"broken JSON at column {error.colno} ({error.msg}): each line must be one JSON object")
-    except (ValueError, RecursionError) as error:
-        return Row(where, None, f"broken JSON ({error}): each line must be one JSON object")
-    return json_row(value, where, "line")
-
-
-def json_row(value: Any, where: str, unit: str) -> Row:
-    """Return a decoded JSON value as a row. A value that is not an object becomes a row with a problem."""
-    if not isinstance(value, dict):
-        return Row(where, None, f"a JSON {type(value).__name__}: each {unit} must be one JSON object")
-    return Row(where, value)
+        with file.open("rb") as stream:
+            start = stream.read(64)
+        if start.startswith(b"version https://git-lfs"):
+            yield Row(str(file), None, "a Git LFS pointer, not the file itself: git lfs pull fetches it")
+        elif file.suffix == ".parquet":
+            yield from _read_parquet(file)
+        elif file.name.endswith(JSON_SUFFIXES):
+            yield from read_json_array(file)
+        else:
+            yield from read_json_lines(file)
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from typing import Any
 from solopo_nemo.data.fields import bad_field, has, identifier, plain_json, records, required, text
 from solopo_nemo.data.rows import read_rows
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.warn import say_once, warn_once
 
 Message = dict[str, Any]
 Prompt = str | list[Message]
@@ -22,21 +23,32 @@ RENDERED = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasonin
 """Message fields that the chat template must render. Other fields that it does not read have no effect."""
 PROMPT_COLUMNS = ("prompt_short", "prompt_long")
 COLUMNS = (*PROMPT_COLUMNS, "chosen", "rejected")
-
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 _MEDIA = "is not text, which is all that is trained: remove it, or the row"
 _FIRST = "is not read: write it as the first message of the prompt, of role system"
 _REFUSED = {
-    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), _MEDIA),
+    **dict.fromkeys(("image", "images", "image_url", "image_urls", "video", "videos", "video_url"), _MEDIA),
+    **dict.fromkeys(("audio", "audios", "audio_url", "input_audio"), _MEDIA),
     **dict.fromkeys(("system", "system_prompt", "system_message"), _FIRST),
-    **dict.fromkeys(("tool_calls", "reasoning_content", "thinking"), "is not read here: it belongs into a message"),
+    **dict.fromkeys(
+        ("tool_calls", "reasoning_content", "reasoning", "thinking"), "is not read here: it belongs into a message"
+    ),
     "history": "is not read: write its turns as messages of the prompt",
     "functions": "is not read: write it as tools",
     "function_call": "is not read: write it as tool_calls",
-    "enable_thinking": "is not read: write it into chat_template_kwargs",
+    **dict.fromkeys(("enable_thinking", "reasoning_effort"), "is not read: write it into chat_template_kwargs"),
     "chat_template": "is not read: a template is the tokenizer's",
 }
 """Row fields that are refused, because they would change the prompt and are not read."""
+TEMPLATE_COLUMNS = {"tools": list, "documents": list, "chat_template_kwargs": dict}
+_READ = {"id", *COLUMNS, "answers", "meta", *TEMPLATE_COLUMNS}
+_LIKE_A_PROMPT = re.compile(
+    r"(developer|instruct|input|context|question|query|problem|message|conversation|dialog|turns|passage|text|demo|few_?shot"
+    r"|response_format|parallel_tool|tool|function|prompt|prefix|persona|reference_doc)",
+    re.IGNORECASE,
+)
+"""Names of columns that may belong into a prompt."""
 _MESSAGES_AS_TEXT = re.compile(
     r"""\s*(?:\[\s*\{\s*(?=["'])|\{\s*(?=["'](?:role|content)["']))"""
     rf""".*?(["'])role\1\s*:\s*(["'])(?:{"|".join(ROLES)})\2""",
@@ -121,14 +133,24 @@ def read_triplets(path: Path | str, needs: Needs) -> Iterator[Triplet]:
     """
     path = Path(path)
     seen: set[str] = set()
+    unread: set[str] = set()
     for number, row in enumerate(read_rows(path)):
-        triplet = parse_triplet(row.fields(), needs, row.where, f"row-{number}")
+        fields = row.fields()
+        triplet = parse_triplet(fields, needs, row.where, f"row-{number}")
+        read = _READ if any(has(fields, name) for name in PROMPT_COLUMNS) else _READ | {"prompt"}
+        unread |= {name for name, value in fields.items() if name not in read and value not in _NOTHING}
         if triplet.id in seen:
             raise bad_field(row.where, "id", f"{triplet.id!r} was used by an earlier row, ids must be unique")
         seen.add(triplet.id)
         yield triplet
     if not seen:
         raise UserError(f"{path}: no samples in it: give a file with at least one row")
+    like_a_prompt = {name for name in unread if _LIKE_A_PROMPT.match(name)}
+    if like_a_prompt:
+        names = ", ".join(sorted(like_a_prompt))
+        warn_once(f"{path}: {names}: not read, though the name may be a prompt's: what belongs into it goes there")
+    if unread - like_a_prompt:
+        say_once(f"{path}: columns that are not read: {', '.join(sorted(unread - like_a_prompt))}")
 
 
 def parse_triplet(row: dict[str, Any], needs: Needs, where: str, default_id: str) -> Triplet:
@@ -186,17 +208,17 @@ def template_fields(row: Mapping[str, Any], where: str) -> dict[str, Any]:
         UserError: A template field has the wrong type, or the row has a field of `_REFUSED`.
     """
     for name, what in _REFUSED.items():
-        if row.get(name) not in (None, "", [], {}):
+        if row.get(name) not in _NOTHING:
             raise bad_field(where, name, what)
-    found = {}
-    for name, kind in (("tools", list), ("documents", list), ("chat_template_kwargs", dict)):
+    found: dict[str, Any] = {}
+    for name, kind in TEMPLATE_COLUMNS.items():
         value = given = row.get(name)
         if isinstance(given, str):
             try:
                 value = json.loads(given or "null")
             except (ValueError, RecursionError) as error:
                 raise bad_field(where, name, f"is a string that is not JSON ({error})") from error
-        if value not in (None, [], {}):
+        if value not in _NOTHING:
             if not isinstance(value, kind):
                 raise bad_field(where, name, f"must be {'an object' if kind is dict else 'a list of objects'}")
             if kind is list:

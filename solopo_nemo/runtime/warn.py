@@ -1,4 +1,4 @@
-"""Warnings that are said once a process."""
+"""Messages that are said once a process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from functools import cache
 
 
 @cache
+def say_once(message: str, level: int = logging.INFO) -> None:
+    """Log something that concerns the whole process, however often it is noticed."""
+    logging.getLogger("solopo_nemo").log(level, message)
+
+
 def warn_once(message: str) -> None:
-    """Warn of something that concerns the whole process, however often it is noticed."""
-    logging.getLogger("solopo_nemo").warning(message)
+    """As :func:`say_once`, a warning."""
+    say_once(message, logging.WARNING)

@@ -10,8 +10,9 @@ import pytest
 from samples import RowWriter, musique_rows
 
 from solopo_nemo.builders.contexts.question import BadRow, Question
-from solopo_nemo.builders.contexts.sources import FORMATS, files, read_pool, read_questions
+from solopo_nemo.builders.contexts.sources import FORMATS, read_pool, read_questions
 from solopo_nemo.builders.contexts.sources.source import RowSource
+from solopo_nemo.data import json_rows
 from solopo_nemo.runtime.errors import UserError
 
 
@@ -239,7 +240,7 @@ def test_json_files_of_other_forms(tmp_path: Path, write_rows: RowWriter, monkey
     assert good(write_json(tmp_path / "array.json", rows)) == wanted
     assert good(write_rows(rows, "lines.json")) == wanted
     assert good(write_json(tmp_path / "empty.json", [])) == []
-    monkeypatch.setattr(files, "_CHUNK_BYTES", 7)
+    monkeypatch.setattr(json_rows, "_CHUNK_BYTES", 7)
     assert good(write_json(tmp_path / "array.json", rows[:2])) == wanted[:2]
     with pytest.raises(UserError, match="no such file"):
         good(tmp_path / "none.json")

@@ -17,7 +17,8 @@ from template_tokenizers import trained, with_chat_template
 from transformers import PreTrainedTokenizerFast
 
 from solopo_nemo.builders.pairs.inspect import inspect_file
-from solopo_nemo.data.rows import Row, read_rows
+from solopo_nemo.data.json_rows import Row
+from solopo_nemo.data.rows import read_rows
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.triplets import Needs, parse_triplet, sequence_columns
 from solopo_nemo.runtime.errors import UserError

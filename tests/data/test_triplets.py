@@ -76,7 +76,29 @@ def save_directory(rows: list[dict[str, Any]], path: Path) -> Path:
     return path
 
 
-SAVERS = [save_jsonl, save_gzip, save_parquet, save_dataset, save_dataset_dict, save_directory]
+def save_array(rows: list[dict[str, Any]], path: Path) -> Path:
+    (path / "rows.json").write_text(json.dumps(rows, indent=2), encoding="utf-8-sig")
+    return path / "rows.json"
+
+
+def save_json_lines(rows: list[dict[str, Any]], path: Path) -> Path:
+    return save_jsonl(rows, path).rename(path / "rows.json")
+
+
+def save_clone(rows: list[dict[str, Any]], path: Path) -> Path:
+    for name, part in (("train-00000-of-00002", rows[:2]), ("train-00001-of-00002", rows[2:]), ("test", rows[:1])):
+        (path / "data").mkdir(exist_ok=True)
+        datasets.Dataset.from_list(part).to_parquet(path / "data" / f"{name}.parquet")
+    for file in ("README.md", "dataset_infos.json", ".git/rows.jsonl"):
+        (path / file).parent.mkdir(exist_ok=True)
+        (path / file).write_text("{}")
+    return path
+
+
+SAVERS = [
+    *(save_jsonl, save_gzip, save_parquet, save_dataset, save_dataset_dict, save_directory),
+    *(save_array, save_json_lines, save_clone),
+]
 
 
 @pytest.mark.parametrize("save", SAVERS)

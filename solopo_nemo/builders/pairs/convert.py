@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from solopo_nemo.data.fields import bad_field, has, identifier, records, required, text, text_list
-from solopo_nemo.data.rows import Row, read_rows
+from solopo_nemo.data.json_rows import Row
+from solopo_nemo.data.rows import read_rows
 
 # the same row rules as in training
 from solopo_nemo.data.triplets import Message, Needs, Prompt, Triplet, parse_triplet, template_fields

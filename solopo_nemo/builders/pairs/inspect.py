@@ -10,8 +10,9 @@ from typing import Any
 
 from solopo_nemo.data.answers import holds_answer, is_right, normalize, same_answers, stated_answer
 from solopo_nemo.data.fields import bad_field, has, text_list
+from solopo_nemo.data.json_rows import Row
 from solopo_nemo.data.lengths import Lengths, compression_rate
-from solopo_nemo.data.rows import Row, read_rows
+from solopo_nemo.data.rows import read_rows
 from solopo_nemo.data.tokenize import TripletEncoder
 
 # rows are parsed one at a time, because read_triplets stops at the first problem

@@ -7,7 +7,7 @@ from itertools import islice
 
 from solopo_nemo.builders.contexts.prompt import render_document
 from solopo_nemo.data.fields import bad_field, has, required, text, text_list
-from solopo_nemo.data.rows import Row
+from solopo_nemo.data.json_rows import Row
 from solopo_nemo.evaluation.documents import fitted
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from solopo_nemo.data.fields import bad_field, required, text
-from solopo_nemo.data.rows import Row
+from solopo_nemo.data.json_rows import Row
 from solopo_nemo.evaluation.documents import fitted
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings

@@ -11,7 +11,7 @@ from solopo_nemo.builders.contexts.sources import generic, hotpot, musique, squa
 from solopo_nemo.builders.contexts.sources.paragraphs import is_paragraph, pool_paragraph
 from solopo_nemo.builders.contexts.sources.source import RowSource
 from solopo_nemo.data.fields import bad_field
-from solopo_nemo.data.rows import Row
+from solopo_nemo.data.json_rows import Row
 from solopo_nemo.runtime.errors import UserError
 
 Parse = Callable[[dict[str, Any], str], Question]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from solopo_nemo.builders.contexts.sources.files import read_source_rows
-from solopo_nemo.data.rows import SUFFIXES, Row, data_files, dataset_rows, is_saved_dataset
+from solopo_nemo.data.json_rows import Row
+from solopo_nemo.data.rows import SUFFIXES, data_files, dataset_rows, is_saved_dataset, read_rows
 from solopo_nemo.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class RowSource:
             UserError: The file type is unknown, or the saved dataset cannot be opened.
         """
         if isinstance(self._data, Path):
-            yield from read_source_rows(self._data)
+            yield from read_rows(self._data)
         else:
             yield from dataset_rows(self._data, self.name)
 

@@ -8,7 +8,7 @@ from typing import Any
 from solopo_nemo.builders.contexts.question import Paragraph, Question
 from solopo_nemo.builders.contexts.sources.checks import check_support
 from solopo_nemo.data.fields import bad_field, identifier, records, required, text
-from solopo_nemo.data.rows import Row
+from solopo_nemo.data.json_rows import Row
 from solopo_nemo.runtime.errors import UserError
 
 

@@ -1,0 +1,66 @@
+"""Files and columns that a reader does not take as they are: refused with a way, or said."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from pathlib import Path
+
+import datasets
+import pytest
+from samples import RowWriter, triplet_row
+
+from solopo_nemo.data.triplets import Needs, read_triplets
+from solopo_nemo.runtime.errors import UserError
+
+SOLO = Needs(("short_chosen", "short_rejected", "long_chosen"))
+USER = {"role": "user", "content": "Where?"}
+
+OTHER_FILES: dict[str, tuple[dict[str, str], str, str]] = {
+    "csv": (
+        {"a.csv": "id\n"},
+        "a.csv",
+        r"unknown kind .* pandas.read_csv\('a.csv', dtype=str, keep_default_na=False",
+    ),
+    "csv in a folder": (
+        {"a.csv": "id\n"},
+        "",
+        r"no data in this directory: .* pandas.read_csv\('a.csv'",
+    ),
+    "two configurations": ({"en/train.jsonl": "", "fr/train.jsonl": ""}, "", r"several folders \(en, fr\): give one"),
+    "pointer of git": ({"a.jsonl": "version https://git-lfs.github.com/spec/v1\n"}, "", "git lfs pull"),
+    "two arrays": ({"a.json": "[]\n[]"}, "a.json", r"text after the array: '\[\]': remove it"),
+    "name on the hub": ({}, "../user/data", "hf download --repo-type dataset user/data"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_FILES)
+def test_other_files_are_refused_with_a_way(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, name, words = OTHER_FILES[case]
+    monkeypatch.chdir(tmp_path)
+    for file, content in files.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=words):
+        list(read_triplets("user/data" if case == "name on the hub" else tmp_path / name, SOLO))
+
+
+def test_columns_that_are_not_read_are_said(write_rows: RowWriter, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("solopo_nemo").propagate = True
+    caplog.set_level(logging.INFO, "solopo_nemo")
+    row = triplet_row(prompt="p", tool_choice="auto", source="web", meta={}, score=None)
+    for _ in range(2):
+        list(read_triplets(write_rows([row]), SOLO))
+    said = [record.getMessage().partition(": ")[2] for record in caplog.records]
+    assert said == [
+        "prompt, tool_choice: not read, though the name may be a prompt's: what belongs into it goes there",
+        "columns that are not read: source",
+    ]
+
+
+def test_times_in_messages_are_iso_text(tmp_path: Path) -> None:
+    when = datetime(2026, 11, 29, 12, 30)
+    messages = [USER | {"name": when, "at": when}]
+    datasets.Dataset.from_list([triplet_row(prompt_long=messages)]).to_parquet(tmp_path / "rows.parquet")
+    (triplet,) = read_triplets(tmp_path, Needs(("long_chosen",)))
+    assert triplet.prompt_long == [USER | {"name": "2026-11-29T12:30:00", "at": "2026-11-29T12:30:00"}]
