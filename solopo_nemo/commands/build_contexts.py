@@ -23,11 +23,13 @@ def main(arguments: Sequence[str]) -> None:
     given = {name: value for name, value in vars(parsed).items() if name not in others}
     from solopo_nemo.builders.contexts.build import build_contexts
     from solopo_nemo.builders.contexts.settings import BuildSettings
+    from solopo_nemo.builders.contexts.shards import planned_date
     from solopo_nemo.data.tokenize import TripletEncoder
     from solopo_nemo.data.tokenizer_files import load_tokenizer
 
     settings = BuildSettings(**{**given, "pool": tuple(parsed.pool or ())}, gold_pairs=parsed.pairs == "gold")
-    encoder = TripletEncoder(load_tokenizer(parsed.tokenizer), parsed.chat_template_kwargs, TEMPLATE_KWARGS)
+    tokenizer = load_tokenizer(parsed.tokenizer, day=planned_date(settings.work))
+    encoder = TripletEncoder(tokenizer, parsed.chat_template_kwargs, TEMPLATE_KWARGS)
     summary = build_contexts(settings, encoder)
     _report(summary)
     show_json(parsed, summary)

@@ -76,7 +76,7 @@ def prepare_dataset(
     *,
     vocab_size: int,
     template_kwargs: dict[str, Any] | None = None,
-    in_progress: bool = False,
+    trained: str | None = None,
     known: Path | None = None,
     states: list[Any] | None = None,
 ) -> PreparedDataset:
@@ -95,7 +95,8 @@ def prepare_dataset(
         tokenizer_id: Name of the tokenizer, for the summary.
         vocab_size: Rows of the policy's embedding; every token id must be smaller.
         template_kwargs: Keyword arguments of the chat template.
-        in_progress: True if a run has trained on the content of `out_dir`. Different token ids are then refused.
+        trained: Fingerprint of the data on which the run in progress was trained. Other token ids than these, and than
+            those of `out_dir`, are refused. Empty if it is not known; None without a run in progress.
         known: Folder of the earlier result; None is `out_dir`.
         states: Sizes and times of the files at `path`. If they equal those of the earlier result, no file is read.
 
@@ -136,7 +137,7 @@ def prepare_dataset(
         summary |= {"sequences": list(needs.sequences), "max_tokens": max_tokens, "too_long": too_long}
         summary["date"] = pinned_date(tokenizer)
         summary |= _write(path, _Encoder(encoder, needs, vocab_size), needs, max_tokens, too_long, temporary)
-        summary["fingerprint"] = _fingerprint(temporary, earlier, in_progress, path)
+        summary["fingerprint"] = _fingerprint(temporary, earlier, trained, path)
         _write_summary(summary, temporary)
         shutil.rmtree(out_dir, ignore_errors=True)
         temporary.rename(out_dir)
@@ -278,14 +279,14 @@ def _fits(
     return False
 
 
-def _fingerprint(folder: Path, earlier: PreparedDataset | None, in_progress: bool, path: Path) -> str:
+def _fingerprint(folder: Path, earlier: PreparedDataset | None, trained: str | None, path: Path) -> str:
     """Return the hash of the written samples. For the token ids of an earlier result, return its fingerprint."""
     content = _hash_content(datasets.Dataset.from_file(str(folder / _ARROW)))
     if earlier is None:
         return content
     if _hash_content(earlier.dataset) == content:
         return earlier.fingerprint
-    if in_progress:
+    if trained is not None and content != trained:
         raise UserError(
             f"{path}: other token ids than this run was trained on ({earlier.path}): the data, the tokenizer or this "
             "program has changed since; choose another output_dir, or trainer.resume=never to put that run aside"

@@ -60,6 +60,7 @@ def evaluate_accuracy(
     questions: int,
     seed: int,
     chat_template_kwargs: dict[str, Any] | None = None,
+    date: str | None = None,
 ) -> list[AccuracyRow]:
     """Ask built-in evaluation questions at several context lengths, as the suite `builtin` does.
 
@@ -69,6 +70,7 @@ def evaluate_accuracy(
         questions: number of questions at each length.
         seed: seed of the evaluation questions. They share no fact with any training question.
         chat_template_kwargs: keyword arguments of the model's chat template.
+        date: date that the chat template prints; None uses that of the model's training data, or today.
 
     Raises:
         UserError: the folder holds no usable model.
@@ -79,7 +81,7 @@ def evaluate_accuracy(
     from solopo_nemo.evaluation.suites.builtin import builtin_suite
 
     suite, rows = builtin_suite(lengths, seed), []
-    model = ModelSettings(str(model_dir), chat_template_kwargs=chat_template_kwargs)
+    model = ModelSettings(str(model_dir), chat_template_kwargs=chat_template_kwargs, date=date)
     with TemporaryDirectory() as scratch, Progress(transient=True) as bars, redirect_stderr(io.StringIO()):
         folder = Path(scratch)
         settings = SuiteSettings(folder, limit=questions)

@@ -40,6 +40,7 @@ class ModelSettings:
         yarn: factor by which YaRN extends the window; None keeps the model's window.
         concurrency: concurrent requests to a server.
         chat_template_kwargs: keyword arguments of the chat template.
+        date: date that the chat template prints; None uses the default of :func:`load_tokenizer`.
     """
 
     model: str
@@ -49,6 +50,7 @@ class ModelSettings:
     yarn: float | None = None
     concurrency: int = 16
     chat_template_kwargs: dict[str, Any] | None = None
+    date: str | None = None
 
     def __post_init__(self) -> None:
         for option, value in (("tokenizer", self.tokenizer), ("window", self.window)):
@@ -68,7 +70,7 @@ class EvaluatedModel:
     """A model under evaluation. The constructor reads its configuration; :meth:`load` loads its weights.
 
     Attributes:
-        day: date that the chat template prints; None uses the default of :func:`load_tokenizer`.
+        day: date that the chat template prints; see :class:`ModelSettings`.
         identity: hash of everything besides the prompts that determines the answers.
         remote: True if a server runs the model.
         window: maximum sequence length in tokens; None if unknown.
@@ -85,7 +87,7 @@ class EvaluatedModel:
             UserError: the model or the server is missing or unusable.
         """
         self._settings, self._work = settings, work
-        self.day: str | None = None
+        self.day = settings.date
         self.remote = settings.base_url is not None
         self._lm: Any = None
         if self.remote:

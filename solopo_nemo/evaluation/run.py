@@ -87,7 +87,7 @@ def _settle(out: Path, model: ModelSettings, opened: EvaluatedModel) -> None:
     """Record in the folder which model it belongs to; refuse the folder of another model."""
     path = out / RECORD
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    opened.day = earlier.get("date")
+    opened.day = earlier.get("date") or model.date
     if earlier and earlier["identity"] != opened.identity:
         raise UserError(
             f"--out {out}: holds the evaluation of another model or of other weights ({earlier['model']}): choose "

@@ -23,12 +23,12 @@ from solopo_nemo.config.problems import load_reporting
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.config.world import local_world
 from solopo_nemo.data.triplets import read_triplets
-from solopo_nemo.planning import GPU, Machine, Run, advise, memory
+from solopo_nemo.planning import GPU, Machine, Run, memory
 from solopo_nemo.runtime import cli, environment
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.training.checkpoints.files import step_of
 from solopo_nemo.training.checks import CHECKS, EVERYWHERE, Start
-from solopo_nemo.training.failures.memory_advice import longest_lengths, this_machine
+from solopo_nemo.training.failures.memory_advice import longest_lengths, own_machine, shortage
 from solopo_nemo.training.output_lock import OutputLock
 
 
@@ -102,13 +102,12 @@ def check_config(
         found: gets the problems, and where there is none the description of the run.
         gpus, gpu_memory: of another machine.
     """
-    as_rank = environment.started_as_rank()
-    world = gpus or (environment.world_size() if as_rank else local_world(config))
+    world = gpus or (environment.world_size() if environment.started_as_rank() else local_world(config))
     if gpus or gpu_memory:
         usual = Machine()
         where, machine = GPU, Machine(world, min(world, usual.gpus_per_node), gpu_memory or usual.memory_gib)
     else:
-        where, machine = this_machine(world, environment.local_world_size() if as_rank else world)
+        where, machine = own_machine(world)
     start = Start(config, world, where == GPU, scratch)
     for check in (lambda _: OutputLock(config.output).refuse_if_owned(), *EVERYWHERE, *CHECKS, _check_rows):
         with found.listing():
@@ -140,10 +139,9 @@ def _predict(start: Start, where: str, machine: Machine, found: Findings) -> Non
         "layout": dataclasses.asdict(run.layout),
         "memory_gib": round(gib, 2),
     }
-    if gib > machine.budget_gib:
-        advice = advise(start.config, start.model, lengths, machine, where)
+    if short := shortage(start.config, start.model, summary, where, machine):
         other = "" if where == GPU else "; --gpus and --gpu-memory check for other devices than this machine's"
-        found.problems.append(f"out of memory by the planner's prediction: {advice}{other}")
+        found.problems.append(f"{short}{other}")
     resumed = f", goes on after step {found.run['resumed_after']}" if start.saved else ""
     found.summary = (
         f"ready: {summary['kept']:,} samples ({summary['dropped']:,} dropped), "

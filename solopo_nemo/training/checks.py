@@ -11,9 +11,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.config.world import check_context, check_pipeline, check_tensor, check_world
@@ -25,14 +24,17 @@ from solopo_nemo.families import hf
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.hf import is_checkpoint
 from solopo_nemo.families.weights import find_weights
+from solopo_nemo.nemo_model.end_tokens import RUN_RECORD
 from solopo_nemo.runtime import device, kernels
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import check_writable
 from solopo_nemo.training.checkpoints.files import check_origin, put_damaged_aside, step_of
-from solopo_nemo.training.checkpoints.record import check_record, write_record
+from solopo_nemo.training.checkpoints.record import RunRecord, check_record, write_record
 from solopo_nemo.training.checkpoints.resume import settle_earlier_run, to_resume_from
 from solopo_nemo.training.checkpoints.selection import check_selection, check_suite
 from solopo_nemo.training.checkpoints.space import check_space
+from solopo_nemo.training.failures.memory_advice import own_machine, shortage
+from solopo_nemo.training.once import once
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.prepare import (
     file_states,
@@ -51,24 +53,7 @@ from solopo_nemo.training.reference_cache import ReferenceCache, cache_key
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-T = TypeVar("T")
-
 logger = logging.getLogger("solopo_nemo")
-
-
-class once(cached_property[T]):
-    """A property that is read once; a refusal is kept as well, and raised again."""
-
-    def __get__(self, start: Any, owner: type[Any] | None = None) -> Any:
-        """Read it, or take what was read."""
-        name = str(self.attrname)
-        if name in start.refused:
-            raise start.refused[name]
-        try:
-            return super().__get__(start, owner)
-        except UserError as error:
-            start.refused[name] = error
-            raise
 
 
 @dataclass
@@ -143,18 +128,19 @@ class Start:
     @once
     def model(self) -> ModelDescription:
         """What the folder says of the model."""
-        scaling = self.config.model.rope_scaling
+        folder, scaling = self.template, self.config.model.rope_scaling
         with self._of_model():
-            return hf.read_config(self.template, rope_scaling=scaling, rope_key="model.rope_scaling")
+            return hf.read_config(folder, rope_scaling=scaling, rope_key="model.rope_scaling")
 
     @once
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer; a date in its chat template is that of the data, or of the checkpoint to resume."""
+        folder = self.template
         with self._of_model():  # refused in the model's words, and not again as a tokenizer that cannot be loaded
-            hf.read_json(self.template / "config.json")
+            hf.read_json(folder / "config.json")
         resumed = Path(self.config.trainer.resume) / "hf" / "tokenizer_config.json"
         kept = hf.read_json(resumed).get(DATE_KEY) if resumed.is_file() else None
-        return load_tokenizer(self.template, day=prepared_date(self.paths.tokenized) or kept)
+        return load_tokenizer(folder, day=prepared_date(self.paths.tokenized) or kept)
 
     @once
     def sources(self) -> dict[str, Any]:
@@ -192,10 +178,16 @@ class Start:
             config.model.init,
             vocab_size=self.model.vocab_size,
             template_kwargs=config.data.chat_template_kwargs,
-            in_progress=bool(self.saved),
+            trained=self.trained,
             known=self.paths.tokenized,
             states=self.sources["data"] if isinstance(self.sources["data"], list) else None,
         )
+
+    @property
+    def trained(self) -> str | None:
+        """Fingerprint of the data that the run in the output folder was trained on; empty where it is not known."""
+        record = RunRecord.read(self.saved[-1] / RUN_RECORD) if self.saved else None
+        return record.data if record else "" if self.saved else None
 
     @property
     def steps(self) -> int:
@@ -340,6 +332,8 @@ def prepare(start: Start) -> None:
         UserError: as :func:`check_all`.
     """
     check_all(start, CHECKS)
+    if short := shortage(start.config, start.model, start.prepared.summary, *own_machine(start.world)):
+        logger.warning(short)
     import_weights(start)
     keep_date(start)
     write_record(start)

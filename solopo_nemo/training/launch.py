@@ -158,7 +158,7 @@ def _prepare_once(start: Start) -> None:
     save_config(start.config, start.paths.config)
     summary = start.prepared.summary
     logger.info("data: %d samples, %d dropped", summary["kept"], summary["dropped"])
-    _evaluate(start.config, "before", start.source)
+    _evaluate(start.config, "before", start.source, summary["date"])
     SharedPreparation(start.paths.output).remove_earlier()
 
 
@@ -190,15 +190,15 @@ def _finish(config: RunConfig) -> None:
     _show(config)
 
 
-def _evaluate(config: RunConfig, moment: str, model: Path) -> None:
-    """Measure answer accuracy on the built-in questions, once."""
+def _evaluate(config: RunConfig, moment: str, model: Path, date: str | None = None) -> None:
+    """Measure answer accuracy on the built-in questions, once; ``date``: of a chat template that prints one."""
     path, evaluation = Paths(config.output).accuracy, config.evaluation
     rows = json.loads(path.read_text()) if path.is_file() else {}
     wanted = evaluation.name == "builtin" or (evaluation.name == "auto" and config.model.init == "builtin")
     if not wanted or moment in rows or not (model / "config.json").is_file():
         return
     logger.info("answer accuracy %s training", moment)
-    asked = (model, evaluation.lengths, evaluation.questions, evaluation.seed, config.data.chat_template_kwargs)
+    asked = (model, evaluation.lengths, evaluation.questions, evaluation.seed, config.data.chat_template_kwargs, date)
     # on a GPU in a process of its own: this one lives through the training, and would hold memory there
     measured = run_isolated("the answer accuracy", _accuracy, *asked) if device.cuda() else _accuracy(unseen, *asked)
     rows[moment] = [row.as_json() for row in measured]

@@ -13,10 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from solopo_nemo.config.schema import read_config
 from solopo_nemo.runtime import cli, environment
 from solopo_nemo.runtime.cli import EXIT_RESUMABLE
 from solopo_nemo.runtime.signals import StopRequest, handled_by
 from solopo_nemo.training.failures.faults import FaultFiles, job_fault
+from solopo_nemo.training.failures.memory_advice import memory_advice
+from solopo_nemo.training.paths import Paths
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -55,8 +58,12 @@ def start_ranks(count: int, output: Path) -> int:
         monitor_interval=0.5,
     )
     files = FaultFiles(output, start)
+
+    def report(ended: Mapping[int, tuple[int, float]]) -> Exception:
+        return job_fault(files, count, ended, lambda: memory_advice(read_config(Paths(output).config), count))
+
     # as it was started: a script, solopo, or python -m
-    return run_ranks(launch, sys.executable, sys.orig_argv[1:], lambda ended: job_fault(files, count, ended))
+    return run_ranks(launch, sys.executable, sys.orig_argv[1:], report)
 
 
 def run_ranks(launch: LaunchConfig, command: str, arguments: Sequence[str], report: Report | None = None) -> int:

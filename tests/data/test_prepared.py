@@ -25,7 +25,7 @@ def prepare(
     max_tokens: int = 1000,
     too_long: TooLong = "error",
     vocab_size: int = 1000,
-    in_progress: bool = False,
+    trained: str | None = None,
 ) -> PreparedDataset:
     return prepare_dataset(
         path,
@@ -36,7 +36,7 @@ def prepare(
         out,
         "test-tokenizer",
         vocab_size=vocab_size,
-        in_progress=in_progress,
+        trained=trained,
     )
 
 
@@ -189,14 +189,16 @@ def test_a_run_in_progress_keeps_its_token_ids(
     summary = json.loads((out / "summary.json").read_text())
     old = {key: value for key, value in summary.items() if key not in ("inputs", "largest_id", "special_text")}
     (out / "summary.json").write_text(json.dumps(old | {"fingerprint": "of an earlier version"}))
-    again = prepare(path, tokenizer, out, in_progress=True)
+    again = prepare(path, tokenizer, out, trained="")
     assert again.fingerprint == "of an earlier version", "its reference scores are found again"
     assert again.summary["largest_id"] == summary["largest_id"]
-    assert prepare(path, tokenizer, out, in_progress=True).fingerprint == again.fingerprint
+    assert prepare(path, tokenizer, out, trained="").fingerprint == again.fingerprint
     changed = write_rows([triplet_row(number, chosen="It is 1961.") for number in range(3)])
     with pytest.raises(UserError, match=r"other token ids than this run was trained on .*trainer\.resume=never"):
-        prepare(changed, tokenizer, out, in_progress=True)
+        prepare(changed, tokenizer, out, trained="")
     assert load_prepared(out).dataset[2] == again.dataset[2]
+    assert prepare(changed, tokenizer, out, trained=prepare(changed, tokenizer, tmp_path / "other").fingerprint)
+    prepare(path, tokenizer, out)
     assert prepare(changed, tokenizer, out).fingerprint not in (again.fingerprint, summary["fingerprint"])
 
 

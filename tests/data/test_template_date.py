@@ -14,6 +14,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pair_samples import FakeBackend, asked_row
 from samples import RowWriter, TokenizerMaker, triplet_row
 
+from solopo_nemo.builders.contexts.settings import BuildSettings
+from solopo_nemo.builders.contexts.shards import ShardFolder, planned_date
+from solopo_nemo.builders.contexts.sources.source import RowSource
 from solopo_nemo.builders.pairs.backend import Sampling
 from solopo_nemo.builders.pairs.run import PairSettings, sample_pairs
 from solopo_nemo.config.schema import load_config
@@ -25,7 +28,7 @@ from solopo_nemo.evaluation.run import _settle
 from solopo_nemo.families.hf import copy_template
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
-from solopo_nemo.runtime.warn import warn_once
+from solopo_nemo.runtime.warn import say_once
 from solopo_nemo.training.checks import Start
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.prepare import keep_date
@@ -100,7 +103,7 @@ def test_a_run_keeps_the_day_of_its_data(
     given = [f"model.init={dated_model}", f"data.train={write_rows([triplet_row(0), triplet_row(1)])}"]
     config = load_config("solo_dpo", ["model=custom", *given, f"output_dir={tmp_path / 'run'}"])
     travel(monkeypatch, DAY)
-    warn_once.cache_clear()
+    say_once.cache_clear()
     start = Start(config, 1, on_gpu=False)
     first = start.prepared
     text = start.tokenizer.decode(first.dataset[0]["prompt_short"])
@@ -152,6 +155,29 @@ def test_an_evaluation_and_a_sampling_keep_the_day_on_which_they_began(
         summary = sample_pairs(PairSettings(contexts, tmp_path / "out.jsonl"), sampling, make)
         assert summary["prompts"] == {"sampled": 1 - days, "reused": days}
     assert evaluated == [sampling.date for sampling in made] == ["2026-03-05"] * 2
+
+
+def test_the_accuracy_before_training_takes_the_day_of_the_data(dated_model: Path, tmp_path: Path) -> None:
+    settings = ModelSettings(str(dated_model), date="2026-01-02")
+    opened = EvaluatedModel(settings, tmp_path / "work")
+    _settle(tmp_path, settings, opened)
+    assert pinned_date(opened.tokenizer) == "2026-01-02"
+
+
+def test_contexts_that_were_begun_keep_their_day(
+    dated_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "questions.jsonl"
+    source.write_text("{}\n")
+    settings, plans = BuildSettings(str(source), tmp_path / "out.jsonl", "100", "200"), []
+    for days in (0, 1):
+        travel(monkeypatch, DAY + datetime.timedelta(days))
+        tokenizer = load_tokenizer(dated_model, day=planned_date(settings.work))
+        plans.append(settings.plan(RowSource(source), [], tokenizer))
+        with ShardFolder(settings.work).opened(plans[-1]):
+            pass
+    assert plans[0] == plans[1]
+    assert plans[0]["date"] == "2026-03-05"
 
 
 def test_a_day_that_is_none(dated_model: Path) -> None:

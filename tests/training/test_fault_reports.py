@@ -26,7 +26,12 @@ def files(tmp_path: Path) -> FaultFiles:
 LOST = [Fault(rank, 42, "lost", "Connection closed by peer") for rank in (0, 2, 3)]
 OUT_OF_MEMORY = Fault(1, 42, "run", "out of memory: a smaller trainer.micro_batch")
 REPORTS: dict[str, tuple[list[Fault], dict[int, tuple[int, float]], tuple[str, ...], int | None]] = {
-    "killed": (LOST, {1: (-9, AT), 0: (1, AT)}, ("rank 1 was killed by SIGKILL", "step 42", "of step 40"), 1),
+    "killed": (
+        LOST,
+        {1: (-9, AT), 0: (1, AT)},
+        ("rank 1 was killed by SIGKILL", "step 42", "of step 40; if the host was short of memory: TP2 fits"),
+        1,
+    ),
     "killed by the launcher after": (
         LOST[:1],
         {1: (-9, AT), 0: (1, AT), 2: (-9, AT + 30), 3: (-9, AT + 30)},
@@ -79,7 +84,7 @@ def test_the_rank_to_blame_is_named(case: str, files: FaultFiles, capsys: pytest
     faults, ended, words, blamed = REPORTS[case]
     for fault in faults:
         files.write(fault)
-    error = job_fault(files, 4, ended)
+    error = job_fault(files, 4, ended, lambda: "TP2 fits")
     assert isinstance(error, RunFault)
     assert "\n" not in str(error)
     assert all(word in str(error) for word in words), str(error)
@@ -89,7 +94,7 @@ def test_the_rank_to_blame_is_named(case: str, files: FaultFiles, capsys: pytest
 
 def test_bad_input_stays_bad_input(files: FaultFiles) -> None:
     files.write(Fault(1, 0, "user", "data.train: line 3"))
-    error = job_fault(files, 2, {1: (2, AT)})
+    error = job_fault(files, 2, {1: (2, AT)}, str)
     assert isinstance(error, UserError)
     assert str(error) == "data.train: line 3"
 
@@ -97,7 +102,7 @@ def test_bad_input_stays_bad_input(files: FaultFiles) -> None:
 def test_what_an_earlier_start_left_does_not_count(files: FaultFiles) -> None:
     FaultFiles(files.output, "another start").write(OUT_OF_MEMORY)
     assert files.read() == {}
-    assert "rank 0 was killed" in str(job_fault(files, 2, {0: (-9, AT)}))
+    assert "rank 0 was killed" in str(job_fault(files, 2, {0: (-9, AT)}, str))
 
 
 def test_the_roll_call_ends_when_all_have_spoken(files: FaultFiles, monkeypatch: pytest.MonkeyPatch) -> None:

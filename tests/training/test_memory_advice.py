@@ -28,7 +28,7 @@ def told(error: BaseException, output: Path, world: int, model: str = "Qwen/Qwen
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORLD_SIZE", str(world))
         patch.setenv("LOCAL_WORLD_SIZE", str(world))
-        fault = as_run_fault(error, FaultFiles(output, "start"), lambda: memory_advice(config))
+        fault = as_run_fault(error, FaultFiles(output, "start"), lambda: memory_advice(config, world))
     assert isinstance(fault, RunFault) and "\n" not in str(fault)
     return str(fault)
 

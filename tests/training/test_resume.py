@@ -15,6 +15,7 @@ from bad_input import ROW, write
 
 from solopo_nemo.data import prepared
 from solopo_nemo.families.hf import copy_template
+from solopo_nemo.runtime import device
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 from solopo_nemo.training.checkpoints.files import record_file, write_manifest
@@ -199,6 +200,26 @@ def test_data_that_grew_is_refused_without_the_tokenized_data_too(here: Place) -
     shutil.rmtree(here.paths.tokenized)
     with pytest.raises(UserError, match=r"optimizer steps: 2 there, 3 here; token ids of the samples"):
         here.start()
+
+
+def test_the_right_data_go_on_after_other_data_were_refused(here: Place) -> None:
+    shutil.rmtree(here.paths.tokenized)
+    here.write_rows("the first answer", "another one", "a third")
+    with pytest.raises(UserError, match="token ids of the samples"):
+        here.start()
+    here.write_rows("the first answer", "the second answer", "a third")
+    assert here.start() == STARTED
+
+
+def test_a_run_that_will_not_fit_is_warned_of(
+    here: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("solopo_nemo").propagate = True
+    assert here.start() == STARTED
+    assert "prediction" not in caplog.text
+    monkeypatch.setattr(device, "memory_gib", lambda: 0.01)
+    assert here.start() == STARTED
+    assert "out of memory by the planner's prediction: no layout of 1 rank fits" in caplog.text
 
 
 def test_a_named_checkpoint_belongs_to_its_run(here: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -56,7 +56,7 @@ def build_contexts(settings: BuildSettings, encoder: TripletEncoder) -> dict[str
     composer = Composer(pool, encoder, targets=settings.targets, seed=settings.seed)
     _check_pool(composer, len(pool), settings.targets)
     shards = -(-rows // settings.shard_rows)
-    folder = ShardFolder(settings.out.with_name(settings.out.name + ".work"))
+    folder = ShardFolder(settings.work)
     statistics = BuildStatistics(settings.out_files)
     with folder.opened(settings.plan(source, pool_sources, encoder.tokenizer)):
         missing = [number for number in range(shards) if not folder.is_finished(number)]

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 import solopo_nemo
 from solopo_nemo.builders.contexts.sources.source import RowSource
 from solopo_nemo.builders.contexts.targets import Targets
+from solopo_nemo.data.template_date import pinned_date
 from solopo_nemo.data.tokenizer_files import tokenizer_state
 from solopo_nemo.runtime.errors import UserError
 
@@ -79,9 +80,15 @@ class BuildSettings:
             return {labels[0]: self.out}
         return {label: self.out.with_name(f"{self.out.stem}.{label}.jsonl") for label in labels}
 
+    @property
+    def work(self) -> Path:
+        """Folder of an unfinished build."""
+        return self.out.with_name(self.out.name + ".work")
+
     def plan(self, source: RowSource, pool: list[RowSource], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         """Return everything that determines the result; files are identified by a hash of their content."""
-        return {
+        date = pinned_date(tokenizer)
+        return ({"date": date} if date else {}) | {
             "version": solopo_nemo.__version__,
             "source": f"{source.name} {source.digest()}",
             "pool": " ".join(part.digest() for part in pool),

@@ -17,6 +17,12 @@ _PLAN = "plan.json"
 _LOCK = "lock"
 
 
+def planned_date(path: Path) -> str | None:
+    """The date that the chat template prints in an unfinished build; None where there is none."""
+    file = path / _PLAN
+    return json.loads(file.read_text(encoding="utf-8")).get("date") if file.is_file() else None
+
+
 class ShardFolder:
     """Shards of a build on disk.
 

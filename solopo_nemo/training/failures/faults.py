@@ -181,13 +181,16 @@ def _ranks(ranks: Iterable[int]) -> str:
     return f"rank {names[0]}" if len(names) == 1 else f"ranks {', '.join(names[:8])}{more}" if names else ""
 
 
-def job_fault(files: FaultFiles, world: int, ended: Mapping[int, tuple[int, float]]) -> Exception:
+def job_fault(
+    files: FaultFiles, world: int, ended: Mapping[int, tuple[int, float]], advice: Callable[[], str]
+) -> Exception:
     """Why the ranks of a job ended, for the process that started them; shows the last lines of the rank to blame.
 
     Args:
         files: of this start.
         world: number of ranks.
         ended: exit code (negative: the signal that killed it) and time of each rank that failed.
+        advice: what to change where memory is short, as the host that kills ranks does not say.
 
     Returns:
         A `UserError` or a `RunFault`, to be raised.
@@ -211,6 +214,8 @@ def job_fault(files: FaultFiles, world: int, ended: Mapping[int, tuple[int, floa
         how = ", ".join(sorted({_how(gone[rank][0]) for rank in culprits}))
         step = next((fault.step for fault in faults.values()), 0)
         message = lost_ranks(culprits, how, step, files)
+        if any(gone[rank][0] == -signal.SIGKILL for rank in culprits):
+            message += f"; if the host was short of memory: {advice()}"
     for rank in culprits[:3]:
         files.show_last_lines(rank)
     return RunFault(message)
@@ -219,5 +224,4 @@ def job_fault(files: FaultFiles, world: int, ended: Mapping[int, tuple[int, floa
 def _how(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
-    name = signal.Signals(-code).name
-    return f"was killed by {name}" + (" (for want of memory?)" if name == "SIGKILL" else "")
+    return f"was killed by {signal.Signals(-code).name}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.data.prepared import load_prepared
-from solopo_nemo.planning import CPU, GPU, Lengths, Machine, advise, load_shape
+from solopo_nemo.planning import CPU, GPU, Lengths, Machine, ModelShape, Run, advise, load_shape, memory
 from solopo_nemo.runtime import device, environment
 from solopo_nemo.training.paths import Paths
 
@@ -36,16 +36,38 @@ def this_machine(world: int, ranks_here: int) -> tuple[str, Machine]:
     return CPU, Machine(world, ranks_here, device.memory_gib() / ranks_here)
 
 
-def memory_advice(config: RunConfig) -> str:
+def own_machine(world: int) -> tuple[str, Machine]:
+    """The same for this process: a rank, or the one that starts all ranks here."""
+    return this_machine(world, environment.local_world_size() if environment.started_as_rank() else world)
+
+
+def shortage(
+    config: RunConfig, shape: ModelShape, summary: Mapping[str, Any], where: str, machine: Machine
+) -> str | None:
+    """What to change in a run that does not fit by the planner's prediction, as one line; None where it fits.
+
+    Args:
+        config, shape: of the run and its model.
+        summary: of its tokenized data.
+        where, machine: as :func:`this_machine` gives them.
+    """
+    lengths = longest_lengths(summary)
+    if memory(Run.of(config, shape, lengths, machine.gpus, where)).gib <= machine.budget_gib:
+        return None
+    return f"out of memory by the planner's prediction: {advise(config, shape, lengths, machine, where)}"
+
+
+def memory_advice(config: RunConfig, world: int) -> str:
     """What to change in a run that ran out of memory: the nearest layout that fits its longest sequences.
 
     Args:
-        config: of a run that is prepared, on one of its ranks.
+        config: of a run that is prepared.
+        world: its ranks.
 
     Returns:
         One line: the layout, its overrides, and the predicted peak of a rank before and after.
     """
     paths = Paths(config.output)
-    where, machine = this_machine(environment.world_size(), environment.local_world_size())
+    where, machine = own_machine(world)
     lengths = longest_lengths(load_prepared(paths.tokenized).summary)
     return advise(config, load_shape(str(paths.initial / "hf")), lengths, machine, where)

@@ -43,7 +43,7 @@ def supervised_fit(config: RunConfig, stop: StopRequest, only_reference: bool) -
 def _report(error: BaseException, files: FaultFiles, step: int, config: RunConfig) -> int:
     rank = environment.rank()
     logger.error("step %d: this rank ends", step, exc_info=error)
-    error = as_run_fault(error, files, lambda: memory_advice(config))
+    error = as_run_fault(error, files, lambda: memory_advice(config, environment.world_size()))
     kind = kind_of(error)
     text = " ".join(str(error).split())
     everywhere = isinstance(error, RunFault) and error.everywhere
