@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
         network_gbs=given.network_bandwidth,
     )
     config = load_config(recipe, overrides)
-    shape = load_shape(config.model.init)
+    shape = load_shape(config.model.init, config.model.rope_scaling)
     check_world(config, machine.gpus)
     check_model(config, shape, on_gpu=True)
     window = config.data.max_tokens or shape.max_position_embeddings

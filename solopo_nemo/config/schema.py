@@ -136,6 +136,17 @@ class EvaluationConfig:
 
 
 @dataclass(kw_only=True)
+class DryRunConfig:
+    """What ``dry_run=true`` traces; see :mod:`solopo_nemo.training.dry_run`."""
+
+    enabled: bool = False
+    device: str = choice("cuda", allowed=("cuda", "cpu"))
+    gpus: int | None = number(None, minimum=1, optional=True)
+    memory: float | None = number(None, above=0, optional=True)
+    length: str | None = None
+
+
+@dataclass(kw_only=True)
 class RunConfig:
     """A whole run."""
 
@@ -150,6 +161,7 @@ class RunConfig:
     logger: LoggerConfig
     evaluation: EvaluationConfig
     check_only: bool = False  # absent in the configuration of earlier runs
+    dry_run: DryRunConfig = field(default_factory=DryRunConfig)  # likewise
     plugins: list[str] = field(default_factory=list)  # no YAML default: Hydra's +plugins=[...] adds the key
 
     @property
@@ -201,9 +213,11 @@ _FORMER_KEYS = {"parallel.context_mode": "parallel.cp_comm_type", "model.row_chu
 
 
 def _renamed(override: str) -> str:
-    """A command-line override under its key's present name; says so once for each former key."""
+    """A command-line override under its key's full and present name; says so once for each former key."""
     key, equals, value = override.partition("=")
     name = key.lstrip("+~")
+    if name == "dry_run" and value[:1] != "{":
+        return f"dry_run.enabled={value}"
     if name not in _FORMER_KEYS:
         return override
     logger.warning("%s is deprecated: it is called %s now", name, _FORMER_KEYS[name])
@@ -313,6 +327,10 @@ def _check(config: RunConfig) -> None:
         config.evaluation.name == "none" or paragraphs <= MAX_PARAGRAPHS,
         f"evaluation.lengths: {max(lengths)} x {SHORT_PARAGRAPHS} paragraphs is more than the {MAX_PARAGRAPHS} "
         "that the built-in questions have names for",
+    )
+    require(
+        config.dry_run.enabled or config.dry_run == DryRunConfig(),
+        "dry_run.*: these keys belong to a dry run; add dry_run=true, or leave them out to train",
     )
     config.build_objective()
 

@@ -9,11 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 import nemo.lightning as nl
 from megatron.core import tensor_parallel
-from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.lightning.io.pl import MegatronCheckpointIO
 
 from solopo_nemo.core.scoring import fill_extra_states
 from solopo_nemo.nemo_model import compat
+from solopo_nemo.nemo_model.policy import ddp_config
 from solopo_nemo.runtime import device
 
 
@@ -46,12 +46,7 @@ class SoLoPOStrategy(nl.MegatronStrategy):
             # (distrib_optimizer.py:1016, 1425); so the first data-parallel rank does, over gloo. At a resume every rank
             # still does. On a CPU all ranks write, as before; what is written is the same.
             distrib_optim_fully_reshardable_mem_efficient=device.cuda(),
-            ddp=DistributedDataParallelConfig(
-                use_distributed_optimizer=True,
-                overlap_grad_reduce=device.cuda(),
-                overlap_param_gather=device.cuda(),
-                grad_reduce_in_fp32=True,
-            ),
+            ddp=ddp_config(),
             **kwargs,
         )
         self._seed, self._verified = seed, verified

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from solopo_nemo.runtime.paths import ASSETS, EMBEDDED_MODEL
 
 NAMED_SHAPES = ASSETS / "model_shapes.json"
 """Public configurations by hub name. A plan with one of them needs neither the model nor the network."""
-
+ROPE_KEY = "model.rope_scaling"
+"""Key of a run that replaces a model's rotary scaling."""
 
 ModelShape = ModelDescription
 """The planner's name of a model description."""
@@ -27,22 +29,23 @@ def named_shapes() -> dict[str, dict[str, Any]]:
     return named
 
 
-def load_shape(init: str) -> ModelShape:
+def load_shape(init: str, rope_scaling: Mapping[str, Any] | None = None) -> ModelShape:
     """The shape of the model that ``model.init`` names: a local folder, ``builtin``, or a hub name.
 
-    A hub name in :data:`NAMED_SHAPES` is read from there. Any other hub name is downloaded from the hub.
+    ``rope_scaling`` replaces the model's own. A hub name in :data:`NAMED_SHAPES` is read from there. Any other hub name
+    is downloaded from the hub.
 
     Raises:
         UserError: the model does not exist or is not supported.
     """
     if init in named_shapes() and not Path(init).exists():
-        return ModelShape.from_hf(named_shapes()[init])
+        return ModelShape.from_hf(named_shapes()[init], rope_scaling=rope_scaling, rope_key=ROPE_KEY)
     folder = EMBEDDED_MODEL if init == "builtin" else Path(init)
     folder = folder / "hf" if is_checkpoint(folder) else folder
     try:
         if folder.is_dir():
-            return read_config(folder)
-        return ModelShape.from_hf(_from_hub(init), "config.json")
+            return read_config(folder, rope_scaling=rope_scaling, rope_key=ROPE_KEY)
+        return ModelShape.from_hf(_from_hub(init), "config.json", rope_scaling=rope_scaling, rope_key=ROPE_KEY)
     except UserError as error:
         raise UserError(f"model.init={init}: {error}") from None
 

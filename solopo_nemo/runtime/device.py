@@ -1,43 +1,72 @@
 """The device of this process: the one place that asks torch whether there is CUDA.
 
+A dry run traces the code of a *target* device with fake tensors that lie on the CPU (:func:`tracing`): inside it,
+:func:`cuda` answers for the target, and every function that gives or asks for memory for the CPU.
+
 torch is imported when a function is called, so that a command that needs no tensor starts without it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
 
+_target: str | None = None
+"""``cuda`` or ``cpu`` inside :func:`tracing`."""
+
+
+@contextmanager
+def tracing(target: str) -> Iterator[None]:
+    """Take the code of another device, whose tensors are fake and lie on the CPU.
+
+    Args:
+        target: ``cuda`` or ``cpu``.
+    """
+    global _target
+    before, _target = _target, target
+    try:
+        yield
+    finally:
+        _target = before
+
+
 def cuda() -> bool:
-    """Whether this process computes on a GPU."""
+    """Whether this process computes on a GPU; inside :func:`tracing`, whether the target is one."""
+    return _present() if _target is None else _target == "cuda"
+
+
+def _present() -> bool:
+    """Whether this process's tensors lie on a GPU: those of a dry run do not."""
     import torch
 
-    return torch.cuda.is_available()
+    return _target is None and torch.cuda.is_available()
 
 
 def count() -> int:
     """GPUs that this process sees; 0 without CUDA."""
     import torch
 
-    return torch.cuda.device_count() if cuda() else 0
+    return torch.cuda.device_count() if _present() else 0
 
 
 def current() -> torch.device:
     """The device of this process's tensors: its current GPU, else the CPU."""
     import torch
 
-    return torch.device("cuda", torch.cuda.current_device()) if cuda() else torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if _present() else torch.device("cpu")
 
 
 def name_of_current() -> str:
     """This process's GPU as ``CUDA_VISIBLE_DEVICES`` names it; empty without CUDA."""
     import torch
 
-    if not cuda():
+    if not _present():
         return ""
     index, visible = torch.cuda.current_device(), os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[index].strip() if visible else str(index)
@@ -87,14 +116,14 @@ def capability() -> tuple[int, int] | None:
     """Compute capability of this process's GPU, such as ``(9, 0)``; None without CUDA."""
     import torch
 
-    return torch.cuda.get_device_capability() if cuda() else None
+    return torch.cuda.get_device_capability() if _present() else None
 
 
 def cudnn_version() -> tuple[int, ...] | None:
     """Version of torch's cuDNN, such as ``(9, 10, 2)``; None without CUDA."""
     import torch
 
-    number = torch.backends.cudnn.version() if cuda() else None
+    number = torch.backends.cudnn.version() if _present() else None
     return (number // 10_000, number // 100 % 100, number % 100) if number else None
 
 
@@ -112,7 +141,7 @@ def memory_gib() -> float:
     import psutil
     import torch
 
-    size = torch.cuda.get_device_properties(current()).total_memory if cuda() else psutil.virtual_memory().total
+    size = torch.cuda.get_device_properties(current()).total_memory if _present() else psutil.virtual_memory().total
     return float(size) / 2**30
 
 
@@ -122,7 +151,7 @@ def peak_memory_gib() -> float:
 
     import torch
 
-    if cuda():
+    if _present():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
@@ -131,7 +160,7 @@ def release_cached_memory() -> None:
     """Give the memory that torch's CUDA allocator holds free back to the GPU."""
     import torch
 
-    if cuda():
+    if _present():
         torch.cuda.empty_cache()
 
 
@@ -139,11 +168,11 @@ def random_state() -> torch.Tensor:
     """State of the random-number generator of this process's device, uint8."""
     import torch
 
-    return torch.cuda.get_rng_state() if cuda() else torch.get_rng_state()
+    return torch.cuda.get_rng_state() if _present() else torch.get_rng_state()
 
 
 def set_random_state(state: torch.Tensor) -> None:
     """Set the random-number generator of this process's device to a state of :func:`random_state`."""
     import torch
 
-    (torch.cuda.set_rng_state if cuda() else torch.set_rng_state)(state)
+    (torch.cuda.set_rng_state if _present() else torch.set_rng_state)(state)

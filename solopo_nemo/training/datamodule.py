@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.data.balance import balanced_order
-from solopo_nemo.data.packing import Batch, Layout, pack
+from solopo_nemo.data.packing import Batch, pack
 from solopo_nemo.data.triplets import sequence_columns
+from solopo_nemo.nemo_model.policy import packing_layout
 from solopo_nemo.objectives import Objective
 from solopo_nemo.planning import ModelShape, forward_flops
 from solopo_nemo.planning import Sequence as Lengthed
@@ -93,15 +94,6 @@ def sample_costs(samples: datasets.Dataset, sequences: Sequence[str], shape: Mod
         prompt, response = (lengths[column] for column in sequence_columns()[name])
         costs += forward_flops(shape, Lengthed(name, prompt + response - 1, response)).total
     return costs
-
-
-def packing_layout(config: RunConfig) -> Layout:
-    """This rank's place, once Megatron's groups exist."""
-    return Layout(
-        cp_size=parallel_state.get_context_parallel_world_size(),
-        cp_rank=parallel_state.get_context_parallel_rank(),
-        multiple=config.parallel.tensor if config.parallel.sequence else 1,
-    )
 
 
 class TripletDataModule(pl.LightningDataModule):

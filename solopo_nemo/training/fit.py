@@ -5,24 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import nemo.lightning as nl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from megatron.core.optimizer import OptimizerConfig
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
 
 from solopo_nemo.config.schema import RunConfig
-from solopo_nemo.core.device import prepare_process, recomputed_modules
-from solopo_nemo.core.step import Reference
+from solopo_nemo.core.device import prepare_process
 from solopo_nemo.data.prepared import load_prepared
 from solopo_nemo.families.hf import read_config
+from solopo_nemo.nemo_model.policy import LOSS_SCALE, build_model, optimizer_config, parallel_sizes, precision_of
 from solopo_nemo.nemo_model.strategy import SoLoPOStrategy
-from solopo_nemo.objectives import Objective
 from solopo_nemo.planning import load_shape
 from solopo_nemo.runtime import device, environment
 from solopo_nemo.runtime.signals import StopRequest
@@ -40,54 +36,14 @@ from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.prepare import read_weights_hash
 from solopo_nemo.training.reference_cache import ReferenceCache, cache_key
 
-LOSS_SCALE = 1.0
-"""Loss scale for bf16: with any scale set, Megatron checks gradients and skips an update that is not finite."""
-
 logger = logging.getLogger("solopo_nemo")
-
-
-def precision_of(config: RunConfig) -> str:
-    """``fp32`` or ``bf16``; what the configuration leaves open the device decides."""
-    return config.trainer.precision or device.default_precision()
-
-
-def build_model(config: RunConfig, checkpoint: Path, objective: Objective, reference: Reference | None) -> Any:
-    """The NeMo model of a checkpoint with the run's objective, optimizer and compute settings."""
-    from solopo_nemo.nemo_model.models import nemo_model
-
-    # hf/config.json, and not NeMo's context, says what the model is: other rope scaling is written there
-    dtype = torch.bfloat16 if precision_of(config) == "bf16" else torch.float32
-    hf_config = read_config(checkpoint / "hf")
-    model = nemo_model(
-        hf_config, dtype, objective=objective, reference=reference, logits_chunk_size=config.model.logits_chunk_size
-    )
-    settings: dict[str, Any] = {"cp_comm_type": config.parallel.cp_comm_type, "pipeline_dtype": dtype}
-    if config.model.recompute == "full":
-        settings |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    elif config.model.recompute == "selective":
-        settings |= {"recompute_granularity": "selective", "recompute_modules": recomputed_modules()}
-    for key, value in settings.items():
-        setattr(model.config, key, value)
-    return model
 
 
 def build_optimizer(config: RunConfig, steps: int) -> MegatronOptimizerModule:
     """Megatron's distributed AdamW with NeMo's cosine schedule."""
     optim = config.optim
     return MegatronOptimizerModule(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=optim.lr,
-            min_lr=optim.min_lr,
-            weight_decay=optim.weight_decay,
-            adam_beta1=optim.beta1,
-            adam_beta2=optim.beta2,
-            adam_eps=optim.eps,
-            clip_grad=optim.clip_grad,
-            use_distributed_optimizer=True,
-            bf16=precision_of(config) == "bf16",
-            loss_scale=LOSS_SCALE,
-        ),
+        optimizer_config(config),
         CosineAnnealingScheduler(
             max_steps=steps,
             warmup_steps=round(optim.warmup_ratio * steps),
@@ -122,7 +78,8 @@ def fit(
             read_weights_hash(paths), prepared.fingerprint, objective.reference_sequences, precision_of(config)
         )
         reference = ScoredReference(ReferenceCache(paths.reference, key), data, stop, only_reference)
-    model = build_model(config, paths.initial, objective, reference)
+    # hf/config.json, and not NeMo's context, says what the model is: other rope scaling is written there
+    model = build_model(config, read_config(paths.initial / "hf"), objective, reference)
     build_optimizer(config, data.steps).connect(model)
 
     trainer_callbacks: list[pl.Callback] = [Ownership(config.output), *([reference] if reference else [])]
@@ -152,11 +109,7 @@ def fit(
         max_steps=data.steps,
         strategy=SoLoPOStrategy(
             seed=config.trainer.seed,
-            tensor_model_parallel_size=config.parallel.tensor,
-            pipeline_model_parallel_size=config.parallel.pipeline,
-            context_parallel_size=config.parallel.context,
-            sequence_parallel=config.parallel.sequence,
-            pipeline_dtype=torch.bfloat16 if precision_of(config) == "bf16" else torch.float32,
+            **parallel_sizes(config),
             restore_config=nl.RestoreConfig(path=str(paths.initial)),  # where nothing is resumed
             verified=checkpoints.verified,
         ),

@@ -48,17 +48,21 @@ def run_recipe(
         start: starts the ranks, and returns their exit code; without it they are this same command, run again.
 
     Returns:
-        0 finished, 75 stopped after saving and to be started again, 2 where ``check_only=true`` found problems; a
-        crash is another number.
+        0 finished, 75 stopped after saving and to be started again, 2 where ``check_only=true`` found problems or a dry
+        run does not fit; a crash is another number.
 
     Raises:
         UserError: bad configuration or data.
     """
     logs.show_own_messages(environment.rank())
-    if _wants_check(arguments):
+    if _wants(arguments, "check_only"):
         from solopo_nemo.training.check import check_recipe
 
         return 0 if environment.rank() else check_recipe(recipe, arguments).show()
+    if _wants(arguments, "dry_run", "dry_run.enabled"):
+        from solopo_nemo.training.dry_run import dry_run_recipe
+
+        return 0 if environment.rank() else dry_run_recipe(recipe, arguments)
     config = load_config(recipe, arguments)
     device.prepare_environment(config.parallel.tensor * config.parallel.context)
     try:
@@ -71,9 +75,9 @@ def run_recipe(
         return EXIT_RESUMABLE
 
 
-def _wants_check(arguments: Sequence[str]) -> bool:
-    """Whether ``check_only=true`` is given; the others may be refused, and Hydra then gives no configuration."""
-    given = [word.partition("=")[2].lower() for word in arguments if word.startswith("check_only=")]
+def _wants(arguments: Sequence[str], *keys: str) -> bool:
+    """Whether ``key=true`` is given for one of ``keys``; other overrides may be refused, and Hydra gives nothing."""
+    given = [word.partition("=")[2].lower() for word in arguments if word.partition("=")[0] in keys]
     return given[-1:] == ["true"]
 
 

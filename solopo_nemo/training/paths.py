@@ -34,6 +34,8 @@ class Paths:
     """Plots and tables."""
     tensorboard = _below("logs/tensorboard")
     """TensorBoard's events."""
+    dry_run = _below("dry_run.json")
+    """What ``dry_run=true`` found."""
     alpha = _below("alpha.json")
     """What ``objective.alpha=auto`` chose."""
     accuracy = _below("accuracy.json")

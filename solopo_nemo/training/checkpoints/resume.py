@@ -21,7 +21,10 @@ from solopo_nemo.training.checkpoints.files import (
 )
 from solopo_nemo.training.paths import Paths
 
-CHANGEABLE = ("parallel", "logger", "evaluation", "output_dir", "model.trust_checkpoint", "data.train", "model.init")
+CHANGEABLE = (
+    *("parallel", "logger", "evaluation", "dry_run"),
+    *("output_dir", "model.trust_checkpoint", "data.train", "model.init"),
+)
 """Parts of the configuration that may differ when a run is resumed; of data and weights the contents count."""
 CHANGEABLE_TRAINER = (
     *("micro_batch", "checkpoint_every", "keep_checkpoints", "select_best"),

@@ -1,0 +1,98 @@
+"""The policy of a run: its NeMo model, optimizer and wrapper, as the configuration says; a dry run takes the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
+
+from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.core.device import recomputed_modules
+from solopo_nemo.core.step import Reference
+from solopo_nemo.data.packing import Layout
+from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.nemo_model.models import nemo_model
+from solopo_nemo.objectives import Objective
+from solopo_nemo.runtime import device
+
+LOSS_SCALE = 1.0
+"""Loss scale for bf16: with any scale set, Megatron checks gradients and skips an update that is not finite."""
+
+
+def precision_of(config: RunConfig) -> str:
+    """``fp32`` or ``bf16``; what the configuration leaves open the device decides."""
+    return config.trainer.precision or device.default_precision()
+
+
+def dtype_of(config: RunConfig) -> torch.dtype:
+    """The type that :func:`precision_of` names."""
+    return torch.bfloat16 if precision_of(config) == "bf16" else torch.float32
+
+
+def build_model(
+    config: RunConfig, description: ModelDescription, objective: Objective, reference: Reference | None
+) -> Any:
+    """The NeMo model of a description with the run's objective and compute settings, not yet built."""
+    dtype = dtype_of(config)
+    model = nemo_model(
+        description, dtype, objective=objective, reference=reference, logits_chunk_size=config.model.logits_chunk_size
+    )
+    settings: dict[str, Any] = {"cp_comm_type": config.parallel.cp_comm_type, "pipeline_dtype": dtype}
+    if config.model.recompute == "full":
+        settings |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    elif config.model.recompute == "selective":
+        settings |= {"recompute_granularity": "selective", "recompute_modules": recomputed_modules()}
+    for key, value in settings.items():
+        setattr(model.config, key, value)
+    return model
+
+
+def parallel_sizes(config: RunConfig) -> dict[str, Any]:
+    """The layout, as Megatron's configs and NeMo's strategy name it."""
+    return {
+        "tensor_model_parallel_size": config.parallel.tensor,
+        "pipeline_model_parallel_size": config.parallel.pipeline,
+        "context_parallel_size": config.parallel.context,
+        "sequence_parallel": config.parallel.sequence,
+        "pipeline_dtype": dtype_of(config),
+    }
+
+
+def optimizer_config(config: RunConfig) -> OptimizerConfig:
+    """Megatron's distributed AdamW."""
+    optim = config.optim
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=optim.lr,
+        min_lr=optim.min_lr,
+        weight_decay=optim.weight_decay,
+        adam_beta1=optim.beta1,
+        adam_beta2=optim.beta2,
+        adam_eps=optim.eps,
+        clip_grad=optim.clip_grad,
+        use_distributed_optimizer=True,
+        bf16=precision_of(config) == "bf16",
+        loss_scale=LOSS_SCALE,
+    )
+
+
+def ddp_config() -> DistributedDataParallelConfig:
+    """Megatron's DDP: fp32 gradients in one buffer, reduced while backward runs where the device can do both."""
+    return DistributedDataParallelConfig(
+        use_distributed_optimizer=True,
+        overlap_grad_reduce=device.cuda(),
+        overlap_param_gather=device.cuda(),
+        grad_reduce_in_fp32=True,
+    )
+
+
+def packing_layout(config: RunConfig) -> Layout:
+    """This rank's place, once Megatron's groups exist."""
+    return Layout(
+        cp_size=parallel_state.get_context_parallel_world_size(),
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        multiple=config.parallel.tensor if config.parallel.sequence else 1,
+    )

@@ -1,0 +1,257 @@
+"""One rank of a run, traced: the run's own model, wrapper, optimizer and schedule on fake tensors in a fake group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+from megatron.core.process_groups_config import ProcessGroupCollection
+from nemo.lightning._strategy_lib import set_model_parallel_attributes
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import _disable_current_modes
+
+from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.core.reference import CachedReference, OnlineReference
+from solopo_nemo.core.step import Batch, ForwardStep
+from solopo_nemo.data.packing import pack
+from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.nemo_model import compat
+from solopo_nemo.nemo_model.policy import build_model, ddp_config, optimizer_config, packing_layout, parallel_sizes
+from solopo_nemo.planning.dry_run.tracker import Peak, Tracker
+from solopo_nemo.runtime import device
+
+SAMPLE = "longest"
+"""Id of the sample that a trace runs."""
+
+
+@dataclass(frozen=True)
+class RankTrace:
+    """What one rank does in an optimizer step.
+
+    Attributes:
+        rank, stage: of the run; its pipeline stage.
+        peak: the moment with the most memory.
+        flops: operations of the step.
+        sent: bytes that it sends in the step, by process group.
+        too_long: float tensors as long as a whole sequence, of which a ring of context-parallel ranks has none.
+        operations: names of the operations that ran.
+    """
+
+    rank: int
+    stage: int
+    peak: Peak
+    flops: float
+    sent: dict[str, float]
+    too_long: list[str]
+    operations: frozenset[str]
+
+
+class _SameShapes(P2PCommunicator):
+    """Megatron's, which asks no neighbour for shapes: every micro-batch of a trace is the same."""
+
+    shape: tuple[int, int, int]
+
+    def _communicate_shapes(self, *_: Any, **__: Any) -> Any:
+        return self.shape, self.shape
+
+
+class _KernelsOfCuda(TorchFunctionMode):
+    """Takes CUDA's kernel where torch chooses one by the device of a tensor: RMSNorm (layer_norm.cpp, rms_norm)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.rms_norm:
+            return torch.ops.aten._fused_rms_norm(*args, **(kwargs or {}))[0]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _fake_ranks(config: RunConfig, rank: int, world: int) -> Iterator[None]:
+    """Megatron's groups, seen from one rank of a world that is not there."""
+    compat.prepare_process()
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    try:
+        parallel_state.initialize_model_parallel(
+            config.parallel.tensor,
+            config.parallel.pipeline,
+            context_parallel_size=config.parallel.context,
+            create_gloo_process_groups=False,
+        )
+        tensor_parallel.model_parallel_cuda_manual_seed(config.trainer.seed, force_reset_rng=True)
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def trace_rank(
+    config: RunConfig,
+    model: ModelDescription,
+    lengths: Mapping[str, int],
+    rank: int,
+    world: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> RankTrace:
+    """Trace an optimizer step of one rank.
+
+    1. Build the model, DDP and the optimizer as a rank of the run does, and let the optimizer make its state.
+    2. Run Megatron's schedule on packed micro-batches, then the optimizer's step.
+
+    PP: as many micro-batches as the stage ever has in flight. What the rest of a step's micro-batches compute and send
+    is counted as theirs; they hold no more memory.
+
+    Args:
+        config: of the run; ``dry_run.device`` is the target.
+        model: its model.
+        lengths: tokens of a sample by column, such as ``prompt_long``; every sample of the trace is like it.
+        rank, world: the rank, and how many there are.
+        progress: told what is done next.
+
+    Raises:
+        Exception: whatever the run would raise, :class:`~solopo_nemo.planning.dry_run.tracker.HostSync` included.
+    """
+    mode, tracker = FakeTensorMode(allow_non_fake_inputs=True), Tracker()
+    kernels = _KernelsOfCuda() if config.dry_run.device == "cuda" else nullcontext()
+    with device.tracing(config.dry_run.device), _fake_ranks(config, rank, world), mode, tracker, kernels:
+        progress("building the model")
+        step = _Step(config, model, tracker)
+        step.prepare(lengths, mode)
+        progress("forward and backward")
+        step.run()
+        progress("optimizer")
+        step.finish()
+        stage = parallel_state.get_pipeline_model_parallel_rank()
+        too_long = [str(made) for made in tracker.too_long]
+        return RankTrace(rank, stage, tracker.peak(), step.flops, step.sent, too_long, frozenset(tracker.operations))
+
+
+class _Step:
+    """The parts of a rank, and an optimizer step of them."""
+
+    def __init__(self, config: RunConfig, description: ModelDescription, tracker: Tracker) -> None:
+        self.config, self.description, self.tracker = config, description, tracker
+        self.objective = config.build_objective()
+        tracker.groups = _group_names()
+        # in bf16 the parameters are built as what Megatron's Float16Module makes of them; fake ones it cannot convert
+        self.core = self._built()
+        self.model = DistributedDataParallel(self.core.config, ddp_config(), self.core)
+        tracker.keep("weights")
+        tracker.mark((b.grad_data for b in (*self.model.buffers, *self.model.expert_parallel_buffers)), "gradients")
+        # what NeMo sets (megatron_parallel.py:727, optim/megatron.py:92)
+        self.core.config.finalize_model_grads_func = finalize_model_grads
+        if self.model.ddp_config.overlap_grad_reduce:
+            self.core.config.no_sync_func = self.model.no_sync
+        tracker.syncs = True
+        with _disable_current_modes():  # Megatron exchanges objects among the ranks (optimizer/__init__.py:149)
+            self.optimizer: Any = get_megatron_optimizer(
+                optimizer_config(config), [self.model], use_gloo_process_groups=False
+            )
+        for group in self.optimizer.param_groups:
+            group["fused"] = True  # as the strategy does
+            tracker.adopt(group["params"])
+        # the host computes the norm of all gradients (megatron/core/utils.py:1028): here one that has to be clipped
+        self.optimizer.get_grad_norm = lambda: 2.0 * config.optim.clip_grad
+        self.optimizer.step()  # makes the optimizer's state
+        tracker.keep("optimizer")
+
+    def _built(self) -> Any:
+        model = build_model(self.config, self.description, self.objective, None)
+        set_model_parallel_attributes(model, SimpleNamespace(**parallel_sizes(self.config)))
+        model.configure_model()
+        return model.module
+
+    def prepare(self, lengths: Mapping[str, int], mode: FakeTensorMode) -> None:
+        """Make the micro-batch, and the reference policy where it is in memory."""
+        config, tracker, names = self.config, self.tracker, self.objective.reference_sequences
+        sample = {name: np.zeros(size, dtype=np.int64) for name, size in lengths.items()} | {"id": SAMPLE}
+        samples, layout = [sample] * config.trainer.micro_batch, packing_layout(config)
+
+        def packed(sequences: Any) -> Any:
+            # a CPU reads the lengths from the batch; on a GPU nothing may be read
+            kept = ("max_seqlen",) if device.cuda() else ("max_seqlen", "cu_seqlens")
+            batch = pack(samples, sequences, layout)
+            tensors = {k: mode.from_tensor(v) for k, v in batch.items() if torch.is_tensor(v) and k not in kept}
+            tracker.adopt(tensors.values(), "inputs")
+            return {**batch, **tensors}
+
+        self.batch: Batch = packed(self.objective.sequences)
+        padded = [layout.padded(int(n)) for n in pack(samples, self.objective.sequences, layout)["input_tokens"]]
+        tracker.lengths = padded
+        if config.parallel.context > 1 and config.parallel.cp_comm_type == "p2p":
+            own = {size for p in self.core.parameters() for size in p.shape} | {self.batch["tokens"].shape[1]}
+            tracker.whole = frozenset({sum(padded), max(padded)} - own)
+        reference: Any = CachedReference(names, {SAMPLE: dict.fromkeys(names, -1.0)}) if names else None
+        if names and config.reference == "online":
+            module = self._built().requires_grad_(False)
+            tracker.keep("reference")
+            reference = OnlineReference(names, module, lambda _: packed(names))
+        self.reference, self.forward_step = reference, ForwardStep(self.objective, reference)
+
+    def run(self) -> None:
+        """Forward and backward of the micro-batches, and the reduction of the gradients."""
+        config, tracker, pipeline = self.config, self.tracker, parallel_state.get_pipeline_model_parallel_world_size()
+        ranks = parallel_state.get_data_parallel_world_size()
+        batches = max(config.trainer.global_batch // (config.trainer.micro_batch * ranks), 1)
+        traced = min(batches, pipeline)
+        tracker.start("forward and backward")
+        self.model.zero_grad_buffer()
+        communicator: dict[str, Any] = {}
+        if pipeline > 1:
+            group, split = parallel_state.get_pipeline_model_parallel_group(), packing_layout(config).multiple
+            p2p = _SameShapes(pp_group=group, config=self.core.config)
+            p2p.shape = (self.batch["tokens"].shape[1] // split, 1, self.core.config.hidden_size)
+            communicator = {"p2p_communicator": p2p, "pg_collection": _groups()}
+        elif isinstance(self.reference, OnlineReference):
+            self.reference.score([self.batch])
+        with tracker.layers(self.core):
+            get_forward_backward_func()(
+                forward_step_func=self.forward_step,
+                data_iterator=iter([self.batch] * traced),
+                model=[self.model],
+                num_microbatches=traced,
+                seq_length=1,
+                micro_batch_size=1,
+                **communicator,
+            )
+        self.flops = tracker.flops * batches / traced
+        # gradients are reduced once a step, whatever the number of micro-batches
+        self.sent = {k: v * (1 if k == "data" else batches / traced) for k, v in tracker.sent.items()}
+
+    def finish(self) -> None:
+        """The optimizer's step."""
+        self.tracker.syncs, self.tracker.moment = True, "optimizer"
+        self.tracker.sent.clear()
+        self.optimizer.step()
+        for name, size in self.tracker.sent.items():
+            self.sent[name] = self.sent.get(name, 0.0) + size
+
+
+def _group_names() -> dict[str, str]:
+    """The run's dimensions by the names of process groups."""
+    groups = _groups()
+    found = {"data": groups.dp_cp, "pipeline": groups.pp, "context": groups.cp, "tensor": groups.tp}
+    return {group.group_name: name for name, group in found.items()}
+
+
+def _groups() -> Any:
+    """The groups as Megatron's schedule finds them itself where no communicator is given (schedules.py:1985)."""
+    groups: Any = ProcessGroupCollection()
+    groups.tp = parallel_state.get_tensor_model_parallel_group()
+    groups.pp = parallel_state.get_pipeline_model_parallel_group()
+    groups.embd = parallel_state.get_embedding_group(check_initialized=False)
+    groups.pos_embd = parallel_state.get_position_embedding_group(check_initialized=False)
+    groups.cp = parallel_state.get_context_parallel_group()
+    groups.dp_cp = parallel_state.get_data_parallel_group(with_context_parallel=True, partial_data_parallel=False)
+    return groups

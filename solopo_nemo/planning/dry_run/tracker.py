@@ -1,0 +1,291 @@
+"""What a traced step allocates, computes and sends: a dispatch mode that sees every operation of fake tensors."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+_READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "equal")
+"""Operations whose result the host has to know, by name."""
+_ATTENTION = ("_flash_attention_forward", "_efficient_attention_forward")
+_CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+NOT_THE_PLACE = ("dry_run/tracker.py", "dry_run/rank.py", "core/cpu_patches.py")
+"""Files that stand between an operation and whoever asked for it."""
+_LARGE = 2**20
+"""Bytes from which a tensor's place in the source is kept."""
+
+
+class HostSync(RuntimeError):
+    """The host reads a value that is on the device: it would wait for all that runs there."""
+
+
+@dataclass(eq=False)
+class Storage:
+    """A block of memory of the traced rank.
+
+    Attributes:
+        bytes: its size.
+        operation: name of the operation that made it.
+        layer: what the forward pass was in, such as ``decoder.layers.3``; empty outside.
+        kind: one of :data:`solopo_nemo.planning.dry_run.report.KINDS`.
+        shape, dtype: of the first tensor in it.
+        place: ``file:line`` that made it, of a large one.
+    """
+
+    bytes: int
+    operation: str
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    place: str
+
+    def __str__(self) -> str:
+        where = f" in {self.layer}" if self.layer else ""
+        return f"{self.dtype} {list(self.shape)} of {self.operation}{where} ({self.place})"
+
+
+@dataclass
+class Peak:
+    """The moment with the most memory.
+
+    Attributes:
+        bytes: alive then.
+        live: the blocks alive then, largest first.
+        moment: ``forward``, ``backward`` or ``optimizer``.
+    """
+
+    bytes: int
+    live: list[Storage]
+    moment: str
+
+    def by(self, attribute: str) -> dict[str, int]:
+        """Bytes by kind or by layer."""
+        sums: dict[str, int] = defaultdict(int)
+        for storage in self.live:
+            sums[getattr(storage, attribute)] += storage.bytes
+        return dict(sums)
+
+
+@dataclass
+class Tracker(TorchDispatchMode):
+    """Follows the fake tensors of one rank; enter it inside ``FakeTensorMode``.
+
+    1. Every storage that an operation makes is recorded, and again when it is freed.
+    2. Operations are counted by torch's formulas, causal attention as half.
+    3. Bytes that the rank sends are counted by process group, collectives as rings.
+    4. A read of a device value by the host raises :class:`HostSync` where ``syncs`` is false.
+
+    Operations on real tensors alone, which stay on the host, run as they are and are not counted.
+
+    Attributes:
+        groups: name by process-group name.
+        syncs: the host may read the device: 1 is what it reads.
+        layer: see :class:`Storage`.
+        flops, sent: operations; bytes sent by group.
+        lengths: of the packed sequences, over all context-parallel ranks.
+        whole: sizes of a dimension that no tensor of a context-parallel rank should have.
+        too_long: tensors that have one.
+    """
+
+    groups: dict[str, str] = field(default_factory=dict)
+    syncs: bool = False
+    layer: str = ""
+    moment: str = "build"
+    flops: float = 0.0
+    sent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    operations: set[str] = field(default_factory=set)
+    lengths: Sequence[int] = ()
+    whole: frozenset[int] = frozenset()
+    too_long: list[Storage] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._live: dict[int, tuple[Storage, Any]] = {}
+        self._events: list[tuple[int, Storage, str]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        given = [x for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)]
+        if given and not any(isinstance(x, FakeTensor) for x in given):
+            with no_dispatch():
+                return func(*args, **kwargs)
+        if name in _READS and not all(getattr(x, "constant", None) is not None for x in given):
+            if not self.syncs:
+                raise HostSync(f"{name} reads {given[0].dtype} {list(given[0].shape)} of the device at {_place()}")
+            if name == "_local_scalar_dense":
+                return 1.0 if given[0].is_floating_point() else 1
+        out = func(*args, **kwargs)
+        self.operations.add(name)
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self._count_traffic(name, args)
+        else:
+            self._count_operations(func, name, args, kwargs, out)
+        for tensor in tree_iter(out):
+            if isinstance(tensor, FakeTensor):
+                self._record(tensor, name)
+        return out
+
+    # ---- memory
+
+    def _record(self, tensor: FakeTensor, operation: str) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._live:
+            return
+        size = storage.nbytes()
+        place = _place() if size >= _LARGE else ""
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        made = Storage(size, operation, self.layer, "temporaries", tuple(tensor.shape), dtype, place)
+        if self.whole and tensor.is_floating_point() and self.whole & set(made.shape):
+            made.place = made.place or _place()
+            self.too_long.append(made)
+
+        def freed(_: Any) -> None:
+            del self._live[key]
+            self._events.append((-made.bytes, made, self.moment))
+
+        self._live[key] = (made, weakref.ref(storage, freed))
+        self._events.append((size, made, self.moment))
+
+    def mark(self, tensors: Iterable[torch.Tensor], kind: str) -> None:
+        """Say what the storages of tensors are."""
+        for tensor in tensors:
+            if found := self._live.get(tensor.untyped_storage()._cdata):
+                found[0].kind = kind
+
+    def adopt(self, tensors: Iterable[torch.Tensor], kind: str = "temporaries") -> None:
+        """Follow fake tensors that were made outside the mode."""
+        for tensor in tensors:
+            if isinstance(tensor, FakeTensor) and tensor.untyped_storage()._cdata not in self._live:
+                self._record(tensor, "adopted")
+                self.mark([tensor], kind)
+
+    def keep(self, kind: str, before: str = "temporaries") -> None:
+        """Say what all is that is alive and was ``before``."""
+        for made, _ in self._live.values():
+            if made.kind == before:
+                made.kind = kind
+
+    def start(self, moment: str) -> None:
+        """Begin to count; what is alive stays, and the host may read nothing from here on."""
+        self.syncs, self.moment = False, moment
+        self._events = [(made.bytes, made, "rest") for made, _ in self._live.values()]
+        self.flops, self.sent = 0.0, defaultdict(float)
+
+    def peak(self) -> Peak:
+        """The highest moment since :meth:`start`."""
+        now = most = at = 0
+        for index, (change, _, _) in enumerate(self._events):
+            now += change
+            if now > most:
+                most, at = now, index
+        live: dict[int, Storage] = {}
+        for change, made, _ in self._events[: at + 1]:
+            if change >= 0:
+                live[id(made)] = made
+            else:
+                live.pop(id(made), None)
+        return Peak(most, sorted(live.values(), key=lambda s: -s.bytes), self._events[at][2] if self._events else "")
+
+    @contextmanager
+    def layers(self, model: Any) -> Iterator[None]:
+        """Assign to the layers of a ``GPTModel`` what their forward passes make; what outlives one is an activation."""
+
+        def enter(name: str) -> Any:
+            return lambda *_: setattr(self, "layer", name)
+
+        def leave(*_: Any) -> None:
+            self.layer = ""
+            self.keep("activations")
+
+        named = {name: getattr(model, name, None) for name in ("embedding", "output_layer")}
+        named |= {f"layer {layer.layer_number}": layer for layer in model.decoder.layers}
+        named["final norm"] = model.decoder.final_layernorm
+        handles = []
+        for name, module in named.items():
+            if module is not None:
+                handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # ---- operations and traffic
+
+    def _count_operations(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        base = name.removesuffix("_backward")
+        forward = base if base.endswith("forward") or base == _CPU_ATTENTION else f"{base}_forward"
+        if forward in _ATTENTION or forward == _CPU_ATTENTION:
+            self.flops += _attention(name, args, self.lengths)
+        elif formula := flop_registry.get(getattr(torch.ops.aten, name.removesuffix("_"), None)):  # addmm_ as addmm
+            self.flops += formula(*args, **kwargs, out_val=out)
+
+    def _count_traffic(self, name: str, args: Any) -> None:
+        group = next((g for g in map(_group, args) if g is not None), None)
+        if group is None or group.size() == 1:
+            return
+        ranks = group.size()
+        size = sum(x.numel() * x.element_size() for x in tree_iter(args[0]) if isinstance(x, torch.Tensor))
+        ring = (ranks - 1) / ranks
+        share = {"allreduce_": 2 * ring, "send": 1.0, "recv_": 0.0, "barrier": 0.0}.get(name, ring)
+        if "reduce_scatter" in name:  # its first argument is the part that stays
+            share = ranks - 1.0
+        self.sent[self.groups.get(group.group_name, "other")] += size * share
+
+
+def _attention(name: str, args: Any, lengths: Sequence[int]) -> float:
+    """Operations of attention: 4 for each query, key and channel in forward, 10 in backward; half of it if causal.
+
+    Args:
+        name: of the operation.
+        args: its arguments.
+        lengths: of the packed sequences; a rank has the same share of each.
+    """
+    backward = name.endswith("backward")
+    operands = [x for x in args if isinstance(x, torch.Tensor)]
+    q, k = operands[1:3] if backward else operands[:2]
+    if name.startswith(_CPU_ATTENTION):  # [1, heads, tokens, dim]
+        heads, tokens, dim = q.shape[1:]
+        pairs = float(tokens) * k.shape[2]
+    else:
+        tokens, heads, dim = q.shape[-3:]
+        pairs = sum(n * n for n in lengths) * (tokens / sum(lengths)) * (k.shape[-3] / sum(lengths))
+    # flash: is_causal, and its other flags are false; memory-efficient: custom_mask_type, 0 without a mask
+    causal = any(x is True or (type(x) is int and x == 1) for x in args)
+    return pairs * heads * dim * (10 if backward else 4) * (0.5 if causal else 1.0)
+
+
+def _group(argument: Any) -> Any:
+    if isinstance(argument, torch.ScriptObject):
+        try:
+            return dist.ProcessGroup.unbox(argument)
+        except (RuntimeError, ValueError):
+            return None
+    return None
+
+
+def _place() -> str:
+    """``file:line`` of the frame nearest to the operation that is not torch's."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if "/torch/" not in path and not path.endswith(NOT_THE_PLACE):
+            return f"{'/'.join(path.rsplit('/', 3)[1:])}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

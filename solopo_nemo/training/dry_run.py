@@ -1,0 +1,116 @@
+"""``dry_run=true``: a recipe's optimizer step traced at full size here, without weights and without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+
+from solopo_nemo.config.schema import RunConfig, load_config
+from solopo_nemo.config.world import check_model
+from solopo_nemo.planning import CPU, GPU, Lengths, Machine, advise, load_shape
+from solopo_nemo.runtime import cli, device, logs
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.output import atomic_text, check_writable
+from solopo_nemo.runtime.units import token_count
+from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
+from solopo_nemo.training.paths import Paths
+
+if TYPE_CHECKING:
+    from solopo_nemo.families.description import ModelDescription
+
+SHORT, RESPONSE = 1024, 128
+"""Tokens of the short prompt and of each response where ``dry_run.length`` is given."""
+
+
+def dry_run_recipe(recipe: str, arguments: Sequence[str]) -> int:
+    """Trace a recipe; the result is printed, and written to ``output_dir/dry_run.json``.
+
+    Args:
+        recipe: its name.
+        arguments: command-line overrides, ``dry_run=true`` among them.
+
+    Returns:
+        0, or 2 where the run does not fit.
+
+    Raises:
+        UserError: what the run would refuse or fail of.
+    """
+    config = load_config(recipe, arguments)
+    on_gpu, world = config.dry_run.device == "cuda", _world(config)
+    check_all(Start(config, world, on_gpu), EVERYWHERE)
+    model = load_shape(config.model.init, config.model.rope_scaling)
+    check_model(config, model, on_gpu)
+    check_writable(config.output, "output_dir", make=True)
+    machine = Machine(world, min(world, Machine().gpus_per_node), _memory(config, world))
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # fake tensors lie on the CPU, on a machine with GPUs too
+    _say("starting")
+    with logs.quiet_imports():
+        from solopo_nemo.core.device import prepare_process
+
+        prepare_process()
+        lengths = _lengths(config, model, world, on_gpu)
+        from solopo_nemo.planning.dry_run.report import dry_run, print_dry_run
+
+        found = dry_run(config, model, lengths, world, machine.memory_gib, _say)
+    print_dry_run(found, Console(highlight=False, markup=False))
+    path = Paths(config.output).dry_run
+    with atomic_text(path) as stream:
+        stream.write(json.dumps(found.as_json(), indent=2) + "\n")
+    if found.fits:
+        return 0
+    long = max(size for name, size in lengths.items() if name.startswith("prompt"))
+    response = max(lengths.get("chosen", 1), lengths.get("rejected", 1))
+    of_sample = Lengths(long, lengths.get("prompt_short", long), response)
+    print(f"by the planner: {advise(config, model, of_sample, machine, GPU if on_gpu else CPU)}")
+    return cli.EXIT_USER_ERROR
+
+
+def _say(text: str) -> None:
+    print(f"dry run: {text}", file=sys.stderr)
+
+
+def _world(config: RunConfig) -> int:
+    """Ranks of the run: ``dry_run.gpus``, or as few as the layout takes."""
+    return config.dry_run.gpus or config.parallel.model_ranks * (config.parallel.data or 1)
+
+
+def _memory(config: RunConfig, world: int) -> float:
+    """GiB of a device: ``dry_run.memory``, a usual GPU's, or a rank's share of this machine's."""
+    if config.dry_run.memory is not None:
+        return config.dry_run.memory
+    return Machine().memory_gib if config.dry_run.device == "cuda" else device.memory_gib() / world
+
+
+def _lengths(config: RunConfig, model: ModelDescription, world: int, on_gpu: bool) -> dict[str, int]:
+    """Tokens of the sample to trace, by column: of ``dry_run.length``, or the costliest sample of the data."""
+    if config.dry_run.length is not None:
+        try:
+            long = token_count(config.dry_run.length)
+        except ValueError:
+            long = 0
+        if long < 1:
+            raise UserError(f"dry_run.length={config.dry_run.length}: give a number of tokens, such as 131072 or 128K")
+        lengths = {"prompt_short": min(SHORT, long), "prompt_long": long, "chosen": RESPONSE, "rejected": RESPONSE}
+        if long + RESPONSE > model.window:
+            raise UserError(
+                f"dry_run.length={config.dry_run.length}: with responses of {RESPONSE} tokens more than the model's "
+                f"window of {model.window} tokens; model.rope_scaling extends it: "
+                "'model.rope_scaling={type: yarn, factor: 4.0}'"
+            )
+        return lengths
+    from solopo_nemo.training.datamodule import sample_costs
+
+    with tempfile.TemporaryDirectory(prefix="solopo-dry-run-") as scratch:
+        start = Start(config, world, on_gpu, Path(scratch))
+        samples = start.prepared.dataset
+        costs = sample_costs(samples, config.build_objective().sequences, model)
+        row = samples[int(np.argmax(costs))]
+        return {name: len(tokens) for name, tokens in row.items() if name != "id"}
