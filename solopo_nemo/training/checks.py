@@ -43,6 +43,7 @@ from solopo_nemo.training.prepare import (
     import_weights,
     keep_date,
     length_in_words,
+    seen_samples,
     source_states,
     total_steps,
     training_file,
@@ -268,7 +269,8 @@ def _check_reference(start: Start) -> None:
     precision = "bf16" if start.bf16 else "fp32"
     key = cache_key(start.origin["weights"], start.prepared.fingerprint, sequences, precision)
     cache = ReferenceCache(start.paths.reference, key)
-    if missing := len(set(start.prepared.dataset["id"]) - cache.read().keys()):
+    dataset = start.prepared.dataset
+    if missing := len(set(dataset[seen_samples(start.config, len(dataset))]["id"]) - cache.read().keys()):
         raise cache.incomplete(missing)
 
 

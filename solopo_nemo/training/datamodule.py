@@ -23,7 +23,7 @@ from solopo_nemo.nemo_model.policy import packing_layout
 from solopo_nemo.objectives import Objective
 from solopo_nemo.planning import ModelShape, forward_flops
 from solopo_nemo.planning import Sequence as Lengthed
-from solopo_nemo.training.prepare import total_steps
+from solopo_nemo.training.prepare import shuffled, total_steps
 
 
 class SampleStream(Dataset[dict[str, Any]]):
@@ -72,7 +72,7 @@ class SampleStream(Dataset[dict[str, Any]]):
         epoch, place = divmod(index, len(self.samples))
         if epoch != self._epoch:
             self._epoch = epoch
-            self._shuffled = np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
+            self._shuffled = shuffled(self.seed, epoch, len(self.samples))
         return int(self._shuffled[place])
 
 

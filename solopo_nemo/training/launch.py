@@ -162,7 +162,6 @@ def _prepare_once(start: Start) -> None:
     save_config(start.config, start.paths.config)
     summary = start.prepared.summary
     logger.info("data: %d samples, %d dropped", summary["kept"], summary["dropped"])
-    _evaluate(start.config, "before", start.source, summary["date"])
     SharedPreparation(start.paths.output).remove_earlier()
 
 
@@ -188,26 +187,41 @@ def _finish(config: RunConfig) -> None:
     chosen = choose_checkpoint(config)
     logger.info("exporting step %d to %s", step_of(chosen), paths.hf)
     export_hf(chosen, paths.hf, overwrite=True)
-    _evaluate(config, "after", paths.hf)
+    _measure_accuracy(config)
     remove_others(config, chosen)
     write_report(config)
     _show(config)
 
 
-def _evaluate(config: RunConfig, moment: str, model: Path, date: str | None = None) -> None:
-    """Measure answer accuracy on the built-in questions, once; ``date``: of a chat template that prints one."""
-    path, evaluation = Paths(config.output).accuracy, config.evaluation
-    rows = json.loads(path.read_text()) if path.is_file() else {}
-    wanted = evaluation.name == "builtin" or (evaluation.name == "auto" and config.model.init == "builtin")
-    if not wanted or moment in rows or not (model / "config.json").is_file():
+def _measure_accuracy(config: RunConfig) -> None:
+    """Measure answer accuracy on the built-in questions, before and after training, each once.
+
+    Both come after training: the first step does not wait for them.
+    """
+    from solopo_nemo.data.prepared import load_prepared
+    from solopo_nemo.training.checks import Start
+
+    paths, evaluation = Paths(config.output), config.evaluation
+    if evaluation.name != "builtin" and not (evaluation.name == "auto" and config.model.init == "builtin"):
         return
-    logger.info("answer accuracy %s training", moment)
-    asked = (model, evaluation.lengths, evaluation.questions, evaluation.seed, config.data.chat_template_kwargs, date)
-    # on a GPU in a process of its own: this one lives through the training, and would hold memory there
-    measured = run_isolated("the answer accuracy", _accuracy, *asked) if device.cuda() else _accuracy(unseen, *asked)
-    rows[moment] = [row.as_json() for row in measured]
-    with atomic_text(path) as stream:
-        stream.write(json.dumps(rows, indent=2) + "\n")
+    rows, start = json.loads(paths.accuracy.read_text()) if paths.accuracy.is_file() else {}, Start(config, 1)
+    day = load_prepared(paths.tokenized).summary.get("date")
+    for moment, model in (("before", start.source), ("after", paths.hf)):
+        if moment in rows or not (model / "config.json").is_file():
+            continue
+        if moment == "before" and start.origin["weights"] != start.imported["weights"]:
+            logger.warning("model.init=%s: other weights now than at the start: no accuracy before training", model)
+            continue
+        logger.info("answer accuracy %s training", moment)
+        asked = (model, evaluation.lengths, evaluation.questions, evaluation.seed)
+        rows[moment] = [row.as_json() for row in _ask(*asked, config.data.chat_template_kwargs, day)]
+        with atomic_text(paths.accuracy) as stream:
+            stream.write(json.dumps(rows, indent=2) + "\n")
+
+
+def _ask(*asked: Any) -> Any:
+    """The answer accuracy; on a GPU from a process of its own: a rank holds the trained model's memory there."""
+    return run_isolated("the answer accuracy", _accuracy, *asked) if device.cuda() else _accuracy(unseen, *asked)
 
 
 def _accuracy(_: Progress, *asked: Any) -> Any:

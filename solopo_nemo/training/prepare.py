@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.data.rows import data_files
 from solopo_nemo.data.template_date import KEY as DATE_KEY
@@ -121,6 +123,17 @@ def total_steps(config: RunConfig, samples: int) -> int:
     if config.trainer.max_steps is not None:
         return config.trainer.max_steps
     return -(-samples * config.trainer.epochs // config.trainer.global_batch)
+
+
+def shuffled(seed: int, epoch: int, samples: int) -> np.ndarray:
+    """The order of the samples in an epoch, int64 ``[samples]``."""
+    return np.random.default_rng((seed, epoch)).permutation(samples)
+
+
+def seen_samples(config: RunConfig, samples: int) -> np.ndarray:
+    """Rows that the run's steps see, sorted: all, unless ``trainer.max_steps`` ends it within the first epoch."""
+    seen = total_steps(config, samples) * config.trainer.global_batch
+    return np.sort(shuffled(config.trainer.seed, 0, samples)[:seen])
 
 
 def length_in_words(config: RunConfig, samples: int) -> str:

@@ -27,3 +27,13 @@ def test_what_a_run_sees(samples: int, given: list[str], steps: int, words: str)
     assert (steps, True) == (total_steps(config, samples), words in text), text
     exact = steps * config.trainer.global_batch % samples == 0 and samples >= config.trainer.global_batch
     assert (":" in text) != exact
+
+
+@pytest.mark.parametrize("steps", [1, 2, 40])
+def test_the_reference_scores_what_the_steps_draw(steps: int) -> None:
+    from solopo_nemo.training.prepare import seen_samples, shuffled
+
+    config = load_config("solo_dpo", ["trainer.global_batch=8", f"trainer.max_steps={steps}", "trainer.seed=3"])
+    drawn = {int(row) for epoch in range(4) for row in shuffled(3, epoch, 100)[: max(0, 8 * steps - 100 * epoch)]}
+    assert seen_samples(config, 100).tolist() == sorted(drawn)
+    assert len(drawn) == min(100, 8 * steps)

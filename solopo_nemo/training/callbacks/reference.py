@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -23,11 +24,12 @@ from solopo_nemo.core.scoring import frozen_copy, score_batches
 from solopo_nemo.core.step import Batch
 from solopo_nemo.runtime.signals import StopRequest
 from solopo_nemo.training.datamodule import TripletDataModule
+from solopo_nemo.training.prepare import seen_samples
 from solopo_nemo.training.reference_cache import ReferenceCache, Scores
 
 
 class ScoredReference(CachedReference, pl.Callback):
-    """Scores every sample once with the initial weights, before the first step of the first run.
+    """Scores every sample that the run sees once with the initial weights, before its first step.
 
     The policy itself is the reference policy until it is trained, so no second copy is ever in memory.
 
@@ -43,15 +45,19 @@ class ScoredReference(CachedReference, pl.Callback):
         self.cache, self.data, self.stop, self.only = cache, data, stop, only
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Complete the cache, and check that it covers the data."""
-        scores = self.cache.read()
-        missing = [i for i, sample in enumerate(self.data.samples["id"]) if sample not in scores]
+        """Complete the cache, and check that it covers the run."""
+        names, scores = list(self.data.samples["id"]), self.cache.read()
+        seen = seen_samples(self.data.config, len(names))
+        lacking = sum(names[i] not in scores for i in seen)
         dist.barrier()  # nobody appends before everybody has read
-        if missing and trainer.global_step:
-            raise self.cache.incomplete(len(missing))
-        if missing:
-            scores |= self._score(pl_module, missing)
-        uncovered = sum(sample not in scores for sample in self.data.samples["id"])
+        if lacking and trainer.global_step:
+            raise self.cache.incomplete(lacking)
+        if lacking:
+            # whole micro-batches of neighbours: what a sample is scored beside does not depend on the number of steps
+            size = self.data.config.trainer.micro_batch * parallel_state.get_data_parallel_world_size()
+            rows = (i for block in np.unique(seen // size) for i in range(block * size, (block + 1) * size))
+            scores |= self._score(pl_module, [i for i in rows if i < len(names) and names[i] not in scores])
+        uncovered = sum(names[i] not in scores for i in seen)
         if uncovered:
             raise RuntimeError(f"{self.cache.file}: {uncovered} samples without reference scores after scoring")
         self.table = scores
