@@ -191,7 +191,7 @@ def test_variables_are_set_where_the_user_set_none(
 def test_a_scoring_process_sees_the_gpu_of_its_rank(
     visible: str | None, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "cuda", lambda: True)
+    monkeypatch.setattr(device, "_present", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(os, "environ", {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
     assert device.name_of_current() == name
