@@ -45,6 +45,7 @@ class ModelConfig:
     trust_checkpoint: bool
     recompute: str = choice(allowed=("none", "selective", "full"))
     logits_chunk_size: int = number(minimum=1)
+    layers: str = choice(allowed=kernels.LAYERS, default="auto")  # absent in the configuration of earlier runs
 
 
 @dataclass(kw_only=True)

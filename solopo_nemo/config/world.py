@@ -45,7 +45,7 @@ def check_model(config: RunConfig, model: ModelDescription, on_gpu: bool | None 
     """
     check_tensor(config.parallel, model)
     check_pipeline(config.parallel, model)
-    check_context(config.parallel, model, device.cuda() if on_gpu is None else on_gpu)
+    check_context(config, model, device.cuda() if on_gpu is None else on_gpu)
 
 
 def check_tensor(p: ParallelConfig, model: ModelDescription) -> None:
@@ -70,21 +70,40 @@ def check_pipeline(p: ParallelConfig, model: ModelDescription) -> None:
     require(layers % p.pipeline == 0, f"parallel.pipeline={p.pipeline} does not divide the model's {layers} layers")
 
 
-def check_context(p: ParallelConfig, model: ModelDescription, on_gpu: bool) -> None:
-    """Check context parallelism; see :func:`check_model`."""
-    if p.context == 1:
-        return
-    on = kernels.Installed.planned() if on_gpu else None
-    kernels.check_mode(p.cp_comm_type, on, window=model.attention_window is not None)
-    if kernels.CONTEXT_MODES[p.cp_comm_type].splits_heads:
+def layers_of(config: RunConfig, model: ModelDescription | None, on_gpu: bool) -> kernels.Layers:
+    """The layers that a run takes, as :func:`solopo_nemo.runtime.kernels.choose_layers` says.
+
+    Args:
+        config: of the run.
+        model: what the model's folder says; None: not read yet.
+        on_gpu: the run computes on GPUs.
+
+    Raises:
+        UserError: none run.
+    """
+    need = kernels.Need(
+        config.trainer.precision or device.default_precision(on_gpu),
+        model.head_dim if model else None,
+        model is not None and model.attention_window is not None,
+        config.parallel.cp_comm_type if config.parallel.context > 1 else None,
+    )
+    return kernels.choose_layers(config.model.layers, kernels.Installed.of_run(on_gpu), need)
+
+
+def check_context(config: RunConfig, model: ModelDescription, on_gpu: bool) -> kernels.Layers:
+    """Check the layers and context parallelism; see :func:`check_model`. Returns the layers."""
+    layers, p = layers_of(config, model, on_gpu), config.parallel
+    if p.context > 1 and kernels.CONTEXT_MODES[p.cp_comm_type].splits_heads:
         # Transformer Engine splits the key/value heads too; our own attention repeats them where there are too few
-        split = {"attention": model.num_attention_heads} | ({"key/value": model.num_key_value_heads} if on_gpu else {})
+        engine = layers.name == kernels.ENGINE
+        split = {"attention": model.num_attention_heads} | ({"key/value": model.num_key_value_heads} if engine else {})
         for kind, count in split.items():
             require(
                 count // p.tensor % p.context == 0,
                 f"parallel.context={p.context} does not divide the {count // p.tensor} {kind} heads of a tensor rank: "
                 "parallel.cp_comm_type=p2p has no such limit",
             )
+    return layers
 
 
 def local_world(config: RunConfig) -> int:

@@ -1,8 +1,9 @@
-"""Every patch of torch and Megatron-core (0.15.3), for machines without CUDA; NeMo's are in ``nemo_model.compat``.
+"""Every patch of torch and Megatron-core (0.15.3); NeMo's are in ``nemo_model.compat``.
 
 Importing this module changes nothing. :func:`install` changes the process, and with CUDA present it does nothing.
 Without CUDA it answers Megatron's hard-wired CUDA calls with their CPU counterparts, so that the same schedules, DDP,
-optimizer and checkpoints run over gloo. Each patch names the place that it stands in for.
+optimizer and checkpoints run over gloo. :func:`install_optimizer` mends Megatron's optimizer where it is torch's. Each
+patch names the place that it stands in for.
 """
 
 from __future__ import annotations
@@ -103,7 +104,6 @@ def install() -> None:
     megatron_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
 
     _patch_buffers()
-    _patch_optimizer_load()
     _return_freed_memory()
     _mode = _CudaMeansCpu()
     _mode.__enter__()  # for the life of the process
@@ -141,9 +141,12 @@ def _patch_buffers() -> None:
     buffers.dist_all_gather_func = gather_in_place
 
 
-def _patch_optimizer_load() -> None:
-    """Loading a DistributedOptimizer over torch's AdamW (GPUs have Transformer Engine's FusedAdam)."""
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+def install_optimizer() -> None:
+    """Let a DistributedOptimizer over torch's AdamW be loaded; once a process, nothing over another optimizer."""
+    from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
+
+    if HAVE_APEX_OR_TE or DistributedOptimizer.load_state_dict.__module__ == __name__:
+        return
 
     def set_states(self: Any, model_param: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         # distrib_optimizer.py:924-928 asks the checkpoint for AdamW's per-parameter ``step`` (it is in
@@ -161,9 +164,9 @@ def _patch_optimizer_load() -> None:
         load(self, state_dict)
         # distrib_optimizer.py:815-821 gives all parameters one ``step`` tensor, which AdamW would then
         # increment once a parameter: a resumed run drifts silently.
-        for state in self.optimizer.state.values():
-            if "step" in state:
-                state["step"] = state["step"].clone()
+        for parameter, state in self.optimizer.state.items():
+            if "step" in state:  # where the fused AdamW wants it
+                state["step"] = state["step"].to(parameter.device, copy=True)
 
     DistributedOptimizer._set_main_param_and_optimizer_states = set_states
     DistributedOptimizer.load_state_dict = load_state_dict

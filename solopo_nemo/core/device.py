@@ -1,6 +1,7 @@
-"""What the device decides in Megatron-core: Transformer Engine and NCCL on CUDA, plain torch and gloo on a CPU.
+"""What the device and the layers decide in Megatron-core: NCCL or gloo, Transformer Engine or plain torch.
 
-:mod:`solopo_nemo.runtime.device` says which device it is.
+:mod:`solopo_nemo.runtime.device` says which device it is, :mod:`solopo_nemo.runtime.kernels` which layers run on it. A
+model's config carries the choice of layers: ``transformer_impl`` is Megatron's own field, ``local`` for plain torch.
 """
 
 from __future__ import annotations
@@ -13,51 +14,72 @@ import torch.nn.functional as F
 from solopo_nemo.core import cpu_patches
 from solopo_nemo.runtime import kernels
 from solopo_nemo.runtime.device import cuda, current
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import require
 
 if TYPE_CHECKING:  # Megatron-core is imported after prepare_process where that is possible: it is faster
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from solopo_nemo.data.packing import Batch
 
-__all__ = ["configure", "cuda", "current", "layer_spec", "prepare_process", "recomputed_modules", "to_device"]
+__all__ = [
+    "configure",
+    "cuda",
+    "current",
+    "fuse_adamw",
+    "layer_spec",
+    "optimizers_of",
+    "prepare_process",
+    "recomputed_modules",
+    "to_device",
+]
 
 
 def to_device(batch: Batch) -> Batch:
     """The batch with its tensors on this process's device."""
     if not cuda():
         return batch
-    # the longest length stays on the host, which reads it: from the GPU it would wait for all that runs there
-    moved = {k: v.to(current(), non_blocking=True) if torch.is_tensor(v) and v.dim() else v for k, v in batch.items()}
+    moved = {k: v.to(current(), non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
     return cast("Batch", moved)
 
 
 def prepare_process() -> None:
-    """Make Megatron-core usable in this process; call before a model or its groups are built.
+    """Make Megatron-core usable in this process; call before a model or its groups are built."""
+    cpu_patches.install()
+    cpu_patches.install_optimizer()
+
+
+def configure(config: TransformerConfig, layers: str = "auto") -> None:
+    """Set the fields of a model config that packed micro-batches, the device and the layers decide, in place.
+
+    Args:
+        config: of the model.
+        layers: ``model.layers``: ``auto``, ``transformer_engine`` or ``torch``.
 
     Raises:
-        UserError: CUDA without Transformer Engine.
+        UserError: such layers do not run here; with the remedy.
     """
-    if not cuda():
-        cpu_patches.install()
-        return
-    from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
-
-    if not HAVE_TE:
-        raise UserError(kernels.NO_ENGINE)
-
-
-def configure(config: TransformerConfig) -> None:
-    """Set the fields of a model config that packed micro-batches and the device decide, in place."""
+    chosen = kernels.choose_layers(layers, kernels.Installed.here() if cuda() else None, _need(config))
     # packed micro-batches differ in length: the pipeline exchanges shapes, which Megatron ties to this dispatcher
     settings: dict[str, Any] = {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall"}
-    if cuda():
+    if chosen.name == kernels.ENGINE:
+        from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
+
+        require(
+            HAVE_TE,
+            f"model.layers={layers}: {chosen.why}, and Megatron-core cannot import it: python -c 'import "
+            "transformer_engine.pytorch' says why; model.layers=torch goes without",
+        )
         # NeMo sets them for Llama alone; unfused, the rotary embedding asks the GPU for lengths (rope_utils.py:204)
-        settings["apply_rope_fusion"] = not config.multi_latent_attention
-        settings["bias_activation_fusion"] = config.gated_linear_unit and config.activation_func is F.silu
+        settings |= {
+            "transformer_impl": "transformer_engine",
+            "apply_rope_fusion": not config.multi_latent_attention,
+            "bias_activation_fusion": config.gated_linear_unit and config.activation_func is F.silu,
+        }
     else:
         settings |= {
-            "use_cpu_initialization": True,
+            "transformer_impl": "local",
+            # on the meta device of an import, a GPU's initialization would make the weights on the GPU
+            "use_cpu_initialization": not cuda() or bool(getattr(config, "init_model_with_meta_device", False)),
             "gradient_accumulation_fusion": False,
             "masked_softmax_fusion": False,
             "bias_activation_fusion": False,
@@ -65,9 +87,20 @@ def configure(config: TransformerConfig) -> None:
             "bias_dropout_fusion": False,
             "persist_layer_norm": False,
             "cross_entropy_loss_fusion": False,
+            "apply_rope_fusion": False,
         }
     for field, value in settings.items():
         setattr(config, field, value)
+
+
+def _need(config: TransformerConfig) -> kernels.Need:
+    """What a model's config asks of its attention."""
+    return kernels.Need(
+        "fp32" if config.params_dtype == torch.float32 and not (config.bf16 or config.fp16) else "bf16",
+        config.kv_channels,
+        config.window_size is not None,
+        (config.cp_comm_type or "p2p") if config.context_parallel_size > 1 else None,
+    )
 
 
 def recomputed_modules() -> list[str]:
@@ -80,11 +113,28 @@ def recomputed_modules() -> list[str]:
 
 
 def layer_spec(config: TransformerConfig) -> Any:
-    """The transformer layers of this device: Transformer Engine's on CUDA, ours on a CPU, under the same names."""
-    if not cuda():
-        from solopo_nemo.core.layers.spec import sdpa_layer_spec
+    """The transformer layers of a config that :func:`configure` has set, under the same names either way."""
+    if config.transformer_impl == "local":
+        from solopo_nemo.core.layers.spec import torch_layer_spec
 
-        return sdpa_layer_spec(config)
+        return torch_layer_spec(config)
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 
     return get_gpt_decoder_block_spec(config, use_transformer_engine=True)
+
+
+def optimizers_of(optimizer: Any) -> list[Any]:
+    """Megatron's optimizer, or those that it chains."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def fuse_adamw(optimizer: Any) -> None:
+    """Let torch's AdamW run in one pass over memory, as Transformer Engine's does; Megatron has no option for it.
+
+    Args:
+        optimizer: Megatron's; nothing is changed where it has another than torch's.
+    """
+    for part in optimizers_of(optimizer):
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            for group in part.optimizer.param_groups:
+                group["fused"] = True

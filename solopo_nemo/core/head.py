@@ -21,6 +21,9 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch.autograd.function import once_differentiable
 
+from solopo_nemo.core.products import add_product, product
+from solopo_nemo.runtime import device
+
 VOCABULARY_TILE = 4096
 """Columns of the logits that a CPU makes at a time: few enough to stay in its cache."""
 GPU_VOCABULARY_TILE = 16384
@@ -48,8 +51,8 @@ class _VocabParallelLogProb(torch.autograd.Function):
     many bf16 tiles in bf16 loses the small ones: in Megatron's gradient buffer where there is one, so that no second
     tensor of the weight's size is made.
 
-    On a GPU all three products have bf16 factors and an fp32 result (:func:`_product`). Logits that are rounded to bf16
-    are off by up to 0.06 at 16, which adds up to about half a nat over 500 tokens.
+    On a GPU all three products have bf16 factors and an fp32 result (:mod:`solopo_nemo.core.products`). Logits that are
+    rounded to bf16 are off by up to 0.06 at 16, which adds up to about half a nat over 500 tokens.
 
     TP: the vocabulary is split. SP, CP, PP, DP: nothing to do here.
     """
@@ -111,12 +114,12 @@ class _VocabParallelLogProb(torch.autograd.Function):
                 d.sub_(log_normalizer[part, None]).exp_().mul_(-grad[part, None])
                 target, own = _in_tile(local, tile)
                 d.scatter_add_(1, target[:, None], (grad[part] * own)[:, None])
-                if _on_gpu(weight):
+                if device.cuda():
                     d = d.to(weight.dtype)
                 if grad_rows is not None:
-                    grad_rows[part] += _product(d, weight[tile])
+                    grad_rows[part] += product(d, weight[tile])
                 if grad_weight is not None:
-                    _add_product(grad_weight[tile], d.t(), rows[part])
+                    add_product(grad_weight[tile], d.t(), rows[part])
         if grad_rows is not None:
             grad_rows = grad_rows.to(rows.dtype)
         return grad_rows, _wgrad_placeholder(weight, grad_weight), None, None, None
@@ -139,56 +142,40 @@ def _wgrad_placeholder(weight: Any, total: torch.Tensor | None) -> torch.Tensor 
     """
     if total is None or total is not getattr(weight, "main_grad", None):
         return None if total is None else total.to(weight.dtype)
-    if not _on_gpu(weight):
+    if not device.cuda():
         return None
-    # one tensor for all weights of a shape, as Megatron's own layers take it
-    from transformer_engine.pytorch.module.base import get_dummy_wgrad
-
     weight.grad_added_to_main_grad = True
+    try:  # one tensor for all weights of a shape, as Megatron's own layers take it
+        from transformer_engine.pytorch.module.base import get_dummy_wgrad
+    except ImportError:
+        return torch.zeros_like(weight) if getattr(weight, "zero_out_wgrad", False) else torch.empty_like(weight)
     placeholder: torch.Tensor = get_dummy_wgrad(
         list(weight.shape), weight.dtype, zero=getattr(weight, "zero_out_wgrad", False)
     )
     return placeholder
 
 
-def _on_gpu(tensor: torch.Tensor) -> bool:
-    return tensor.is_cuda
-
-
-def _tile_size(tensor: torch.Tensor) -> int:
-    return GPU_VOCABULARY_TILE if _on_gpu(tensor) else VOCABULARY_TILE
+def _tile_size() -> int:
+    return GPU_VOCABULARY_TILE if device.cuda() else VOCABULARY_TILE
 
 
 def _tiles(weight: torch.Tensor) -> list[slice]:
-    size, tile = weight.shape[0], _tile_size(weight)
+    size, tile = weight.shape[0], _tile_size()
     return [slice(i, min(i + tile, size)) for i in range(0, size, tile)]
 
 
 def _space(rows: torch.Tensor, chunk: int) -> torch.Tensor:
     """For the products of :func:`_logits`: fp32 on a GPU, on a CPU in the type of the factors."""
-    dtype = torch.float32 if _on_gpu(rows) else rows.dtype
-    return rows.new_empty(min(chunk, rows.shape[0]), _tile_size(rows), dtype=dtype)
+    dtype = torch.float32 if device.cuda() else rows.dtype
+    return rows.new_empty(min(chunk, rows.shape[0]), _tile_size(), dtype=dtype)
 
 
 def _logits(rows: torch.Tensor, weight: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
     """fp32 ``rows @ weight.T``, in ``space`` again and again: fresh pages cost as much as the product."""
     out = space.flatten()[: rows.shape[0] * weight.shape[0]].view(rows.shape[0], weight.shape[0])
-    if _on_gpu(rows):
+    if device.cuda():
         return torch.mm(rows, weight.t(), out_dtype=torch.float32, out=out)
     return torch.mm(rows, weight.t(), out=out).float()
-
-
-def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """``a @ b`` in fp32 on a GPU: the factors stay 16 bits wide, and their products are summed and kept in fp32."""
-    return torch.mm(a, b, out_dtype=torch.float32) if _on_gpu(a) else a.to(b.dtype) @ b
-
-
-def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Add ``a @ b`` to an fp32 total."""
-    if _on_gpu(a):  # not addmm with out_dtype: torch 2.8 takes no fp32 total there beside bf16 factors
-        total += _product(a, b)
-    else:
-        total.addmm_(a, b.float())
 
 
 def _in_tile(local: torch.Tensor, tile: slice) -> tuple[torch.Tensor, torch.Tensor]:

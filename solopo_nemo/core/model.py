@@ -1,4 +1,4 @@
-"""Megatron-core's ``GPTModel`` for packed micro-batches: the layers of the device and the response head."""
+"""Megatron-core's ``GPTModel`` for packed micro-batches: its layers and the response head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from solopo_nemo.core import device
 from solopo_nemo.core.head import LOGITS_CHUNK_SIZE, ResponseHead
-from solopo_nemo.core.layers.rotary import forget_tables, use_local_positions
+from solopo_nemo.core.layers.rotary import keep_no_tables
 
 
 def build_model(
@@ -18,6 +18,7 @@ def build_model(
     vocab_size: int,
     max_sequence_length: int,
     *,
+    layers: str = "auto",
     transformer_layer_spec: Any = None,
     logits_chunk_size: int = LOGITS_CHUNK_SIZE,
     **kwargs: Any,
@@ -25,8 +26,8 @@ def build_model(
     """Build a Megatron ``GPTModel`` that :class:`solopo_nemo.core.step.ForwardStep` can train.
 
     1. Prepare the process: without CUDA, Megatron's CUDA calls are answered on the CPU.
-    2. Set the fields of ``config`` that packed micro-batches and the device decide, in place.
-    3. Build this pipeline stage with the layers of the device.
+    2. Set the fields of ``config`` that packed micro-batches, the device and the layers decide, in place.
+    3. Build this pipeline stage with these layers.
     4. Put a response head on the last stage.
 
     Valid under TP, SP, CP, PP and DP; virtual pipeline stages are not supported.
@@ -35,16 +36,17 @@ def build_model(
         config: of the model; its parallel sizes are those of Megatron's groups, which exist.
         vocab_size: rows of the embedding, a multiple of the tensor-parallel size.
         max_sequence_length: as ``GPTModel`` takes it.
+        layers: ``auto``, ``transformer_engine`` or ``torch``; see :func:`solopo_nemo.core.device.configure`.
         transformer_layer_spec: layers of your own; by default :func:`solopo_nemo.core.device.layer_spec`.
         logits_chunk_size: see :class:`solopo_nemo.core.head.ResponseHead`.
         **kwargs: more arguments of ``GPTModel``, such as ``rotary_base`` or ``share_embeddings_and_output_weights``.
 
     Raises:
-        UserError: CUDA without Transformer Engine.
-        ValueError: without CUDA, a model that is no RMSNorm and SwiGLU model.
+        UserError: such layers do not run here.
+        ValueError: with torch's layers, a model that is no RMSNorm and SwiGLU model.
     """
     device.prepare_process()
-    device.configure(config)
+    device.configure(config, layers)
     model = GPTModel(
         config,
         transformer_layer_spec or device.layer_spec(config),
@@ -64,7 +66,7 @@ def complete(model: GPTModel, logits_chunk_size: int = LOGITS_CHUNK_SIZE) -> GPT
         model: this pipeline stage, not yet wrapped.
         logits_chunk_size: see :class:`solopo_nemo.core.head.ResponseHead`.
     """
-    (forget_tables if device.cuda() else use_local_positions)(model)
+    keep_no_tables(model)
     if model.post_process and not isinstance(model.output_layer, ResponseHead):
         model.output_layer = ResponseHead.from_output_layer(model.output_layer, logits_chunk_size)
     return model

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.packed_seq_params import PackedSeqParams
 
 from solopo_nemo.core import device
 from solopo_nemo.core.head import ResponseHead, sum_by_sequence
+from solopo_nemo.core.layers.attention import PackedSequences
 from solopo_nemo.data.packing import Batch
 from solopo_nemo.objectives import SEQUENCES, Objective, ObjectiveOutput, SequenceScores
 
@@ -66,21 +66,14 @@ def score_sequences(model: Any, batch: Batch) -> torch.Tensor:
     Returns:
         fp32 ``[num_sequences]``, nats.
     """
-    longest = int(batch["max_seqlen"])
-    packed = PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=batch["cu_seqlens"],
-        cu_seqlens_kv=batch["cu_seqlens"],
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
-    )
+    group = parallel_state.get_context_parallel_group()
+    packed = PackedSequences.of(batch["lengths"], batch["cu_seqlens"], group.size())
     head = next((m for m in model.modules() if isinstance(m, ResponseHead)), None)
     with head.scoring(batch["logit_positions"], batch["labels"]) if head else nullcontext():
         out = model(batch["tokens"], batch["position_ids"], None, packed_seq_params=packed)
     if head is None:
         return out
-    num_sequences, group = len(batch["response_tokens"]), parallel_state.get_context_parallel_group()
-    return sum_by_sequence(out[0], batch["sequence_ids"], num_sequences, group)
+    return sum_by_sequence(out[0], batch["sequence_ids"], len(batch["response_tokens"]), group)
 
 
 class ForwardStep:

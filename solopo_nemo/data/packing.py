@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypedDict
 
 import numpy as np
@@ -28,7 +29,8 @@ class Batch(TypedDict):
         tokens: int64 ``[1, T]``.
         position_ids: int64 ``[1, T]``; positions start at 0 in every sequence.
         cu_seqlens: int32 ``[num_sequences + 1]``, boundaries of the padded sequences over all context-parallel ranks.
-        max_seqlen: int64 scalar, length of the longest padded sequence.
+        lengths: Python numbers, the lengths of the padded sequences over all context-parallel ranks: what the host asks
+            of them, and what a GPU would have to be waited for.
         logit_positions: int64 ``[R]``, ascending indices into T of the positions that predict a response token.
         labels: int64 ``[R]``, the response token that each of these positions predicts.
         sequence_ids: int64 ``[R]``, index of the sequence of each of these positions.
@@ -40,7 +42,7 @@ class Batch(TypedDict):
     tokens: torch.Tensor
     position_ids: torch.Tensor
     cu_seqlens: torch.Tensor
-    max_seqlen: torch.Tensor
+    lengths: list[int]
     logit_positions: torch.Tensor
     labels: torch.Tensor
     sequence_ids: torch.Tensor
@@ -106,7 +108,7 @@ def pack(samples: Sequence[Mapping[str, Any]], sequences: Sequence[str], layout:
         ValueError: a prompt or a response is empty.
     """
     tokens, positions, logit_positions, labels, sequence_ids = [], [], [], [], []
-    boundaries, response_tokens, input_tokens = [0], [], []
+    lengths, response_tokens, input_tokens = [], [], []
     local_start = 0
     for number, (sample, name) in enumerate((s, n) for s in samples for n in sequences):
         prompt, response = (np.asarray(sample[column], dtype=np.int64) for column in sequence_columns()[name])
@@ -126,7 +128,7 @@ def pack(samples: Sequence[Mapping[str, Any]], sequences: Sequence[str], layout:
             labels.append(ids[scored + 1])
             sequence_ids.append(np.full(len(scored), number))
             local_start += stop - start
-        boundaries.append(boundaries[-1] + padded)
+        lengths.append(padded)
         response_tokens.append(len(response))
         input_tokens.append(length)
 
@@ -137,8 +139,8 @@ def pack(samples: Sequence[Mapping[str, Any]], sequences: Sequence[str], layout:
         "ids": [sample.get("id", "") for sample in samples],
         "tokens": join(tokens)[None],
         "position_ids": join(positions)[None],
-        "cu_seqlens": torch.tensor(boundaries, dtype=torch.int32),
-        "max_seqlen": torch.tensor(int(np.diff(boundaries).max())),
+        "cu_seqlens": torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+        "lengths": lengths,
         "logit_positions": join(logit_positions),
         "labels": join(labels),
         "sequence_ids": join(sequence_ids),

@@ -1,4 +1,4 @@
-"""Every patch of NeMo (2.7.3): for Megatron-core 0.16, and for machines without CUDA.
+"""Every patch of NeMo (2.7.3): for Megatron-core 0.16, and for machines without CUDA or Transformer Engine.
 
 Those of torch and Megatron-core are in ``core.cpu_patches``. Importing this module changes no library; it lets NeMo
 import with Megatron-core 0.16, and the package ``nemo_model`` imports it before any of NeMo.
@@ -79,11 +79,10 @@ def allow_configs() -> None:
     They ask for a rotary fusion that only Transformer Engine has (gpt/model/llama.py:81), and Megatron-core raises
     (transformer_config.py:1267). A user makes a config before a model, so this runs when the mixin is imported.
     """
+    from megatron.core.models.common.embeddings.rope_utils import fused_apply_rotary_pos_emb_thd
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from solopo_nemo.core import device
-
-    if device.cuda() or "configs" in _installed:
+    if fused_apply_rotary_pos_emb_thd is not None or "configs" in _installed:
         return
     _installed.add("configs")
     post_init = TransformerConfig.__post_init__

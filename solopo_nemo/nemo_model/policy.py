@@ -38,7 +38,12 @@ def build_model(
     """The NeMo model of a description with the run's objective and compute settings, not yet built."""
     dtype = dtype_of(config)
     model = nemo_model(
-        description, dtype, objective=objective, reference=reference, logits_chunk_size=config.model.logits_chunk_size
+        description,
+        dtype,
+        objective=objective,
+        reference=reference,
+        logits_chunk_size=config.model.logits_chunk_size,
+        layers=config.model.layers,
     )
     settings: dict[str, Any] = {"cp_comm_type": config.parallel.cp_comm_type, "pipeline_dtype": dtype}
     if config.model.recompute == "full":

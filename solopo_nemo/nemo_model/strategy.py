@@ -9,8 +9,10 @@ from typing import Any
 import lightning.pytorch as pl
 import nemo.lightning as nl
 from megatron.core import tensor_parallel
+from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER
 from nemo.lightning.io.pl import MegatronCheckpointIO
 
+from solopo_nemo.core.device import fuse_adamw, optimizers_of
 from solopo_nemo.core.scoring import fill_extra_states
 from solopo_nemo.nemo_model import compat
 from solopo_nemo.nemo_model.policy import ddp_config
@@ -66,23 +68,16 @@ class SoLoPOStrategy(nl.MegatronStrategy):
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
         """Set up Megatron's optimizer."""
         super().setup_optimizers(trainer)
-        self._fuse_adamw()
+        if self._setup_optimizers:
+            fuse_adamw(self._megatron_optimizer())
 
-    def _fuse_adamw(self) -> None:
-        """Torch's AdamW in one pass over memory, as the FusedAdam of GPUs; Megatron has no option for it."""
-        if not device.cuda() and self._setup_optimizers:
-            for optimizer in self._megatron_optimizers():
-                for group in optimizer.optimizer.param_groups:
-                    group["fused"] = True
-
-    def _megatron_optimizers(self) -> list[Any]:
-        megatron = self.lightning_module.optimizers(use_pl_optimizer=False).mcore_optimizer
-        return list(getattr(megatron, "chained_optimizers", [megatron]))
+    def _megatron_optimizer(self) -> Any:
+        return self.lightning_module.optimizers(use_pl_optimizer=False).mcore_optimizer
 
     def optimizer_sharded_state_dict(self, is_loading: bool = False, metadata: dict[str, Any] | None = None) -> Any:
         """What a checkpoint holds of the optimizer; without FusedAdam its state has to exist before it is loaded."""
-        if is_loading and not device.cuda():  # distrib_optimizer.py:637 of Megatron-core reads every parameter's step
-            for optimizer in self._megatron_optimizers():
+        if is_loading and USING_PYTORCH_OPTIMIZER:  # distrib_optimizer.py:637 of Megatron-core reads every step
+            for optimizer in optimizers_of(self._megatron_optimizer()):
                 optimizer._init_optimizer_states_with_dummy_values()
         return super().optimizer_sharded_state_dict(is_loading=is_loading, metadata=metadata)
 
@@ -92,4 +87,4 @@ class SoLoPOStrategy(nl.MegatronStrategy):
             return
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer"], strict=True):
             optimizer.load_state_dict(state)
-        self._fuse_adamw()  # the saved groups may come from a GPU's optimizer
+        fuse_adamw(self._megatron_optimizer())  # the saved groups may come from another optimizer

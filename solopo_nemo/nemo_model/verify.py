@@ -107,17 +107,10 @@ def megatron_logits(module: Any, sequences: Sequences, progress: Progress) -> Lo
 
 def packed_logits(module: Any, sequences: list[list[int]]) -> list[torch.Tensor]:
     """Logits of a Megatron model of one rank for sequences packed as one THD micro-batch."""
-    from megatron.core.packed_seq_params import PackedSeqParams
+    from solopo_nemo.core.layers.attention import PackedSequences
 
     lengths = [len(ids) for ids in sequences]
-    boundaries = torch.tensor([0, *lengths]).cumsum(0).int()
-    packed = PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=boundaries,
-        cu_seqlens_kv=boundaries,
-        max_seqlen_q=max(lengths),
-        max_seqlen_kv=max(lengths),
-    )
+    packed = PackedSequences.of(lengths, torch.tensor([0, *lengths]).cumsum(0).int())
     tokens = torch.tensor([[i for ids in sequences for i in ids]])
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     return list(module(tokens, positions, None, packed_seq_params=packed)[0].split(lengths))

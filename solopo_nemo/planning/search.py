@@ -84,13 +84,16 @@ def valid_layouts(config: RunConfig, shape: ModelShape, world: int, gpus_per_nod
 
     Tensor parallelism always comes with sequence parallelism, which saves memory at nearly the same traffic.
     """
+    # time and memory are those of Transformer Engine's layers, so a layout where only torch's run is not proposed
+    layers = "transformer_engine" if config.model.layers == "auto" else config.model.layers
+    modelled = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=layers))
     for tensor in _divisors(world, min(world, gpus_per_node)):
         for pipeline in _divisors(world // tensor, shape.num_hidden_layers):
             for context in _divisors(world // (tensor * pipeline), world):
                 data = world // (tensor * pipeline * context)
                 for mode in OFFERED if context > 1 else (config.parallel.cp_comm_type,):
                     layout = Layout(tensor, tensor > 1, context, mode, pipeline, data)
-                    if is_valid(config, shape, layout, GPU):
+                    if is_valid(modelled, shape, layout, GPU):
                         yield layout
 
 

@@ -1,7 +1,8 @@
 """What attention takes: each context mode, window, head size, type and chip, by version; one table for every reader.
 
-Example: ``parallel.cp_comm_type=a2a`` with Transformer Engine 2.9 is refused before any work, and the planner does not
-offer it, because :data:`CONTEXT_MODES` says that it takes packed sequences from 2.10.
+Example: with Transformer Engine 2.9 and ``parallel.cp_comm_type=a2a`` a run takes torch's layers, and
+``model.layers=transformer_engine`` is refused before any work, because :data:`CONTEXT_MODES` says that Transformer
+Engine takes packed sequences there from 2.10. :func:`choose_layers` decides it.
 
 A comment names the source of each entry. Files are Transformer Engine's at the tag that the comment names: ``cp`` is
 ``pytorch/attention/dot_product_attention/context_parallel.py``, ``utils`` and ``backends`` lie beside it, and ``cudnn``
@@ -13,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
 
 from packaging.version import Version
 
@@ -66,10 +68,10 @@ CUDNN_REFUSES = (12, 0)  # v2.9 utils:672-678; v2.18 utils:993 takes it with cuD
 PINNED = {"transformer-engine": "2.11.0", "flash-attn": "2.8.3"}
 """What ``requirements/gpu.txt`` installs, and what the planner plans for on a machine without Transformer Engine."""
 
-NO_ENGINE = (
-    "CUDA is present but Transformer Engine is not: install transformer-engine[pytorch]"
-    f"=={PINNED['transformer-engine']} (requirements/gpu.txt), or set CUDA_VISIBLE_DEVICES= to train on the CPU"
-)
+ENGINE, TORCH = "transformer_engine", "torch"
+LAYERS = ("auto", ENGINE, TORCH)
+"""The values of ``model.layers``."""
+WIDEST_HEAD = 256  # flash_api.cpp of torch 2.9 to 2.13: so wide, and a multiple of 8
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,30 @@ class Installed:
     def planned(cls) -> Installed:
         """The machines of a plan: this one where it has Transformer Engine, else :data:`PINNED`, chip not known."""
         return cls.here() if _version("transformer-engine") else cls(PINNED["transformer-engine"], PINNED["flash-attn"])
+
+    @classmethod
+    def of_run(cls, on_gpu: bool) -> Installed | None:
+        """Where a run computes: this machine if it has a GPU, else the planned ones; None for a run on CPUs."""
+        if not on_gpu:
+            return None
+        return cls.here() if device.cuda() else cls.planned()
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a run asks of its attention.
+
+    Attributes:
+        precision: ``bf16`` or ``fp32``.
+        head_dim: of the model; None: not known yet.
+        window: the model has sliding windows.
+        mode: of context parallelism; None: there is one context rank.
+    """
+
+    precision: str
+    head_dim: int | None = None
+    window: bool = False
+    mode: str | None = None
 
 
 @cache
@@ -140,65 +166,98 @@ def check_offered(mode: str) -> None:
         )
 
 
-def check_mode(mode: str, on: Installed | None, window: bool) -> None:
-    """Check a context mode of more than one rank.
+class Layers(NamedTuple):
+    """The layers of a run, ``transformer_engine`` or ``torch``, and why it takes these."""
 
-    Raises:
-        UserError: the installed set, or the model's sliding window, does not go with it; with what does.
-    """
-    if takes_mode(mode, on, window):
-        return
-    row = CONTEXT_MODES[mode]
-    others = [f"parallel.cp_comm_type={name}" for name in OFFERED if takes_mode(name, on, window)]
-    if window and not row.windows:
-        why = "the model's sliding-window attention needs " + " or ".join(
-            name for name in OFFERED if CONTEXT_MODES[name].windows
-        )
-    else:
-        assert on is not None
-        have = f"{on.engine} is installed" if on.engine else "it is not installed"
-        why = f"Transformer Engine takes it for packed sequences from {row.since} on, and {have}"
-        others.append(f"transformer-engine=={PINNED['transformer-engine']}")
-    if not others:
-        others = ["parallel.context=1", f"transformer-engine=={PINNED['transformer-engine']}"]
-    raise UserError(f"parallel.cp_comm_type={mode}: {why}: use {' or '.join(others)}")
+    name: str
+    why: str
 
 
-def check_device(precision: str | None, on: Installed | None) -> None:
-    """Check what a run on a GPU needs of any model.
+def choose_layers(wish: str, on: Installed | None, need: Need) -> Layers:
+    """Which layers a run takes; every check, planner and model asks here.
+
+    ``auto`` is Transformer Engine where it is installed and takes what the run needs, else torch.
 
     Args:
-        precision: ``trainer.precision``; None is the device's own.
-        on: what is installed; None is the CPU, which needs nothing.
+        wish: ``model.layers``.
+        on: what is installed; None is a CPU.
+        need: of the run.
 
     Raises:
-        UserError: Transformer Engine is missing, or the precision does not run.
+        UserError: the wish, or for ``auto`` either, does not run; with the remedy.
     """
+    if need.mode and need.window and not CONTEXT_MODES[need.mode].windows:
+        wanted = next(name for name in OFFERED if CONTEXT_MODES[name].windows)
+        raise UserError(
+            f"parallel.cp_comm_type={need.mode}: the model's sliding-window attention needs {wanted}: use "
+            f"parallel.cp_comm_type={wanted}"
+        )
     if on is None:
-        return
-    require(on.engine is not None, NO_ENGINE)
-    require(
-        precision is None or precision in PRECISIONS,
-        f"trainer.precision={precision}: on a GPU packed attention takes {', '.join(PRECISIONS)} alone; set "
-        f"trainer.precision={PRECISIONS[0]}, or CUDA_VISIBLE_DEVICES= to train on the CPU",
+        require(
+            wish != ENGINE,
+            "model.layers=transformer_engine: Transformer Engine needs a GPU, and this run has none: set "
+            "model.layers=auto, which takes torch's layers on a CPU",
+        )
+        return Layers(TORCH, "there is no GPU")
+    engine = engine_refuses(on, need)
+    if wish == ENGINE and engine:
+        raise UserError(f"model.layers=transformer_engine: {engine}, or set model.layers=torch")
+    if wish != TORCH and engine is None:
+        return Layers(ENGINE, f"Transformer Engine {on.engine} is installed")
+    if ours := torch_refuses(on, need):
+        raise UserError(f"model.layers={wish}: {ours}" + (f" (or: {engine})" if wish != TORCH else ""))
+    return Layers(TORCH, f"model.layers={TORCH}" if wish == TORCH else str(engine))
+
+
+def engine_refuses(on: Installed, need: Need) -> str | None:
+    """Why Transformer Engine does not run what is needed, with the remedy; None if it does."""
+    if on.engine is None:
+        return (
+            "Transformer Engine is not installed: install transformer-engine[pytorch]"
+            f"=={PINNED['transformer-engine']} (requirements/gpu.txt)"
+        )
+    if need.precision not in PRECISIONS:
+        return (
+            f"Transformer Engine's packed attention takes {', '.join(PRECISIONS)} alone: set "
+            f"trainer.precision={PRECISIONS[0]}"
+        )
+    if need.mode and not takes_mode(need.mode, on, need.window):
+        others = [f"parallel.cp_comm_type={name}" for name in OFFERED if takes_mode(name, on, need.window)]
+        others.append(f"transformer-engine=={PINNED['transformer-engine']}")
+        return (
+            f"Transformer Engine takes parallel.cp_comm_type={need.mode} for packed sequences from "
+            f"{CONTEXT_MODES[need.mode].since} on, and {on.engine} is installed: use {' or '.join(others)}"
+        )
+    if on.chip is None or need.head_dim is None:  # nobody asked yet
+        return None
+    refusals = [reason for reason in (_flash_refuses(on, need.head_dim), _cudnn_refuses(on, need.head_dim)) if reason]
+    if len(refusals) < 2:
+        return None
+    newest = flash_bounds(on.engine)[1]
+    return (
+        f"Transformer Engine has no attention kernel for packed sequences on compute capability {_dotted(on.chip)}: "
+        f"{'; '.join(refusals)}: install flash-attn {newest} (transformer-engine {on.engine} takes up to it)"
     )
 
 
-def check_attention(head_dim: int, on: Installed | None) -> None:
-    """Check that a kernel is left for packed sequences; nothing is refused where the chip is not known.
+def torch_refuses(on: Installed, need: Need) -> str | None:
+    """Why torch's packed attention does not run what is needed on a GPU, with the remedy; None if it does.
 
-    Raises:
-        UserError: there is none, with the reason for each.
+    In fp32 its memory-efficient kernel runs, which takes any chip that torch takes, and any head.
     """
-    if on is None or on.engine is None or on.chip is None:
-        return
-    refusals = [reason for reason in (_flash_refuses(on, head_dim), _cudnn_refuses(on, head_dim)) if reason]
-    if len(refusals) == 2:
-        newest = flash_bounds(on.engine)[1]
-        raise UserError(
-            f"no attention kernel for packed sequences on compute capability {_dotted(on.chip)}: {'; '.join(refusals)}"
-            f": install flash-attn {newest} (transformer-engine {on.engine} takes up to it)"
+    if need.precision == "fp32":
+        return None
+    if on.chip is not None and on.chip < OLDEST_CHIP:
+        return (
+            f"torch's packed attention takes bf16 from compute capability {_dotted(OLDEST_CHIP)} on, and this GPU has "
+            f"{_dotted(on.chip)}: set trainer.precision=fp32"
         )
+    if need.head_dim is not None and (need.head_dim % 8 or need.head_dim > WIDEST_HEAD):
+        return (
+            f"torch's packed attention takes bf16 heads up to {WIDEST_HEAD}, in multiples of 8, and the model's have "
+            f"{need.head_dim}: set trainer.precision=fp32"
+        )
+    return None
 
 
 def _flash_refuses(on: Installed, head_dim: int) -> str | None:

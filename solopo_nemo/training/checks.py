@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from solopo_nemo.config.schema import RunConfig
-from solopo_nemo.config.world import check_context, check_pipeline, check_tensor, check_world
+from solopo_nemo.config.world import check_context, check_pipeline, check_tensor, check_world, layers_of
 from solopo_nemo.data.prepared import PreparedDataset, TooLong, prepare_dataset, prepared_date
 from solopo_nemo.data.template_date import KEY as DATE_KEY
 from solopo_nemo.data.tokenizer_files import load_tokenizer
@@ -25,7 +25,7 @@ from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.hf import is_checkpoint
 from solopo_nemo.families.weights import find_weights
 from solopo_nemo.nemo_model.end_tokens import RUN_RECORD
-from solopo_nemo.runtime import device, kernels
+from solopo_nemo.runtime import device
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import check_writable
 from solopo_nemo.training.checkpoints.files import check_origin, put_damaged_aside, step_of
@@ -81,13 +81,6 @@ class Start:
     def paths(self) -> Paths:
         """The run's files."""
         return Paths(self.config.output)
-
-    @property
-    def installed(self) -> kernels.Installed | None:
-        """What decides which attention runs; None on a CPU."""
-        if not self.on_gpu:
-            return None
-        return kernels.Installed.here() if device.cuda() else kernels.Installed.planned()
 
     @property
     def written(self) -> Paths:
@@ -236,6 +229,12 @@ def _check_last_step(start: Start) -> None:
         start.settled = put_damaged_aside(start.saved, only_look=start.scratch is not None)
 
 
+def _check_context(start: Start) -> None:
+    layers = check_context(start.config, start.model, start.on_gpu)
+    if start.on_gpu:
+        logger.info("layers: %s (%s)", layers.name, layers.why)
+
+
 def _check_weights(start: Start) -> None:
     if start.template is not start.source:
         return
@@ -290,7 +289,7 @@ Check = Callable[[Start], object]
 EVERYWHERE: tuple[Check, ...] = (
     lambda start: check_suite(start.config),
     lambda start: check_world(start.config, start.world),
-    lambda start: kernels.check_device(start.config.trainer.precision, start.installed),
+    lambda start: layers_of(start.config, None, start.on_gpu),
 )
 """What every rank checks, and whoever submits a job: needs neither the model nor the data."""
 
@@ -300,8 +299,7 @@ CHECKS: tuple[Check, ...] = (
     _check_origin,
     lambda start: check_tensor(start.config.parallel, start.model),
     lambda start: check_pipeline(start.config.parallel, start.model),
-    lambda start: check_context(start.config.parallel, start.model, start.on_gpu),
-    lambda start: kernels.check_attention(start.model.head_dim, start.installed),
+    _check_context,
     lambda start: check_space(start.config, start.model, start.bf16, saved=len(start.saved)),
     _check_weights,
     _check_same_weights,

@@ -149,6 +149,11 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Kernels:
     return found
 
 
+def packed(cp: int = 1) -> attention.PackedSequences:
+    starts = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    return attention.PackedSequences.of(LENGTHS, starts, cp)
+
+
 def tensors(dtype: torch.dtype, heads: int = HEADS, kv_heads: int = 2) -> list[Tensor]:
     torch.manual_seed(0)
     return [torch.randn(sum(LENGTHS), h, DIM, dtype=dtype, requires_grad=True) for h in (heads, kv_heads, kv_heads)]
@@ -177,7 +182,7 @@ def test_packed_sequences_in_one_call(
     cuda: Kernels, dtype: torch.dtype, kernel: str, most: float, before: int | None
 ) -> None:
     def found(*given: Tensor) -> Tensor:
-        return attention._PackedAttention.apply(*given, LENGTHS, SCALE, before)
+        return attention._PackedAttention.apply(*given, packed().whole, SCALE, before)
 
     assert max(differences(found, tensors(dtype), before)) < most
     assert cuda.calls == [kernel, f"{kernel} backward"]
@@ -194,7 +199,7 @@ class AllRanks:
 
     def __init__(self, cp: int) -> None:
         self.cp, self.places = cp, [torch.cat(of) for of in zigzag(cp)]
-        self.lengths = [n // cp for n in LENGTHS]
+        self.shares = packed(cp).shares
 
     def ring(self, rank: int) -> attention._Ring:
         ring = object.__new__(attention._Ring)
@@ -207,8 +212,8 @@ class AllRanks:
             o, total = torch.empty_like(q[own]), lse[:, own]
             for step in range(self.cp):
                 source = (rank - step) % self.cp
-                there, pairs = self.places[source], self.ring(rank).pairs(source, kernels.slices(self.lengths))
-                for part, more, more_lse in kernels.attend(q[own], k[there], v[there], pairs, not step, SCALE):
+                there, seen = self.places[source], self.ring(rank).seen(source, self.shares)
+                for part, more, more_lse in kernels.attend(q[own], k[there], v[there], *seen, not step, SCALE):
                     if step:
                         attention._merge(o[part], total[:, part], more, more_lse)
                     else:
@@ -221,9 +226,9 @@ class AllRanks:
         gradients = [torch.zeros_like(x) for x in (q, k, v)]
         for rank, own in enumerate(self.places):
             for source, there in enumerate(self.places):
-                pairs = self.ring(rank).pairs(source, kernels.slices(self.lengths))
-                given = (grad[own], q[own], k[there], v[there], out[own], lse[:, own], pairs, source == rank, SCALE)
-                for q_part, kv_part, *parts in kernels.attend_backward(*given):
+                seen = self.ring(rank).seen(source, self.shares)
+                given = (grad[own], q[own], k[there], v[there], out[own], lse[:, own])
+                for q_part, kv_part, *parts in kernels.attend_backward(*given, *seen, source == rank, SCALE):
                     for total, place, part in zip(gradients, (own[q_part], *[there[kv_part]] * 2), parts, strict=True):
                         total[place] += part
         return gradients
@@ -269,7 +274,7 @@ def test_torch_has_kernels_of_these_signatures(
     monkeypatch.setattr(device, "cuda", lambda: True)
     with FakeTensorMode(), Seen():
         q, k, v = (torch.empty(sum(LENGTHS), heads, DIM, dtype=dtype, requires_grad=True) for heads in (HEADS, 2, 2))
-        out = attention._PackedAttention.apply(q, k, v, LENGTHS, SCALE, None)
+        out = attention._PackedAttention.apply(q, k, v, packed().whole, SCALE, None)
         out.sum().backward()
         assert out.shape == q.shape
         assert [x.grad.shape for x in (q, k, v)] == [q.shape, k.shape, v.shape]  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The fused CPU layers against plain torch: values, gradients, and what they keep for backward."""
+"""The fused layers against plain torch, as on a CPU and as on a GPU: values, gradients, and what backward needs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from products_stand_in import mm_of_a_gpu
 
 from solopo_nemo.core.layers import blockwise
+from solopo_nemo.runtime import device
 
 ALONE: Any = SimpleNamespace(size=lambda: 1)
 ROWS, HIDDEN, WIDE = 3 * blockwise.BLOCK + 5, 16, 12
@@ -53,6 +55,18 @@ CASES: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor],
 }
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The code of this device, here, in blocks that are smaller than the rows."""
+    if request.param == "gpu":
+        mm, mm_of_gpu = torch.mm, mm_of_a_gpu([])
+        monkeypatch.setattr(device, "cuda", lambda: True)
+        monkeypatch.setattr(blockwise, "GPU_BLOCK", ROWS // 2)
+        monkeypatch.setattr(torch, "mm", lambda *a, **k: (mm_of_gpu if "out_dtype" in k else mm)(*a, **k))
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_values_and_gradients(name: str, dtype: torch.dtype, tolerance: float) -> None:

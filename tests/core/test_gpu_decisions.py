@@ -4,40 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from products_stand_in import mm_of_a_gpu
 
 from solopo_nemo.core import device as core_device
 from solopo_nemo.core import head
-from solopo_nemo.runtime import device
+from solopo_nemo.runtime import device, kernels
 from solopo_nemo.runtime.errors import UserError
-
-
-def mm_of_a_gpu(calls: list[torch.dtype]) -> Any:
-    """``torch.mm`` with ``out_dtype`` and its conditions (aten/src/ATen/native/cuda/Blas.cpp, _mm_dtype_out_cuda)."""
-
-    def mm(
-        a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        assert a.dtype == b.dtype
-        assert out_dtype in (a.dtype, torch.float32)
-        assert out is None or (out.dtype == out_dtype and out.shape == (a.shape[0], b.shape[1]))
-        calls.append(a.dtype)
-        product = (a.double() @ b.double()).to(out_dtype)
-        return product if out is None else out.copy_(product)
-
-    return mm
 
 
 @pytest.fixture
 def gpu_head(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """The head's branch for a GPU; the types that it multiplies."""
     calls: list[torch.dtype] = []
-    monkeypatch.setattr(head, "_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(device, "cuda", lambda: True)
     monkeypatch.setattr(head, "GPU_VOCABULARY_TILE", 300)
     monkeypatch.setattr(torch, "mm", mm_of_a_gpu(calls))
     return calls
@@ -99,13 +85,13 @@ def test_a_weight_in_megatrons_buffer_takes_the_shared_placeholder(
 def test_no_rotary_table_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
-    from solopo_nemo.core.layers.rotary import FreshRotaryEmbedding, forget_tables
+    from solopo_nemo.core.layers.rotary import FreshRotaryEmbedding, keep_no_tables
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: torch.device("cpu"))
     rotary = RotaryEmbedding(16, 1.0, rotary_base=10000, use_cpu_initialization=True)
-    model = SimpleNamespace(position_embedding_type="rope", rotary_pos_emb=rotary)
+    model = SimpleNamespace(position_embedding_type="rope", rotary_pos_emb=rotary, decoder=SimpleNamespace(layers=[]))
     for _ in range(2):  # once a model, however often it is completed
-        forget_tables(model)
+        keep_no_tables(model)
     fresh = model.rotary_pos_emb
     assert isinstance(fresh, FreshRotaryEmbedding)
     assert fresh.rotary is rotary
@@ -120,27 +106,78 @@ def test_no_rotary_table_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(fresh.state_dict())
 
 
-@pytest.mark.parametrize(
-    ("gated", "activation", "latent", "swiglu", "rope"),
-    [(True, F.silu, False, True, True), (True, F.gelu, False, False, True), (True, F.silu, True, True, False)],
-)
-def test_the_fused_kernels_are_on_for_every_family(
-    gated: bool, activation: Any, latent: bool, swiglu: bool, rope: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(core_device, "cuda", lambda: True)
-    config: Any = SimpleNamespace(gated_linear_unit=gated, activation_func=activation, multi_latent_attention=latent)
+@pytest.fixture
+def gpu_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Decisions as on a GPU with this Transformer Engine."""
+
+    def installed(engine: str | None) -> None:
+        monkeypatch.setattr(core_device, "cuda", lambda: True)
+        monkeypatch.setattr(device, "current", lambda: torch.device("cpu"))
+        monkeypatch.setattr(kernels.Installed, "here", classmethod(lambda cls: cls(engine)))
+        monkeypatch.setattr("megatron.core.models.gpt.gpt_layer_specs.HAVE_TE", engine is not None)
+
+    return installed
+
+
+def a_config(**changed: Any) -> Any:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    fields = dict(
+        num_layers=1, hidden_size=32, ffn_hidden_size=64, num_attention_heads=4, normalization="RMSNorm", bf16=True,
+        gated_linear_unit=True, activation_func=F.silu, add_bias_linear=False, params_dtype=torch.bfloat16,
+    )  # fmt: skip
+    return TransformerConfig(**{**fields, **changed})
+
+
+@pytest.mark.parametrize(("activation", "swiglu"), [(F.silu, True), (F.gelu, False)])
+def test_the_fused_kernels_are_on_for_every_family(activation: Any, swiglu: bool, gpu_with: Callable[..., Any]) -> None:
+    gpu_with("2.11.0")
+    config = a_config(activation_func=activation)
     core_device.configure(config)
-    assert (config.bias_activation_fusion, config.apply_rope_fusion) == (swiglu, rope)
-    assert not hasattr(config, "use_te_activation_func")  # Megatron refuses both (transformer_config.py:1230)
+    assert config.transformer_impl == "transformer_engine"
+    assert (config.bias_activation_fusion, config.apply_rope_fusion) == (swiglu, True)
+    assert not config.use_te_activation_func  # Megatron refuses both (transformer_config.py:1230)
 
 
-def test_the_longest_length_stays_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("layers", "engine"), [("torch", "2.11.0"), ("auto", None)])
+def test_torchs_layers_on_a_gpu_need_nothing_of_apex_or_the_engine(
+    layers: str, engine: str | None, gpu_with: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from solopo_nemo.core.layers.attention import SDPACoreAttention
+
+    gpu_with(engine)
+    monkeypatch.setattr("solopo_nemo.core.layers.spec.get_num_layers_to_build", lambda *_, **__: 1)
+    config = a_config(gradient_accumulation_fusion=True, masked_softmax_fusion=True, bias_dropout_fusion=True)
+    core_device.configure(config, layers)
+    assert config.transformer_impl == "local"
+    assert not config.use_cpu_initialization  # weights are made on the GPU
+    fused = [name for name in vars(config) if name.endswith("_fusion") and getattr(config, name)]
+    assert set(fused) <= {"gradient_reduce_div_fusion"}, fused
+    layer = core_device.layer_spec(config).layer_specs[0]
+    assert layer.submodules.self_attention.submodules.core_attention is SDPACoreAttention
+    config.init_model_with_meta_device = True
+    core_device.configure(config, layers)
+    assert config.use_cpu_initialization  # an import makes them on the meta device
+
+
+def test_an_engine_that_cannot_be_imported_is_refused(
+    gpu_with: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu_with("2.11.0")
+    monkeypatch.setattr("megatron.core.models.gpt.gpt_layer_specs.HAVE_TE", False)
+    with pytest.raises(
+        UserError, match=r"2\.11\.0 is installed, and Megatron-core cannot import it.*model\.layers=torch"
+    ):
+        core_device.configure(a_config())
+
+
+def test_the_lengths_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_device, "cuda", lambda: True)
     monkeypatch.setattr(core_device, "current", lambda: torch.device("meta"))
-    batch: Any = {"ids": ["a"], "tokens": torch.zeros(1, 4), "max_seqlen": torch.tensor(4)}
+    batch: Any = {"ids": ["a"], "tokens": torch.zeros(1, 4), "lengths": [4]}
     moved: Any = core_device.to_device(batch)
     assert moved["tokens"].device.type == "meta"
-    assert int(moved["max_seqlen"]) == 4
+    assert moved["lengths"] == [4]
 
 
 @pytest.mark.parametrize("gpu", [False, True])
@@ -218,12 +255,6 @@ def test_selective_recomputation_leaves_the_attention_of_a_gpu_alone(monkeypatch
     assert core_device.recomputed_modules() == ["core_attn"]
     monkeypatch.setattr(core_device, "cuda", lambda: True)
     assert core_device.recomputed_modules() == ["mlp"]
-
-
-def test_cuda_without_the_engine_is_refused_where_a_process_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core_device, "cuda", lambda: True)
-    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES= to train on the CPU"):
-        core_device.prepare_process()
 
 
 @pytest.mark.distributed

@@ -16,7 +16,7 @@ from solopo_nemo.planning.search import valid_layouts
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.runtime import device, kernels
 from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.runtime.kernels import Installed
+from solopo_nemo.runtime.kernels import Installed, Need
 
 ROOT = Path(__file__).parents[2]
 A100, L40S, H100, B200, RTX = (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)
@@ -29,8 +29,7 @@ CUDNN = (9, 10, 2)
         ("p2p", "2.9.0+70f53666", False, None),
         ("p2p", "2.9.0a0+nv25.10", False, None),
         ("p2p", "2.11.0", True, "sliding-window attention needs a2a: use parallel.cp_comm_type=a2a"),
-        ("p2p", "2.9.0", True, "sliding-window attention needs a2a: use parallel.context=1 or transformer-engine==2.11.0"),
-        ("p2p", None, False, "from 2.9 on, and it is not installed: use transformer-engine==2.11.0"),
+        ("p2p", None, False, "Transformer Engine is not installed: install transformer-engine[pytorch]==2.11.0"),
         ("a2a", "2.9.0", False, "from 2.10 on, and 2.9.0 is installed: use parallel.cp_comm_type=p2p or transformer-en"),
         ("a2a", "2.9.0", True, "2.9.0 is installed: use transformer-engine==2.11.0"),
         ("a2a", "2.10.0", False, None),
@@ -39,13 +38,50 @@ CUDNN = (9, 10, 2)
     ],
 )  # fmt: skip
 def test_a_context_mode_needs_its_version(mode: str, engine: str | None, window: bool, said: str | None) -> None:
-    on = Installed(engine)
+    on, need = Installed(engine), Need("bf16", window=window, mode=mode)
     assert kernels.takes_mode(mode, on, window) is (said is None)
     if said is None:
-        kernels.check_mode(mode, on, window)
+        assert kernels.choose_layers("transformer_engine", on, need).name == "transformer_engine"
     else:
         with pytest.raises(UserError, match=re.escape(said)):
-            kernels.check_mode(mode, on, window)
+            kernels.choose_layers("transformer_engine", on, need)
+
+
+@pytest.mark.parametrize(
+    ("wish", "on", "need", "layers", "why"),
+    [
+        ("auto", None, Need("fp32"), "torch", "there is no GPU"),
+        ("torch", None, Need("bf16"), "torch", "there is no GPU"),
+        ("auto", Installed("2.11.0"), Need("bf16"), "transformer_engine", "Transformer Engine 2.11.0 is installed"),
+        ("auto", Installed(None, chip=H100), Need("bf16", 128), "torch", "Transformer Engine is not installed"),
+        ("auto", Installed("2.11.0"), Need("fp32"), "torch", "takes bf16 alone"),
+        ("auto", Installed("2.9.0"), Need("bf16", mode="a2a"), "torch", "from 2.10 on, and 2.9.0 is installed"),
+        ("auto", Installed("2.9.0", "2.8.3", CUDNN, A100), Need("bf16", 128), "torch", "no attention kernel"),
+        ("torch", Installed("2.11.0"), Need("bf16", 128, mode="p2p"), "torch", "model.layers=torch"),
+        ("torch", Installed(None, chip=(7, 5)), Need("fp32", 100), "torch", "model.layers=torch"),
+    ],
+)  # fmt: skip
+def test_the_layers_are_chosen_once(wish: str, on: Installed | None, need: Need, layers: str, why: str) -> None:
+    chosen = kernels.choose_layers(wish, on, need)
+    assert chosen.name == layers
+    assert why in chosen.why
+
+
+@pytest.mark.parametrize(
+    ("wish", "on", "need", "said"),
+    [
+        ("transformer_engine", None, Need("fp32"), "needs a GPU, and this run has none: set model.layers=auto"),
+        ("transformer_engine", Installed("2.11.0"), Need("fp32"), "set trainer.precision=bf16, or set model.layers=torch"),
+        ("torch", Installed(None, chip=(7, 5)), Need("bf16"), "this GPU has 7.5: set trainer.precision=fp32"),
+        ("auto", Installed(None, chip=(7, 5)), Need("bf16"), "model.layers=auto: torch's packed attention"),
+        ("torch", Installed(None, chip=H100), Need("bf16", 100), "the model's have 100: set trainer.precision=fp32"),
+        ("auto", None, Need("fp32", window=True, mode="p2p"), "sliding-window attention needs a2a"),
+        ("auto", Installed(None), Need("fp32", window=True, mode="p2p"), "sliding-window attention needs a2a"),
+    ],
+)  # fmt: skip
+def test_layers_that_do_not_run_are_refused(wish: str, on: Installed | None, need: Need, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        kernels.choose_layers(wish, on, need)
 
 
 def test_the_layers_of_the_cpu_have_both_modes_and_windows_in_one() -> None:
@@ -82,28 +118,29 @@ def test_a_mode_that_is_not_here_says_why(mode: str, said: str) -> None:
     ],
 )  # fmt: skip
 def test_a_chip_without_a_kernel_is_refused(on: Installed, head_dim: int, said: str | None) -> None:
-    if said is None:
-        kernels.check_attention(head_dim, on)
-    else:
-        with pytest.raises(UserError, match=re.escape(said)):
-            kernels.check_attention(head_dim, on)
+    refused = kernels.engine_refuses(on, Need("bf16", head_dim))
+    assert (refused is None) if said is None else (said in str(refused))
 
 
 @pytest.mark.parametrize(
-    ("precision", "engine", "said"),
-    [(None, "2.11.0", None), ("bf16", "2.9.0", None), ("fp32", "2.11.0", "trainer.precision=fp32: on a GPU"), (None, None, "Transformer Engine is not: install")],
-)  # fmt: skip
+    ("given", "engine", "said"),
+    [
+        ([], "2.11.0", None),
+        ([], None, None),
+        (["trainer.precision=fp32"], "2.11.0", None),
+        (["trainer.precision=fp32", "model.layers=transformer_engine"], "2.11.0", "takes bf16 alone"),
+        (["model.layers=transformer_engine"], None, "Transformer Engine is not installed"),
+    ],
+)
 def test_what_every_run_on_a_gpu_needs(
-    precision: str | None, engine: str | None, said: str | None, monkeypatch: pytest.MonkeyPatch
+    given: list[str], engine: str | None, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the checks of a start, as a run goes through them on every rank before any work."""
     from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
 
     monkeypatch.setattr(Installed, "here", classmethod(lambda cls: cls(engine)))
     monkeypatch.setattr(device, "cuda", lambda: True)  # on a machine without, the planned set counts
-    given = [f"trainer.precision={precision}"] if precision else []
     config = load_config("solo_dpo", ["output_dir=x", *given])
-    check_all(Start(config, 1, on_gpu=False), EVERYWHERE)
     if said is None:
         check_all(Start(config, 1, on_gpu=True), EVERYWHERE)
     else:
@@ -121,15 +158,16 @@ def test_the_planner_offers_what_the_engine_takes(
     assert {layout.cp_comm_type for layout in layouts if layout.context > 1} == modes
 
 
-def test_a_windowed_model_with_an_old_engine_has_no_context_parallelism(
+def test_a_windowed_model_with_an_old_engine_has_torchs_layers(
     qwen: ModelShape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     windowed = dataclasses.replace(qwen, sliding_window=4096, sliding_layers=(True,) * qwen.num_hidden_layers)
     config = load_config("solo_dpo", ["output_dir=x", "parallel.context=2", "parallel.cp_comm_type=a2a"])
     monkeypatch.setattr(Installed, "planned", classmethod(lambda cls: cls("2.9.0")))
-    check_context(config.parallel, windowed, on_gpu=False)
+    assert [check_context(config, windowed, on_gpu).name for on_gpu in (False, True)] == ["torch", "torch"]
+    config.model.layers = "transformer_engine"
     with pytest.raises(UserError, match=r"from 2\.10 on"):
-        check_context(config.parallel, windowed, on_gpu=True)
+        check_context(config, windowed, on_gpu=True)
 
 
 @pytest.fixture
@@ -145,7 +183,7 @@ def test_the_pinned_set_is_one_that_fits() -> None:
     assert {name: pins[name] for name in kernels.PINNED} == kernels.PINNED
     for chip in (A100, L40S, H100, B200, RTX):
         on = Installed(pins["transformer-engine"], pins["flash-attn"], CUDNN, chip)
-        kernels.check_attention(128, on)
+        assert kernels.engine_refuses(on, Need("bf16", 128)) is None
         assert all(kernels.takes_mode(mode, on) for mode in kernels.OFFERED)
 
 

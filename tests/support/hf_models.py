@@ -199,9 +199,9 @@ def logits_in_layouts(root: Path, runs: list[tuple[str, Any]]) -> list[torch.Ten
 def _layout_logits(checkpoint: Path, layout: Any) -> torch.Tensor:
     import torch.distributed as dist
     from megatron.core import parallel_state, tensor_parallel
-    from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
+    from solopo_nemo.core.layers.attention import PackedSequences
     from solopo_nemo.core.scoring import load_weights
     from solopo_nemo.data.packing import Layout as Packing
     from solopo_nemo.data.packing import pack
@@ -220,10 +220,7 @@ def _layout_logits(checkpoint: Path, layout: Any) -> torch.Tensor:
     samples = [{"prompt_short": ids[:1].tolist(), "chosen": [*ids[1:].tolist(), 0]} for ids in IDS]
     packing = Packing(layout.cp, parallel_state.get_context_parallel_rank(), layout.tp if layout.sp else 1)
     batch = pack(samples, ["short_chosen"], packing)
-    packed = PackedSeqParams(
-        qkv_format="thd", cu_seqlens_q=batch["cu_seqlens"], cu_seqlens_kv=batch["cu_seqlens"],
-        max_seqlen_q=int(batch["max_seqlen"]), max_seqlen_kv=int(batch["max_seqlen"]),
-    )  # fmt: skip
+    packed = PackedSequences.of(batch["lengths"], batch["cu_seqlens"], layout.cp)
 
     kept: list[torch.Tensor] = []
 

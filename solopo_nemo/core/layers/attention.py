@@ -8,6 +8,8 @@ CPU runs the same Megatron code as a GPU.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,8 +21,52 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.autograd.function import once_differentiable
 
-from solopo_nemo.core.layers.packed_kernels import Pair, attend, attend_backward, slices
+from solopo_nemo.core.layers.packed_kernels import Sequences, attend, attend_backward
 from solopo_nemo.runtime.kernels import OFFERED
+
+
+@dataclass
+class PackedSequences(PackedSeqParams):
+    """Megatron's description of a packed micro-batch, which knows the lengths as Python numbers too.
+
+    What layers need of them is made once a micro-batch, on the device: no layer waits for a GPU, or copies to it.
+
+    Attributes:
+        lengths: of the sequences over all context-parallel ranks, padding included.
+        cp_size: context-parallel size.
+    """
+
+    lengths: list[int] = field(default_factory=list)
+    cp_size: int = 1
+
+    @classmethod
+    def of(cls, lengths: list[int], starts: torch.Tensor, cp_size: int = 1) -> PackedSequences:
+        """Sequences of these lengths; ``starts`` int32 ``[sequences + 1]``, their boundaries, on the device."""
+        longest = max(lengths)
+        return cls("thd", starts, starts, max_seqlen_q=longest, max_seqlen_kv=longest, lengths=lengths, cp_size=cp_size)
+
+    @cached_property
+    def whole(self) -> Sequences:
+        """The sequences over all context-parallel ranks."""
+        return Sequences(self.lengths, self.cu_seqlens_q)
+
+    @cached_property
+    def shares(self) -> tuple[Sequences, Sequences, Sequences]:
+        """A rank's share of each sequence, its first half and its second half."""
+        lengths, starts = [n // self.cp_size for n in self.lengths], self.cu_seqlens_q // self.cp_size
+        return Sequences(lengths, starts), Sequences(lengths, starts, 0), Sequences(lengths, starts, 1)
+
+    @cached_property
+    def order(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Index into ``[cp * T]``, the ranks' tokens one after the other, of each token in order; and its inverse."""
+        parts, ranks = self.shares[0].parts, torch.arange(self.cp_size, device=self.cu_seqlens_q.device)[:, None]
+        order = []
+        for part in parts:
+            places = torch.arange(part.start, part.stop, device=ranks.device) + parts[-1].stop * ranks
+            low, high = places.chunk(2, dim=1)
+            order += [low.flatten(), high.flip(0).flatten()]
+        natural = torch.cat(order)
+        return natural, natural.argsort()
 
 
 class _AllToAll(torch.autograd.Function):
@@ -46,7 +92,7 @@ class _PackedAttention(torch.autograd.Function):
 
     Args:
         q, k, v: ``[T, heads, dim]``.
-        lengths: of the sequences, sum T.
+        sequences: all T tokens.
         scale: of the scores.
         before: of :func:`solopo_nemo.core.layers.packed_kernels.attend`.
     """
@@ -57,18 +103,17 @@ class _PackedAttention(torch.autograd.Function):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        lengths: list[int],
+        sequences: Sequences,
         scale: float,
         before: int | None = None,
     ) -> torch.Tensor:
         # v is a view of the whole QKV projection, which would live as long as it
         k, v = k.contiguous(), v.contiguous()
         out, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
-        pairs = [(part, part) for part in slices(lengths)]
-        for part, out_part, lse_part in attend(q, k, v, pairs, True, scale, before):
+        for part, out_part, lse_part in attend(q, k, v, sequences, sequences, True, scale, before):
             out[part], lse[:, part] = out_part, lse_part
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.pairs, ctx.rest = pairs, (True, scale, before)
+        ctx.rest = sequences, sequences, True, scale, before
         return out
 
     @staticmethod
@@ -76,7 +121,7 @@ class _PackedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        for part, _, *gradients in attend_backward(grad, q, k, v, out, lse, ctx.pairs, *ctx.rest):
+        for part, _, *gradients in attend_backward(grad, q, k, v, out, lse, *ctx.rest):
             dq[part], dk[part], dv[part] = gradients
         return dq, dk, dv, None, None, None
 
@@ -105,18 +150,16 @@ class _Ring:
             work.wait()
         return begun[0]
 
-    def pairs(self, source: int, parts: list[slice]) -> list[Pair]:
-        """What the queries of this rank see of the keys of ``source``, for each sequence's local share.
+    def seen(self, source: int, shares: tuple[Sequences, Sequences, Sequences]) -> tuple[Sequences, Sequences]:
+        """Which queries of this rank see which keys of ``source``.
 
         A share is two chunks of equal length, ``rank`` and ``2 * size - 1 - rank`` of the sequence. In local order a
         rank's own two chunks are causal as they stand; of another rank's keys the queries of a pair see all.
         """
+        share, first, second = shares
         if source == self.rank:
-            return [(part, part) for part in parts]
-        middles = [(part.start + part.stop) // 2 for part in parts]
-        if source < self.rank:
-            return [(part, slice(part.start, middle)) for part, middle in zip(parts, middles, strict=True)]
-        return [(slice(middle, part.stop), part) for part, middle in zip(parts, middles, strict=True)]
+            return share, share
+        return (share, first) if source < self.rank else (second, share)
 
 
 class _RingAttention(torch.autograd.Function):
@@ -127,7 +170,8 @@ class _RingAttention(torch.autograd.Function):
     3. Backward goes around the ring again; the gradient of each share of keys and values travels with it.
 
     Memory: saved is this rank's share alone, as for :class:`_PackedAttention`; besides, one neighbour's keys and
-    values, and in backward their gradient. Arguments as :class:`_PackedAttention`; the lengths are the local ones.
+    values, and in backward their gradient. Arguments as :class:`_PackedAttention`; ``shares`` as
+    :class:`PackedSequences` has them.
     """
 
     @staticmethod
@@ -136,18 +180,18 @@ class _RingAttention(torch.autograd.Function):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        lengths: list[int],
+        shares: tuple[Sequences, Sequences, Sequences],
         scale: float,
         group: dist.ProcessGroup,
     ) -> torch.Tensor:
-        ring, parts = _Ring(group), slices(lengths)
+        ring = _Ring(group)
         own = torch.stack((k, v))
         out, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
         kv = own
         for step in range(ring.size):
             source = (ring.rank - step) % ring.size
             begun = ring.start(kv) if step < ring.size - 1 else None
-            for part, more, more_lse in attend(q, kv[0], kv[1], ring.pairs(source, parts), not step, scale):
+            for part, more, more_lse in attend(q, kv[0], kv[1], *ring.seen(source, shares), not step, scale):
                 if step:
                     _merge(out[part], lse[:, part], more, more_lse)
                 else:
@@ -155,7 +199,7 @@ class _RingAttention(torch.autograd.Function):
             if begun:
                 kv = ring.finish(begun)
         ctx.save_for_backward(q, own, out, lse)
-        ctx.ring, ctx.parts, ctx.scale = ring, parts, scale
+        ctx.ring, ctx.shares, ctx.scale = ring, shares, scale
         return out
 
     @staticmethod
@@ -168,9 +212,9 @@ class _RingAttention(torch.autograd.Function):
         for step in range(ring.size):
             source = (ring.rank - step) % ring.size
             begun = ring.start(kv) if step < ring.size - 1 else None
-            mine, pairs = torch.zeros_like(kv), ring.pairs(source, ctx.parts)
+            mine, seen = torch.zeros_like(kv), ring.seen(source, ctx.shares)
             for q_slice, kv_slice, d, *gradients in attend_backward(
-                grad, q, kv[0], kv[1], out, lse, pairs, not step, ctx.scale
+                grad, q, kv[0], kv[1], out, lse, *seen, not step, ctx.scale
             ):
                 dq[q_slice] += d
                 mine[0, kv_slice], mine[1, kv_slice] = gradients
@@ -230,51 +274,40 @@ class SDPACoreAttention(MegatronModule):
         attention_mask: torch.Tensor | None = None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: torch.Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: PackedSequences | None = None,
     ) -> torch.Tensor:
         """Attend within each packed sequence; unpacked ``[s, b, heads, dim]`` is one sequence a batch row."""
         if packed_seq_params is None:
-            rows = [self._packed(query[:, i], key[:, i], value[:, i], None) for i in range(query.shape[1])]
+            length, cp = query.shape[0], self.cp_group.size()
+            starts = torch.tensor([0, length * cp], dtype=torch.int32, device=query.device)
+            one = PackedSequences.of([length * cp], starts, cp)
+            rows = [self._packed(query[:, i], key[:, i], value[:, i], one) for i in range(query.shape[1])]
             return torch.stack(rows, dim=1)
-        return self._packed(query, key, value, packed_seq_params.cu_seqlens_q)
+        return self._packed(query, key, value, packed_seq_params)
 
     def _attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int], before: int | None = None
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequences: Sequences, before: int | None = None
     ) -> torch.Tensor:
-        """Whole sequences of these lengths, packed ``[T, heads, dim]``; ``before`` as for the kernel."""
-        return _PackedAttention.apply(q, k, v, lengths, self.softmax_scale, before)
+        """Whole sequences, packed ``[T, heads, dim]``; ``before`` as for the kernel."""
+        return _PackedAttention.apply(q, k, v, sequences, self.softmax_scale, before)
 
-    def _packed(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor | None
-    ) -> torch.Tensor:
-        cp = self.cp_group.size()
-        local = [q.shape[0]] if cu_seqlens is None else (cu_seqlens.diff() // cp).tolist()
-        if cp == 1:
-            return self._attend(q, k, v, local).flatten(1)
+    def _packed(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: PackedSequences) -> torch.Tensor:
+        if self.cp_group.size() == 1:
+            return self._attend(q, k, v, packed.whole).flatten(1)
         if self.cp_comm_type == "a2a":
-            return self._all_to_all(q, k, v, local, cp).flatten(1)
-        return _RingAttention.apply(q, k, v, local, self.softmax_scale, self.cp_group).flatten(1)
+            return self._all_to_all(q, k, v, packed).flatten(1)
+        return _RingAttention.apply(q, k, v, packed.shares, self.softmax_scale, self.cp_group).flatten(1)
 
-    def _all_to_all(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, local: list[int], cp: int) -> torch.Tensor:
+    def _all_to_all(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: PackedSequences) -> torch.Tensor:
+        cp = packed.cp_size
         repeat = cp // math.gcd(cp, k.shape[1])
         if repeat > 1:
             k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-        order = _natural_order(local, cp).to(q.device)
+        order, inverse = packed.order
         # [T, heads, dim] -> [cp, T, heads / cp, dim]: all positions, this rank's heads
         q, k, v = (
             _AllToAll.apply(x.unflatten(1, (cp, -1)).transpose(0, 1), self.cp_group).flatten(0, 1)[order]
             for x in (q, k, v)
         )
-        out = self._attend(q, k, v, [cp * n for n in local])
-        out = out[order.argsort()].unflatten(0, (cp, -1))
+        out = self._attend(q, k, v, packed.whole)[inverse].unflatten(0, (cp, -1))
         return _AllToAll.apply(out, self.cp_group).transpose(0, 1).flatten(1, 2)
-
-
-def _natural_order(local: list[int], cp: int) -> torch.Tensor:
-    """Index into ``[cp * T]``, the ranks' tokens one after the other, of each token of the sequences in their order."""
-    total, order = sum(local), []
-    for part in slices(local):
-        places = torch.arange(part.start, part.stop) + total * torch.arange(cp)[:, None]
-        low, high = places.chunk(2, dim=1)
-        order += [low.flatten(), high.flip(0).flatten()]
-    return torch.cat(order)

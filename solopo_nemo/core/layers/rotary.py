@@ -71,23 +71,20 @@ class FreshRotaryEmbedding(torch.nn.Module):
         return angles
 
 
-def forget_tables(model: Any) -> None:
-    """Keep a built ``GPTModel`` from holding the rotary tables of earlier micro-batches."""
-    if model.position_embedding_type == "rope" and not isinstance(model.rotary_pos_emb, FreshRotaryEmbedding):
-        model.rotary_pos_emb = FreshRotaryEmbedding(model.rotary_pos_emb)
-
-
-def use_local_positions(model: Any) -> None:
-    """Give a built ``GPTModel`` whose layers have :class:`LocalRotaryAttention` the table that they take."""
-    layers = model.decoder.layers
-    if not layers or not isinstance(layers[0].self_attention, LocalRotaryAttention):
+def keep_no_tables(model: Any) -> None:
+    """Give a built ``GPTModel`` the rotary embedding that its layers take, which keeps nothing of a micro-batch."""
+    if model.position_embedding_type != "rope":
         return
-    if model.position_embedding_type != "rope" or isinstance(model.rotary_pos_emb, LocalRotaryEmbedding):
+    rotary, layers = model.rotary_pos_emb, model.decoder.layers
+    if isinstance(rotary, FreshRotaryEmbedding | LocalRotaryEmbedding):
+        return
+    if not layers or not isinstance(layers[0].self_attention, LocalRotaryAttention):
+        model.rotary_pos_emb = FreshRotaryEmbedding(rotary)
         return
     if model.config.rotary_interleaved or model.rotary_percent != 1.0:
         raise ValueError("without Transformer Engine rotary embeddings are neither interleaved nor partial")
-    rotary = model.rotary_pos_emb = LocalRotaryEmbedding(model.rotary_pos_emb.inv_freq)
-    model.register_forward_pre_hook(lambda _, arguments: rotary.at(arguments[1]))  # input_ids, position_ids, ...
+    local = model.rotary_pos_emb = LocalRotaryEmbedding(rotary.inv_freq)
+    model.register_forward_pre_hook(lambda _, arguments: local.at(arguments[1]))  # input_ids, position_ids, ...
 
 
 class LocalRotaryAttention(SelfAttention):

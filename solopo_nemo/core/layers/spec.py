@@ -1,8 +1,8 @@
 """Transformer layers without Transformer Engine, under Transformer Engine's parameter names.
 
 Transformer Engine fuses each layer norm into the linear layer that follows it
-(``self_attention.linear_qkv.layer_norm_weight``). The weight maps and the checkpoints of GPU runs use those names. The
-CPU layers have the same structure, so that a checkpoint moves between machines without renaming.
+(``self_attention.linear_qkv.layer_norm_weight``). The weight maps and the checkpoints of its runs use those names. The
+layers here have the same structure, so that a checkpoint moves between machines without renaming.
 """
 
 from __future__ import annotations
@@ -26,11 +26,17 @@ from solopo_nemo.core.layers.attention import SDPACoreAttention
 from solopo_nemo.core.layers.blockwise import norm_linear, swiglu_linear
 from solopo_nemo.core.layers.rotary import LocalRotaryAttention
 from solopo_nemo.core.layers.window import WindowCoreAttention
+from solopo_nemo.runtime import device
 
 
 def _mark_for_sequence_parallel(weight: torch.nn.Parameter, config: TransformerConfig) -> None:
     """Set the mark by which ``finalize_model_grads`` sums the gradient over the tensor-parallel ranks."""
     weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+def _where(config: TransformerConfig) -> torch.device | None:
+    """Where weights are made, as Megatron's own layers make them; None is torch's default device."""
+    return None if config.use_cpu_initialization else device.current()
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -41,7 +47,7 @@ class RMSNorm(torch.nn.RMSNorm):
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=_where(config))
         _mark_for_sequence_parallel(self.weight, config)
 
     def get_extra_state(self) -> torch.Tensor:
@@ -57,7 +63,9 @@ class NormColumnParallelLinear(ColumnParallelLinear):
 
     def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any) -> None:
         super().__init__(input_size, output_size, config=config, **kwargs)
-        self.layer_norm_weight = torch.nn.Parameter(torch.ones(input_size, dtype=config.params_dtype))
+        self.layer_norm_weight = torch.nn.Parameter(
+            torch.ones(input_size, dtype=config.params_dtype, device=_where(config))
+        )
         _mark_for_sequence_parallel(self.layer_norm_weight, config)
         self.eps = config.layernorm_epsilon
 
@@ -89,7 +97,7 @@ class SwiGLURowParallelLinear(RowParallelLinear):
         return swiglu_linear(input, weight)
 
 
-def sdpa_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+def torch_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     """Layers for RMSNorm models (Qwen2, Qwen2.5, Qwen3, Llama, Mistral), on any device.
 
     Valid under TP, SP, CP, PP and DP. A block rather than a layer spec, because the block's final norm

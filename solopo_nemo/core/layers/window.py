@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention
 
 from solopo_nemo.core.layers.attention import SDPACoreAttention
+from solopo_nemo.core.layers.packed_kernels import Sequences
 from solopo_nemo.runtime import device
 
 
@@ -27,13 +28,12 @@ class WindowCoreAttention(SDPACoreAttention):
         self.before = config.window_size[0] if window else None
 
     def _attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int], before: int | None = None
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequences: Sequences, before: int | None = None
     ) -> torch.Tensor:
         before = self.before
-        if before is None or before >= max(lengths) - 1 or device.cuda():
-            return super()._attend(q, k, v, lengths, before)
-        parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
-        return torch.cat([self._one(before, *part) for part in parts])
+        if before is None or before >= sequences.longest - 1 or device.cuda():
+            return super()._attend(q, k, v, sequences, before)
+        return torch.cat([self._one(before, q[part], k[part], v[part]) for part in sequences.parts])
 
     def _one(self, before: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """One sequence, ``[s, heads, dim]``: block by block of queries, so that no ``s x s`` mask is formed."""

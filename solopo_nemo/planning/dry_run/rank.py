@@ -24,6 +24,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import _disable_current_modes
 
 from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.core.device import fuse_adamw
 from solopo_nemo.core.reference import CachedReference, OnlineReference
 from solopo_nemo.core.step import Batch, ForwardStep
 from solopo_nemo.data.packing import pack
@@ -158,8 +159,8 @@ class _Step:
             self.optimizer: Any = get_megatron_optimizer(
                 optimizer_config(config), [self.model], use_gloo_process_groups=False
             )
+        fuse_adamw(self.optimizer)
         for group in self.optimizer.param_groups:
-            group["fused"] = True  # as the strategy does
             tracker.adopt(group["params"])
         # the host computes the norm of all gradients (megatron/core/utils.py:1028): here one that has to be clipped
         self.optimizer.get_grad_norm = lambda: 2.0 * config.optim.clip_grad
@@ -179,10 +180,8 @@ class _Step:
         samples, layout = [sample] * config.trainer.micro_batch, packing_layout(config)
 
         def packed(sequences: Any) -> Any:
-            # a CPU reads the lengths from the batch; on a GPU nothing may be read
-            kept = ("max_seqlen",) if device.cuda() else ("max_seqlen", "cu_seqlens")
             batch = pack(samples, sequences, layout)
-            tensors = {k: mode.from_tensor(v) for k, v in batch.items() if torch.is_tensor(v) and k not in kept}
+            tensors = {k: mode.from_tensor(v) for k, v in batch.items() if torch.is_tensor(v)}
             tracker.adopt(tensors.values(), "inputs")
             return {**batch, **tensors}
 
