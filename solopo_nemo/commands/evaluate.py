@@ -93,4 +93,5 @@ def _parser() -> ArgumentParser:
     option("--window N", "longest sequence that the server takes, in tokens", type=int)
     option("--concurrency N", "prompts at once", 16)
     parser.add_json()
+    parser.set_defaults(date=None)
     return parser

@@ -72,7 +72,8 @@ def records(value: Any, field: str, where: str) -> list[dict[str, Any]]:
         UserError: The value is not a list, the list is empty, or an item is not an object.
     """
     if not isinstance(value, list):
-        raise bad_field(where, field, f"is {_kind(value)}, must be a list of objects")
+        way = ": put this one into a list" if isinstance(value, dict) else ""
+        raise bad_field(where, field, f"is {_kind(value)}, must be a list of objects{way}")
     if not value:
         raise bad_field(where, field, "is empty, must hold at least one object")
     for index, item in enumerate(value):

@@ -180,6 +180,7 @@ class _Encoder:
         largest: The largest token id so far and its location.
         special: Locations of answers that contain the text of a special token.
         equal: Locations of samples whose chosen and rejected answers are equal.
+        no_longer: Locations of samples whose long prompt has no more tokens than the short one.
     """
 
     def __init__(self, encoder: TripletEncoder, needs: Needs, vocab_size: int) -> None:
@@ -187,6 +188,7 @@ class _Encoder:
         self.largest: dict[str, Any] = {"id": -1, "where": ""}
         self.special: list[str] = []
         self.equal: list[str] = []
+        self.no_longer: list[str] = []
 
     def __call__(self, path: Path) -> Iterator[tuple[Triplet, dict[str, list[int]]]]:
         samples = read_triplets(path, self._needs)
@@ -204,6 +206,8 @@ class _Encoder:
                 self.largest = {"id": largest, "where": f"{triplet.where}: field {column}"}
                 require_token(largest, self._encoder.tokenizer, self._vocab_size, self.largest["where"])
         self.special += self._encoder.special_text(triplet, self._needs.responses)
+        if len(self._needs.prompts) == 2 and len(ids["prompt_long"]) <= len(ids["prompt_short"]):
+            self.no_longer.append(triplet.where)
         if same_answers(triplet.chosen, triplet.rejected, ids):
             self.equal.append(triplet.where)
 
@@ -221,6 +225,7 @@ class _Encoder:
         for what, places in (
             ("answers hold the text of a special token, which is trained as letters", self.special),
             ("samples have the same answer as chosen and as rejected, which teaches nothing", self.equal),
+            ("samples have a long prompt that is no longer than the short one", self.no_longer),
         ):
             if places:
                 more = "; …" if len(places) > _NAMED else ""

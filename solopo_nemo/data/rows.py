@@ -96,11 +96,12 @@ def _training_split(folder: Path, files: list[Path]) -> list[Path]:
         return files
     if "train" not in splits or "" in splits:
         raise UserError(
-            f"{folder}: holds files of several splits ({_names(files)}): give one file, or a folder with the files of "
-            "one split"
+            f"{folder}: holds files of several splits ({_names(folder, files)}): give one file, or a folder with the "
+            "files of one split"
         )
     others = [file for name, found in splits.items() if name != "train" for file in found]
-    warn_once(f"{folder}: the training split is read ({_names(splits['train'])}), and not {_names(others)}")
+    read = _names(folder, splits["train"])
+    warn_once(f"{folder}: the training split is read ({read}), and not {_names(folder, others)}")
     return splits["train"]
 
 
@@ -113,8 +114,9 @@ def _split_of(path: Path) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def _names(files: list[Path]) -> str:
-    return ", ".join([*(file.name for file in files[:_NAMED]), *(["…"] if len(files) > _NAMED else [])])
+def _names(folder: Path, files: list[Path]) -> str:
+    names = [str(file.relative_to(folder)) for file in files[:_NAMED]]
+    return ", ".join([*names, *(["…"] if len(files) > _NAMED else [])])
 
 
 def read_rows(path: Path) -> Iterator[Row]:

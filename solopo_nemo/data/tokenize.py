@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from solopo_nemo.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger("solopo_nemo")
 
 _QUESTION: Message = {"role": "user", "content": "question"}
 _ANSWER = "probe"
@@ -86,6 +89,7 @@ class TripletEncoder:
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer, template_kwargs, key, given)
         self._row: tuple[str, TripletEncoder] = ("", self)
+        self._markup = False
 
     def encode(self, triplets: Sequence[Triplet], needs: Needs) -> list[dict[str, list[int]]]:
         """Encode a batch. The tokenizer processes it in parallel.
@@ -190,6 +194,7 @@ class TripletEncoder:
     def _pair(self, prompt: Prompt, text: str, response: str, where: str) -> _Pair:
         """Render a response after its prompt."""
         if isinstance(prompt, str):
+            self._check_markup(prompt, where)
             return _Pair(text, response, _Ending("", "", "", self._eos), self._first_special(response)[0], where)
         whole = self.template.apply([*prompt, {"role": "assistant", "content": response}], where, generate=False)
         self._require_beginning(text, whole, where)
@@ -210,6 +215,17 @@ class TripletEncoder:
         if special is not None and (special := body.find(token)) != self._first_special(body)[0]:
             raise UserError(f"{where}: special tokens by the chat template and the text {token!r}: remove that text")
         return _Pair(text, body, self._ending, special, where)
+
+    def _check_markup(self, prompt: str, where: str) -> None:
+        """Warn once of plain prompts that are rendered conversations, if the template ends answers otherwise."""
+        token = self._first_special(prompt.removeprefix(str(self.tokenizer.bos_token)))[1]
+        if not self._markup and token not in ("", self.tokenizer.eos_token) and self.tokenizer.chat_template:
+            own, self._markup = self._ending, True
+            if own.end_id != self._eos:
+                logger.warning(
+                    "%s: the plain prompt holds %r, but its answer ends with %r and not, as by the chat template, with "
+                    "%r: write such prompts as messages", where, token, self.tokenizer.eos_token, own.token or own.close
+                )  # fmt: skip
 
     def _require_beginning(self, prompt: str, whole: str, where: str) -> None:
         if not whole.startswith(prompt):

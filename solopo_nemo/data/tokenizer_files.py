@@ -59,6 +59,12 @@ def load_tokenizer(
                 "original model (a clone needs git lfs pull)"
             ) from error
     tokenizer.name_or_path = str(folder)
+    stated, own = _read(folder / _CONFIG).get("chat_template"), folder / "chat_template.jinja"
+    if isinstance(stated, str) and own.is_file() and stated.strip() != own.read_text(encoding="utf-8").strip():
+        warn_once(
+            f"{own}: is taken, as by transformers, and not the other chat_template in {_CONFIG}, as by older "
+            "programs: remove the wrong one"
+        )
     _pin_date(tokenizer, folder, day)
     return tokenizer
 

@@ -271,6 +271,8 @@ def _messages(value: Any, field: str, where: str) -> list[Message]:
     messages = []
     for index, item in enumerate(records(value, field, where)):
         place = f"{field}[{index}]"
+        if not has(item, "role") and {"from", "value"} <= item.keys():
+            raise bad_field(where, place, "is a turn of ShareGPT: write from as role (human is user), value as content")
         role = text(required(item, "role", f"{where}: field {place}"), f"{place}.role", where)
         if role not in ROLES:
             raise bad_field(where, f"{place}.role", f"unknown role {role!r}, must be one of {', '.join(ROLES)}")

@@ -67,6 +67,8 @@ def read_config(
         stated[generation] = read_json(generation)
         for key in TOKEN_IDS:
             check_token_ids(stated[generation].get(key), key, str(generation))
+    if model.source.get("auto_map"):
+        warn_once(f"{file}: auto_map names Python code, which is not run: the model is {model.family.models}")
     for place, content in stated.items():
         ends = content.get("eos_token_id")
         for end in ends if isinstance(ends, list) else [ends]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import shutil
 import time
 from collections.abc import Iterable
@@ -58,7 +59,9 @@ def find_model(init: str, weights: bool = True) -> Path:
             raise UserError(f"model.init={init}: {what}")
         return path
     if path.is_absolute() or init.startswith(".") or init.count("/") != 1:
-        raise UserError(f"model.init={init}: no such folder")
+        url = re.match(r"https?://huggingface\.co/([^/]+/[^/]+)", init)
+        way = f"; on the hub this is model.init={url[1]}" if url else ""
+        raise UserError(f"model.init={init}: no such folder{way}")
     from huggingface_hub import snapshot_download
 
     try:

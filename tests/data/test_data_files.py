@@ -64,3 +64,12 @@ def test_times_in_messages_are_iso_text(tmp_path: Path) -> None:
     datasets.Dataset.from_list([triplet_row(prompt_long=messages)]).to_parquet(tmp_path / "rows.parquet")
     (triplet,) = read_triplets(tmp_path, Needs(("long_chosen",)))
     assert triplet.prompt_long == [USER | {"name": "2026-11-29T12:30:00", "at": "2026-11-29T12:30:00"}]
+
+
+def test_the_training_split_of_folders_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("solopo_nemo").propagate = True
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        datasets.Dataset.from_list([triplet_row()]).to_parquet(tmp_path / split / "rows.parquet")
+    assert len(list(read_triplets(tmp_path, SOLO))) == 1
+    assert "the training split is read (train/rows.parquet), and not test/rows.parquet" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from functools import partial
 from typing import Any
 
@@ -102,6 +103,17 @@ def test_think_blocks(kind: str) -> None:
         UserError, match=r"f:1: field chosen: the end of the prompt .* the answer begins with its reason"
     ):
         check(kind, "always", plain)
+
+
+@pytest.mark.parametrize(("prompt", "warned"), [("<|im_start|>user\nWho?", True), ("<s>Who?", False), ("Who?", False)])
+def test_a_rendered_conversation_as_a_plain_prompt_is_warned_of_once(
+    prompt: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("solopo_nemo").propagate = True
+    sample = Triplet("a", "f:1", prompt_short=prompt, prompt_long=prompt, chosen=" Ann.", rejected=" Bob.")
+    encoder_of("byte-level", "chatml").encode([sample] * 3, NEEDS)
+    words = "holds '<|im_start|>', but its answer ends with '</s>' and not, as by the chat template, with '<|im_end|>'"
+    assert [words in record.getMessage() for record in caplog.records] == [True] * warned
 
 
 SWITCHED = TEMPLATES["r1"].replace(

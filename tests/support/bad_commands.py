@@ -10,6 +10,7 @@ RECIPES = """
 unknown key                  | objective.bta=1                         | there is no key objective.bta (
 unknown section              | optimizer.lr=1                          | optimizer
 unknown group option         | objective=nope                          | nope
+address of a model           | model.init=https://huggingface.co/a/b    | model.init=a/b
 unknown model                | model=gpt5                              | gpt5
 unknown group                | objectiv=dpo                            | objectiv
 not an override              | alpha                                   | alpha
