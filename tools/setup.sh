@@ -4,13 +4,14 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: tools/setup.sh [--dev] [--system]
+usage: tools/setup.sh [--dev] [--engine] [--system]
 
 Makes the virtual environment .venv at the repository root and installs the pinned requirements and this package in
-it; with CUDA (nvidia-smi works) also Transformer Engine and FlashAttention. An interrupted call is completed by the
-next one.
+it, for a CPU or a GPU. An interrupted call is completed by the next one.
 
   --dev     also the test tools and linters
+  --engine  also Transformer Engine and FlashAttention, which are compiled: needs the CUDA toolkit (nvcc) and cuDNN's
+            headers, and takes from half an hour to hours. Runs on a GPU are faster with them.
   --system  no .venv: install into the active virtual environment, or into the container's Python. Whatever is there
             already, torch above all, stays as it is; only what is missing is added. Ends with an error where a version
             that is there does not fit (requirements/container.txt).
@@ -28,10 +29,12 @@ fail() {
 }
 
 dev=false
+engine=false
 system=false
 for argument; do
     case $argument in
         --dev) dev=true ;;
+        --engine) engine=true ;;
         --system) system=true ;;
         -h | --help)
             usage
@@ -42,13 +45,10 @@ for argument; do
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-cuda=false
-if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then cuda=true; fi
-
 root=$PWD
 base=${PYTHON:-python3}
 stamp=.venv/.setup-complete
-state="$(cat requirements/*.txt pyproject.toml studies/pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1) cuda=$cuda $root"
+state="$(cat requirements/*.txt pyproject.toml studies/pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1) engine=$engine $root"
 
 check_base() {
     "$base" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null ||
@@ -149,9 +149,9 @@ tools=()
 if $dev; then tools=(requirements/dev.txt); fi
 install "torch" requirements/cpu.txt
 install "requirements, some minutes" requirements/cpu.txt requirements/base.txt "${tools[@]}"
-if $cuda; then
-    install "Transformer Engine and FlashAttention, many minutes where they are compiled" requirements/gpu.txt -- --no-build-isolation ||
-        fail "they need the CUDA toolkit (nvcc) and cuDNN's headers to build; or use the NeMo container and --system"
+if $engine; then
+    install "Transformer Engine and FlashAttention, which are compiled" requirements/gpu.txt -- --no-build-isolation ||
+        fail "they need the CUDA toolkit (nvcc) and cuDNN's headers to build; use the NeMo container and --system, or go without --engine"
 fi
 
 # Whether the packages, imported from outside the checkout, are these ones, with their commands.

@@ -18,6 +18,7 @@ TOOLS = (
     "evaluate",
     "plan",
     "check",
+    "doctor",
     "launch",
 )
 """Modules of this package with a docstring and a ``main(arguments)`` that returns an exit code."""

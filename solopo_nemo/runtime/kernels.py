@@ -214,7 +214,7 @@ def engine_refuses(on: Installed, need: Need) -> str | None:
     if on.engine is None:
         return (
             "Transformer Engine is not installed: install transformer-engine[pytorch]"
-            f"=={PINNED['transformer-engine']} (requirements/gpu.txt)"
+            f"=={PINNED['transformer-engine']} (tools/setup.sh --engine)"
         )
     if need.precision not in PRECISIONS:
         return (
