@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import datasets
+import pyarrow
 import tokenizers
 import transformers
 from datasets.arrow_writer import ArrowWriter
@@ -28,6 +29,7 @@ from solopo_nemo.data.vocabulary import check_tokenizer, require_token
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, write_json_line
 from solopo_nemo.runtime.progress import with_progress
+from solopo_nemo.runtime.warn import warn_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,7 +110,7 @@ def prepare_dataset(
     check_tokenizer(tokenizer, vocab_size, f"the tokenizer of {tokenizer_id}")
     encoder = TripletEncoder(tokenizer, template_kwargs)
     known = known or out_dir
-    earlier = load_prepared(known) if _is_prepared(known) else None
+    earlier = _earlier(known)
     unchanged = earlier is not None and states is not None and earlier.summary.get("states") == states
     files = earlier.summary["files"] if earlier and unchanged else _hash_files(path)
     inputs = _hash_inputs(files, encoder, needs, max_tokens, too_long)
@@ -119,7 +121,7 @@ def prepare_dataset(
             earlier.summary["states"] = states
             _write_summary(earlier.summary, out_dir)
         return earlier
-    if earlier is None and out_dir.is_dir() and any(out_dir.iterdir()):
+    if earlier is None and out_dir.is_dir() and {f.name for f in out_dir.iterdir()} - {_ARROW, _SUMMARY, _DROPPED}:
         raise UserError(f"{out_dir}: holds other files: give an empty or new folder for the tokenized data")
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     # a fixed name, so that the next run removes the leftovers of an interrupted one
@@ -166,7 +168,18 @@ def load_prepared(out_dir: Path | str) -> PreparedDataset:
 
 def prepared_date(out_dir: Path) -> str | None:
     """The date that the chat template printed in the prompts of a prepared dataset; None if it printed none."""
-    return load_prepared(out_dir).summary.get("date") if _is_prepared(out_dir) else None
+    earlier = _earlier(out_dir)
+    return earlier.summary.get("date") if earlier else None
+
+
+def _earlier(out_dir: Path) -> PreparedDataset | None:
+    """The earlier result in a folder; None where there is none, or a damaged one, which is made again."""
+    try:
+        found = load_prepared(out_dir) if _is_prepared(out_dir) else None
+        return found if found is None or isinstance(found.summary, dict) else None
+    except (ValueError, OSError, pyarrow.ArrowException) as error:
+        warn_once(f"{out_dir}: damaged ({' '.join(str(error).split())}): the data are tokenized again")
+        return None
 
 
 def _is_prepared(out_dir: Path) -> bool:

@@ -5,11 +5,10 @@ A run stops at the first thing that is wrong, before any weight is read; ``solop
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,7 +27,7 @@ from solopo_nemo.nemo_model.end_tokens import RUN_RECORD
 from solopo_nemo.runtime import device
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import check_writable
-from solopo_nemo.training.checkpoints.files import check_origin, put_damaged_aside, step_of
+from solopo_nemo.training.checkpoints.files import check_origin, put_damaged_aside, saved_checkpoints, step_of
 from solopo_nemo.training.checkpoints.record import RunRecord, check_record, write_record
 from solopo_nemo.training.checkpoints.resume import settle_earlier_run, to_resume_from
 from solopo_nemo.training.checkpoints.selection import check_selection, check_suite
@@ -132,8 +131,9 @@ class Start:
         folder = self.template
         with self._of_model():  # refused in the model's words, and not again as a tokenizer that cannot be loaded
             hf.read_json(folder / "config.json")
-        resumed = Path(self.config.trainer.resume) / "hf" / "tokenizer_config.json"
-        kept = hf.read_json(resumed).get(DATE_KEY) if resumed.is_file() else None
+        resumed = to_resume_from(self.config.trainer.resume, saved_checkpoints(self.paths.checkpoints))
+        file = resumed / "hf" / "tokenizer_config.json" if resumed else None
+        kept = hf.read_json(file).get(DATE_KEY) if file and file.is_file() else None
         return load_tokenizer(folder, day=prepared_date(self.paths.tokenized) or kept)
 
     @once
@@ -190,9 +190,10 @@ class Start:
 
     @property
     def imported(self) -> dict[str, Any]:
-        """What :attr:`origin` was when the initial weights were imported; empty before."""
-        marker = self.paths.initial / "source.json"
-        return json.loads(marker.read_text()) if marker.is_file() else {}
+        """What :attr:`origin` was when the initial weights were imported; empty before, and where it is damaged."""
+        with suppress(UserError):
+            return hf.read_json(self.paths.initial / "source.json")
+        return {}
 
     @once
     def same_run(self) -> None:
@@ -218,6 +219,11 @@ class Start:
 
 
 def _check_origin(start: Start) -> None:
+    if start.source.resolve() == start.paths.hf.resolve():
+        raise UserError(
+            f"model.init={start.source}: is where this run exports its policy, which would replace the initial "
+            "weights: choose another output_dir"
+        )
     if is_checkpoint(start.source):
         rank = None if start.imported.get("files") == start.source_files else 0  # these have been read
         check_origin(start.source, "model.init", start.config.model.trust_checkpoint, rank=rank)

@@ -127,6 +127,10 @@ def test_a_run_keeps_the_day_of_its_data(
     assert pinned_date(load_tokenizer(export)) == "2026-03-05"
     assert load_tokenizer(export).chat_template == start.tokenizer.chat_template
     assert pinned_date(load_tokenizer(dated_model)) == "2026-12-30"
+    # the checkpoint tells the day as well
+    shutil.copytree(export, Paths(config.output).checkpoints / "step_000001" / "hf")
+    shutil.rmtree(Paths(config.output).tokenized)
+    assert Start(config, 1, on_gpu=False).tokenizer.chat_template == start.tokenizer.chat_template
     # another run, from a checkpoint of this one
     shutil.copytree(export, tmp_path / "step_000001" / "hf")
     other = [f"output_dir={tmp_path / 'other'}", f"trainer.resume={tmp_path / 'step_000001'}"]

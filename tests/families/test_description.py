@@ -209,6 +209,13 @@ def test_an_end_token_beyond_the_vocabulary_is_warned_of(
     assert "eos_token_id=1 " not in caplog.text
 
 
+def test_code_in_a_model_folder_is_said_not_to_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("solopo_nemo").propagate = True
+    (tmp_path / "config.json").write_text(json.dumps(QWEN2 | {"auto_map": {"AutoModelForCausalLM": "own.Model"}}))
+    hf.read_config(tmp_path)
+    assert "auto_map names Python code, which is not run: the model is Qwen2 and Qwen2.5" in caplog.text
+
+
 def test_sliding_layers_without_a_window_are_refused() -> None:
     types = ["full_attention", "sliding_attention"]
     with pytest.raises(UserError, match="layer_types has sliding_attention"):

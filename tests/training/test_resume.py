@@ -211,6 +211,43 @@ def test_the_right_data_go_on_after_other_data_were_refused(here: Place) -> None
     assert here.start() == STARTED
 
 
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DERIVED: dict[str, Callable[[Paths], object]] = {
+    "summary cut": lambda paths: _cut(paths.tokenized / "summary.json"),
+    "summary of another kind": lambda paths: (paths.tokenized / "summary.json").write_text("[]"),
+    "samples cut": lambda paths: _cut(paths.tokenized / "samples.arrow"),
+    "samples gone": lambda paths: (paths.tokenized / "samples.arrow").unlink(),
+    "marker cut": lambda paths: _cut(paths.initial / "source.json"),
+    "marker of another kind": lambda paths: (paths.initial / "source.json").write_text("[]"),
+    "settings gone": lambda paths: paths.config.unlink(),
+}
+
+
+@pytest.mark.parametrize("case", DERIVED)
+def test_what_can_be_made_again_is_made_again(case: str, here: Place) -> None:
+    DERIVED[case](here.paths)
+    assert here.start() == STARTED
+    here.write_rows("the first answer", "another one", "a third")
+    with pytest.raises(UserError, match="token ids"):
+        here.start()
+
+
+def test_settings_that_nothing_tells_are_asked_for(here: Place) -> None:
+    for folder in (here.paths.output, here.paths.checkpoints / "step_000001"):
+        (folder / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"config\.yaml: missing, .* bring it back"):
+        here.start()
+
+
+def test_a_run_does_not_start_from_its_own_export(here: Place) -> None:
+    shutil.copytree(here.root / "model", here.paths.hf)
+    with pytest.raises(UserError, match="would replace the initial weights: choose another output_dir"):
+        here.start(f"model.init={here.paths.hf}")
+
+
 def test_a_run_that_will_not_fit_is_warned_of(
     here: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

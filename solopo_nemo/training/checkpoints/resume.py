@@ -68,7 +68,7 @@ def settle_earlier_run(config: RunConfig, paths: Paths, only_look: bool = False)
         UserError: the folder holds a run with other settings, ``trainer.resume`` names no checkpoint, or none is good.
     """
     resume, own = config.trainer.resume, saved_checkpoints(paths.checkpoints)
-    earlier = read_config(paths.config) if own else None
+    earlier = _settings(own[-1], paths) if own else None
     again = earlier is not None and Path(earlier.trainer.resume).resolve() == Path(resume).resolve()
     named = None if resume in ("auto", "never") else _named_checkpoint(resume)
     if own and resume == "never" and not (again and environment.restarted()):
@@ -89,6 +89,17 @@ def settle_earlier_run(config: RunConfig, paths: Paths, only_look: bool = False)
     if not only_look:
         remove_leftovers(paths.checkpoints)
     return put_damaged_aside(own, only_look, rank=0 if only_look else None)
+
+
+def _settings(newest: Path, paths: Paths) -> RunConfig:
+    """The settings of a run: of its folder, or of its newest checkpoint."""
+    for file in (paths.config, newest / paths.config.name):
+        if file.is_file():
+            return read_config(file)
+    raise UserError(
+        f"{paths.config}: missing, so that nothing says which run the checkpoints there belong to: bring it back, "
+        "choose another output_dir, or trainer.resume=never to put them aside"
+    )
 
 
 def _named_checkpoint(resume: str) -> Path:
