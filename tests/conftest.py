@@ -21,8 +21,15 @@ LONGEST = (
 """Files that two workers should not begin with last."""
 
 
+PLACES = {"slurm": "test_slurm.py", "docker": "test_docker.py", "browser": "test_pages.py"}
+"""The one file that has tests of a marker: ``.ci/run`` names it, so that the others are not imported."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest."""
+    for marker, file in PLACES.items():
+        elsewhere = [item.nodeid for item in items if item.get_closest_marker(marker) and item.path.name != file]
+        assert not elsewhere, f"the marker {marker} is for {file}: {elsewhere[0]}"
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 

@@ -19,6 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests" / "support"))
+from zygote import forking  # noqa: E402
+
 FROZEN = ROOT / "tests" / "support" / "frozen"
 REVISION = "776229a"
 SETTINGS = (
@@ -70,7 +73,7 @@ def start_run(tree: Path, recipe: str, output: Path, steps: int) -> subprocess.P
     """Start a recipe of a checkout; its output goes to `output.log`."""
     words = [*SETTINGS, *RECIPES[recipe], f"trainer.max_steps={steps}", f"output_dir={output}"]
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    with output.with_suffix(".log").open("w") as log:
+    with output.with_suffix(".log").open("w") as log, forking():  # programs of this checkout alone are forked
         return subprocess.Popen(
             [sys.executable, f"recipes/{recipe}.py", *words],
             cwd=tree,

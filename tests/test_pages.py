@@ -71,7 +71,8 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     yield request.param, path
 
 
-def _browse(path: Path, window: tuple[int, int], scheme: int, *options: str) -> str:
+def _browse(path: Path, window: tuple[int, int], scheme: int, shot: Path) -> str:
+    """The page's elements; a picture of it goes to ``shot``."""
     assert BROWSER is not None
     command = [
         BROWSER,
@@ -82,7 +83,8 @@ def _browse(path: Path, window: tuple[int, int], scheme: int, *options: str) -> 
         "--virtual-time-budget=5000",
         f"--window-size={window[0]},{window[1]}",
         f"--blink-settings=preferredColorScheme={scheme}",
-        *options,
+        "--dump-dom",
+        f"--screenshot={shot}",
         path.as_uri(),
     ]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
@@ -92,7 +94,10 @@ def _browse(path: Path, window: tuple[int, int], scheme: int, *options: str) -> 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_a_page_looks_right(page: tuple[str, Path], window: str, scheme: str, tmp_path: Path) -> None:
     name, path = page
-    dom = _browse(path, WINDOWS[window], SCHEMES[scheme], "--dump-dom")
+    folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    shot = folder / f"{name}-{window}-{scheme}.png"
+    dom = _browse(path, WINDOWS[window], SCHEMES[scheme], shot)
     found = re.search(r'data-probe="([^"]+)"', dom)
     assert found is not None
     from urllib.parse import unquote
@@ -102,10 +107,6 @@ def test_a_page_looks_right(page: tuple[str, Path], window: str, scheme: str, tm
     assert probe["wide"] <= 0, "the page is wider than its window"
     assert probe["shown"] and all(file.endswith("-dark.png") == (scheme == "dark") for file in probe["shown"])
 
-    folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    shot = folder / f"{name}-{window}-{scheme}.png"
-    _browse(path, WINDOWS[window], SCHEMES[scheme], f"--screenshot={shot}")
     print(f"screenshot: {shot}")
     with Image.open(shot) as image:
         assert image.width == WINDOWS[window][0]

@@ -13,6 +13,7 @@ from processes import wait_until
 from samples import RowWriter, musique_rows
 from test_contexts import LONG, SHORT, build, check_row, lines, other_paragraphs, passages
 from transformers import PreTrainedTokenizerFast
+from zygote import forking
 
 from solopo_nemo.builders.contexts.shards import ShardFolder
 from solopo_nemo.runtime.errors import UserError
@@ -142,6 +143,7 @@ def test_the_report(write_rows: RowWriter, tokenizer: PreTrainedTokenizerFast, t
 
 
 @pytest.mark.slow
+@forking()
 def test_one_and_four_workers_and_a_killed_run_write_the_same_bytes(
     write_rows: RowWriter, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

@@ -103,6 +103,9 @@ def test_launch_submits_the_installed_package(solopo: Path, empty: Path, argumen
     assert f"program=( -m solopo_nemo {arguments} )\n" in script
     assert f"torchrun=( {solopo.parent}/python -m solopo_nemo.training.torchrun --nnodes 2" in script
     assert "enter_container" in script, "the body of the script is missing"
+
+
+def test_launch_refuses_what_the_installed_package_refuses(solopo: Path, empty: Path) -> None:
     refused = run([str(solopo), "launch", "--dry-run", "solo_dpo", "parallel.tensor=3"], empty, code=2)
     assert "parallel.tensor=3" in refused
 

@@ -14,36 +14,35 @@ ROOT = Path(__file__).parents[2]
 REPORT = """
 import os, torch
 cuda = dict(vars(torch.cuda))
-{imports}
-import torch._dynamo.eval_frame as dynamo
-mode = torch.overrides._get_current_function_mode_stack()
-print([k for k in cuda if vars(torch.cuda)[k] is not cuda[k]], mode, dynamo._stance.stance,
-      os.environ.get("TORCHDYNAMO_DISABLE"))
+def report():
+    import torch._dynamo.eval_frame as dynamo
+    mode = torch.overrides._get_current_function_mode_stack()
+    print([k for k in cuda if vars(torch.cuda)[k] is not cuda[k]], mode, dynamo._stance.stance,
+          os.environ.get("TORCHDYNAMO_DISABLE"))
+{program}
 """
 CORE = "from solopo_nemo.core import device, head, model, reference, scoring, step; import solopo_nemo.core.layers.spec"
 
 
-def changes(imports: str) -> str:
-    """What a process says that torch has become by ``imports``."""
-    code = REPORT.format(imports=imports)
+def reports(program: str) -> list[str]:
+    """What a process says that torch has become, whenever ``program`` calls ``report()``."""
+    code = REPORT.format(program=program)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip().splitlines()[-1]
+    return [line for line in done.stdout.splitlines() if line.startswith("[")]
 
 
-@pytest.mark.parametrize(
-    "imports",
-    ["import solopo_nemo", CORE, pytest.param("from solopo_nemo import SoLoPOMixin", marks=pytest.mark.distributed)],
-)
-def test_an_import_changes_nothing_in_torch(imports: str) -> None:
-    assert changes(imports) == "[] [] default None"
+def test_an_import_changes_nothing_in_torch_and_a_prepared_process_computes_on_the_cpu() -> None:
+    imported, prepared = reports(f"{CORE}; report(); device.prepare_process(); report()")
+    assert imported == "[] [] default None"
+    if not torch.cuda.is_available():
+        assert "'current_device'" in prepared
+        assert "_CudaMeansCpu" in prepared
+        assert prepared.endswith("force_eager 1")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="without CUDA alone")
-def test_a_prepared_process_computes_on_the_cpu() -> None:
-    found = changes(f"{CORE}; device.prepare_process()")
-    assert "'current_device'" in found
-    assert "_CudaMeansCpu" in found
-    assert found.endswith("force_eager 1")
+@pytest.mark.distributed
+def test_an_import_of_the_mixin_changes_nothing_in_torch() -> None:
+    assert reports("from solopo_nemo import SoLoPOMixin; report()") == ["[] [] default None"]
 
 
 def test_one_module_asks_torch_for_the_device() -> None:

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import pytest
 from spawn import run_ranks
+from zygote import TORCHRUN, forking
 
 pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).parents[2]
@@ -29,11 +30,12 @@ SHARED = [
 
 
 def losses_of_the_script(tensor: int, context: int) -> list[float]:
-    """From processes that cannot import NeMo."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={tensor * context}"]
+    """From processes that cannot import NeMo: ``torchrun`` is forked, the ranks are not."""
+    command = [sys.executable, *TORCHRUN, "--standalone", f"--nproc-per-node={tensor * context}"]
     command += [str(ROOT / "tests/support/no_nemo.py"), str(SCRIPT), f"--tensor={tensor}", f"--context={context}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    with forking():
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [float(loss) for loss in done.stdout.split("\n")[-2].split()]
 

@@ -18,6 +18,7 @@ from folder_fuzz import BASES, Case, cases
 from plain_decoder import Values
 from safetensors.torch import load_file, save_file
 from true_values import true_values
+from zygote import forking
 
 from solopo_nemo.families import hf
 from solopo_nemo.families.description import ModelDescription
@@ -112,6 +113,7 @@ def test_transformers_computes_the_true_values(folders: dict[str, Path]) -> None
 
 
 @pytest.mark.slow
+@forking()
 def test_megatron_computes_the_true_values(folders: dict[str, Path], tmp_path: Path) -> None:
     """A few of each family, through the whole import, one process for all."""
     found = [*forwards(folders).values()]

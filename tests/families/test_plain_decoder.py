@@ -12,6 +12,7 @@ import pytest
 import torch
 from hf_models import CASES, IDS
 from true_values import true_values
+from zygote import forking
 
 from solopo_nemo.runtime.isolated import run_isolated
 
@@ -32,6 +33,7 @@ def plain_logits(folder: Path, config: dict[str, Any], five: bool) -> list[torch
 
 
 @pytest.fixture(scope="module")
+@forking()
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     root = tmp_path_factory.mktemp("models")
     return root, run_isolated("the imports", hf_models.megatron_logits, root, hf_models.versions(root))

@@ -92,6 +92,7 @@ def test_one_checkpoint_has_the_same_logits_in_every_layout(models: Path, conver
         assert difference < TOLERANCE / 10, (name, layout.name, difference)
 
 
+@forking()
 def test_the_command(models: Path, tmp_path: Path) -> None:
     """With other rope scaling, twice, over another result, and back."""
     source, checkpoint, out = models / "qwen2_tied", tmp_path / "nemo", tmp_path / "hf"
@@ -108,9 +109,8 @@ def test_the_command(models: Path, tmp_path: Path) -> None:
         convert("import", source, checkpoint, "--rope-scaling", json.dumps(yarn)).stdout.splitlines()[-1]
     )
     assert (first["family"], first["window"], first["dtype"]) == ("qwen2", 2048, "float32")
-    with forking():
-        again = convert("import", source, checkpoint, "--rope-scaling", json.dumps(yarn))
-        refused = convert("import", source, checkpoint, expect=2).stderr
+    again = convert("import", source, checkpoint, "--rope-scaling", json.dumps(yarn))
+    refused = convert("import", source, checkpoint, expect=2).stderr
     assert json.loads(again.stdout.splitlines()[-1]) == first
     assert refused.count("\n") == 1
     assert "--overwrite" in refused

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from layouts import OBJECTIVES, TRAINED, Layout
+from layouts import OBJECTIVES, Layout
 
 VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, FFN = 256, 64, 4, 4, 2, 128
 SAMPLES, MICRO_BATCH = 8, 2
@@ -236,41 +236,44 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 
 
 def whole_gradients(model: Any) -> dict[str, torch.Tensor]:
-    """Like :func:`gradients`; DDP with a distributed optimizer reduce-scatters, so the shards are summed."""
+    """Like :func:`gradients`; DDP with a distributed optimizer reduce-scatters, so the shards are summed (and put back)."""
     from megatron.core import parallel_state
 
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    scattered = [buffer.grad_data.clone() for buffer in model.module.buffers]
     for buffer in model.module.buffers:
         shard = buffer.grad_data.numel() // group.size()
         own = buffer.grad_data[group.rank() * shard : (group.rank() + 1) * shard].clone()
         buffer.grad_data.zero_()
         buffer.grad_data[group.rank() * shard : (group.rank() + 1) * shard] = own
         dist.all_reduce(buffer.grad_data, group=group)
-    return gradients(model)
+    whole = gradients(model)
+    for buffer, data in zip(model.module.buffers, scattered, strict=True):
+        buffer.grad_data.copy_(data)
+    return whole
 
 
-def run_layout(layout: Layout, names: list[str], steps: int) -> dict[str, Any]:
-    """Metrics and gradients of the first step, and losses of ``steps`` optimizer steps, by objective name."""
+def run_layout(layout: Layout, steps: dict[str, int]) -> dict[str, Any]:
+    """Metrics and gradients of the first step, and losses of so many optimizer steps more, by objective name."""
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
     from solopo_nemo.objectives import build_objective
 
     enter(layout)
     model, result = build(layout), {}
-    for name in names:
+    for name, count in steps.items():
         kind, options = OBJECTIVES[name]
         objective = build_objective(kind, **options)
         seed_weights_of(model)
         metrics = step(model, layout, objective)
         result[name] = {"metrics": metrics, "grads": whole_gradients(model), "losses": [metrics["loss"]]}
-        if name not in TRAINED:
+        if not count:
             continue
         optimizer = get_megatron_optimizer(
             OptimizerConfig(optimizer="adam", lr=1e-3, weight_decay=0.1, clip_grad=1.0, use_distributed_optimizer=True),
             [model.module],
         )
-        for _ in range(steps):
-            step(model, layout, objective)  # again the first: the gradients above were summed in place
+        for _ in range(count):
             optimizer.step()
             result[name]["losses"].append(step(model, layout, objective)["loss"])
     return result

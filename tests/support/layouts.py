@@ -17,6 +17,8 @@ class Layout:
     tied: bool = False
     recompute: str = ""
     family: str = "qwen2"
+    again: bool = False
+    """Its parallelism is another line's too: the gate takes the objectives :data:`SAMPLED` alone."""
 
 
 SINGLE = Layout("single", 1)
@@ -28,15 +30,15 @@ LAYOUTS = (
     Layout("cp2_a2a", 2, cp=2, cp_mode="a2a"),
     Layout("pp2", 2, pp=2),
     Layout("dp2_distopt", 2),
-    Layout("tp2_sp_tied", 2, tp=2, sp=True, tied=True),
-    Layout("pp2_tied", 2, pp=2, tied=True),
-    Layout("cp2_sel_recompute", 2, cp=2, recompute="core_attn"),
-    Layout("tp2_sp_llama", 2, tp=2, sp=True, family="llama"),
-    Layout("tp2_sp_qwen3", 2, tp=2, sp=True, family="qwen3"),
+    Layout("tp2_sp_tied", 2, tp=2, sp=True, tied=True, again=True),
+    Layout("pp2_tied", 2, pp=2, tied=True, again=True),
+    Layout("cp2_sel_recompute", 2, cp=2, recompute="core_attn", again=True),
+    Layout("tp2_sp_llama", 2, tp=2, sp=True, family="llama", again=True),
+    Layout("tp2_sp_qwen3", 2, tp=2, sp=True, family="qwen3", again=True),
     Layout("tp2_cp2_sp", 4, tp=2, cp=2, sp=True),
     Layout("tp2_pp2_sp", 4, tp=2, pp=2, sp=True),
-    Layout("cp4_p2p", 4, cp=4),
-    Layout("cp4_a2a_kv_repeated", 4, cp=4, cp_mode="a2a"),
+    Layout("cp4_p2p", 4, cp=4, again=True),
+    Layout("cp4_a2a_kv_repeated", 4, cp=4, cp_mode="a2a", again=True),
     Layout("cp2_pp2", 4, cp=2, pp=2),
 )
 
@@ -54,3 +56,17 @@ OBJECTIVES = {
 }
 TRAINED = ("solo_dpo", "solo_simpo", "solo_orpo", "solo_orpo_both", "solo_ipo", "solo_slic")
 """Objectives that are also followed over several optimizer steps."""
+SAMPLED = ("solo_dpo", "longpo")
+
+
+def is_compared_in_gate(layout: Layout, objective: str) -> bool:
+    """Whether the gate has this cell: each family of objectives, its variants in turn. ``.ci/long`` has the others."""
+    if layout.again or objective in SAMPLED:
+        return objective in SAMPLED
+    family = [name for name, (kind, _) in OBJECTIVES.items() if kind == OBJECTIVES[objective][0]]
+    return objective == family[LAYOUTS.index(layout) % len(family)]
+
+
+def is_followed_in_gate(layout: Layout, objective: str) -> bool:
+    """Whether the gate follows this cell over several steps: one objective of each layout, each in turn."""
+    return objective == TRAINED[0 if layout.again else LAYOUTS.index(layout) % len(TRAINED)]

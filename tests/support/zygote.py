@@ -5,11 +5,12 @@
 
 A forked program is a child of the process that started it: ``Popen`` polls, signals and kills it as any other. It has
 the arguments, environment, folder and standard streams of the real command, ends as an interpreter does (``atexit``,
-exit code), and forks what it starts itself in the same way: ranks, and processes of ``multiprocessing``'s "spawn".
+exit code), and forks what it starts itself in the same way: ranks, ``torchrun``'s among them, and processes of
+``multiprocessing``'s "spawn".
 
-What differs: all have one hash seed, modules are imported already, and ``/proc/PID/cmdline`` and ``environ`` are the
-first process's. Tests of signals, kills and launchers therefore start real processes, and ``REAL_PROCESSES=1`` makes
-every start a real one (``.ci/long`` does that).
+What differs: all have one hash seed, modules are imported already, nothing is freed at the end, and
+``/proc/PID/cmdline`` and ``environ`` are the first process's; a rank's name in ``/proc`` is "rank 1", by which tests
+find it. ``REAL_PROCESSES=1`` makes every start a real one (``.ci/long`` does that).
 
 How: the process asks a helper, its own child, for a fork. The helper forks twice and the process in the middle ends;
 the kernel gives the orphan to its nearest ancestor that has asked for orphans, which is the asking process.
@@ -43,6 +44,7 @@ PROGRAMS = tuple(f"{ROOT / folder}/" for folder in ("recipes", "tools"))
 PRELOADED = (
     "solopo_nemo.training.failures.supervise",
     "solopo_nemo.nemo_model.convert",
+    "solopo_nemo.nemo_model.models",
     "solopo_nemo.nemo_model.verify",
     "solopo_nemo.training.launch",
     "solopo_nemo.training.prepare",
@@ -50,14 +52,15 @@ PRELOADED = (
     "solopo_nemo.training.report.page",
     "solopo_nemo.evaluation.accuracy",
     "transformers.models.qwen2.modeling_qwen2",
-    "torch.distributed.launcher.api",
+    "torch.distributed.run",
     "torch.utils.tensorboard",
 )
 AT_IMPORT = re.compile(
-    r"(HF(?!_TOKEN)|TRANSFORMERS|TOKENIZERS|OMP|MKL|OPENBLAS|CUDA|NCCL|TORCH(?!ELASTIC|_NCCL|INDUCTOR|DYNAMO)|NVTE|LD|MALLOC|PYTHON(?!PATH|WARNINGS))_?"
+    r"(HF(?!_TOKEN|_XET)|TRANSFORMERS|TOKENIZERS(?!_PARALLELISM)|OMP|MKL|OPENBLAS|CUDA|NCCL|TORCH(?!ELASTIC|_NCCL|INDUCTOR|DYNAMO)|NVTE|LD|MALLOC|PYTHON(?!PATH|WARNINGS))_?"
 )
 """Variables that libraries read as they are imported: a program that differs in one is started for real."""
 SPAWN = re.compile(r"from multiprocessing.spawn import spawn_main; spawn_main\(tracker_fd=(\d+), pipe_handle=(\d+)\)")
+TORCHRUN = ["-m", "torch.distributed.run"]
 SUBREAPER = 36
 """PR_SET_CHILD_SUBREAPER of Linux's prctl."""
 
@@ -110,7 +113,7 @@ class Helper:
         """Whether a forked process does what the real one would."""
         words = _without_unbuffered(request.argv)[1:]
         is_ours = bool(words) and str(Path(request.cwd, words[0])).startswith(PROGRAMS)
-        is_ours = is_ours or (words[:1] == ["-c"] and SPAWN.fullmatch(words[1]) is not None)
+        is_ours = is_ours or words[:2] == TORCHRUN or (words[:1] == ["-c"] and SPAWN.fullmatch(words[1]) is not None)
         # a fork of the asking process is not the helper's ancestor
         return is_ours and os.getpid() == self.owner and _import_environment(request.env) == self.environment
 
@@ -249,6 +252,8 @@ def _become(request: Request, descriptors: list[int]) -> None:
     os.environ.update(_set_by_imports | request.env)
     os.chdir(request.cwd)
     multiprocessing.process.ORIGINAL_DIR = request.cwd  # type: ignore[attr-defined]
+    if "RANK" in request.env:
+        Path("/proc/self/comm").write_text(f"rank {request.env['RANK']}")
     if request.argv[1] == "-u":
         sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
     if "numpy" in sys.modules:
@@ -266,12 +271,37 @@ def _run(request: Request, libraries: list[str]) -> None:
         found = SPAWN.fullmatch(words[1])
         assert found
         spawn_main(tracker_fd=int(found[1]), pipe_handle=int(found[2]))
+    if words[:2] == TORCHRUN:
+        words[:2] = [str(sys.modules[words[1]].__file__)]
     script = Path(request.cwd, words[0])
     sys.argv, sys.path = words, [str(script.parent), *path]
     main = types.ModuleType("__main__")
     vars(main).update(__file__=words[0], __builtins__=__builtins__, __cached__=None)
     sys.modules["__main__"] = main
     exec(compile(script.read_bytes(), words[0], "exec"), vars(main))
+
+
+def _exit_code(request: Request, libraries: list[str]) -> int:
+    try:
+        _run(request, libraries)
+    except SystemExit as stop:
+        if stop.code is None or isinstance(stop.code, int):
+            return (stop.code or 0) & 0xFF
+        print(stop.code, file=sys.stderr)
+        return 1
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        return 1
+    return 0
+
+
+def _end(code: int) -> None:
+    """End as an interpreter does, except that nothing is freed: what was preloaded takes a second and more."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _serve(channel: socket.socket, libraries: list[str], environment: dict[str, str]) -> None:
@@ -284,8 +314,7 @@ def _serve(channel: socket.socket, libraries: list[str], environment: dict[str, 
         if os.fork():  # the program; its helper is the other one
             channel.close()
             _helper, _active = Helper(ours, environment), 1
-            _run(request, libraries)
-            return
+            _end(_exit_code(request, libraries))
         ours.close()
 
 

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 from runs import run
-from zygote import warm
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a small run on one rank, logged to Weights & Biases too."""
     output = tmp_path_factory.mktemp("runs") / "finished"
-    warm()
-    done = run(output, "logger.wandb=tests", real=True, WANDB_MODE="offline")
+    done = run(output, "logger.wandb=tests", WANDB_MODE="offline")
     (output / "logs" / "terminal.txt").write_text(done.stdout + done.stderr)
     return output

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from zygote import forking
+from zygote import TORCHRUN, forking
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -35,8 +35,18 @@ DEADLINE = 300.0
 """Seconds after which something that was waited for does not come any more."""
 
 
-def command(output: Path, *overrides: str, script: str = "recipes/solo_dpo.py") -> list[str]:
-    return [sys.executable, script, f"output_dir={output}", *SMALL, *overrides]
+def command(output: Path, *overrides: str, script: str = "recipes/solo_dpo.py", torchrun: bool = False) -> list[str]:
+    launcher = [*TORCHRUN, "--standalone", "--nproc-per-node=2"] if torchrun else []
+    return [sys.executable, *launcher, script, f"output_dir={output}", *SMALL, *overrides]
+
+
+def start(words: list[str], **options: Any) -> subprocess.Popen[str]:
+    """Start a program in a session of its own, with pipes from it unless the options say otherwise."""
+    with forking():
+        return subprocess.Popen(
+            words, cwd=ROOT, env=ENVIRONMENT, text=True, start_new_session=True,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
+        )  # fmt: skip
 
 
 def run(
@@ -61,12 +71,9 @@ def run(
         real: start a process as a user does, not a fork of one that has imported NeMo (``zygote``).
         **environment: more variables.
     """
-    words = command(output, *overrides, script=script)
-    if torchrun:
-        words[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    with nullcontext() if real or torchrun else forking():
+    with nullcontext() if real else forking():
         done = subprocess.run(
-            words, cwd=ROOT, env=ENVIRONMENT | {"INJECT": json.dumps(list(orders))} | environment,
+            command(output, *overrides, script=script, torchrun=torchrun), cwd=ROOT, env=ENVIRONMENT | {"INJECT": json.dumps(list(orders))} | environment,
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-4000:]
@@ -106,6 +113,8 @@ def ranks(parent: subprocess.Popen[Any]) -> list[psutil.Process]:
     numbers: dict[psutil.Process, int] = {}
     for child in psutil.Process(parent.pid).children():
         with suppress(psutil.NoSuchProcess):  # a zombie too: a helper that ended while it was looked at
-            if "RANK" in (variables := child.environ()):
+            if (name := child.name()).startswith("rank "):  # a forked one
+                numbers[child] = int(name.split()[1])
+            elif "RANK" in (variables := child.environ()):
                 numbers[child] = int(variables["RANK"])
     return sorted(numbers, key=lambda child: numbers[child])

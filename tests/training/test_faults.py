@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from runs import ENVIRONMENT, ROOT, command, inject, rows, run, started, until
+from runs import command, inject, rows, run, start, started, until
 
 from solopo_nemo.training.checkpoints.files import find_damage, saved_checkpoints
 
@@ -66,14 +66,7 @@ def test_a_disk_that_fills_during_a_save(finished: Path, tmp_path: Path) -> None
     try:
         output = started(finished, disk / "out")
         long = ["trainer.max_steps=100000", "trainer.checkpoint_every=30", "evaluation.name=none"]
-        process = subprocess.Popen(
-            command(output, *long),
-            cwd=ROOT,
-            env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = start(command(output, *long), stdout=subprocess.DEVNULL)
         until(lambda: saved_checkpoints(output / "checkpoints"), process)
         with (disk / "filler").open("wb", buffering=0) as stream, pytest.raises(OSError, match="No space"):
             while True:

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from runs import DEADLINE, ENVIRONMENT, ROOT, command, ranks, rows, run, until
+from runs import DEADLINE, command, ranks, rows, run, start, until
 
 from solopo_nemo.config.schema import load_config
 from solopo_nemo.runtime.errors import UserError
@@ -72,13 +72,11 @@ def kept(output: Path) -> set[str]:
 @pytest.mark.distributed
 def test_a_run_that_is_stopped_while_it_scores_scores_again_and_exports_the_best(tmp_path: Path) -> None:
     output = tmp_path / "run"
-    words = command(output, *CHOOSING)
-    words[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    process = subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = start(command(output, *CHOOSING, torchrun=True), stderr=subprocess.STDOUT)
     until((output / "selection" / "builtin" / "step_000002").is_dir, process)
     for rank in ranks(process):
         rank.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=DEADLINE)[0].decode()
+    said = process.communicate(timeout=DEADLINE)[0]
     assert "stopped after step 2" in said
     assert [row["step"] for row in rows(output)] == [1, 2], "it scored when the training was over"
     assert not (output / "selection" / "selection.json").exists()

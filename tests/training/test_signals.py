@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from runs import ENVIRONMENT, ROOT, command, ranks, rows, until
+from runs import ENVIRONMENT, command, ranks, rows, start, until
 
 from solopo_nemo.runtime import cli
 from solopo_nemo.runtime.signals import SIGNALS, Stopped, StopRequest, handled_by, held_back, stopping_at_once
@@ -166,13 +166,6 @@ def test_a_signal_while_the_process_is_started_ends_the_work_as_any_other(tmp_pa
     assert (done.returncode, done.stderr) == (EXIT_RESUMABLE, f"{cli.STOPPED}\n")
 
 
-def start(words: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-
-
 def steps(output: Path) -> list[int]:
     return [row["step"] for row in rows(output)] if (output / "metrics.jsonl").exists() else []
 
@@ -198,16 +191,7 @@ def test_a_signal_to_a_rank_or_the_launcher_stops_all_and_loses_nothing(tmp_path
     assert importing.wait() == EXIT_RESUMABLE, importing.communicate()
     assert not (output / "initial").exists()
 
-    torchrun = start(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            *command(output, *LONG)[1:],
-        ]
-    )
+    torchrun = start(command(output, *LONG, torchrun=True))
     until(lambda: len(steps(output)) > 2, torchrun)
     ranks(torchrun)[1].send_signal(signal.SIGUSR1)
     out, err = torchrun.communicate()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import ENVIRONMENT, ROOT, command, ranks, rows, run, started, until
+from runs import command, ranks, rows, run, start, started, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -51,7 +51,7 @@ MOMENTS: dict[str, Callable[[Path, random.Random], Callable[[], object]]] = {
 }
 
 
-def kill_all(process: subprocess.Popen[bytes]) -> None:
+def kill_all(process: subprocess.Popen[str]) -> None:
     parent = psutil.Process(process.pid)
     everybody = [parent, *parent.children(recursive=True)]
     for one in everybody:
@@ -60,7 +60,7 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
     psutil.wait_procs(everybody)
 
 
-def ranks_started(process: subprocess.Popen[bytes]) -> Callable[[], object]:
+def ranks_started(process: subprocess.Popen[str]) -> Callable[[], object]:
     return lambda: len(ranks(process)) == 2
 
 
@@ -79,10 +79,7 @@ def test_kills_leave_no_trace(finished: Path, tmp_path: Path, kills: int) -> Non
     saved, happened = 0, Counter[str]()
     for moment in moments:
         with (tmp_path / "output").open("ab") as stream:
-            process = subprocess.Popen(
-                command(tortured, *settings), cwd=ROOT, env=ENVIRONMENT, stdout=stream, stderr=stream,
-                start_new_session=True,
-            )  # fmt: skip
+            process = start(command(tortured, *settings), stdout=stream, stderr=stream)
         event = ranks_started(process) if moment == "start" else MOMENTS[moment](tortured, chance)
         until(event, process)
         kill_all(process)
