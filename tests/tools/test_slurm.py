@@ -16,8 +16,9 @@ from local_slurm import CPUS, GPUS, LocalSlurm, until, why_not
 pytestmark = pytest.mark.slurm
 
 ROOT = Path(__file__).parents[2]
+STEPS = 14
 SMALL = [
-    "trainer.max_steps=10",
+    f"trainer.max_steps={STEPS}",
     "trainer.global_batch=4",
     "trainer.micro_batch=2",
     "trainer.checkpoint_every=100",
@@ -72,83 +73,78 @@ def finished(slurm: LocalSlurm, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 def test_a_training_on_two_nodes_finishes(slurm: LocalSlurm, finished: tuple[Path, str]) -> None:
     output, job = finished
-    assert [row["step"] for row in rows(output)] == list(range(1, 11))
+    assert [row["step"] for row in rows(output)] == list(range(1, STEPS + 1))
     for name in ("config.yaml", "hf/model.safetensors", "report/index.html", f"slurm/job-{job}.sh"):
         assert (output / name).is_file(), name
     assert (output / f"slurm/job-{job}.commit").read_text().strip() in log(output, job)
 
 
 class Held:
-    """A training of two nodes that has taken three steps, the second saved, and waits in the fourth until released."""
+    """A training of two nodes that waits in the fourth step of each start until it is released."""
 
     def __init__(self, slurm: LocalSlurm, finished: Path, folder: Path) -> None:
-        self.output, self.file = folder / "held", folder / "released"
+        self.slurm = slurm
+        self.output, self.released = folder / "held", folder / "released"
         shutil.copytree(finished / "initial", self.output / "initial")
         environment = {
             "PYTHONPATH": str(ROOT / "tests/training"),
             "INJECT": json.dumps([{"what": "wait", "rank": 0, "step": 4}]),
-            "INJECT_UNTIL": str(self.file),
+            "INJECT_UNTIL": str(self.released),
             "INJECT_IDS": str(folder),
         }
         overrides = [*SMALL, "trainer.checkpoint_every=2", "+plugins=[injected]"]
         recipe = ("recipes/solo_dpo.py", f"output_dir={self.output}", *overrides)
         self.job = submit(slurm, "--grace", "90", *recipe, **environment)
-        metrics = self.output / "metrics.jsonl"
-        until("three steps", lambda: metrics.exists() and len(rows(self.output)) == 3, 180)
-        until("a checkpoint", lambda: list(self.output.glob("checkpoints/step_*")))
-        self.computed = folder / "0.jsonl"
 
-    def release(self) -> None:
-        """Let it go on."""
-        self.file.touch()
+    def log(self) -> str:
+        return log(self.output, self.job)
 
-    def last_start(self) -> int:
-        """How many steps its last start took."""
-        return int(json.loads(self.computed.read_text().splitlines()[-1])["step"]) + 1
+    def steps(self) -> int:
+        return len(rows(self.output)) if (self.output / "metrics.jsonl").exists() else 0
+
+    def wait_for(self, steps: int) -> None:
+        """Until so many steps are taken, the last one but one of them saved.
+
+        A start waits three steps after the checkpoint that it went on from: another one gives another number.
+        """
+        until(f"{steps} steps", lambda: self.steps() == steps, 180)
+        until("a checkpoint", (self.output / f"checkpoints/step_{steps - 1:06d}").exists)
+
+    def go_on_after_a_warning(self) -> None:
+        """The run is warned, may end the step it is in, saves, and begins again."""
+        warnings = self.log().count("SIGUSR1: the run saves and stops")
+        until("the warning", lambda: self.log().count("SIGUSR1: the run saves and stops") > warnings, 90)
+        steps = self.steps()
+        self.released.touch()
+        self.slurm.start_requeued(self.job)
+        assert "stopped; requeued, to go on from the last checkpoint" in self.log()
+        self.released.unlink()
+        assert self.steps() == steps + 1, "it was not stopped on the way"
+        self.slurm.leave_minutes(self.job, 10)
 
 
-def saves_and_goes_on(slurm: LocalSlurm, held: Held, finished: Path) -> None:
-    """What a warned training does."""
-    until("the warning", lambda: "SIGUSR1: the run saves and stops" in log(held.output, held.job), 90)
-    held.release()
-    slurm.start_requeued(held.job)
-    assert "stopped; requeued, to go on from the last checkpoint" in log(held.output, held.job)
-    taken = len(rows(held.output))
-    assert taken < 10, "it was not stopped on the way"
-    slurm.leave_minutes(held.job, 10)
-    assert slurm.end_of(held.job, 300) == "COMPLETED", log(held.output, held.job)
-    assert held.last_start() == 10 - taken, "it did not save when it stopped"
-    assert rows(held.output) == rows(finished)
-
-
-def test_a_preempted_training_saves_and_goes_on_to_the_same_result(
+def test_a_training_is_preempted_reaches_its_time_limit_and_loses_a_node_and_the_result_is_the_same(
     slurm: LocalSlurm, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     held = Held(slurm, finished[0], tmp_path)
+    held.wait_for(3)
     slurm.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
-    saves_and_goes_on(slurm, held, finished[0])
+    held.go_on_after_a_warning()
 
-
-def test_ahead_of_the_time_limit_a_training_saves_and_goes_on_to_the_same_result(
-    slurm: LocalSlurm, finished: tuple[Path, str], tmp_path: Path
-) -> None:
-    held = Held(slurm, finished[0], tmp_path)
+    held.wait_for(4 + 3)
     slurm.leave_minutes(held.job, 2)
-    saves_and_goes_on(slurm, held, finished[0])
+    held.go_on_after_a_warning()
 
-
-def test_a_training_that_loses_a_node_goes_on_from_its_last_checkpoint(
-    slurm: LocalSlurm, finished: tuple[Path, str], tmp_path: Path
-) -> None:
-    held = Held(slurm, finished[0], tmp_path)
+    held.wait_for(8 + 3)
     slurm.kill_node("n2")
     try:
         slurm.start_requeued(held.job)
-        held.release()
+        held.released.touch()
     finally:
         slurm.start_node("n2")
-    assert slurm.end_of(held.job, 300) == "COMPLETED", log(held.output, held.job)
-    assert held.last_start() == 8
+    assert slurm.end_of(held.job, 300) == "COMPLETED", held.log()
+    taken = json.loads((tmp_path / "0.jsonl").read_text().splitlines()[-1])["step"] + 1
+    assert taken == STEPS - 10, "it did not go on from the last checkpoint"
     assert rows(held.output) == rows(finished[0])
 
 
