@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import datasets
@@ -275,3 +276,13 @@ def test_the_text_of_special_tokens_in_answers_is_counted_and_named(
     named = [f"{tmp_path / 'rows.jsonl'}:{number + 1}: field rejected: '<|im_end|>'" for number in (2, 4, 5)]
     assert line.endswith("; ".join([*named, "…"]))
     assert load_prepared(tmp_path / "out").summary["special_text"] == 4
+
+
+def test_long_prompts_that_are_not_longer_are_warned_of(
+    write_rows: RowWriter, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("solopo_nemo").propagate = True
+    prompt = triplet_row(0)["prompt_short"]
+    path = write_rows([triplet_row(0), triplet_row(1, prompt_short=prompt, prompt_long=prompt)])
+    prepare(path, tokenizer, tmp_path / "out")
+    assert f"data: 1 samples have a long prompt that is no longer than the short one: {path}:2" in caplog.text

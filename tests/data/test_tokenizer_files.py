@@ -192,3 +192,14 @@ def test_a_sentencepiece_model_gives_its_own_ids(sentencepiece: Path) -> None:
     special = tokenizer("<s>[INST] Hi [/INST] Yes</s>", add_special_tokens=False)["input_ids"]
     assert special[0] == own.bos_id() and special[-1] == own.eos_id()
     assert special[1:-1] == own.encode("[INST] Hi [/INST] Yes")
+
+
+def test_two_templates_that_differ_are_warned_of(
+    make_tokenizer: TokenizerMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("solopo_nemo").propagate = True
+    load_tokenizer(write_v5(tmp_path / "same", make_tokenizer, chat_template=QWEN + "\n"))
+    assert not caplog.records
+    other = write_v5(tmp_path / "other", make_tokenizer, chat_template="{{ messages }}")
+    assert load_tokenizer(other).chat_template == QWEN
+    assert f"{other}/chat_template.jinja: is taken, as by transformers, and not the other" in caplog.text
