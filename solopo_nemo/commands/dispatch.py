@@ -94,6 +94,6 @@ def _overview(plugins: Sequence[str]) -> str:
             *(f"  {name:<17} {text}" for name, text in tools.items()),
             "",
             f"of other packages: {', '.join(plugins) or 'none installed'}",
-            "  benchmark, collapse and reproduce come with the studies: pip install -e studies in a checkout",
+            "  with the studies (pip install -e studies in a checkout): benchmark, collapse, gpu_check, reproduce",
         ]
     )

@@ -156,6 +156,14 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def synchronize() -> None:
+    """Wait until this process's GPU has done what it was given."""
+    import torch
+
+    if _present():
+        torch.cuda.synchronize()
+
+
 def release_cached_memory() -> None:
     """Give the memory that torch's CUDA allocator holds free back to the GPU."""
     import torch

@@ -16,6 +16,7 @@ import torch
 from solopo_nemo.core.layers import attention
 from solopo_nemo.core.layers import packed_kernels as kernels
 from solopo_nemo.runtime import device
+from studies.gpu_check import checks
 
 Tensor = torch.Tensor
 HEADS, DIM, SCALE = 4, 16, 0.3
@@ -188,70 +189,15 @@ def test_packed_sequences_in_one_call(
     assert cuda.calls == [kernel, f"{kernel} backward"]
 
 
-def zigzag(cp: int) -> list[list[Tensor]]:
-    """For each rank the places of its tokens, one entry a sequence: chunks ``rank`` and ``2 * cp - 1 - rank``."""
-    chunks = [torch.arange(part.start, part.stop).chunk(2 * cp) for part in kernels.slices(LENGTHS)]
-    return [[torch.cat((of[rank], of[2 * cp - 1 - rank])) for of in chunks] for rank in range(cp)]
-
-
-class AllRanks:
-    """Ring attention of all ranks in one process: each step's shares are taken from where they are."""
-
-    def __init__(self, cp: int) -> None:
-        self.cp, self.places = cp, [torch.cat(of) for of in zigzag(cp)]
-        self.shares = packed(cp).shares
-
-    def ring(self, rank: int) -> attention._Ring:
-        ring = object.__new__(attention._Ring)
-        ring.size, ring.rank = self.cp, rank
-        return ring
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        out, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
-        for rank, own in enumerate(self.places):
-            o, total = torch.empty_like(q[own]), lse[:, own]
-            for step in range(self.cp):
-                source = (rank - step) % self.cp
-                there, seen = self.places[source], self.ring(rank).seen(source, self.shares)
-                for part, more, more_lse in kernels.attend(q[own], k[there], v[there], *seen, not step, SCALE):
-                    if step:
-                        attention._merge(o[part], total[:, part], more, more_lse)
-                    else:
-                        o[part], total[:, part] = more, more_lse
-            out[own], lse[:, own] = o, total
-        return out, lse
-
-    def backward(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-        out, lse = self.forward(q, k, v)
-        gradients = [torch.zeros_like(x) for x in (q, k, v)]
-        for rank, own in enumerate(self.places):
-            for source, there in enumerate(self.places):
-                seen = self.ring(rank).seen(source, self.shares)
-                given = (grad[own], q[own], k[there], v[there], out[own], lse[:, own])
-                for q_part, kv_part, *parts in kernels.attend_backward(*given, *seen, source == rank, SCALE):
-                    for total, place, part in zip(gradients, (own[q_part], *[there[kv_part]] * 2), parts, strict=True):
-                        total[place] += part
-        return gradients
-
-
-@pytest.mark.parametrize("cp", [1, 2])
 @pytest.mark.parametrize(("dtype", "kernel", "most"), KINDS)
-def test_a_ring_over_the_packed_kernels(cuda: Kernels, dtype: torch.dtype, kernel: str, most: float, cp: int) -> None:
-    ranks, given = AllRanks(cp), tensors(dtype)
-    plain_given = [x.detach() for x in given]
-
-    class Ring(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *_: Tensor) -> Tensor:
-            return ranks.forward(*plain_given)[0]
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Any:
-            return tuple(ranks.backward(grad, *plain_given))
-
-    assert max(differences(Ring.apply, given, None)) < 10 * most
+def test_a_ring_over_the_packed_kernels(
+    cuda: Kernels, dtype: torch.dtype, kernel: str, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "LENGTHS", LENGTHS)
+    monkeypatch.setattr(checks, "SCALE", SCALE)
+    assert max(differences(checks.ring, tensors(dtype), None)) < 10 * most
     assert set(cuda.calls) == {kernel, f"{kernel} backward"}
-    assert cuda.calls.count(kernel) == 2 * cp * cp, "one call a step, not one a sequence"
+    assert len(cuda.calls) == 8, "one call a rank and step, not one a sequence"
 
 
 @pytest.mark.parametrize(("dtype", "operator"), [(torch.bfloat16, "_flash"), (torch.float32, "_efficient")])

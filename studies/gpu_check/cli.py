@@ -1,0 +1,117 @@
+"""Check and measure this project on one GPU, without NeMo: correctness beside fp64, then seconds and memory of steps.
+
+Writes OUT after each row, and its tables beside it (.md). A machine without GPU runs tiny sizes. The exit code is 0, or
+1 where a row is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from solopo_nemo.runtime import device
+from solopo_nemo.runtime.cli import ArgumentParser, positive_number
+from solopo_nemo.runtime.output import atomic_text, check_writable
+
+ROOT = Path(__file__).resolve().parents[2]
+SYSTEMS = ("SoLo-DPO", "Long-DPO", "transformers")
+CHECKED = (
+    "packed attention",
+    "sliding window",
+    "ring attention",
+    "norm and linear",
+    "SwiGLU and linear",
+    "response-only head",
+    "training step, torch's layers",
+    "training step, auto's layers",
+)
+"""The checks of ``studies.gpu_check.checks``; on a CPU a sliding window has another kernel."""
+LENGTHS = [8192 << i for i in range(8)]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    parser = ArgumentParser(__doc__)
+    option = parser.options()
+    option("--minutes N", "begin no row after so many (default: 8)", type=positive_number)
+    option("--out FILE", "JSON file (default: gpu_check.json)", type=Path)
+    given = parser.parse_args(arguments)
+    end, out = time.monotonic() + 60 * (given.minutes or 8.0), given.out or Path("gpu_check.json")
+    check_writable(out.resolve().parent, "--out")
+    rows, skipped = list[dict[str, Any]](), set[tuple[str, str]]()
+    for asked in _asked(device.cuda()):
+        kind = (asked.get("system", ""), asked.get("shape", ""))
+        if time.monotonic() > end or kind in skipped:
+            continue
+        rows.append({**asked, **_run(asked, max(60.0, end - time.monotonic()))})
+        if "note" in rows[-1] and kind[0]:
+            skipped.add(kind)  # longer prompts would not run either
+        _write(out, rows)
+        print(_line(rows[-1]), flush=True)
+    return int(any(row.get("ok") is False for row in rows))
+
+
+def _asked(gpu: bool) -> Iterator[dict[str, Any]]:
+    """The rows in their order."""
+    for precision in ("fp32", "bf16") if gpu else ("fp32",):
+        yield from ({"check": n, "precision": precision} for n in CHECKED if gpu or n != "sliding window")
+    for shape in ("0.5B", "1.5B") if gpu else ("tiny",):
+        for long in LENGTHS if gpu else (128,):
+            yield from ({"system": system, "shape": shape, "long": long} for system in SYSTEMS)
+
+
+def _run(asked: dict[str, Any], seconds: float) -> dict[str, Any]:
+    if asked.get("system") == "transformers" and find_spec("transformers") is None:
+        return {"note": "not run: transformers is not installed"}
+    command = [sys.executable, "-m", "studies.gpu_check.row", json.dumps(asked)]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return {"note": f"not finished in {seconds:.0f} s"}
+    if done.returncode:
+        return {"ok": False, "note": f"exit code {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _write(out: Path, rows: list[dict[str, Any]]) -> None:
+    with atomic_text(out) as stream:
+        json.dump({"machine": _machine(), "rows": rows}, stream, indent=1)
+    timed: dict[tuple[str, int], dict[str, str]] = {}
+    for row in (row for row in rows if "system" in row):
+        cell = f"{row['seconds']:.2f} s, {row['peak_gib']:.1f} GiB" if "seconds" in row else row["note"]
+        timed.setdefault((row["shape"], row["long"]), {})[row["system"]] = cell
+    checks = [[row["check"], row["precision"], _line(row).rpartition(": ")[2]] for row in rows if "check" in row]
+    steps = [[shape, f"{long:,}", *(of.get(s, "-") for s in SYSTEMS)] for (shape, long), of in timed.items()]
+    with atomic_text(out.with_suffix(".md")) as stream:
+        stream.write(_table(["beside fp64", "precision", "largest difference"], checks))
+        stream.write("\n" + _table(["model", "long prompt", *SYSTEMS], steps))
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
+
+
+def _line(row: dict[str, Any]) -> str:
+    if "check" in row:
+        verdict = row.get("note") or f"{row['difference']:.1e} {'ok' if row['ok'] else 'WRONG'}"
+        return f"{row['check']}, {row['precision']}: {verdict}"
+    found = row.get("note") or f"{row['seconds']:.2f} s, {row['peak_gib']:.2f} GiB"
+    return f"{row['system']}, {row['shape']}, {row['long']:,} tokens: {found}"
+
+
+def _machine() -> dict[str, Any]:
+    found: dict[str, Any] = {"gpu": device.capability(), "memory_gib": round(device.memory_gib(), 1)}
+    for package in ("torch", "megatron-core", "transformer-engine", "flash-attn", "transformers", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
