@@ -4,9 +4,9 @@ usage: python studies/benchmarks/planner.py table
        python studies/benchmarks/planner.py check [--work FOLDER] [--out FILE]
 
 `table` writes docs/planning.md, its JSON and its plot. `check` trains every configuration of planner_check.py in new
-processes on this machine, and writes measured and predicted peaks to --out, from which docs/performance.md is
-generated. Runs in --out are not measured again; predictions are always computed again. The exit code is 1 if a
-prediction differs from the measurement by more than 10 %.
+processes on this machine, and writes measured, predicted and traced (dry_run=true) peaks to --out, from which
+docs/performance.md is generated. Runs in --out are not measured again; predictions and traces are always made again.
+The exit code is 1 if a prediction differs from the measurement by more than 10 %.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def _check(work: Path, out: Path) -> int:
     rows = []
     for spec in track(check.SPECS, "measuring"):
         run = session.run(spec)
-        rows.append(check.compare(spec, run))
-        run["predicted_bytes"] = rows[-1].predicted.above_model
+        rows.append(check.compare(spec, run, check.trace(spec)["above_model"]))
+        run |= {"predicted_bytes": rows[-1].predicted.above_model, "traced_bytes": rows[-1].traced}
         results.save()
     Console().print(check.table(rows).terminal())
     return int(any(abs(row.error) > check.TOLERANCE for row in rows))

@@ -1,11 +1,13 @@
-"""Comparison of predicted and measured peaks on this machine."""
+"""Comparison of predicted, traced and measured peaks on this machine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from solopo_nemo.config.schema import load_config
 from solopo_nemo.objectives import build_objective
 from solopo_nemo.pages.tables import Table
 from solopo_nemo.planning.layout import Layout
@@ -13,7 +15,9 @@ from solopo_nemo.planning.memory import Memory, memory
 from solopo_nemo.planning.run import CPU, Run
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.workload import Lengths, Workload
+from studies.benchmarks.material import Material
 from studies.benchmarks.spec import Shape, StepSpec
+from studies.benchmarks.step import overrides_of
 
 TOLERANCE = 0.10
 """Largest relative error of a prediction."""
@@ -68,28 +72,66 @@ def predict(spec: StepSpec) -> Memory:
     return memory(Run(shape, workload, layout_of(spec), CPU, "fp32", spec.recompute, global_batch=spec.data))
 
 
+def trace(spec: StepSpec) -> dict[str, float]:
+    """A dry run of a specification: bytes by kind at the peak of the highest rank.
+
+    Returns:
+        By kind, and ``above_model``: all but the weights, and what is assumed of the process's libraries.
+    """
+    from solopo_nemo.core.device import prepare_process
+
+    prepare_process()
+    from solopo_nemo.planning.dry_run.report import dry_run
+
+    nowhere = Path("nowhere")
+    overrides = overrides_of(spec, Material(nowhere, nowhere, nowhere, nowhere), nowhere)
+    config = load_config(spec.system, [*overrides, "dry_run=true", "dry_run.device=cpu"])
+    lengths = {"prompt_short": spec.short, "prompt_long": spec.long, "chosen": spec.response, "rejected": spec.response}
+    found = dry_run(config, ModelShape.from_hf(spec.shape.hf_config()), lengths, spec.ranks, 1.0)
+    kinds: dict[str, float] = {**found.traces[0].peak.by("kind")}
+    return {**kinds, "above_model": found.traces[0].peak.bytes - kinds["weights"] + found.device_bytes}
+
+
 @dataclass(frozen=True)
 class Row:
-    """One configuration with its measured and predicted peak in bytes above the loaded model (the highest rank)."""
+    """One configuration with its measured, predicted and traced peak in bytes above the loaded model (highest rank)."""
 
     spec: StepSpec
     measured: float
     predicted: Memory
+    traced: float
 
     @property
     def error(self) -> float:
         """Relative error of the prediction."""
         return self.predicted.above_model / self.measured - 1
 
+    @property
+    def trace_error(self) -> float:
+        """Relative error of the trace."""
+        return self.traced / self.measured - 1
 
-def compare(spec: StepSpec, measured: dict[str, Any]) -> Row:
-    """Compare a measurement (``peak_bytes`` of each rank) with a new prediction."""
-    return Row(spec, max(measured["peak_bytes"]), predict(spec))
+
+def compare(spec: StepSpec, measured: dict[str, Any], traced: float) -> Row:
+    """Compare a measurement (``peak_bytes`` of each rank) with a new prediction and a trace."""
+    return Row(spec, max(measured["peak_bytes"]), predict(spec), traced)
 
 
 def table(rows: Iterable[Row]) -> Table:
     """All rows as a table, in MiB."""
-    head = ("recipe", "model", "long", "layout", "recompute", "moment", "measured", "predicted", "error")
+    head = (
+        "recipe",
+        "model",
+        "long",
+        "layout",
+        "recompute",
+        "moment",
+        "measured",
+        "predicted",
+        "error",
+        "traced",
+        "error",
+    )
     cells = [
         (
             row.spec.system,
@@ -101,6 +143,8 @@ def table(rows: Iterable[Row]) -> Table:
             f"{row.measured / 2**20:.0f}",
             f"{row.predicted.above_model / 2**20:.0f}",
             f"{row.error:+.1%}",
+            f"{row.traced / 2**20:.0f}",
+            f"{row.trace_error:+.1%}",
         )
         for row in rows
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from solopo_nemo.config.schema import load_config
 from solopo_nemo.runtime import cli, environment, logs
 from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.runtime.signals import StopRequest
-from studies.benchmarks.memory import PeakMemory
+from studies.benchmarks.memory import PeakMemory, storage_bytes
 
 
 class StepMeter(pl.Callback):
@@ -35,11 +34,14 @@ class StepMeter(pl.Callback):
         self.seconds: list[float] = []
         self._memory = PeakMemory()
         self._started = 0.0
+        self._state: dict[str, int] = {}
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure the baseline before the first step, and start the clock."""
         if not self.seconds:
-            self._memory.start(pl_module.parameters(), list(_training_state(trainer)))
+            weights, state = list(pl_module.parameters()), _training_state(trainer)
+            self._memory.start(weights, [tensor for tensors in state.values() for tensor in tensors])
+            self._state = {kind: storage_bytes(tensors) for kind, tensors in {"weights": weights, **state}.items()}
         torch.cuda.synchronize()
         self._started = time.perf_counter()
 
@@ -54,31 +56,34 @@ class StepMeter(pl.Callback):
             "seconds": self.seconds,
             "peak_bytes": self._memory.peak(),
             "baseline_bytes": self._memory.baseline,
+            "state_bytes": self._state,
             "threads": torch.get_num_threads(),
         }
         with atomic_text(self.result) as stream:
             stream.write(json.dumps(values))
 
 
-def _training_state(trainer: pl.Trainer) -> Iterator[torch.Tensor]:
+def _training_state(trainer: pl.Trainer) -> dict[str, list[torch.Tensor]]:
     """Tensors that Megatron allocates before the first step: gradients, optimizer shards, and a reference policy."""
+    state: dict[str, list[torch.Tensor]] = {"gradients": [], "optimizer": [], "reference": []}
     strategy: Any = trainer.strategy
     weights = set()
     for module in strategy.megatron_parallel:
         weights |= {p.untyped_storage().data_ptr() for p in module.parameters()}
         for buffer in (*module.buffers, *module.expert_parallel_buffers):
             buffer.grad_data.zero_()  # every step starts with this; it makes the buffer resident
-            yield buffer.grad_data
+            state["gradients"].append(buffer.grad_data)
     megatron = strategy.lightning_module.optimizers(use_pl_optimizer=False).mcore_optimizer
     for optimizer in getattr(megatron, "chained_optimizers", [megatron]):
         for group in optimizer.optimizer.param_groups:  # fp32 shards are views of the model's weights
-            yield from (p for p in group["params"] if p.untyped_storage().data_ptr() not in weights)
-        for state in optimizer.optimizer.state.values():
-            yield from (value for value in state.values() if torch.is_tensor(value))
+            state["optimizer"] += [p for p in group["params"] if p.untyped_storage().data_ptr() not in weights]
+        for values in optimizer.optimizer.state.values():
+            state["optimizer"] += [value for value in values.values() if torch.is_tensor(value)]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         module = getattr(callback, "module", None)
         if isinstance(module, torch.nn.Module):
-            yield from module.parameters()
+            state["reference"] += list(module.parameters())
+    return state
 
 
 def main() -> None:

@@ -33,9 +33,10 @@ def measure_step(spec: StepSpec, work: Path, peer_python: Path | None = None) ->
 
     Returns:
         JSON data. ``seconds``: time of each step on the slowest rank. ``peak_bytes``: peak of each rank above the
-        loaded model (see :mod:`studies.benchmarks.memory`). ``baseline_bytes``: baseline of each rank. ``losses``,
-        ``logps``: values of each step. ``tokens``: tokens per step. ``threads``: threads per rank. ``digest``: hashes
-        of the token ids. ``versions``, ``machine``.
+        loaded model (see :mod:`studies.benchmarks.memory`). ``baseline_bytes``: baseline of each rank. ``state_bytes``:
+        bytes of weights, gradients and optimizer state of each rank, before the first step. ``losses``, ``logps``:
+        values of each step. ``tokens``: tokens per step. ``threads``: threads per rank. ``digest``: hashes of the token
+        ids. ``versions``, ``machine``.
 
     Raises:
         MeasurementError: a process failed.
@@ -129,6 +130,7 @@ def _own(spec: StepSpec, material: Material, run: Path) -> dict[str, Any]:
         "seconds": [max(values) for values in zip(*(r["seconds"] for r in ranks), strict=True)],
         "peak_bytes": [r["peak_bytes"] for r in ranks],
         "baseline_bytes": [r["baseline_bytes"] for r in ranks],
+        "state_bytes": [r["state_bytes"] for r in ranks],
         "losses": [row["loss"] for row in rows],
         "logps": [{key: row[key] for key in sorted(row) if key.startswith("logps/")} for row in rows],
         "tokens": rows[0]["tokens"],
