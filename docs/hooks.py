@@ -37,7 +37,7 @@ def _recipes() -> str:
 
 def _base_keys() -> list[Key]:
     plugins = "modules to import first, given as `+plugins=[my_package.my_po]`: they register objectives of your own"
-    own = [key for key in keys(CONF / "base.yaml") if "." not in key.path and key.path != "recipe"]
+    own = [key for key in keys(CONF / "base.yaml") if key.path.partition(".")[0] not in ("recipe", *GROUPS)]
     return [*own, Key("plugins", "[]", plugins)]
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from solopo_nemo.runtime import device
+
 logger = logging.getLogger("solopo_nemo.rank")
 
 _CPU = torch.device("cpu")
@@ -124,18 +126,26 @@ def _patch_buffers() -> None:
     """Gradients and weights are exchanged where they lie, as NCCL does it: gloo would copy whole buffers."""
     from megatron.core.distributed import param_and_grad_buffer as buffers
 
-    def reduce_in_place(shard: torch.Tensor, whole: torch.Tensor, op: Any, group: Any, async_op: bool) -> None:
+    reduce_scatter, all_gather = buffers.dist_reduce_scatter_func, buffers.dist_all_gather_func
+
+    def reduce_in_place(shard: torch.Tensor, whole: torch.Tensor, op: Any, group: Any, async_op: bool) -> Any:
+        if device.cuda():  # a dry run for a GPU
+            return reduce_scatter(shard, whole, op=op, group=group, async_op=async_op)
         # param_and_grad_buffer.py:395, where the shard is a part of the whole; nobody reads the rest
         if group.size() > 1:
             options = torch.distributed.AllreduceOptions()
             options.reduceOp = op
             group.allreduce([whole], options).wait()
+        return None
 
-    def gather_in_place(whole: torch.Tensor, shard: torch.Tensor, group: Any, async_op: bool) -> None:
+    def gather_in_place(whole: torch.Tensor, shard: torch.Tensor, group: Any, async_op: bool) -> Any:
+        if device.cuda():
+            return all_gather(whole, shard, group=group, async_op=async_op)
         for rank, part in enumerate(whole.chunk(group.size())):  # param_and_grad_buffer.py:248, likewise
             options = torch.distributed.BroadcastOptions()
             options.rootRank = rank
             group.broadcast([part], options).wait()
+        return None
 
     buffers.dist_reduce_scatter_func = reduce_in_place
     buffers.dist_all_gather_func = gather_in_place

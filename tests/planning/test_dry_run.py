@@ -20,12 +20,19 @@ from solopo_nemo.planning.parameters import StageParameters
 
 LENGTHS = {"prompt_short": 60, "prompt_long": 500, "chosen": 20, "rejected": 20}
 CPU = ["dry_run=true", "dry_run.device=cpu", "trainer.micro_batch=1", "trainer.global_batch=2"]
+GPU = ["dry_run=true", "model.layers=torch", *CPU[2:]]
+LONGER = {**LENGTHS, "prompt_long": 4 * LENGTHS["prompt_long"]}
 CELLS: dict[str, tuple[int, int, list[str]]] = {  # rank, world, overrides
     "one rank": (0, 1, CPU),
     "recomputed, online": (0, 1, [*CPU, "model.recompute=full", "objective.reference=online"]),
     "first stage": (0, 2, [*CPU, "parallel.pipeline=2"]),
     "last stage": (2, 4, [*CPU, "parallel.pipeline=2", "parallel.tensor=2", "parallel.sequence=true"]),
     "ring": (1, 2, [*CPU, "parallel.context=2", "parallel.cp_comm_type=p2p"]),
+    "gpu": (0, 1, GPU),
+    "gpu, longer": (0, 1, GPU),
+    "gpu, fp32": (0, 1, [*GPU, "trainer.precision=fp32"]),
+    "gpu ring": (1, 2, [*GPU, "parallel.context=2", "parallel.cp_comm_type=p2p"]),
+    "gpu stage": (2, 4, [*GPU, "parallel.pipeline=2", "parallel.tensor=2", "parallel.sequence=true"]),
     "heads": (0, 8, [*CPU, "parallel.tensor=8"]),
 }
 
@@ -65,9 +72,10 @@ def _trace_all(_: int, out: str) -> None:
 
     def attempt(name: str, shape: Any, rank: int, world: int, overrides: list[str]) -> None:
         try:
-            found[name] = trace_rank(load_config("solo_dpo", overrides), shape, LENGTHS, rank, world)
-        except Exception as error:
-            found[name] = error
+            lengths = LONGER if name.endswith("longer") else LENGTHS
+            found[name] = trace_rank(load_config("solo_dpo", overrides), shape, lengths, rank, world)
+        except Exception as error:  # not every error of torch can be sent
+            found[name] = RuntimeError(f"{type(error).__name__}: {error}")
 
     for name, cell in CELLS.items():
         attempt(name, model, *cell)
@@ -129,11 +137,33 @@ def test_recomputation_saves_activations_and_a_reference_policy_costs_its_weight
     assert other["reference"] == pytest.approx(other["weights"], rel=0.02)
 
 
-def test_a_cpu_trace_runs_the_cpus_attention_and_no_gpus(traces: dict[str, Any]) -> None:
-    operations = traces["one rank"].operations
-    assert "_scaled_dot_product_flash_attention_for_cpu" in operations
-    assert "_flash_attention_forward" not in operations
-    assert not traces["ring"].too_long
+FLASH, EFFICIENT = "_flash_attention_forward", "_efficient_attention_forward"
+ON_CPU = "_scaled_dot_product_flash_attention_for_cpu"
+
+
+@pytest.mark.parametrize(
+    ("cell", "kernel"),
+    [("one rank", ON_CPU), ("ring", ON_CPU), ("gpu", FLASH), ("gpu ring", FLASH), ("gpu, fp32", EFFICIENT)],
+)
+def test_a_trace_runs_the_attention_of_its_target_alone(traces: dict[str, Any], cell: str, kernel: str) -> None:
+    operations = traces[cell].operations
+    assert operations.keys() & {FLASH, EFFICIENT, ON_CPU} == {kernel}
+    assert operations[kernel.replace("forward", "backward") if kernel != ON_CPU else f"{ON_CPU}_backward"]
+    assert not traces[cell].too_long
+
+
+def test_a_gpu_trace_holds_no_blocks_of_a_cpu_and_the_gpus_fused_norm(traces: dict[str, Any]) -> None:
+    short, longer = traces["gpu"].operations, traces["gpu, longer"].operations
+    assert short["mm"] == longer["mm"]  # a CPU's blocks of 512 rows are four times as many
+    assert "rsqrt" not in short
+
+
+def test_on_a_gpu_weights_are_bf16_and_the_optimizer_has_fp32_ones_too(traces: dict[str, Any]) -> None:
+    kinds, parameters = traces["gpu"].peak.by("kind"), StageParameters.of(load_shape("builtin")).total
+    for kind, size in (("weights", 2), ("gradients", 4), ("optimizer", 12)):
+        assert kinds[kind] == pytest.approx(parameters * size, rel=0.02)
+    # gradients are reduced in fp32 and weights gathered in bf16, each as a ring
+    assert traces["gpu ring"].sent["data"] == pytest.approx(parameters * (4 + 2) / 2, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class RankTrace:
         flops: operations of the step.
         sent: bytes that it sends in the step, by process group.
         too_long: float tensors as long as a whole sequence, of which a ring of context-parallel ranks has none.
-        operations: names of the operations that ran.
+        operations: how often each operation ran, by name.
     """
 
     rank: int
@@ -57,7 +57,7 @@ class RankTrace:
     flops: float
     sent: dict[str, float]
     too_long: list[str]
-    operations: frozenset[str]
+    operations: dict[str, int]
 
 
 class _SameShapes(P2PCommunicator):
@@ -69,13 +69,28 @@ class _SameShapes(P2PCommunicator):
         return self.shape, self.shape
 
 
+class _FusedNorm(torch.autograd.Function):
+    """What CUDA's kernels of RMSNorm allocate and save; on the CPU, where fake tensors lie, torch has none."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows, weight, rows.new_empty(rows.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, weight, _ = ctx.saved_tensors
+        return torch.empty_like(rows), torch.empty_like(weight)
+
+
 class _KernelsOfCuda(TorchFunctionMode):
-    """Takes CUDA's kernel where torch chooses one by the device of a tensor: RMSNorm (layer_norm.cpp, rms_norm)."""
+    """Takes CUDA's kernel where torch chooses one by the device of a tensor (layer_norm.cpp, rms_norm)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.rms_norm:
-            return torch.ops.aten._fused_rms_norm(*args, **(kwargs or {}))[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.rms_norm:
+            return _FusedNorm.apply(args[0], args[2] if len(args) > 2 else kwargs["weight"])
+        return func(*args, **kwargs)
 
 
 @contextmanager
@@ -135,7 +150,7 @@ def trace_rank(
         step.finish()
         stage = parallel_state.get_pipeline_model_parallel_rank()
         too_long = [str(made) for made in tracker.too_long]
-        return RankTrace(rank, stage, tracker.peak(), step.flops, step.sent, too_long, frozenset(tracker.operations))
+        return RankTrace(rank, stage, tracker.peak(), step.flops, step.sent, too_long, dict(tracker.operations))
 
 
 class _Step:
@@ -160,8 +175,7 @@ class _Step:
                 optimizer_config(config), [self.model], use_gloo_process_groups=False
             )
         fuse_adamw(self.optimizer)
-        for group in self.optimizer.param_groups:
-            tracker.adopt(group["params"])
+        tracker.adopt(p for group in self.optimizer.param_groups for p in group["params"])
         # the host computes the norm of all gradients (megatron/core/utils.py:1028): here one that has to be clipped
         self.optimizer.get_grad_norm = lambda: 2.0 * config.optim.clip_grad
         self.optimizer.step()  # makes the optimizer's state
@@ -186,8 +200,7 @@ class _Step:
             return {**batch, **tensors}
 
         self.batch: Batch = packed(self.objective.sequences)
-        padded = [layout.padded(int(n)) for n in pack(samples, self.objective.sequences, layout)["input_tokens"]]
-        tracker.lengths = padded
+        padded = tracker.lengths = self.batch["lengths"]
         if config.parallel.context > 1 and config.parallel.cp_comm_type == "p2p":
             own = {size for p in self.core.parameters() for size in p.shape} | {self.batch["tokens"].shape[1]}
             tracker.whole = frozenset({sum(padded), max(padded)} - own)

@@ -127,6 +127,8 @@ def dry_run(
     from solopo_nemo.planning.dry_run.rank import trace_rank
 
     doing = "start"
+    if config.dry_run.device == "cuda":  # Transformer Engine's layers run on a GPU alone
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, layers="torch"))
     started, traces, layout = time.perf_counter(), list[Any](), Layout.of(config.parallel, world)
     for rank in ranks_that_differ(layout, model, config, lengths):
         stage = rank * layout.pipeline // world
@@ -215,7 +217,8 @@ def print_dry_run(found: DryRun, console: Console) -> None:
     """Print what a dry run found."""
     highest, target = found.traces[0], found.config.dry_run.device
     sample = ", ".join(f"{name} {size:,}" for name, size in found.lengths.items())
-    console.print(f"{found.config.recipe} of {found.config.model.init}, {found.layout}, traced for {target}")
+    console.print(f"{found.config.recipe} of {found.config.model.init}, {found.layout}")
+    console.print(f"traced for {target}, layers in plain torch")
     console.print(f"longest sample: {sample} tokens; {found.config.trainer.micro_batch} a micro-batch")
     shown = [("peak", *(gib(trace.peak.bytes) for trace in found.traces))]
     shown += [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,7 +95,8 @@ class Tracker(TorchDispatchMode):
         groups: name by process-group name.
         syncs: the host may read the device: 1 is what it reads.
         layer: see :class:`Storage`.
-        flops, sent: operations; bytes sent by group.
+        flops, sent: floating-point operations; bytes sent by group.
+        operations: how often each operation ran, by name.
         lengths: of the packed sequences, over all context-parallel ranks.
         whole: sizes of a dimension that no tensor of a context-parallel rank should have.
         too_long: tensors that have one.
@@ -107,7 +108,7 @@ class Tracker(TorchDispatchMode):
     moment: str = "build"
     flops: float = 0.0
     sent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    operations: set[str] = field(default_factory=set)
+    operations: Counter[str] = field(default_factory=Counter)
     lengths: Sequence[int] = ()
     whole: frozenset[int] = frozenset()
     too_long: list[Storage] = field(default_factory=list)
@@ -129,8 +130,13 @@ class Tracker(TorchDispatchMode):
                 raise HostSync(f"{name} reads {given[0].dtype} {list(given[0].shape)} of the device at {_place()}")
             if name == "_local_scalar_dense":
                 return 1.0 if given[0].is_floating_point() else 1
-        out = func(*args, **kwargs)
-        self.operations.add(name)
+        if name.endswith("_coalesced_"):
+            out = _coalesced(func, args)
+        elif name == "_efficient_attention_backward":  # its fake one lacks the argument `out` (torch 2.9 to 2.13)
+            out = (*map(torch.empty_like, args[1:4]), None)
+        else:
+            out = func(*args, **kwargs)
+        self.operations[name] += 1
         if func.namespace in ("c10d", "_c10d_functional"):
             self._count_traffic(name, args)
         else:
@@ -269,6 +275,15 @@ def _attention(name: str, args: Any, lengths: Sequence[int]) -> float:
     # flash: is_causal, and its other flags are false; memory-efficient: custom_mask_type, 0 without a mask
     causal = any(x is True or (type(x) is int and x == 1) for x in args)
     return pairs * heads * dim * (10 if backward else 4) * (0.5 if causal else 1.0)
+
+
+def _coalesced(func: Any, args: Any) -> Any:
+    """Run a collective of several tensors, which has no fake implementation, on one number of each rank."""
+    ranks = dist.ProcessGroup.unbox(args[2]).size()
+    with no_dispatch():
+        whole, part = torch.empty(ranks), torch.empty(1)
+        pair = ([whole], [part]) if "gather" in func.overloadpacket.__name__ else ([part], [whole])
+        return func(*pair, *args[2:])
 
 
 def _group(argument: Any) -> Any:
