@@ -1,6 +1,7 @@
 """Check and measure this project on one GPU, without NeMo: correctness beside fp64, then seconds and memory of steps.
 
-Writes OUT after each row, and its tables beside it (.md). A machine without GPU runs tiny sizes. The exit code is 0, or
+Writes OUT after each row, and its tables beside it (.md). Where NeMo is installed and time is left, the dry run's peaks
+stand beside those that were measured. A machine without GPU runs tiny sizes. The exit code is 0, or
 1 where a row is wrong.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -55,6 +57,11 @@ def main(arguments: Sequence[str]) -> int:
             skipped.add(kind)  # longer prompts would not run either
         _write(out, rows)
         print(_line(rows[-1]), flush=True)
+    measured = [row for row in rows if row.get("system") == "SoLo-DPO" and "seconds" in row]
+    for row in measured if device.cuda() and find_spec("nemo") else ():
+        if time.monotonic() < end:
+            row["traced_gib"] = _traced(row)
+            _write(out, rows)
     return int(any(row.get("ok") is False for row in rows))
 
 
@@ -81,6 +88,23 @@ def _run(asked: dict[str, Any], seconds: float) -> dict[str, Any]:
     return found
 
 
+def _traced(row: dict[str, Any]) -> float | None:
+    """Peak of the same step above its weights in a dry run, GiB; None where it ends with an error."""
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [
+            f"model=qwen2_5_{row['shape'].lower().replace('.', '_')}", "dry_run=true", f"dry_run.length={row['long']}",
+            f"output_dir={folder}", "trainer.global_batch=1", "model.recompute=none", "objective.align=chosen",
+            "model.rope_scaling={type: yarn, factor: 64.0}",
+        ]  # fmt: skip
+        command = [sys.executable, "recipes/solo_dpo.py", *overrides]
+        subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+        written = Path(folder, "dry_run.json")
+        if not written.is_file():
+            return None
+        (rank,) = json.loads(written.read_text())["ranks"]
+    return float(rank["peak_gib"]) - float(rank["kinds"]["weights"])
+
+
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:
     with atomic_text(out) as stream:
         json.dump({"machine": _machine(), "rows": rows}, stream, indent=1)
@@ -89,10 +113,11 @@ def _write(out: Path, rows: list[dict[str, Any]]) -> None:
         cell = f"{row['seconds']:.2f} s, {row['peak_gib']:.1f} GiB" if "seconds" in row else row["note"]
         timed.setdefault((row["shape"], row["long"]), {})[row["system"]] = cell
     checks = [[row["check"], row["precision"], _line(row).rpartition(": ")[2]] for row in rows if "check" in row]
-    steps = [[shape, f"{long:,}", *(of.get(s, "-") for s in SYSTEMS)] for (shape, long), of in timed.items()]
+    traced = {(row["shape"], row["long"]): f"{row['traced_gib']:.1f} GiB" for row in rows if row.get("traced_gib")}
+    steps = [[at[0], f"{at[1]:,}", *(of.get(s, "-") for s in SYSTEMS), traced.get(at, "-")] for at, of in timed.items()]
     with atomic_text(out.with_suffix(".md")) as stream:
         stream.write(_table(["beside fp64", "precision", "largest difference"], checks))
-        stream.write("\n" + _table(["model", "long prompt", *SYSTEMS], steps))
+        stream.write("\n" + _table(["model", "long prompt", *SYSTEMS, "SoLo-DPO, traced"], steps))
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

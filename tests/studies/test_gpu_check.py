@@ -70,6 +70,24 @@ def test_what_ran_out_of_memory_is_not_tried_longer(tmp_path: Path, monkeypatch:
     assert ("SoLo-DPO", 2) in tried
 
 
+def test_the_dry_run_stands_beside_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from solopo_nemo.config.schema import load_config
+
+    def run(command: list[str], **_: Any) -> None:
+        config = load_config("solo_dpo", command[2:])
+        assert config.dry_run.enabled
+        assert (config.model.init, config.dry_run.length) == ("Qwen/Qwen2.5-0.5B-Instruct", "8192")
+        rank = {"peak_gib": 9.5, "kinds": {"weights": 1.0}}
+        (Path(config.output_dir) / "dry_run.json").write_text(json.dumps({"ranks": [rank]}))
+
+    monkeypatch.setattr(cli, "_asked", lambda gpu: iter([{"system": "SoLo-DPO", "shape": "0.5B", "long": 8192}]))
+    monkeypatch.setattr(cli, "_run", lambda *_: {"seconds": 1.0, "peak_gib": 8.0})
+    monkeypatch.setattr(cli.device, "cuda", lambda: True)
+    monkeypatch.setattr(cli.subprocess, "run", run)
+    assert cli.main(["--out", str(tmp_path / "a.json")]) == 0
+    assert "| 0.5B | 8,192 | 1.00 s, 8.0 GiB | - | - | 8.5 GiB |" in (tmp_path / "a.md").read_text()
+
+
 def test_a_failure_is_one_of_the_rows_values() -> None:
     from studies.gpu_check import row
 
