@@ -28,6 +28,7 @@ KINDS = ("weights", "gradients", "optimizer", "reference", "inputs", "activation
 CPU_LIBRARIES = 22 * 2**20
 """Library code and heap beside the tensors of a CPU rank. Measured in 22 configurations: 14 to 30 MiB, 42 where gloo
 copies what it sends to all (docs/performance/planner.json)."""
+OF_LAYERS = ("activations", "temporaries")
 SHOWN = 5
 """Tensors of the peak that are shown."""
 
@@ -90,7 +91,9 @@ class DryRun:
                     "peak_gib": round(trace.peak.bytes / GIB, 3),
                     "moment": trace.peak.moment,
                     "kinds": {kind: round(size / GIB, 4) for kind, size in trace.peak.by("kind").items()},
-                    "layers": {name: round(size / GIB, 4) for name, size in trace.peak.by("layer").items() if name},
+                    "layers": {
+                        name: round(size / GIB, 4) for name, size in trace.peak.by("layer", *OF_LAYERS).items() if name
+                    },
                     "highest": [
                         {"gib": round(made.bytes / GIB, 4), "kind": made.kind, "tensor": str(made)}
                         for made in trace.peak.live[:SHOWN]
@@ -206,10 +209,10 @@ def _runs(layers: Mapping[str, int]) -> list[tuple[str, int]]:
     order = sorted(layers.items(), key=lambda item: [int(part) if part.isdigit() else -1 for part in item[0].split()])
     for name, size in order:
         first, _, before = runs[-1] if runs else ("", "", -1)
-        if name.startswith("layer ") and first.startswith("layer ") and size == before:
+        if name.startswith("layer ") and first.startswith("layer ") and gib(size) == gib(before):
             runs[-1] = first, f"{first} to {name.removeprefix('layer ')}", size
         else:
-            runs.append((name, name or "backward and optimizer", size))
+            runs.append((name, name or "backward, and between layers", size))
     return [(shown, size) for _, shown, size in runs]
 
 
@@ -234,8 +237,8 @@ def print_dry_run(found: DryRun, console: Console) -> None:
     heads = [f"rank {trace.rank}, stage {trace.stage}" for trace in found.traces]
     title = "GiB at the peak of an optimizer step, and what a step sends and computes"
     console.print(Table(("", *heads), shown, title=title).terminal())
-    layers = _runs(highest.peak.by("layer"))
-    console.print(Table(("on the first, made in", "GiB each"), [(name, gib(size)) for name, size in layers]).terminal())
+    layers = _runs(highest.peak.by("layer", *OF_LAYERS))
+    console.print(Table(("made in, on the first", "GiB each"), [(name, gib(size)) for name, size in layers]).terminal())
     tensors = [(gib(made.bytes), made.kind, str(made)) for made in highest.peak.live[:SHOWN]]
     title = f"Largest blocks there, in {highest.peak.moment}"
     console.print(Table(("GiB", "kind", "tensor"), tensors, "rll", title=title).terminal())

@@ -22,7 +22,7 @@ _READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique
 """Operations whose result the host has to know, by name."""
 _ATTENTION = ("_flash_attention_forward", "_efficient_attention_forward")
 _CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
-NOT_THE_PLACE = ("dry_run/tracker.py", "dry_run/rank.py", "core/cpu_patches.py")
+NOT_THE_PLACE = (*(f"dry_run/{name}.py" for name in ("tracker", "rank", "report")), "core/cpu_patches.py")
 """Files that stand between an operation and whoever asked for it."""
 _LARGE = 2**20
 """Bytes from which a tensor's place in the source is kept."""
@@ -55,7 +55,7 @@ class Storage:
 
     def __str__(self) -> str:
         where = f" in {self.layer}" if self.layer else ""
-        return f"{self.dtype} {list(self.shape)} of {self.operation}{where} ({self.place})"
+        return f"{self.dtype} {list(self.shape)} of {self.operation}{where}{self.place and f' ({self.place})'}"
 
 
 @dataclass
@@ -72,11 +72,12 @@ class Peak:
     live: list[Storage]
     moment: str
 
-    def by(self, attribute: str) -> dict[str, int]:
-        """Bytes by kind or by layer."""
+    def by(self, attribute: str, *kinds: str) -> dict[str, int]:
+        """Bytes by ``kind`` or by ``layer``; of some kinds alone where these are given."""
         sums: dict[str, int] = defaultdict(int)
         for storage in self.live:
-            sums[getattr(storage, attribute)] += storage.bytes
+            if not kinds or storage.kind in kinds:
+                sums[getattr(storage, attribute)] += storage.bytes
         return dict(sums)
 
 

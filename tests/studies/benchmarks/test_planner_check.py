@@ -57,6 +57,11 @@ def test_traced_peaks_are_within_five_percent_of_measured_ones() -> None:
     assert max(map(abs, errors.values())) < 0.16
 
 
+def test_the_planner_and_the_trace_agree_on_a_cpu_within_eight_percent() -> None:
+    for run in recorded():
+        assert abs(run["predicted_bytes"] / run["traced_bytes"] - 1) < 0.08, run["spec"]
+
+
 TRACED_AGAIN = (check.SPECS[9], check.SPECS[17])
 
 
@@ -72,7 +77,7 @@ def test_a_trace_gives_what_is_recorded_and_the_state_of_a_real_run(tmp_path: Pa
     traced = torch.load(tmp_path / "t")
     known = {StepSpec.from_json(run["spec"]): run["traced_bytes"] for run in recorded()}
     for spec, found in zip(TRACED_AGAIN, traced, strict=True):
-        assert found["above_model"] == pytest.approx(known[spec], rel=1e-6)
+        assert found["above_model"] == pytest.approx(known[spec], rel=0.01)
     measured = measure_step(TRACED_AGAIN[1], tmp_path)
     for kind in ("weights", "gradients", "optimizer"):
         assert traced[1][kind] == pytest.approx(max(rank[kind] for rank in measured["state_bytes"]), rel=0.02), kind
