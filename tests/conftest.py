@@ -15,8 +15,9 @@ settings.load_profile("any machine")
 
 
 LONGEST = (
-    *("test_runs.py", "test_torture.py", "test_parity.py", "test_faults.py", "test_signals.py", "test_selection.py"),
-    *("test_pretrained.py", "test_same_numbers.py", "test_measurements.py", "test_convert.py", "test_auto_alpha.py"),
+    *("test_runs.py", "test_parity.py", "test_pretrained.py", "test_measurements.py", "test_faults.py"),
+    *("test_torture.py", "test_selection.py", "test_same_numbers.py", "test_convert.py", "test_method_runs.py"),
+    *("test_auto_alpha.py", "test_signals.py", "test_without_nemo.py", "test_wheel.py"),
 )
 """Files that two workers should not begin with last."""
 

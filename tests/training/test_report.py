@@ -85,7 +85,7 @@ def test_whole_report(tmp_path: Path) -> None:
 def test_a_chosen_alpha_is_shown(tmp_path: Path) -> None:
     config = configure(tmp_path, "objective.alpha=auto")
     (tmp_path / "alpha.json").write_text('{"alpha": 0.317, "norms": []}')
-    assert "0.317, chosen by the run" in report(config, rows(2))[0]
+    assert "0.317, chosen by the run" in report(config, rows(2, ("loss",)))[0]
 
 
 @pytest.mark.parametrize("steps", [0, 1])
@@ -98,7 +98,7 @@ def test_few_steps_without_accuracy(tmp_path: Path, steps: int) -> None:
 
 def test_missing_keys_have_no_plot_and_stale_plots_go(tmp_path: Path) -> None:
     config = configure(tmp_path)
-    report(config, rows(3), {"before": accuracy(0.5)})
+    report(config, rows(3, ("align/gap",)), {"before": accuracy(0.5)})
     (tmp_path / "accuracy.json").unlink()
     page, names = report(config, rows(3, (*VANILLA, "lr")))
     assert names == {"loss", "rewards", "margin", "optimizer"}
@@ -106,7 +106,7 @@ def test_missing_keys_have_no_plot_and_stale_plots_go(tmp_path: Path) -> None:
 
 
 def test_only_before_is_measured(tmp_path: Path) -> None:
-    page, names = report(configure(tmp_path), rows(2), {"before": accuracy(0.5)})
+    page, names = report(configure(tmp_path), rows(2, ("loss",)), {"before": accuracy(0.5)})
     assert "accuracy" in names and "50.0 % (40-60)" in page
 
 
