@@ -216,7 +216,7 @@ class _Encoder:
         """
         for column, own in ids.items():
             if (largest := max(own, default=-1)) > self.largest["id"]:
-                self.largest = {"id": largest, "where": f"{triplet.where}: field {column}"}
+                self.largest = {"id": largest, "where": triplet.place(column)}
                 require_token(largest, self._encoder.tokenizer, self._vocab_size, self.largest["where"])
         self.special += self._encoder.special_text(triplet, self._needs.responses)
         if len(self._needs.prompts) == 2 and len(ids["prompt_long"]) <= len(ids["prompt_short"]):

@@ -88,7 +88,7 @@ class TripletEncoder:
         """See `ChatTemplate`."""
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer, template_kwargs, key, given)
-        self._row: tuple[str, TripletEncoder] = ("", self)
+        self._rows: dict[str, TripletEncoder] = {}
         self._markup = False
 
     def encode(self, triplets: Sequence[Triplet], needs: Needs) -> list[dict[str, list[int]]]:
@@ -122,13 +122,13 @@ class TripletEncoder:
         return ""
 
     def _encode(self, triplets: Sequence[Triplet], needs: Needs) -> list[dict[str, list[int]]]:
+        self._rows.clear()  # of the batch before
         columns: dict[str, list[list[int]]] = {}
         texts: dict[str, list[str]] = {}
         for field in needs.prompts:
             prompts = [getattr(t, field) for t in triplets]
             texts[field] = [
-                self._of(t)._text(prompt, f"{t.where}: field {field}")
-                for prompt, t in zip(prompts, triplets, strict=True)
+                self._of(t)._text(prompt, t.place(field)) for prompt, t in zip(prompts, triplets, strict=True)
             ]
             columns[field] = self._prompt_ids(texts[field], prompts)
         for name in needs.sequences:
@@ -181,12 +181,12 @@ class TripletEncoder:
     def _of(self, triplet: Triplet) -> TripletEncoder:
         """Return the encoder with the template fields of a row."""
         key = json.dumps(triplet.template) if triplet.template else ""
-        if key and key != self._row[0]:
+        if key and key not in self._rows:
             given = dict(triplet.template)
             switches = self.template.switches | given.pop("chat_template_kwargs", {})
             where = f"{triplet.where}: field chat_template_kwargs"
-            self._row = key, TripletEncoder(self.tokenizer, switches, where, given)
-        return self._row[1] if key else self
+            self._rows[key] = TripletEncoder(self.tokenizer, switches, where, given)
+        return self._rows[key] if key else self
 
     def _text(self, prompt: Prompt, where: str) -> str:
         return prompt if isinstance(prompt, str) else self.render(prompt, where)

@@ -52,6 +52,7 @@ def load_tokenizer(
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 str(source), local_files_only=True, trust_remote_code=trust_remote_code, fix_mistral_regex=tekken
             )
+            tokenizer("word")  # settings of a wrong type are noticed at the first text
         except Exception as error:  # tokenizers raises bare Exception for a damaged file
             reason = " ".join(str(error).split())
             raise UserError(

@@ -108,6 +108,7 @@ class Triplet:
         chosen: Preferred assistant text.
         rejected: Rejected assistant text.
         template: Template fields of the row: `tools` and `documents` (lists), `chat_template_kwargs` (mapping).
+        sources: For each prompt, the row's field that it was read from, such as `prompt` of a vanilla row.
     """
 
     id: str
@@ -117,6 +118,11 @@ class Triplet:
     chosen: str | None = None
     rejected: str | None = None
     template: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def place(self, field: str) -> str:
+        """Location of a field in the file, for messages."""
+        return f"{self.where}: field {self.sources.get(field, field)}"
 
 
 def read_triplets(path: Path | str, needs: Needs) -> Iterator[Triplet]:
@@ -166,14 +172,16 @@ def parse_triplet(row: dict[str, Any], needs: Needs, where: str, default_id: str
         UserError: A field is missing or invalid. The message names `where` and the field.
     """
     values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     implied: list[Message] | None = None
+    whole = ""
     for field in needs.responses:
         values[field], lead = _response(required(row, field, where), field, where)
         if lead is None:
             continue
         if implied is not None and lead != implied:
             raise bad_field(where, field, "starts with another prompt than chosen, both must answer the same prompt")
-        implied = lead
+        implied, whole = lead, whole or field
     vanilla = not any(has(row, field) for field in ("prompt_short", "prompt_long"))
     if vanilla and len(needs.prompts) > 1 and (has(row, "prompt") or implied is not None):
         raise bad_field(
@@ -184,8 +192,9 @@ def parse_triplet(row: dict[str, Any], needs: Needs, where: str, default_id: str
         )
     for field in needs.prompts:
         source = "prompt" if vanilla and has(row, "prompt") else field
+        sources[field] = source
         if vanilla and implied is not None and source == field:
-            values[field] = implied
+            values[field], sources[field] = implied, whole
         else:
             values[field] = _agree(parse_prompt(required(row, source, where), source, where), implied, source, where)
     if len({type(values[field]) for field in needs.prompts}) > 1:
@@ -196,7 +205,7 @@ def parse_triplet(row: dict[str, Any], needs: Needs, where: str, default_id: str
     template = template_fields(row, where)
     if template and any(isinstance(values[name], str) for name in needs.prompts):
         raise bad_field(where, next(iter(template)), "is for a chat template, and this prompt is a plain string")
-    return Triplet(id=own_id or default_id, where=where, template=template, **values)
+    return Triplet(id=own_id or default_id, where=where, template=template, sources=sources, **values)
 
 
 def template_fields(row: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -284,6 +293,8 @@ def _messages(value: Any, field: str, where: str) -> list[Message]:
         for key, own in message.items():
             if key in _REFUSED and key not in RENDERED and own:
                 raise bad_field(where, f"{place}.{key}", _REFUSED[key])
+            if key == "tool_calls" and own:
+                records(own, f"{place}.{key}", where)
             if key not in ("role", "content"):
                 message[key] = plain_json(own, f"{place}.{key}", where, may_hold_null=key not in RENDERED)
         messages.append(message)
@@ -297,6 +308,9 @@ def _content(value: Any, field: str, where: str) -> Any:
     parts = [part.get("type") if isinstance(part, dict) else None for part in value]
     if parts != ["text"]:
         raise bad_field(where, field, f"is a list of parts {parts}: one text part is taken, or the text as a string")
+    for key, own in value[0].items():
+        if key in _REFUSED and own not in _NOTHING:
+            raise bad_field(where, f"{field}[0].{key}", _REFUSED[key])
     return value[0].get("text")
 
 

@@ -104,6 +104,9 @@ def test_damaged_settings(make_tokenizer: TokenizerMaker, tmp_path: Path) -> Non
     (folder / "tokenizer_config.json").write_text("[]")
     with pytest.raises(UserError, match=r"tokenizer_config\.json: a JSON list"):
         load_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps(V5 | {"model_max_length": "many"}))
+    with pytest.raises(UserError, match="no tokenizer can be loaded from it"):
+        load_tokenizer(folder)
 
 
 @pytest.fixture

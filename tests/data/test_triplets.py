@@ -197,6 +197,18 @@ ERRORS = {
         one(chosen=[answer("x") | {"tool_calls": [{}]}]),
         "field chosen[0].tool_calls: is not trained",
     ),
+    "calls as text": (
+        one(prompt_short=[USER, answer("") | {"tool_calls": '[{"name": "f"}]'}, USER]),
+        "field prompt_short[1].tool_calls: is a string, must be a list of objects",
+    ),
+    "one call": (
+        one(prompt_short=[USER, answer("") | {"tool_calls": {"name": "f"}}, USER]),
+        "field prompt_short[1].tool_calls: is an object, must be a list of objects: put this one into a list",
+    ),
+    "picture of a part": (
+        one(prompt_short=[{"role": "user", "content": [{"type": "text", "text": "x", "image_url": "a"}]}]),
+        "field prompt_short[0].content[0].image_url: is not text",
+    ),
     "not JSON": (
         one(prompt_short=[USER | {"tool_calls": [{"function": {"x": "\ud800"}}]}]),
         "field prompt_short[0].tool_calls: is not plain JSON",
@@ -205,6 +217,19 @@ ERRORS = {
     "not an object": ("[1, 2]", "rows.jsonl:1: a JSON list: each line must be one JSON object"),
     "deep nesting": ("[" * 100_000, "rows.jsonl:1: broken JSON"),
 }
+
+
+@pytest.mark.parametrize(
+    ("row", "place"),
+    [
+        (vanilla([USER]), "prompt"),
+        (vanilla([USER]) | {"prompt_long": [USER], "id": "a"}, "prompt_long"),
+        ({"chosen": [USER, answer("x")], "rejected": [USER, answer("y")]}, "chosen"),
+    ],
+)
+def test_messages_name_the_field_that_the_row_has(row: dict[str, Any], place: str, write_rows: RowWriter) -> None:
+    (triplet,) = read_triplets(write_rows([row]), LONG_PO)
+    assert triplet.place("prompt_long") == f"{triplet.where}: field {place}"
 
 
 @pytest.mark.parametrize(("content", "message"), ERRORS.values(), ids=ERRORS)
