@@ -54,7 +54,7 @@ def data_files(path: Path) -> list[Path]:
     if is_saved_dataset(path):
         # cache-*: cached results of `datasets`, stored next to the data
         return sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("cache-"))
-    below = (sorted(filter(_is_data, path.glob(pattern))) for pattern in ("*", "[!.]*/**/*"))
+    below = (sorted(file for file in path.glob(pattern) if _is_data(file, path)) for pattern in ("*", "*/**/*"))
     files = next(filter(None, below), [])
     files = [file for file in files if not file.name.endswith(JSON_SUFFIXES)] or files
     if not files:
@@ -68,9 +68,10 @@ def data_files(path: Path) -> list[Path]:
     return found
 
 
-def _is_data(file: Path) -> bool:
+def _is_data(file: Path, folder: Path) -> bool:
     own = file.name.endswith(SUFFIXES) and not file.name.endswith((*SIDE_SUFFIXES, *_NO_DATA))
-    return own and file.is_file() and not is_saved_dataset(file.parent)
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)  # as for `datasets`
+    return own and not hidden and file.is_file() and not is_saved_dataset(file.parent)
 
 
 def _conversion(file: Path) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 KEY = "chat_template_date"
 """Key of ``tokenizer_config.json`` with the date in the prompts on which the model was trained."""
-_DIRECTIVES = "aAwdbBmyYHIpMSfzZjUWcxXGuVeDFT"
+_DIRECTIVES = "aAbBcCdDeFfgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
 _PINNED = re.compile(r"{# strftime_now of (\S+) #}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -220,8 +221,11 @@ class TripletEncoder:
         """Warn once of plain prompts that are rendered conversations, if the template ends answers otherwise."""
         token = self._first_special(prompt.removeprefix(str(self.tokenizer.bos_token)))[1]
         if not self._markup and token not in ("", self.tokenizer.eos_token) and self.tokenizer.chat_template:
-            own, self._markup = self._ending, True
-            if own.end_id != self._eos:
+            self._markup = True
+            with suppress(UserError):  # a template that does not render the probe has no part in plain prompts
+                own = self._ending
+                if own.end_id == self._eos:
+                    return
                 logger.warning(
                     "%s: the plain prompt holds %r, but its answer ends with %r and not, as by the chat template, with "
                     "%r: write such prompts as messages", where, token, self.tokenizer.eos_token, own.token or own.close

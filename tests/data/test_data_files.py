@@ -10,6 +10,7 @@ import datasets
 import pytest
 from samples import RowWriter, triplet_row
 
+from solopo_nemo.data.rows import data_files
 from solopo_nemo.data.triplets import Needs, read_triplets
 from solopo_nemo.runtime.errors import UserError
 
@@ -43,6 +44,15 @@ def test_other_files_are_refused_with_a_way(case: str, tmp_path: Path, monkeypat
         (tmp_path / file).write_text(content)
     with pytest.raises(UserError, match=words):
         list(read_triplets("user/data" if case == "name on the hub" else tmp_path / name, SOLO))
+
+
+def test_hidden_files_are_no_data(tmp_path: Path, write_rows: RowWriter) -> None:
+    rows = write_rows([triplet_row()])
+    for name in ("data/a.jsonl", "data/._a.jsonl", "data/.ipynb_checkpoints/a.jsonl", ".cache/a.jsonl"):
+        (tmp_path / ".root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".root" / name).write_bytes(rows.read_bytes())
+    assert data_files(tmp_path / ".root") == [tmp_path / ".root/data/a.jsonl"]
+    assert data_files(tmp_path / ".root/data") == [tmp_path / ".root/data/a.jsonl"]
 
 
 def test_columns_that_are_not_read_are_said(write_rows: RowWriter, caplog: pytest.LogCaptureFixture) -> None:

@@ -62,6 +62,7 @@ def travel(monkeypatch: pytest.MonkeyPatch, day: datetime.date) -> None:
         (DATED, {}),
         (DATED, {"date_string": "1 Apr"}),
         ("\n  {{- strftime_now('%A, %d/%m/%y %-d %% %j %c') }}\n{% if true %}\n x{% endif %}", {}),
+        ("{{ strftime_now('%R %h %D %T %C%g%G %k %l %P %r %n%t %%R %-H') }}", {}),
         ("\n\n{{ strftime_now(form) }}{% macro f() %}{{ strftime_now('%B') }}{% endmacro %}{{ f() }}", {"form": "%Y%%"}),
         ("{%- set d = strftime_now(\"%b's\") | upper %}{% for m in messages %}{{ d + m.content }}{% endfor %}", {}),
     ],

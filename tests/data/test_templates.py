@@ -116,6 +116,13 @@ def test_a_rendered_conversation_as_a_plain_prompt_is_warned_of_once(
     assert [words in record.getMessage() for record in caplog.records] == [True] * warned
 
 
+def test_a_template_that_renders_nothing_has_no_part_in_plain_prompts() -> None:
+    encoder = encoder_of("byte-level", "chatml")
+    encoder.tokenizer.chat_template = {"rag": "no default"}
+    prompt = "<|im_start|>user\nWho?"
+    encoder.encode([Triplet("a", "f:1", prompt_short=prompt, prompt_long=prompt, chosen=" A", rejected=" B")], NEEDS)
+
+
 SWITCHED = TEMPLATES["r1"].replace(
     "<|Assistant|><think>\n'", "<|Assistant|>' }}{% if thinking is not defined or thinking %}{{ '<think>\n' }}{% endif %}{{ ''"
 )  # fmt: skip
