@@ -7,11 +7,10 @@
 # Pip's settings (an index of your own, with its password) come in as a secret and never reach a layer:
 #   --secret id=pip.conf,src=$HOME/.config/pip/pip.conf
 
-# NeMo 2.6, Megatron-core 0.15 and Transformer Engine 2.9: the last NeMo container whose Megatron-core
-# nemo.collections.llm imports with (26.02 has 0.16). From NVIDIA's version table; no registry could be reached where
-# this file was tested, so that the target gpu has not been built. On a CPU, the quick tests and a run passed with
-# NeMo 2.6.0 and Megatron-core 0.15.0.
-ARG BASE_IMAGE=nvcr.io/nvidia/nemo:25.11.01
+# NeMo 2.7, Megatron-core 0.16 and Transformer Engine 2.12: the last container in NVIDIA's version table that lists NeMo.
+# 25.11.01 (NeMo 2.6, Megatron-core 0.15, Transformer Engine 2.9) is accepted too, without parallel.cp_comm_type=a2a. No
+# registry could be reached where this file was tested, so that the target gpu has not been built.
+ARG BASE_IMAGE=nvcr.io/nvidia/nemo:26.02
 ARG CPU_BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${CPU_BASE_IMAGE} AS cpu

@@ -24,15 +24,24 @@ def test_this_environment_fits(tmp_path: Path) -> None:
     assert check(tmp_path).returncode == 0
 
 
-def test_the_builds_of_the_nemo_container_fit(tmp_path: Path) -> None:
-    versions = {"torch": "2.9.0a0+50eac811a6.nv25.9", "nemo_toolkit": "2.6.0rc0", "megatron_core": "0.15.0rc8+abc"}
-    done = check(tmp_path, "--gpu", transformer_engine="2.9.0+70f53666", **versions)
+@pytest.mark.parametrize(
+    ("torch", "nemo", "megatron", "engine"),
+    [
+        ("2.9.0a0+50eac811a6.nv25.9", "2.6.0rc0", "0.15.0rc8+abc", "2.9.0+70f53666"),  # 25.11
+        ("2.10.0a0+b4e4ee81d3.nv25.12", "2.7.0rc0", "0.16.0rc0+abc", "2.12.0+5671fd36"),  # 26.02
+    ],
+)
+def test_the_builds_of_the_nemo_containers_fit(
+    tmp_path: Path, torch: str, nemo: str, megatron: str, engine: str
+) -> None:
+    versions = {"torch": torch, "nemo_toolkit": nemo, "megatron_core": megatron, "transformer_engine": engine}
+    done = check(tmp_path, "--gpu", **versions)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
     ("name", "version"),
-    [("megatron_core", "0.16.0rc0"), ("nemo_toolkit", "3.0.0"), ("torch", "2.6.0"), ("transformer_engine", "2.12.0")],
+    [("megatron_core", "0.17.0rc0"), ("nemo_toolkit", "3.0.0"), ("torch", "2.6.0"), ("transformer_engine", "2.13.0")],
 )
 def test_another_version_is_one_line(tmp_path: Path, name: str, version: str) -> None:
     done = check(tmp_path, **{name: version})

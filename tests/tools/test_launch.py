@@ -65,12 +65,12 @@ def test_arguments_reach_a_container_as_given(cluster: StubCluster, program: lis
 
 
 def test_pyxis_is_found_by_its_option_of_srun(cluster: StubCluster, program: list[str]) -> None:
-    options = ["--container", "nvcr.io/nvidia/nemo:25.11.01", "--mounts", "/data:/data"]
+    options = ["--container", "nvcr.io/nvidia/nemo:26.02", "--mounts", "/data:/data"]
     cluster.add("python", 'printf "%s\\0" "$@" >"$ARGUMENTS"\n')
     env = {"SRUN_HELP": "  --container-image=[USER@][REGISTRY#]IMAGE", "PYTHON": "python"}
     cluster.run_job(cluster.script(*options, *program, **env))
     call = cluster.calls("srun")[-1]
-    assert "--container-image=nvcr.io#nvidia/nemo:25.11.01" in call
+    assert "--container-image=nvcr.io#nvidia/nemo:26.02" in call
     assert f"--container-mounts={ROOT}:{ROOT},{cluster.output}:{cluster.output},/data:/data" in call
     assert cluster.arguments_file.read_text().split("\0")[-3:-1] == program
 
