@@ -43,6 +43,8 @@ def dry_run_recipe(recipe: str, arguments: Sequence[str]) -> int:
     Raises:
         UserError: what the run would refuse or fail of.
     """
+    # before anything asks for CUDA: fake tensors lie on the CPU, on a machine with GPUs too
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     config = load_config(recipe, arguments)
     on_gpu, world = config.dry_run.device == "cuda", _world(config)
     check_all(Start(config, world, on_gpu), EVERYWHERE)
@@ -50,7 +52,6 @@ def dry_run_recipe(recipe: str, arguments: Sequence[str]) -> int:
     check_model(config, model, on_gpu)
     check_writable(config.output, "output_dir", make=True)
     machine = Machine(world, min(world, Machine().gpus_per_node), _memory(config, world))
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # fake tensors lie on the CPU, on a machine with GPUs too
     _say("starting")
     with logs.quiet_imports():
         from solopo_nemo.core.device import prepare_process

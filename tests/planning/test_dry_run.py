@@ -231,7 +231,10 @@ def test_a_recipe_writes_what_it_traced_and_says_whether_it_fits(
         (["dry_run=true", "dry_run.device=tpu"], "dry_run.device must be one of cuda, cpu"),
     ],
 )
-def test_what_a_dry_run_refuses(words: list[str], message: str, tmp_path: Path) -> None:
+def test_what_a_dry_run_refuses(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # which a dry run sets for the rest of its process
     from solopo_nemo.runtime.errors import UserError
     from solopo_nemo.training.launch import run_recipe
 
