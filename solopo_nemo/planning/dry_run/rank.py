@@ -126,7 +126,8 @@ def trace_rank(
     2. Run Megatron's schedule on packed micro-batches, then the optimizer's step.
 
     PP: as many micro-batches as the stage ever has in flight. What the rest of a step's micro-batches compute and send
-    is counted as theirs; they hold no more memory.
+    is counted as theirs; they hold no more memory. An online reference policy is in memory, and its forward pass, which
+    holds less than the policy's, is left out.
 
     Args:
         config: of the run; ``dry_run.device`` is the target.
@@ -206,9 +207,10 @@ class _Step:
             tracker.whole = frozenset({sum(padded), max(padded)} - own)
         reference: Any = CachedReference(names, {SAMPLE: dict.fromkeys(names, -1.0)}) if names else None
         if names and config.reference == "online":
-            module = self._built().requires_grad_(False)
+            self.frozen = self._built().requires_grad_(False)
             tracker.keep("reference")
-            reference = OnlineReference(names, module, lambda _: packed(names))
+            if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+                reference = OnlineReference(names, self.frozen, lambda _: packed(names))
         self.reference, self.forward_step = reference, ForwardStep(self.objective, reference)
 
     def run(self) -> None:
