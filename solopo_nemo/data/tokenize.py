@@ -127,11 +127,8 @@ class TripletEncoder:
         columns: dict[str, list[list[int]]] = {}
         texts: dict[str, list[str]] = {}
         for field in needs.prompts:
-            prompts = [getattr(t, field) for t in triplets]
-            texts[field] = [
-                self._of(t)._text(prompt, t.place(field)) for prompt, t in zip(prompts, triplets, strict=True)
-            ]
-            columns[field] = self._prompt_ids(texts[field], prompts)
+            texts[field] = [self._of(t)._text(getattr(t, field), t.place(field)) for t in triplets]
+            columns[field] = self._prompt_ids(texts[field], [getattr(t, field) for t in triplets])
         for name in needs.sequences:
             prompt, response = sequence_columns()[name]
             pairs = [
@@ -223,8 +220,7 @@ class TripletEncoder:
         if not self._markup and token not in ("", self.tokenizer.eos_token) and self.tokenizer.chat_template:
             self._markup = True
             with suppress(UserError):  # a template that does not render the probe has no part in plain prompts
-                own = self._ending
-                if own.end_id == self._eos:
+                if (own := self._ending).end_id == self._eos:
                     return
                 logger.warning(
                     "%s: the plain prompt holds %r, but its answer ends with %r and not, as by the chat template, with "

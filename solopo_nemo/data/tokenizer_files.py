@@ -66,8 +66,23 @@ def load_tokenizer(
             f"{own}: is taken, as by transformers, and not the other chat_template in {_CONFIG}, as by older "
             "programs: remove the wrong one"
         )
+    _check_end_token(tokenizer, folder)
     _pin_date(tokenizer, folder, day)
     return tokenizer
+
+
+def _check_end_token(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Warn of an end token that only ``tokenizer_config.json`` names: loading adds it with a new id."""
+    end, file = tokenizer.eos_token, folder / _TOKENIZER
+    if end is None or not file.is_file():
+        return
+    listed = _read(folder / _CONFIG).get("added_tokens_decoder") or {}
+    known = file.read_text(encoding="utf-8") + json.dumps(listed, ensure_ascii=False)
+    if not any(json.dumps(str(end), ensure_ascii=escaped) in known for escaped in (False, True)):
+        warn_once(
+            f"{folder}: eos_token {str(end)!r} of {_CONFIG} is not in {_TOKENIZER} and gets the new id "
+            f"{tokenizer.eos_token_id}, with which the model was not trained: check its spelling"
+        )
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -123,6 +123,21 @@ def warnings() -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({}, []),
+        ({"eos_token": "<|emd|>"}, ["eos_token '<|emd|>' of tokenizer_config.json is not in tokenizer.json"]),
+        ({"eos_token": "<|é|>", "added_tokens_decoder": {"5000": {"content": "<|é|>", "special": True}}}, []),
+    ],
+)
+def test_an_end_token_that_no_file_gives_an_id_is_warned_of(
+    changes: dict[str, Any], lines: list[str], warnings: list[str], make_tokenizer: TokenizerMaker, tmp_path: Path
+) -> None:
+    load_tokenizer(write_v5(tmp_path / "v5", make_tokenizer, **changes))
+    assert [line in warning for line, warning in zip(lines, warnings, strict=True)] == [True] * len(lines)
+
+
 GPT4 = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TEKKEN = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|\p{N}|\s+|[^\p{L}]"
 
