@@ -34,14 +34,12 @@ class StepMeter(pl.Callback):
         self.seconds: list[float] = []
         self._memory = PeakMemory()
         self._started = 0.0
-        self._state: dict[str, int] = {}
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure the baseline before the first step, and start the clock."""
         if not self.seconds:
-            weights, state = list(pl_module.parameters()), _training_state(trainer)
-            self._memory.start(weights, [tensor for tensors in state.values() for tensor in tensors])
-            self._state = {kind: storage_bytes(tensors) for kind, tensors in {"weights": weights, **state}.items()}
+            state = _training_state(trainer).values()
+            self._memory.start(pl_module.parameters(), [tensor for tensors in state for tensor in tensors])
         torch.cuda.synchronize()
         self._started = time.perf_counter()
 
@@ -52,11 +50,13 @@ class StepMeter(pl.Callback):
         if len(self.seconds) < self.steps:
             return
         trainer.should_stop = True
+        peak = self._memory.peak()
+        state = {"weights": list(pl_module.parameters()), **_training_state(trainer)}
         values = {
             "seconds": self.seconds,
-            "peak_bytes": self._memory.peak(),
+            "peak_bytes": peak,
             "baseline_bytes": self._memory.baseline,
-            "state_bytes": self._state,
+            "state_bytes": {kind: storage_bytes(tensors) for kind, tensors in state.items()},
             "threads": torch.get_num_threads(),
         }
         with atomic_text(self.result) as stream:

@@ -34,7 +34,7 @@ def measure_step(spec: StepSpec, work: Path, peer_python: Path | None = None) ->
     Returns:
         JSON data. ``seconds``: time of each step on the slowest rank. ``peak_bytes``: peak of each rank above the
         loaded model (see :mod:`studies.benchmarks.memory`). ``baseline_bytes``: baseline of each rank. ``state_bytes``:
-        bytes of weights, gradients and optimizer state of each rank, before the first step. ``losses``, ``logps``:
+        bytes of weights, gradients and optimizer state of each rank, after the last step. ``losses``, ``logps``:
         values of each step. ``tokens``: tokens per step. ``threads``: threads per rank. ``digest``: hashes of the token
         ids. ``versions``, ``machine``.
 
