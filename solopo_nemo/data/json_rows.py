@@ -20,6 +20,7 @@ _OPENING = re.compile(r'\ufeff?\s*(?:\{\s*(?:"version"\s*:\s*"[^"]*"\s*,\s*)?"da
 _BETWEEN = re.compile(r"[\s,]*")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _DECODER = json.JSONDecoder()
+_ARRAY = "; a file that holds one array is named .json"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,10 @@ def _parse_line(line: bytes, where: str) -> Row:
         problem = f"not UTF-8 text (byte 0x{line[error.start]:02x} at column {error.start + 1}): save the file as UTF-8"
         return Row(where, None, problem)
     except json.JSONDecodeError as error:
-        return Row(where, None, f"broken JSON at column {error.colno} ({error.msg}): each line must be one JSON object")
+        way = _ARRAY if line.lstrip().startswith(b"[") else ""
+        return Row(
+            where, None, f"broken JSON at column {error.colno} ({error.msg}): each line must be one JSON object{way}"
+        )
     except (ValueError, RecursionError) as error:
         return Row(where, None, f"broken JSON ({error}): each line must be one JSON object")
     return json_row(value, where, "line")
@@ -145,5 +149,6 @@ def _parse_line(line: bytes, where: str) -> Row:
 def json_row(value: Any, where: str, unit: str) -> Row:
     """Return a decoded JSON value as a row. A value that is not an object becomes a row with a problem."""
     if not isinstance(value, dict):
-        return Row(where, None, f"a JSON {type(value).__name__}: each {unit} must be one JSON object")
+        way = _ARRAY if isinstance(value, list) and unit == "line" else ""
+        return Row(where, None, f"a JSON {type(value).__name__}: each {unit} must be one JSON object{way}")
     return Row(where, value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import tracemalloc
 from datetime import datetime
 from pathlib import Path
 
@@ -83,3 +85,57 @@ def test_the_training_split_of_folders_is_named(tmp_path: Path, caplog: pytest.L
         datasets.Dataset.from_list([triplet_row()]).to_parquet(tmp_path / split / "rows.parquet")
     assert len(list(read_triplets(tmp_path, SOLO))) == 1
     assert "the training split is read (train/rows.parquet), and not test/rows.parquet" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("files", "read"),
+    [
+        ("train.jsonl validation.jsonl test.jsonl", "train.jsonl"),
+        ("train-1.jsonl train-2.jsonl dev.jsonl", "train-1.jsonl train-2.jsonl"),
+        ("My_Training.jsonl eval_0.jsonl", "My_Training.jsonl"),
+        ("train-00000-of-00002.parquet train-00001-of-00002.parquet test-00000-of-00001.parquet", "train-0000*"),
+        ("train.jsonl more.jsonl", "*"),
+        ("test.jsonl", "*"),
+        ("a.jsonl b.jsonl contest.jsonl", "*"),
+        ("a.jsonl test.jsonl", None),
+        ("train.jsonl a.jsonl test.jsonl", None),
+        ("train_sft-00000-of-00001.parquet train_prefs-00000-of-00001.parquet", None),
+    ],
+)
+def test_the_training_split_of_a_folder_is_read_and_the_others_are_named(
+    files: str, read: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in files.split():
+        (tmp_path / name).touch()
+    if read is None:
+        with pytest.raises(UserError, match=r"holds files of several splits \(.*\): give one file"):
+            data_files(tmp_path)
+        return
+    found = {file for pattern in read.split() for file in tmp_path.glob(pattern)}
+    assert set(data_files(tmp_path)) == set(data_files(tmp_path)) == found
+    left = {name for name in files.split() if tmp_path / name not in found}
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == bool(left)
+    assert all(name in messages[0].partition("and not")[2] for name in left)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as stream:
+        stream.writelines(json.dumps(triplet_row(number, chosen="word " * 20_000)) + "\n" for number in range(300))
+    tracemalloc.start()
+    assert sum(1 for _ in read_triplets(path, SOLO)) == 300
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 25 * 2**20
+    assert peak < 3 * 2**20
+
+
+def test_nan_stands_for_no_value(tmp_path: Path) -> None:
+    row = triplet_row(0, system=float("nan"), tools=float("nan"))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")  # of DataFrame.to_dict("records")
+    (triplet,) = read_triplets(tmp_path / "rows.jsonl", SOLO)
+    assert triplet.template == {}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row | {"chosen": float("nan")}) + "\n")
+    with pytest.raises(UserError, match="field chosen: missing"):
+        list(read_triplets(tmp_path / "rows.jsonl", SOLO))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import datasets
 import pytest
 from samples import RowWriter, triplet_row
 
-from solopo_nemo.data.rows import data_files
 from solopo_nemo.data.triplets import Needs, read_triplets
 from solopo_nemo.runtime.errors import UserError
 
@@ -214,7 +212,11 @@ ERRORS = {
         "field prompt_short[0].tool_calls: is not plain JSON",
     ),
     "lone surrogate": (one(chosen="bad \ud800"), "field chosen: half a surrogate pair at character 4"),
-    "not an object": ("[1, 2]", "rows.jsonl:1: a JSON list: each line must be one JSON object"),
+    "not an object": (
+        "[1, 2]",
+        "rows.jsonl:1: a JSON list: each line must be one JSON object; a file that holds one array is",
+    ),
+    "an array": ("[\n{}]", "each line must be one JSON object; a file that holds one array is named .json"),
     "deep nesting": ("[" * 100_000, "rows.jsonl:1: broken JSON"),
 }
 
@@ -344,57 +346,3 @@ def test_paths_without_data(tmp_path: Path) -> None:
 def test_a_float_id_is_the_whole_number_that_pandas_made_it_from(tmp_path: Path) -> None:
     path = save_parquet([triplet_row(0, id=17.0), triplet_row(1, id=2.0**53)], tmp_path)
     assert [triplet.id for triplet in read_triplets(path, SOLO)] == ["17", "9007199254740992"]
-
-
-def test_nan_stands_for_no_value(tmp_path: Path) -> None:
-    row = triplet_row(0, system=float("nan"), tools=float("nan"))
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")  # of DataFrame.to_dict("records")
-    (triplet,) = read_triplets(tmp_path / "rows.jsonl", SOLO)
-    assert triplet.template == {}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row | {"chosen": float("nan")}) + "\n")
-    with pytest.raises(UserError, match="field chosen: missing"):
-        list(read_triplets(tmp_path / "rows.jsonl", SOLO))
-
-
-@pytest.mark.parametrize(
-    ("files", "read"),
-    [
-        ("train.jsonl validation.jsonl test.jsonl", "train.jsonl"),
-        ("train-1.jsonl train-2.jsonl dev.jsonl", "train-1.jsonl train-2.jsonl"),
-        ("My_Training.jsonl eval_0.jsonl", "My_Training.jsonl"),
-        ("train-00000-of-00002.parquet train-00001-of-00002.parquet test-00000-of-00001.parquet", "train-0000*"),
-        ("train.jsonl more.jsonl", "*"),
-        ("test.jsonl", "*"),
-        ("a.jsonl b.jsonl contest.jsonl", "*"),
-        ("a.jsonl test.jsonl", None),
-        ("train.jsonl a.jsonl test.jsonl", None),
-        ("train_sft-00000-of-00001.parquet train_prefs-00000-of-00001.parquet", None),
-    ],
-)
-def test_the_training_split_of_a_folder_is_read_and_the_others_are_named(
-    files: str, read: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name in files.split():
-        (tmp_path / name).touch()
-    if read is None:
-        with pytest.raises(UserError, match=r"holds files of several splits \(.*\): give one file"):
-            data_files(tmp_path)
-        return
-    found = {file for pattern in read.split() for file in tmp_path.glob(pattern)}
-    assert set(data_files(tmp_path)) == set(data_files(tmp_path)) == found
-    left = {name for name in files.split() if tmp_path / name not in found}
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == bool(left)
-    assert all(name in messages[0].partition("and not")[2] for name in left)
-
-
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    with path.open("w") as stream:
-        stream.writelines(one(id=f"t{number}", chosen="word " * 20_000) + "\n" for number in range(300))
-    tracemalloc.start()
-    assert sum(1 for _ in read_triplets(path, SOLO)) == 300
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert path.stat().st_size > 25 * 2**20
-    assert peak < 3 * 2**20
