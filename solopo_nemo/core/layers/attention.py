@@ -207,21 +207,26 @@ class _RingAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, kv, out, lse = ctx.saved_tensors
         ring: _Ring = ctx.ring
-        dq = torch.zeros_like(q)
-        d_kv = torch.zeros_like(kv)  # sent on with the keys and values that it belongs to
+        dq, own = torch.zeros_like(q), torch.empty_like(kv)
+        d_kv = torch.zeros_like(kv)  # of another rank's share, with which it travels, and at last to its owner
         for step in range(ring.size):
             source = (ring.rank - step) % ring.size
             begun = ring.start(kv) if step < ring.size - 1 else None
-            mine, seen = torch.zeros_like(kv), ring.seen(source, ctx.shares)
-            for q_slice, kv_slice, d, *gradients in attend_backward(
+            seen = ring.seen(source, ctx.shares)
+            for q_slice, kv_slice, d, d_key, d_value in attend_backward(
                 grad, q, kv[0], kv[1], out, lse, *seen, not step, ctx.scale
             ):
                 dq[q_slice] += d
-                mine[0, kv_slice], mine[1, kv_slice] = gradients
-            d_kv = ring.finish(ring.start(d_kv.add_(mine)))
+                if step:
+                    d_kv[0, kv_slice] += d_key
+                    d_kv[1, kv_slice] += d_value
+                else:
+                    own[0, kv_slice], own[1, kv_slice] = d_key, d_value
+            if step:
+                d_kv = ring.finish(ring.start(d_kv))
             if begun:
                 kv = ring.finish(begun)
-        dk, dv = d_kv
+        dk, dv = own.add_(d_kv)
         return dq, dk, dv, None, None, None
 
 
