@@ -26,6 +26,7 @@ COPY solopo_nemo/__init__.py solopo_nemo/
 COPY studies/pyproject.toml studies/__init__.py studies/
 COPY studies/benchmarks/__init__.py studies/benchmarks/
 COPY studies/collapse/__init__.py studies/collapse/
+COPY studies/gpu_check/__init__.py studies/gpu_check/
 COPY studies/reproduction/__init__.py studies/reproduction/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf tools/setup.sh
 ENV PATH=/opt/solopo_nemo/.venv/bin:$PATH
@@ -51,6 +52,7 @@ COPY solopo_nemo/__init__.py solopo_nemo/
 COPY studies/pyproject.toml studies/__init__.py studies/
 COPY studies/benchmarks/__init__.py studies/benchmarks/
 COPY studies/collapse/__init__.py studies/collapse/
+COPY studies/gpu_check/__init__.py studies/gpu_check/
 COPY studies/reproduction/__init__.py studies/reproduction/
 # torch, NeMo, Megatron-core, Transformer Engine, flash-attn and apex stay as the base brings them
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \

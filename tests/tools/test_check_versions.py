@@ -1,14 +1,16 @@
-"""What tools/check_versions.py accepts as a base to install on."""
+"""What tools/check_versions.py accepts as a base to install on, and what the image copies before it installs."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "check_versions.py"
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "check_versions.py"
 
 
 def check(site: Path, *options: str, **versions: str) -> subprocess.CompletedProcess[str]:
@@ -54,3 +56,10 @@ def test_a_gpu_needs_transformer_engine(tmp_path: Path) -> None:
     done = check(tmp_path, "--gpu")
     assert done.returncode == 2
     assert "transformer-engine is not installed" in done.stderr
+
+
+def test_both_images_copy_every_package_before_they_install() -> None:
+    settings = tomllib.loads((ROOT / "studies" / "pyproject.toml").read_text())
+    copied = (ROOT / "Dockerfile").read_text()
+    for package in settings["tool"]["setuptools"]["packages"]:
+        assert copied.count(f" {package.replace('.', '/')}/__init__.py ") == 2, package
