@@ -57,13 +57,17 @@ def test_hidden_files_are_no_data(tmp_path: Path, write_rows: RowWriter) -> None
     assert data_files(tmp_path / ".root/data") == [tmp_path / ".root/data/a.jsonl"]
 
 
-def test_columns_that_are_not_read_are_said(write_rows: RowWriter, caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("solopo_nemo").propagate = True
+def test_columns_that_are_not_read_are_said(
+    write_rows: RowWriter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[str] = []
+    logger, handler = logging.getLogger("solopo_nemo"), logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage().partition(": ")[2])  # type: ignore[method-assign]
+    monkeypatch.setattr(logger, "handlers", [handler])
     caplog.set_level(logging.INFO, "solopo_nemo")
     row = triplet_row(prompt="p", tool_choice="auto", source="web", meta={}, score=None)
     for _ in range(2):
         list(read_triplets(write_rows([row]), SOLO))
-    said = [record.getMessage().partition(": ")[2] for record in caplog.records]
     assert said == [
         "prompt, tool_choice: not read, though the name may be a prompt's: what belongs into it goes there",
         "columns that are not read: source",
