@@ -1,18 +1,21 @@
 """Predict memory and time of a recipe on GPUs: whether it fits, the fastest layouts, and the longest context.
 
 The default RECIPE is solo_dpo. The prediction needs no GPU and measures nothing. Models with a file in conf/model
-need neither their folder nor the network. Formulas and assumptions are in solopo_nemo/planning.
+need neither their folder nor the network. Formulas and assumptions are in solopo_nemo/planning. --trace runs the code
+of the fastest layout with fake tensors (dry_run=true), which takes seconds to minutes, and shows both peaks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from solopo_nemo.commands.dispatch import split_recipe
 from solopo_nemo.planning.run import OPTIMIZERS
 from solopo_nemo.planning.step_time import Machine
 from solopo_nemo.runtime.cli import ArgumentParser, positive_count, positive_number, show_json
+from solopo_nemo.runtime.errors import UserError
 
 SAMPLES = 5000
 """Default number of samples in an epoch if the data do not exist yet: the paper's number of triplets."""
@@ -21,6 +24,8 @@ SAMPLES = 5000
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     given = _parser().parse_intermixed_args(arguments)
+    if given.trace and given.optimizer != "sharded":
+        raise UserError(f"--trace traces the recipes' optimizer, not --optimizer {given.optimizer}: leave one out")
     recipe, overrides = split_recipe(given.overrides)
     from rich.console import Console
 
@@ -52,6 +57,12 @@ def main(arguments: Sequence[str]) -> None:
     lengths = Lengths(long, min(given.short, long), given.response)
     samples = given.samples or count_samples(config) or SAMPLES
     found = overview(config, shape, lengths, machine, samples, given.optimizer)
+    if given.trace and found.best:
+        from solopo_nemo.planning.dry_run.report import trace_layout
+
+        run = found.best[0].run
+        traced = trace_layout(config, shape, run.layout, run.recompute, lengths, machine.memory_gib)
+        found = replace(found, traced=traced)
     print_overview(found, recipe, config.model.init, Console(highlight=False))
     if given.plot:
         from solopo_nemo.planning.charts import draw_overview
@@ -86,6 +97,7 @@ def _parser() -> ArgumentParser:
     option("--samples N", samples, **count)
     state = "optimizer state over the data- and context-parallel ranks, on each, or in host memory"
     option("--optimizer", state, "sharded", choices=OPTIMIZERS)
+    option("--trace", "trace the fastest layout: its peak with torch's layers beside the modelled one")
     option = parser.options("assumptions")
     option("--mfu SHARE", "share of the peak that a GPU reaches while it computes", machine.mfu, type=_share)
     option("--tflops N", "peak of a GPU in bf16, by default of an H100", machine.tflops, **number)

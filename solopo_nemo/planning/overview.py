@@ -16,6 +16,7 @@ from solopo_nemo.planning.workload import Lengths
 
 if TYPE_CHECKING:
     from solopo_nemo.config.schema import RunConfig
+    from solopo_nemo.planning.dry_run.report import DryRun
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Overview:
         best: plans that fit at these lengths, fastest first.
         furthest: longest long prompt in tokens at any layout, and its plan; ``None`` if none fits.
         samples: samples in an epoch.
+        traced: dry run of the first of ``best``, where it was asked for.
     """
 
     lengths: Lengths
@@ -41,6 +43,7 @@ class Overview:
     best: tuple[Plan, ...]
     furthest: tuple[int, Plan] | None
     samples: int
+    traced: DryRun | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The values as plain JSON data."""
@@ -56,6 +59,7 @@ class Overview:
             "best": [{**plan.as_json(), "epoch_hours": round(plan.hours(self.samples), 3)} for plan in self.best],
             "furthest": furthest,
             "samples": self.samples,
+            "traced": self.traced.as_json() if self.traced else None,
         }
 
 

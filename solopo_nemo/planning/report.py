@@ -45,6 +45,11 @@ def print_overview(found: Overview, recipe: str, model: str, console: Console) -
     )
     if found.best:
         console.print(_best(found).terminal())
+        if traced := found.traced:
+            console.print(
+                f"the first traced, with torch's layers in place of Transformer Engine's: {traced.peak_gib:.1f} GiB, "
+                f"{'fits' if traced.fits else 'does not fit'} (in {traced.seconds:.0f} s, not run)"
+            )
     else:
         console.print("no layout of these GPUs fits at this length")
     if found.furthest:
@@ -77,7 +82,7 @@ def _best(found: Overview) -> Table:
         for plan in found.best
     ]
     return Table(
-        ("layout", "recompute", "GiB", "s a step", "MFU", "h an epoch"),
+        ("layout", "recompute", "GiB modelled", "s a step", "MFU", "h an epoch"),
         rows,
         "llr",
         title=f"Fastest layouts that fit at {found.lengths.long:,} tokens",

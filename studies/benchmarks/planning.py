@@ -11,16 +11,18 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from solopo_nemo.config.schema import load_config
-from solopo_nemo.pages import figures
+from solopo_nemo.pages import figures as plots
 from solopo_nemo.pages.figures import Chart
 from solopo_nemo.pages.render import write_page
 from solopo_nemo.pages.tables import Table
 from solopo_nemo.pages.theme import Theme
+from solopo_nemo.planning.layout import Layout
 from solopo_nemo.planning.overview import furthest
 from solopo_nemo.planning.search import Plan, search
 from solopo_nemo.planning.shape import load_shape
 from solopo_nemo.planning.step_time import Machine
 from solopo_nemo.planning.workload import Lengths
+from studies.benchmarks import public
 from studies.paths import ASSETS, DOCS
 from studies.results import Results
 
@@ -34,24 +36,33 @@ MODELS = {
 }
 RECIPES = {"SoLo-DPO": "solo_dpo", "Long-DPO": "long_po"}
 GPUS = (8, 16, 32, 64, 128)
+GIB = (80, 141)
+"""Memory of a GPU: H100 and H200."""
 LONG = tuple(2**i * 1024 for i in range(5, 11))
 SHORT, RESPONSE, SAMPLES = 1024, 128, 5000
+TRACED = "traced_gib"
+"""Key of a plan whose peak was traced."""
 CHART = Chart("longest", "Longest long prompt that fits", "")
 
 Cell = dict[str, Any]
 
 
-def make_cell(model: str, recipe: str, gpus: int) -> Cell:
+def make_cell(model: str, recipe: str, gib: int, gpus: int) -> Cell:
     """The fastest plan at each length and the longest prompt, for a model, a recipe and a number of GPUs."""
     config = load_config(RECIPES[recipe], [f"model={MODELS[model]}"])
-    shape, machine = load_shape(config.model.init), Machine(gpus=gpus)
+    shape, machine = load_shape(config.model.init), Machine(gpus=gpus, memory_gib=gib)
     plans: dict[str, Any] = {}
     for long in LONG:
         found = search(config, shape, Lengths(long, SHORT, RESPONSE), machine)
         plans[str(long)] = _brief(found[0]) if found else None
     far = furthest(config, shape, Lengths(1, SHORT, RESPONSE), machine)
     longest = {"long": far[0], **_brief(far[1])} if far else None
-    return {"model": model, "recipe": recipe, "gpus": gpus, "plans": plans, "longest": longest}
+    return {"model": model, "recipe": recipe, "gib": gib, "gpus": gpus, "plans": plans, "longest": longest}
+
+
+def place(cell: Cell) -> tuple[str, str, int, int]:
+    """The arguments of :func:`make_cell` that made a cell."""
+    return cell["model"], cell["recipe"], cell["gib"], cell["gpus"]
 
 
 def _brief(plan: Plan) -> dict[str, Any]:
@@ -61,61 +72,96 @@ def _brief(plan: Plan) -> dict[str, Any]:
     return values
 
 
-def all_cells() -> Iterator[tuple[str, str, int]]:
+def traced_peak(cell: Cell, long: int) -> float:
+    """The peak in GiB of a cell's plan, traced (``dry_run=true``) with torch's layers."""
+    from solopo_nemo.planning.dry_run.report import trace_layout
+
+    config, plan = load_config(RECIPES[cell["recipe"]], [f"model={MODELS[cell['model']]}"]), cell["plans"][str(long)]
+    shape, lengths, layout = load_shape(config.model.init), Lengths(long, SHORT, RESPONSE), Layout(**plan["layout"])
+    return round(trace_layout(config, shape, layout, plan["recompute"], lengths, cell["gib"]).peak_gib, 2)
+
+
+def to_trace(cells: Sequence[Cell]) -> list[tuple[Cell, int]]:
+    """The arguments of :func:`traced_peak` for SoLo-DPO's plans without a traced peak, the smallest runs first."""
+    found = [
+        (cell, long)
+        for cell in cells
+        for long in LONG
+        if cell["recipe"] == "SoLo-DPO" and (plan := cell["plans"][str(long)]) and TRACED not in plan
+    ]
+    return sorted(found, key=lambda item: item[0]["gib"] * item[0]["gpus"] * item[1])
+
+
+def keep_traces(cells: Sequence[Cell], before: Sequence[Cell]) -> None:
+    """Copy traced peaks to the plans of ``cells`` whose layout is that of ``before``."""
+    old = {place(cell): cell["plans"] for cell in before}
+    for cell in cells:
+        for long, plan in cell["plans"].items():
+            was = old.get(place(cell), {}).get(long) or {}
+            if plan and TRACED in was and all(plan[key] == was[key] for key in ("layout", "recompute")):
+                plan[TRACED] = was[TRACED]
+
+
+def all_cells() -> Iterator[tuple[str, str, int, int]]:
     """The arguments of all calls of :func:`make_cell`."""
-    for model in MODELS:
-        for gpus in GPUS:
-            for recipe in RECIPES:
-                yield model, recipe, gpus
+    return ((model, recipe, gib, gpus) for model in MODELS for gib in GIB for gpus in GPUS for recipe in RECIPES)
 
 
 def about() -> dict[str, Any]:
     """The settings that all cells share."""
-    machine = dataclasses.asdict(Machine()) | {"gpus": None}
-    return {"machine": machine, "short": SHORT, "response": RESPONSE, "samples": SAMPLES}
+    machine = dataclasses.asdict(Machine()) | {"gpus": None, "memory_gib": None}
+    return {"machine": machine, "gib": GIB, "short": SHORT, "response": RESPONSE, "samples": SAMPLES}
 
 
-def write_document(results: Results, document: Path) -> None:
-    """Write the page from the results of all cells."""
-    cells = {(cell["model"], cell["recipe"], cell["gpus"]): cell for cell in results.runs}
+def write_document(results: Results, figures: Results, document: Path) -> None:
+    """Write the page from the results of all cells, and from the public figures with their predictions."""
+    cells = {place(cell): cell for cell in results.runs}
 
-    def both(model: str, show: Callable[[Cell], str]) -> list[str]:
-        return [" / ".join(show(cells[model, recipe, gpus]) for recipe in RECIPES) for gpus in GPUS]
+    def both(model: str, gib: int, show: Callable[[Cell], str]) -> list[str]:
+        return [" / ".join(show(cells[model, recipe, gib, gpus]) for recipe in RECIPES) for gpus in GPUS]
 
     def table(first: str, rows: Sequence[Sequence[str]]) -> Table:
         return Table((first, *(f"{gpus} GPUs" for gpus in GPUS)), rows)
 
+    def layouts(model: str, gib: int) -> Table:
+        plans = {long: [cells[model, "SoLo-DPO", gib, gpus]["plans"][str(long)] for gpus in GPUS] for long in LONG}
+        return table("long prompt", [(_k(long), *map(_layout, row)) for long, row in plans.items()])
+
     models = []
     for model in MODELS:
-        hours = [(_k(long), *both(model, partial(_hours, long=long))) for long in LONG]
-        layouts = [
-            (_k(long), *(_layout(cells[model, "SoLo-DPO", gpus]["plans"][str(long)]) for gpus in GPUS)) for long in LONG
-        ]
-        models.append((model, table("long prompt", hours), table("long prompt", layouts)))
-    longest = table("model", [(model, *both(model, _far)) for model in MODELS])
+        hours = [(_k(long), *both(model, GIB[0], partial(_hours, long=long))) for long in LONG]
+        models.append((model, table("long prompt", hours), [(gib, layouts(model, gib)) for gib in GIB]))
+    longest = [(gib, table("model", [(model, *both(model, gib, _far)) for model in MODELS])) for gib in GIB]
+    traced = [
+        plan[TRACED] / plan["memory"]["peak_gib"] - 1
+        for cell in results.runs
+        for plan in cell["plans"].values()
+        if plan and TRACED in plan
+    ]
     template = ASSETS / "planning.md.jinja"
-    write_page(document, template, folder=RESULTS.name, chart=CHART, longest=longest, models=models, **results.about)
+    values = {"longest": longest, "models": models, "traced": traced, "public": public.table(figures.runs)}
+    write_page(document, template, folder=RESULTS.name, chart=CHART, **values, **results.about, **figures.about)
 
 
 def draw_longest(results: Results, folder: Path) -> None:
     """Plot the longest long prompt by number of GPUs, with a panel per model: ``longest.png``, ``longest-dark.png``."""
 
     def make(theme: Theme) -> Figure:
-        figure, axes = figures.panels(2, 2, height=5.2, width=1.4, titles=list(MODELS), sharex=True)
+        figure, axes = plots.panels(2, 2, height=5.2, width=1.4, titles=list(MODELS), sharex=True)
         for axis, model in zip(axes, MODELS, strict=True):
             for recipe, colour, marker in (("SoLo-DPO", theme.blue, "o"), ("Long-DPO", theme.orange, "s")):
-                cells = [c for c in results.runs if (c["model"], c["recipe"]) == (model, recipe) and c["longest"]]
+                cells = [c for c in results.runs if place(c)[:3] == (model, recipe, GIB[0]) and c["longest"]]
                 gpus, long = [cell["gpus"] for cell in cells], [cell["longest"]["long"] for cell in cells]
                 axis.plot(gpus, long, marker=marker, color=colour, label=recipe)
-            figures.powers_of_two(axis, {gpus: str(gpus) for gpus in GPUS})
+            plots.powers_of_two(axis, {gpus: str(gpus) for gpus in GPUS})
             axis.set_yscale("log", base=2)
             axis.yaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}K")
         figure.supxlabel("GPUs of 80 GiB", fontsize=10)
         figure.supylabel("longest long prompt (tokens), predicted", fontsize=10)
-        figures.legend(figure, 2, "outside upper center")
+        plots.legend(figure, 2, "outside upper center")
         return figure
 
-    figures.draw(folder, CHART.name, make)
+    plots.draw(folder, CHART.name, make)
 
 
 def _k(tokens: int) -> str:
@@ -137,4 +183,5 @@ def _layout(plan: dict[str, Any] | None) -> str:
     layout = plan["layout"]
     names = ("tensor", "TP"), ("context", "CP"), ("pipeline", "PP"), ("data", "DP")
     sizes = " ".join(f"{short}{layout[name]}" for name, short in names if layout[name] > 1)
-    return f"{sizes}, {plan['recompute']}, {plan['memory']['peak_gib']:.0f}"
+    traced = f", traced {plan[TRACED]:.0f}" if TRACED in plan else ""
+    return f"{sizes}, {plan['recompute']}, {plan['memory']['peak_gib']:.0f}{traced}"

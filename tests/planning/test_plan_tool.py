@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from zygote import forking
 
 from solopo_nemo.commands import plan
 from solopo_nemo.runtime.errors import UserError
@@ -58,6 +61,23 @@ def test_samples_come_from_the_data_where_they_are_at_hand(
     assert answer(main, capsys, "trainer.global_batch=32")["samples"] == 1216
 
 
+@pytest.mark.slow
+def test_the_fastest_layout_is_traced_where_that_is_asked_for() -> None:
+    """Two ranks of the embedded model: a forked process, some 3 s."""
+    words = ["--gpus", "2", "--length", "2K", "--trace", "--json"]
+    with forking():
+        done = subprocess.run([sys.executable, "tools/plan.py", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    traced, best = found["traced"], found["best"][0]
+    assert traced["layout"] == best["layout"]
+    assert traced["lengths"]["prompt_long"] == 2048
+    assert traced["fits"]
+    modelled = best["memory"]["peak_gib"] - traced["device_gib"]
+    assert 0.5 < (traced["peak_gib"] - traced["device_gib"]) / modelled < 1.5  # of 0.06 GiB, most is tiles of the head
+    assert f"Transformer Engine's: {traced['peak_gib']:.1f} GiB, fits" in " ".join(done.stdout.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -65,6 +85,7 @@ def test_samples_come_from_the_data_where_they_are_at_hand(
         (["--mfu", "2"], "--mfu"),
         (["--length", "long"], "--length"),
         (["--optimizer", "none"], "--optimizer"),
+        (["--trace", "--optimizer", "offloaded"], "--trace traces the recipes' optimizer"),
         (["no_recipe"], "no such recipe"),
         (["no.key=1"], "no.key|Key"),
         (["parallel.tensor=2", "--gpus", "7"], "world of 7 ranks"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.pages.tables import Table
 from solopo_nemo.planning.layout import Layout
+from solopo_nemo.planning.search import with_layout
 from solopo_nemo.planning.state import CUDA_CONTEXT, NCCL_GROUP
 from solopo_nemo.planning.step_time import Machine
 from solopo_nemo.planning.timeline import GIB
+from solopo_nemo.planning.workload import Lengths
+from solopo_nemo.runtime import logs
 from solopo_nemo.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -154,6 +158,40 @@ def dry_run(
     traces.sort(key=lambda trace: -trace.peak.bytes)
     seconds = time.perf_counter() - started
     return DryRun(config, layout, lengths, tuple(traces), _device_bytes(config, layout), memory_gib, seconds)
+
+
+def trace_layout(
+    config: RunConfig,
+    model: ModelDescription,
+    layout: Layout,
+    recompute: str,
+    lengths: Lengths,
+    memory_gib: float,
+    progress: Callable[[str], None] = lambda _: None,
+) -> DryRun:
+    """Trace what the planner proposes for GPUs, in a process that has not asked for CUDA.
+
+    Args:
+        config: of the recipe; ``layout`` and ``recompute`` replace its own.
+        model: its model.
+        layout: the proposed layout.
+        recompute: ``none``, ``selective`` or ``full``.
+        lengths: of a typical sample.
+        memory_gib: of a GPU.
+        progress: told what is done next.
+
+    Raises:
+        UserError: what the run would fail of.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # fake tensors lie on the CPU, on a machine with GPUs too
+    sample = {"prompt_short": lengths.short, "prompt_long": lengths.long}
+    sample |= {"chosen": lengths.response, "rejected": lengths.response}
+    changed = with_layout(config, layout, recompute=recompute)
+    with logs.quiet_imports():
+        from solopo_nemo.core.device import prepare_process
+
+        prepare_process()
+        return dry_run(changed, model, sample, layout.world, memory_gib, progress)
 
 
 def ranks_that_differ(
