@@ -1,8 +1,9 @@
 """Compare the numbers of two versions: `python tests/same_numbers.py 776229a` runs every recipe with both.
 
-The old version runs in a git worktree of that commit, the new one in this checkout. Both get the same frozen inputs,
-starting weights and settings (`tests/support/frozen`, :data:`RECIPES`), one rank and one thread. Every metric of every
-step, without times and memory, and every exported weight has to be equal to the bit; the exit code is 1 otherwise.
+The old version runs in a git worktree of that commit with the Megatron-core that it needs, the new one in this checkout.
+Both get the same frozen inputs, starting weights and settings (`tests/support/frozen`, :data:`RECIPES`), one rank and
+one thread. Every metric of every step, without times and memory, and every exported weight has to be equal to the bit;
+the exit code is 1 otherwise.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests" / "support"))
+from earlier_megatron import install_megatron  # noqa: E402
 from zygote import forking  # noqa: E402
 
 FROZEN = ROOT / "tests" / "support" / "frozen"
 REVISION = "776229a"
+MEGATRON = "megatron"
+"""Folder of a worktree; it stands on no path of this checkout."""
 SETTINGS = (
     f"model.init={FROZEN / 'tiny_qwen2'}",
     f"data.train={FROZEN / 'triplets.jsonl.gz'}",
@@ -60,10 +64,11 @@ def has_revision(revision: str) -> bool:
 
 @contextmanager
 def worktree(revision: str, folder: Path) -> Iterator[Path]:
-    """A checkout of an earlier version, removed at the end."""
+    """A checkout of an earlier version, and its Megatron-core, removed at the end."""
     git = ["git", "-C", str(ROOT), "worktree"]
     subprocess.run([*git, "add", "--detach", str(folder), revision], check=True, capture_output=True)
     try:
+        install_megatron(folder / MEGATRON)
         yield folder
     finally:
         subprocess.run([*git, "remove", "--force", str(folder)], check=True, capture_output=True)
@@ -72,7 +77,8 @@ def worktree(revision: str, folder: Path) -> Iterator[Path]:
 def start_run(tree: Path, recipe: str, output: Path, steps: int) -> subprocess.Popen[str]:
     """Start a recipe of a checkout; its output goes to `output.log`."""
     words = [*SETTINGS, *RECIPES[recipe], f"trainer.max_steps={steps}", f"output_dir={output}"]
-    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    path = [str(tree), *([str(tree / MEGATRON)] if tree != ROOT else [])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
     with output.with_suffix(".log").open("w") as log, forking():  # programs of this checkout alone are forked
         return subprocess.Popen(
             [sys.executable, f"recipes/{recipe}.py", *words],
