@@ -117,4 +117,4 @@ def test_no_secret_reaches_the_image(docker: LocalDocker, image: str) -> None:
 def test_a_base_without_transformer_engine_is_refused(docker: LocalDocker, image: str) -> None:
     options = ["--network", "none", "--target", "gpu", "--build-arg", f"BASE_IMAGE={image}"]
     said = docker.run("build", *options, str(ROOT), expect=1).stderr
-    assert "error: transformer-engine is not installed, <2.10,>=2.9 is needed: choose a container that fits" in said
+    assert "error: transformer-engine is not installed, <2.13,>=2.9 is needed: choose a container that fits" in said
