@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real data is not beside the repository")
     return folder
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What this project says, each message once, whatever handlers the libraries have put on the way to the root."""
+    messages: list[str] = []
+    logger, handler = logging.getLogger("solopo_nemo"), logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    monkeypatch.setattr(logger, "handlers", [handler])
+    caplog.set_level(logging.INFO, "solopo_nemo")
+    return messages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -27,7 +28,11 @@ CORE = "from solopo_nemo.core import device, head, model, reference, scoring, st
 def reports(program: str) -> list[str]:
     """What a process says that torch has become, whenever ``program`` calls ``report()``."""
     code = REPORT.format(program=program)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    # a test of this process may have prepared it
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHDYNAMO_DISABLE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     return [line for line in done.stdout.splitlines() if line.startswith("[")]
 
 

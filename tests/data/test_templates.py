@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from functools import partial
 from typing import Any
 
@@ -107,13 +106,12 @@ def test_think_blocks(kind: str) -> None:
 
 @pytest.mark.parametrize(("prompt", "warned"), [("<|im_start|>user\nWho?", True), ("<s>Who?", False), ("Who?", False)])
 def test_a_rendered_conversation_as_a_plain_prompt_is_warned_of_once(
-    prompt: str, warned: bool, caplog: pytest.LogCaptureFixture
+    prompt: str, warned: bool, said: list[str]
 ) -> None:
-    logging.getLogger("solopo_nemo").propagate = True
     sample = Triplet("a", "f:1", prompt_short=prompt, prompt_long=prompt, chosen=" Ann.", rejected=" Bob.")
     encoder_of("byte-level", "chatml").encode([sample] * 3, NEEDS)
     words = "holds '<|im_start|>', but its answer ends with '</s>' and not, as by the chat template, with '<|im_end|>'"
-    assert [words in record.getMessage() for record in caplog.records] == [True] * warned
+    assert [words in message for message in said] == [True] * warned
 
 
 def test_a_template_that_renders_nothing_has_no_part_in_plain_prompts() -> None:
