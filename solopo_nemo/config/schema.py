@@ -9,22 +9,20 @@ import importlib
 import logging
 import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from solopo_nemo.config.overrides import FORMER_KEYS, compose_recipe, one_line
 from solopo_nemo.embedded import SHORT_PARAGRAPHS
 from solopo_nemo.embedded.world import MAX_PARAGRAPHS
 from solopo_nemo.runtime import kernels
@@ -209,66 +207,6 @@ class RunConfig:
 _PATHS = tuple(path_options(RunConfig))
 """The keys that name a file or a folder."""
 
-_FORMER_KEYS = {"parallel.context_mode": "parallel.cp_comm_type", "model.row_chunk": "model.logits_chunk_size"}
-"""Keys that were renamed, and their names now: the former name still works."""
-
-
-def _renamed(override: str) -> str:
-    """A command-line override under its key's full and present name; says so once for each former key."""
-    key, equals, value = override.partition("=")
-    name = key.lstrip("+~")
-    if name == "dry_run" and value[:1] != "{":
-        return f"dry_run.enabled={value}"
-    if name not in _FORMER_KEYS:
-        return override
-    logger.warning("%s is deprecated: it is called %s now", name, _FORMER_KEYS[name])
-    return f"{key.removesuffix(name)}{_FORMER_KEYS[name]}{equals}{value}"
-
-
-def _one_line(error: Exception) -> str:
-    key = getattr(error, "full_key", None)
-    message = " ".join(str(error).split("\n    full_key")[0].split())
-    return f"{key}: {message}" if key else message
-
-
-def _readable(override: str, before: str) -> str:
-    """An override in Hydra's grammar; the value of a path option is taken as it stands, whatever characters it has.
-
-    A path in quotes, or with Hydra's backslashes, is what Hydra makes of it: ``output_dir="a b"`` is ``a b``.
-
-    Raises:
-        UserError: Hydra cannot read it, or takes it for several values.
-    """
-    key, equals, value = override.partition("=")
-    problem, own = "", None
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-        own = None if parsed.is_sweep_override() else parsed.value()
-        problem = "several values" if parsed.is_sweep_override() else ""
-    except HydraException as error:
-        problem = _one_line(error)
-    if equals and key.lstrip("+") in _PATHS and value != "null":
-        quoted = value[:1] in ("'", '"') and value[:1] == value[-1:]
-        taken = isinstance(own, str) and (quoted or "\\" in value)
-        return override if taken else f"{key}={QuotedString(value, Quote.single).with_quotes()}"
-    if problem:
-        example = "'model.rope_scaling={type: yarn, factor: 4.0}'"
-        if value[:1] not in ("[", "{"):
-            example = shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
-        how = f", what needs quotes as in {example}" if key and value else ""
-        if not equals and "=" in before:
-            how = f"; a value with a space needs quotes, as in {shlex.quote(f'{before} {override}')}"
-        raise UserError(f"configuration: {override!r} cannot be read ({problem}): write key=value{how}")
-    return override
-
-
-def _compose(recipe: str, overrides: Sequence[str]) -> Any:
-    try:
-        readable = [_readable(override, before) for before, override in zip(("", *overrides), overrides, strict=False)]
-        return compose(recipe, overrides=readable, return_hydra_config=True)
-    except (ValueError, TypeError) as error:  # what Hydra does not say itself
-        raise UserError(f"configuration: {error} (in: {' '.join(overrides)})") from None
-
 
 def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
     """Compose ``conf/<recipe>.yaml`` with command-line overrides and check it.
@@ -279,7 +217,7 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = _compose(recipe, [_renamed(override) for override in overrides])
+            composed = compose_recipe(recipe, overrides, _PATHS)
         with open_dict(composed):
             chosen = composed.pop("hydra").runtime.choices
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), composed)
@@ -291,7 +229,7 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
         config: RunConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
         # Hydra's advice to append the key is right for plugins alone
-        reason = re.sub(r"Could not override '(?!plugins')(.*?)'.*", r"there is no key \1", _one_line(error))
+        reason = re.sub(r"Could not override '(?!plugins')(.*?)'.*", r"there is no key \1", one_line(error))
         raise UserError(f"configuration: {reason} ({command_name()} --help lists the keys)") from None
     _check(config)
     if chosen["model"] == "tiny_qwen2" and config.model.init != "builtin":
@@ -352,7 +290,7 @@ def read_config(path: Path) -> RunConfig:
     """
     try:
         saved: Any = OmegaConf.load(path)
-        for former, name in _FORMER_KEYS.items():
+        for former, name in FORMER_KEYS.items():
             if (value := OmegaConf.select(saved, former)) is not None:
                 group, key = former.split(".")
                 saved[group].pop(key)
@@ -365,4 +303,4 @@ def read_config(path: Path) -> RunConfig:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), saved)
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{path}: {_one_line(error)}; choose another output_dir") from None
+        raise UserError(f"{path}: {one_line(error)}; choose another output_dir") from None

@@ -102,8 +102,8 @@ def _lengths(config: RunConfig, model: ModelDescription, world: int, on_gpu: boo
         lengths = {"prompt_short": min(SHORT, long), "prompt_long": long, "chosen": RESPONSE, "rejected": RESPONSE}
         if long + RESPONSE > model.window:
             raise UserError(
-                f"dry_run.length={config.dry_run.length}: with responses of {RESPONSE} tokens more than the model's "
-                f"window of {model.window} tokens; model.rope_scaling extends it: "
+                f"dry_run.length={config.dry_run.length}: prompt and response ({RESPONSE} tokens) are longer than the "
+                f"model's window of {model.window} tokens; model.rope_scaling extends it: "
                 "'model.rope_scaling={type: yarn, factor: 4.0}'"
             )
         return lengths

@@ -17,6 +17,7 @@ from solopo_nemo.config.schema import RunConfig, load_config, read_config, save_
 from solopo_nemo.config.world import local_world
 from solopo_nemo.runtime import device, environment, logs
 from solopo_nemo.runtime.cli import EXIT_RESUMABLE
+from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import Progress, run_isolated, unseen
 from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.runtime.signals import SIGNALS, Stopped, StopRequest, spare_helpers, stopping_at_once
@@ -199,24 +200,36 @@ def _measure_accuracy(config: RunConfig) -> None:
     Both come after training: the first step does not wait for them.
     """
     from solopo_nemo.data.prepared import load_prepared
-    from solopo_nemo.training.checks import Start
 
     paths, evaluation = Paths(config.output), config.evaluation
     if evaluation.name != "builtin" and not (evaluation.name == "auto" and config.model.init == "builtin"):
         return
-    rows, start = json.loads(paths.accuracy.read_text()) if paths.accuracy.is_file() else {}, Start(config, 1)
+    rows = json.loads(paths.accuracy.read_text()) if paths.accuracy.is_file() else {}
     day = load_prepared(paths.tokenized).summary.get("date")
-    for moment, model in (("before", start.source), ("after", paths.hf)):
-        if moment in rows or not (model / "config.json").is_file():
-            continue
-        if moment == "before" and start.origin["weights"] != start.imported["weights"]:
-            logger.warning("model.init=%s: other weights now than at the start: no accuracy before training", model)
+    for moment, find in (("before", lambda: _initial_model(config)), ("after", lambda: paths.hf)):
+        model = None if moment in rows else find()
+        if model is None or not (model / "config.json").is_file():
             continue
         logger.info("answer accuracy %s training", moment)
         asked = (model, evaluation.lengths, evaluation.questions, evaluation.seed)
         rows[moment] = [row.as_json() for row in _ask(*asked, config.data.chat_template_kwargs, day)]
         with atomic_text(paths.accuracy) as stream:
             stream.write(json.dumps(rows, indent=2) + "\n")
+
+
+def _initial_model(config: RunConfig) -> Path | None:
+    """The folder that ``model.init`` means, where it still holds the weights that the run began with."""
+    from solopo_nemo.training.checks import Start
+
+    start = Start(config, 1)
+    try:
+        if start.origin["weights"] == start.imported.get("weights"):
+            return start.source
+        reason = "it holds other weights now than at the start"
+    except UserError as error:  # a trained run ends with its report, whatever has become of that folder
+        reason = str(error)
+    logger.warning("no accuracy before training is measured: model.init=%s: %s", config.model.init, reason)
+    return None
 
 
 def _ask(*asked: Any) -> Any:

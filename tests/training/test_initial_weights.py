@@ -116,3 +116,21 @@ def test_scores_that_other_weights_lack_are_no_fault_of_their_own(tmp_path: Path
     begun.refused["same_run"] = UserError("other weights")
     with pytest.raises(UserError, match="other weights"):
         checks._check_reference(begun)
+
+
+def test_accuracy_before_training_is_that_of_the_weights_the_run_began_with(
+    imported: SimpleNamespace, said: list[str]
+) -> None:
+    from solopo_nemo.training.launch import _initial_model
+
+    imported.start()
+    config = load_config("solo_dpo", [f"model.init={imported.model}", f"output_dir={imported.paths.output}"])
+    assert _initial_model(config) == imported.model
+    write(imported.model, "second", OLD + 10)
+    assert _initial_model(config) is None
+    imported.model.rename(imported.model.with_name("moved"))
+    assert _initial_model(config) is None
+    assert [message.rpartition(": ")[2] for message in said[-2:]] == [
+        "it holds other weights now than at the start",
+        "no such folder",
+    ]

@@ -1,0 +1,89 @@
+"""Command-line overrides: former and short names of keys, paths as they stand, and what Hydra cannot read."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from hydra import compose
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
+from solopo_nemo.runtime.errors import UserError
+
+logger = logging.getLogger("solopo_nemo")
+
+FORMER_KEYS = {"parallel.context_mode": "parallel.cp_comm_type", "model.row_chunk": "model.logits_chunk_size"}
+"""Keys that were renamed, and their names now: the former name still works."""
+
+
+def _renamed(override: str) -> str:
+    """A command-line override under its key's full and present name; says so once for each former key."""
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+~")
+    if name == "dry_run" and value[:1] != "{":
+        return f"dry_run.enabled={value}"
+    if name not in FORMER_KEYS:
+        return override
+    logger.warning("%s is deprecated: it is called %s now", name, FORMER_KEYS[name])
+    return f"{key.removesuffix(name)}{FORMER_KEYS[name]}{equals}{value}"
+
+
+def one_line(error: Exception) -> str:
+    """An error of Hydra or OmegaConf in one line, with the key that it is about."""
+    key = getattr(error, "full_key", None)
+    message = " ".join(str(error).split("\n    full_key")[0].split())
+    return f"{key}: {message}" if key else message
+
+
+def _readable(override: str, before: str, paths: Collection[str]) -> str:
+    """An override in Hydra's grammar; the value of a path option is taken as it stands, whatever characters it has.
+
+    A path in quotes, or with Hydra's backslashes, is what Hydra makes of it: ``output_dir="a b"`` is ``a b``.
+
+    Raises:
+        UserError: Hydra cannot read it, or takes it for several values.
+    """
+    key, equals, value = override.partition("=")
+    problem, own = "", None
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        own = None if parsed.is_sweep_override() else parsed.value()
+        problem = "several values" if parsed.is_sweep_override() else ""
+    except HydraException as error:
+        problem = one_line(error)
+    if equals and key.lstrip("+") in paths and value != "null":
+        quoted = value[:1] in ("'", '"') and value[:1] == value[-1:]
+        taken = isinstance(own, str) and (quoted or "\\" in value)
+        return override if taken else f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    if problem:
+        example = "'model.rope_scaling={type: yarn, factor: 4.0}'"
+        if value[:1] not in ("[", "{"):
+            example = shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
+        how = f", what needs quotes as in {example}" if key and value else ""
+        if not equals and "=" in before:
+            how = f"; a value with a space needs quotes, as in {shlex.quote(f'{before} {override}')}"
+        raise UserError(f"configuration: {override!r} cannot be read ({problem}): write key=value{how}")
+    return override
+
+
+def compose_recipe(recipe: str, overrides: Sequence[str], paths: Collection[str]) -> Any:
+    """Hydra's configuration of a recipe; Hydra is initialized.
+
+    Args:
+        recipe: name of its YAML.
+        overrides: as the command line gives them.
+        paths: keys that name a file or a folder.
+
+    Raises:
+        UserError: an override cannot be read.
+    """
+    named = [_renamed(override) for override in overrides]
+    try:
+        readable = [_readable(override, before, paths) for before, override in zip(("", *named), named, strict=False)]
+        return compose(recipe, overrides=readable, return_hydra_config=True)
+    except (ValueError, TypeError) as error:  # what Hydra does not say itself
+        raise UserError(f"configuration: {error} (in: {' '.join(named)})") from None
