@@ -161,10 +161,16 @@ class LocalSlurm:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     def job(self, job: str) -> dict[str, str]:
-        """What ``scontrol show job`` says."""
-        return dict(
-            field.split("=", 1) for field in self.ask("scontrol", "-o", "show", "job", job).split() if "=" in field
-        )
+        """What ``scontrol show job`` says; a controller that is busy is asked again."""
+        shown: dict[str, str] = {}
+
+        def answered() -> bool:
+            fields = self.ask("scontrol", "-o", "show", "job", job).split()
+            shown.update(field.split("=", 1) for field in fields if "=" in field)
+            return bool(shown)
+
+        until(f"job {job}: shown", answered)
+        return shown
 
     def state(self, job: str) -> str:
         """The state of a job, such as RUNNING."""
