@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from solopo_nemo.evaluation.suites import SUITES
-from solopo_nemo.runtime.cli import ArgumentParser, add_template_kwargs, list_of, path_or_name, settings_of, show_json
+from solopo_nemo.runtime.cli import (
+    ArgumentParser,
+    add_literal,
+    add_template_kwargs,
+    list_of,
+    path_or_name,
+    settings_of,
+    show_json,
+)
 from solopo_nemo.runtime.errors import require
 from solopo_nemo.runtime.units import token_count
 
@@ -85,6 +93,7 @@ def _parser() -> ArgumentParser:
     option("--seeds N,N", "of longbench_v2, which samples (default 0,1,2)", type=numbers)
     option("--max-new-tokens N", "longest answer (default: the suite's own)", type=int)
     option("--yarn F", "extend the model's window F times by YaRN", type=float)
+    add_literal(option)
     add_template_kwargs(option)
 
     option = parser.options("with a server; the key is taken from OPENAI_API_KEY")

@@ -2,8 +2,8 @@
 
 Samples and scores are stored in FILE.samples.sqlite. To resume an interrupted run, start the same command again; stored
 samples are reused. The answer is the text after the last "The answer is:", or the last line of a response without that
-prefix. An answer is right if it contains a gold answer. Questions without right or without wrong answers are dropped.
-Answers that reach the token limit are not selected.
+prefix. An answer is right if it contains a gold answer as whole words. Questions without right or without wrong
+answers are dropped. Answers that reach the token limit are not selected.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from solopo_nemo.runtime.cli import (
     EXIT_RESUMABLE,
     STOPPED,
     ArgumentParser,
+    add_literal,
     add_template_kwargs,
     path_or_name,
     settings_of,
@@ -81,6 +82,7 @@ def _parser() -> ArgumentParser:
     option("--size N", "stop when there are N pairs", 5000)
     skip = "go on after bad rows and write them to FILE.rejects.jsonl; without it the run stops before it samples"
     option("--skip-bad", skip)
+    add_literal(option)
 
     option = parser.options("sampling")
     option("--samples N", "answers a prompt", 32)

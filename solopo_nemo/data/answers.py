@@ -1,49 +1,86 @@
-"""Extraction, normalization and matching of answers."""
+"""Extraction of the answer that a response states, and its comparison with gold answers."""
 
 from __future__ import annotations
 
+import json
 import re
+import string
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from solopo_nemo.data.normal_form import RULE, WORDS, holds, normalize, searchable
 
 ANSWER_PREFIX = "The answer is:"
 """Prefix of the final answer of a response, in prompts, training data and evaluation."""
+FIRST_RULE = "1"
+"""Rule of files that name none."""
+LITERAL = "literal"
+"""Name of the published form of sub-EM; it takes the place of the rule's version."""
 
-_PREFIX = re.compile(re.escape(ANSWER_PREFIX), re.IGNORECASE)
-_SHORT_ANSWER = 4
-_ARTICLES = frozenset({"a", "an", "the"})
-_ACRONYM_DOTS = re.compile(r"\b[^\W\d_](?:\.[^\W\d_])+\b\.?")
-_DIGIT_COMMAS = re.compile(r"(?<=\d),(?=\d{3}\b)")
-# every character other than a letter or digit separates words, except the point of a decimal number
-_SEPARATORS = re.compile(r"(?!(?<=\d)\.(?=\d))[\W_]+")
+_THOUGHT = re.compile(r"<(think(?:ing)?|thought|reasoning|reflection)>.*?</\1>|\[THINK\].*?\[/THINK\]", re.S | re.I)
+_THOUGHT_END = re.compile(r".*</(?:think(?:ing)?|thought|reasoning|reflection)>|.*\[/THINK\]", re.S | re.I)
+_THOUGHT_BEGIN = re.compile(r"<(?:think(?:ing)?|thought|reasoning|reflection)>|\[THINK\]", re.I)
 
+_NAMED = r"\b(?:(?:final|correct|right|short)\s+)?answer(?:\s+to\s+(?:the|this|that|your)\s+question)?"
+_BOXED = r"\\f?boxed\s*\{"
+_CLOSING = re.compile(
+    rf"""{_NAMED}[*_"]*(?:\s+(?:is|was))?(?:\s+(?:therefore|thus|simply|clearly))?[*_"]*\s*[:：][*_]*
+    | \bfinal\s+answer[*_]*(?:\s+is\b|\s*\n)
+    | ^[#*\s]*answer[*\s]*$
+    | (?:答案(?:是|为|為)?|答え(?:は)?|回答|정답(?:은)?)\s*[:：]
+    | \b(?:antwort(?:\s+(?:ist|lautet))?|r[eé]ponse(?:\s+finale)?(?:\s+est)?|respuesta(?:\s+final)?(?:\s+es)?
+      |risposta(?:\s+è)?|resposta(?:\s+é)?|ответ)[*_]*\s*[:：]
+    | (?P<box>{_BOXED})""",
+    re.I | re.M | re.X,
+)
+# read only in a response without one of the above
+_SENTENCE = re.compile(
+    rf"\b(?:the|my|so)\s+{_NAMED[2:]}[*_]*\s+(?:is|was)\b(?:\s+(?:therefore|thus|simply|clearly|that)\b)?"
+    r"|答案(?:是|为|為)|答えは",
+    re.I,
+)
+_LATEX: list[tuple[re.Pattern[str], Any]] = [
+    (re.compile(r"\\(?:text|math|operatorname)[a-z]*\s*\{([^{}]*)\}"), r"\1"),
+    (re.compile(r"\\[td]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1/\2"),
+    (re.compile(r"\\[,;:! ()\[\]]|\{,\}(?=\d)"), lambda match: "," if match.group() == "{,}" else ""),
+    (re.compile(r"\\([%$#&_])"), r"\1"),
+]
 
-def normalize(text: str) -> str:
-    """Return SQuAD's normal form, which ignores case, accents, articles, punctuation and white space.
-
-    Two rules differ from SQuAD: punctuation separates words ("US-based" becomes "us based"), and acronyms lose their
-    dots ("U.S." becomes "us"). A text that consists of articles keeps them, so that no answer becomes empty.
-    """
-    if not text.isascii():
-        decomposed = unicodedata.normalize("NFKD", text)
-        text = "".join(character for character in decomposed if not unicodedata.combining(character))
-    text = _ACRONYM_DOTS.sub(lambda match: match.group().replace(".", ""), text.casefold())
-    words = _SEPARATORS.sub(" ", _DIGIT_COMMAS.sub("", text)).split()
-    return " ".join([word for word in words if word not in _ARTICLES] or words)
-
-
-def holds_answer(normal_text: str, normal_answers: Iterable[str]) -> bool:
-    """True if a text contains one of the answers, all in normal form.
-
-    An answer of four or more characters also matches inside a word ("german" in "germany"). A shorter answer matches
-    whole words only; otherwise the alias "no" would match "north".
-    """
-    padded = f" {normal_text} "
-    return any(
-        answer in normal_text if len(answer) >= _SHORT_ANSWER else bool(answer) and f" {answer} " in padded
-        for answer in normal_answers
+_YES, _NO, _CLAUSE = (WORDS[name].split() for name in ("yes", "no", "clause"))
+_POLAR = {normalize(word): word for word in _YES + _NO}
+_SUBJECT = r"(?:passages?|texts?|documents?|contexts?|articles?|paragraphs?|sources?|information|question|i|we)"
+_NOT = r"(?:not|n t|isn t|don t|doesn t|didn t|wasn t|aren t|can t|couldn t|cannot)"
+_TOLD = (
+    "mentioned|stated|specified|provided|given|available|known|found|answered|determined|clear|sure|indicated|"
+    "disclosed|possible|answerable|applicable|explicitly|enough|sufficient|inferred|established|listed|described"
+)
+_FACTS = "answers?|information|mention|data|evidence|details?|record|indication|context|reference"
+_REFUSAL = re.compile(
+    rf"""^(?:(?:i\ (?:a\ )?m\ )?sorry\ |but\ |unfortunately\ |however\ )*(?:
+      no\ (?:(?:such|clear|definitive|definite)\ )?(?:{_FACTS})\b
+      |none\ of\ (?:passages|above|texts|documents)|{_NOT}\ (?:{_TOLD})\b|n\ a$
+      |(?:unknown|undetermined|unclear|unspecified|unavailable|unanswerable|undisclosed)$
+      |unable\ to|insufficient|impossible\ to|i\ (?:do\ not|don\ t)\ (?:know|have|find|see)
     )
+    | \b(?:there\ (?:is|are|was)\ (?:no|not)|no|not\ enough|insufficient)\ (?:(?:relevant|specific|explicit|direct|
+      sufficient|clear|further|such|enough)\ )*(?:answer|information|mention|evidence|data|details?|record|indication)\b
+    | \b(?:is|are|was|were|be|been|isn\ t|aren\ t|wasn\ t)\ (?:(?:not|explicitly|clearly|directly)\ )*
+      (?:unanswerable|unknown$|unclear$|unspecified)
+    | \b(?:is|are|was|were)\ not\ (?:(?:explicitly|clearly|directly)\ )*(?:{_TOLD})\b
+    | \b(?:isn|aren|wasn|weren)\ t\ (?:(?:explicitly|clearly|directly)\ )*(?:{_TOLD})\b
+    | \b(?:cannot|can\ not|can\ t|could\ not|couldn\ t)\ (?:be\ (?:{_TOLD})|answer|determine|find|tell|infer)\b
+    | \b{_SUBJECT}\ (?:above\ |provided\ |given\ )?(?:(?:do|does|did)\ not|(?:don|doesn|didn)\ t)\ (?:\w+ly\ )?
+      (?:know|say|state|mention|specify|provide|contain|answer|tell|indicate|give|include|name|list|discuss|describe|have)\b""",
+    re.X,
+)
+_REFUSAL_ABROAD = re.compile("|".join(map(normalize, WORDS["refusals"])))
+
+
+def rule_name(literal: bool) -> str:
+    """Return what is stored with pairs and scores: the version of the rule, or :data:`LITERAL`."""
+    return LITERAL if literal else str(RULE)
 
 
 @dataclass(frozen=True)
@@ -51,8 +88,8 @@ class Stated:
     """The answer that a response states.
 
     Attributes:
-        text: The text on the line after the last `The answer is:`; without that prefix, the last line with text.
-        prefixed: True if the prefix is present and followed by text.
+        text: The text of the last closing line, such as `The answer is: Oslo`; without one, the last line with text.
+        prefixed: True if there is a closing line with text.
     """
 
     text: str
@@ -60,16 +97,53 @@ class Stated:
 
 
 def stated_answer(response: str) -> Stated:
-    """Extract the answer of a response."""
-    after = _PREFIX.split(response)
-    if len(after) > 1 and normalize(after[-1]):
-        return Stated(_lines(after[-1])[0], prefixed=True)
-    return Stated((_lines(response) or [""])[-1], prefixed=False)
+    r"""Extract the answer of a response.
+
+    Closing lines are `The answer is: X`, `**Final answer:** X`, `\boxed{X}` and the like; the last one counts. One
+    without a colon counts where there is no other. Thoughts (`<think>`) are left out. A closing line without text and
+    a thought without end state no answer.
+    """
+    shown = _THOUGHT_END.sub("", _THOUGHT.sub("", response))
+    if unclosed := _THOUGHT_BEGIN.search(shown):
+        shown = shown[: unclosed.start()]
+    found = [*_CLOSING.finditer(shown)] or [*_SENTENCE.finditer(shown)]
+    if found:
+        last, tail = found[-1], shown[found[-1].end() :]
+        if last.groupdict().get("box"):
+            lines = [_balanced(tail)]
+        elif '"' in last.group() and (value := re.match(r'\s*("(?:[^"\\]|\\.)*")', tail)):
+            lines = [json.loads(value.group(1), strict=False)]
+        else:
+            lines = tail.splitlines()
+        text = next((line for line in map(_clean, lines) if normalize(line)), "")
+        return Stated(text, prefixed=bool(text))
+    lines = [line.strip() for line in shown.splitlines() if any(map(str.isalnum, line))]
+    return Stated((lines or [shown.strip()])[-1], prefixed=False)
 
 
-def is_right(stated: Stated, answers: Iterable[str]) -> bool:
-    """Sub-EM: true if the stated answer contains a gold answer or an alias, all in normal form."""
-    return holds_answer(normalize(stated.text), [normalize(answer) for answer in answers])
+def is_refusal(text: str) -> bool:
+    """True if a stated answer says that there is none, such as "No answer." or "The passages do not say"."""
+    form = normalize(text)
+    return bool(_REFUSAL.search(form) or _REFUSAL_ABROAD.match(form))
+
+
+def is_right(stated: Stated, answers: Iterable[str], *, literal: bool = False) -> bool:
+    """Sub-EM: true if the stated answer contains a gold answer or an alias as whole words.
+
+    For a gold answer "yes" or "no", the stated answer is that word, or begins with it and goes on with punctuation or
+    a clause. A refusal is right only if it is the gold answer.
+
+    Args:
+        stated: The stated answer.
+        answers: The gold answer and its aliases.
+        literal: The published form instead: SQuAD's normal form of the answer is anywhere in that of the stated text,
+            also inside a word.
+    """
+    if literal:
+        text = _squad(stated.text)
+        return any(answer and answer in text for answer in map(_squad, answers))
+    form, refusal = searchable(stated.text), is_refusal(stated.text)
+    return any(_matches(stated.text, form, refusal, answer) for answer in answers)
 
 
 def same_answers(chosen: str | None, rejected: str | None, ids: Mapping[str, Sequence[int]]) -> bool:
@@ -85,6 +159,55 @@ def same_answers(chosen: str | None, rejected: str | None, ids: Mapping[str, Seq
     return chosen.strip() == rejected.strip() or ("rejected" in ids and ids["chosen"] == ids["rejected"])
 
 
-def _lines(text: str) -> list[str]:
-    """The lines that contain more than marks such as the asterisks of bold text."""
-    return [line.strip() for line in text.splitlines() if normalize(line)]
+def _matches(text: str, form: str, refusal: bool, answer: str) -> bool:
+    normal = normalize(answer)
+    if normal in _POLAR:
+        return not refusal and _says(text, _POLAR[normal])
+    if not any(map(str.isalnum, answer)):
+        return bool(normal) and answer.strip() in text
+    return (not refusal or is_refusal(answer) or normal == normalize(text)) and holds(form, [searchable(answer)])
+
+
+def _says(text: str, word: str) -> bool:
+    """True if a text is a yes or a no, or begins with it and goes on with punctuation or a clause."""
+    begins = re.match(rf"[\W_]*{re.escape(word)}(?!\w)[*_\"')]*(.*)", _unmarked(text), re.S)
+    if begins is None:
+        return False
+    rest = begins.group(1)
+    words = normalize(rest).split()
+    if not words:
+        return True
+    other = {normalize(one) for one in (_NO if word in _YES else _YES)}
+    if re.match(r"\s*/", rest) or (words[0] in ("and", "or", "but") and other.intersection(words[1:2])):
+        return False
+    if re.match(r"\s*[,;:!?(，。、；：！—]|\s*\.(?!\s*\d)|\s*[-–]\s", rest):
+        return True
+    return word == "yes" or words[0] in _CLAUSE
+
+
+def _unmarked(text: str) -> str:
+    """Return a text in lower case without accents, its punctuation unchanged."""
+    return "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+
+
+def _clean(text: str) -> str:
+    """Return a stated text without Markdown's and LaTeX's marks."""
+    for pattern, new in _LATEX if "\\" in text or "{,}" in text else ():
+        text = pattern.sub(new, text)
+    return text.strip(" \t*_`$")
+
+
+def _balanced(text: str) -> str:
+    """Return the text up to the brace that closes one before it."""
+    depth = 1
+    for place, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if not depth:
+            return text[:place]
+    return ""
+
+
+def _squad(text: str) -> str:
+    """Return SQuAD's normal form: lower case, without punctuation and articles, and with single spaces."""
+    plain = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(word for word in plain.split() if word not in ("a", "an", "the"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from typing import Any
 from rich.console import Console
 
 import solopo_nemo
+from solopo_nemo.data.answers import FIRST_RULE
 from solopo_nemo.data.template_date import pinned_date
 from solopo_nemo.evaluation.answers import AnswerCache
 from solopo_nemo.evaluation.measured import CELLS, RECORD, Measured
 from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites.suite import AnyCell, Suite
+from solopo_nemo.evaluation.task import Cell
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import Progress
 from solopo_nemo.runtime.output import atomic_text, check_writable
@@ -72,6 +75,8 @@ def evaluate(
     missing = [one for one in planned if not _is_there(one)]
     if missing:
         console = Console(stderr=True, highlight=False, markup=False)
+        for rule, count in sorted(Counter(filter(None, map(_other_rule, missing))).items()):
+            console.print(f"{out}: {count} cells scored by answer rule {rule} are scored again", soft_wrap=True)
         done = progress("evaluating", len(missing)) if progress else None
         with closing(AnswerCache(opened.load(), out / "answers.sqlite", opened.identity)) as answers:
             for number, one in enumerate(missing, start=1):
@@ -117,6 +122,14 @@ def _is_there(one: _Planned) -> bool:
     return bool(json.loads(one.path.read_text(encoding="utf-8"))["fingerprint"] == one.fingerprint)
 
 
+def _other_rule(one: _Planned) -> str | None:
+    """The rule of a score file, if it is another than today's."""
+    if not isinstance(one.cell, Cell) or not one.path.is_file():
+        return None
+    rule = str(json.loads(one.path.read_text(encoding="utf-8")).get("rule", FIRST_RULE))
+    return None if rule == one.cell.rule else rule
+
+
 def _measure(one: _Planned, model: EvaluatedModel, answers: AnswerCache) -> None:
     import aiohttp
     from lm_eval.evaluator import evaluate as lm_evaluate
@@ -142,6 +155,7 @@ def _measure(one: _Planned, model: EvaluatedModel, answers: AnswerCache) -> None
         "cell": cell.name,
         "labels": dict(cell.labels),
         "metric": cell.metric,
+        **({"rule": cell.rule} if isinstance(cell, Cell) else {}),
         "seconds": round(time.monotonic() - started, 1),
         "samples": [cell.record(sample) for sample in result["samples"][cell.name]],
     }

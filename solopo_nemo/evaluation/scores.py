@@ -38,19 +38,20 @@ def f1(answer: str, gold: Sequence[str]) -> float:
     return max((float(metric(answer, one)) for one in gold), default=0.0)
 
 
-def score_answer(response: str, gold: Sequence[str]) -> dict[str, float]:
+def score_answer(response: str, gold: Sequence[str], literal: bool = False) -> dict[str, float]:
     """Scores of a response that reasons first and states its answer in the last line.
 
     Args:
         response: the model's text; :func:`~solopo_nemo.data.answers.stated_answer` extracts the answer.
         gold: the correct answer and its aliases.
+        literal: the literal form of sub-EM; see :func:`~solopo_nemo.data.answers.is_right`.
 
     Returns:
-        ``f1`` (LongBench's token F1, 0 to 1) and ``sub_em`` (1 if the stated answer contains a gold answer, else 0;
-        the paper's rule for choosing pairs).
+        ``f1`` (LongBench's token F1, 0 to 1) and ``sub_em`` (1 if the stated answer contains a gold answer as
+        whole words, else 0; the rule for choosing pairs).
     """
     stated = stated_answer(response)
-    return {"f1": f1(stated.text, gold), "sub_em": float(is_right(stated, gold))}
+    return {"f1": f1(stated.text, gold), "sub_em": float(is_right(stated, gold, literal=literal))}
 
 
 @dataclass(frozen=True)

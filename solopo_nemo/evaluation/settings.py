@@ -19,6 +19,7 @@ class SuiteSettings:
         limit: questions per cell; None uses the suite's default.
         seeds: sampling seeds, for the suites that sample answers.
         max_new_tokens: maximum answer length in tokens; None uses the suite's default.
+        literal: score by the literal form of sub-EM; see :func:`~solopo_nemo.data.answers.is_right`.
     """
 
     data: Path
@@ -27,6 +28,7 @@ class SuiteSettings:
     limit: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     max_new_tokens: int | None = None
+    literal: bool = False
 
     def __post_init__(self) -> None:
         for option, values, low, high in (

@@ -6,17 +6,26 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from solopo_nemo.data.answers import rule_name
+from solopo_nemo.data.normal_form import RULE
 from solopo_nemo.evaluation.scores import score_answer
+from solopo_nemo.evaluation.settings import SuiteSettings
 
 Label = str | int | float
 Score = Callable[[str, Mapping[str, Any]], dict[str, float]]
 
 
-def score_row(response: str, row: Mapping[str, Any]) -> dict[str, float]:
+def score_row(response: str, row: Mapping[str, Any], literal: bool = False) -> dict[str, float]:
     """Score a response against ``row["answers"]``; see :func:`~solopo_nemo.evaluation.scores.score_answer`."""
-    return score_answer(response, row["answers"])
+    return score_answer(response, row["answers"], literal)
+
+
+def scoring(settings: SuiteSettings) -> dict[str, Any]:
+    """The fields ``score`` and ``rule`` of a cell whose stated answers are compared with gold answers."""
+    return {"score": partial(score_row, literal=settings.literal), "rule": rule_name(settings.literal)}
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class Cell:
         max_new_tokens: maximum answer length in tokens.
         temperature: sampling temperature; 0 is greedy decoding.
         seed: sampling seed.
+        rule: rule by which answers are extracted and compared; see :func:`~solopo_nemo.data.answers.rule_name`.
         limit: always None, because ``questions`` is already limited.
     """
 
@@ -62,6 +72,7 @@ class Cell:
     max_new_tokens: int
     temperature: float = 0.0
     seed: int = 0
+    rule: str = str(RULE)
     limit: int | None = None
 
     @property
@@ -73,7 +84,7 @@ class Cell:
     def fingerprint(self) -> str:
         """A hash of everything besides the model that determines the answers and scores."""
         asked = [(one.id, one.prompt, one.answers, dict(one.labels)) for one in self.questions]
-        text = json.dumps([asked, dict(self.labels), self.metric, self.generation, self.seed])
+        text = json.dumps([asked, dict(self.labels), self.metric, self.generation, self.seed, self.rule])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def task(self, remote: bool) -> Any:

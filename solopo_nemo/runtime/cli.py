@@ -91,6 +91,12 @@ def add_template_kwargs(option: Callable[..., None]) -> None:
     option(f"{TEMPLATE_KWARGS} JSON", what, type=json_object)
 
 
+def add_literal(option: Callable[..., None]) -> None:
+    """Add ``--literal``."""
+    what = "count an answer anywhere in the stated text, also inside a word or number, as published sub-EM figures do"
+    option("--literal", what)
+
+
 def settings_of(arguments: argparse.Namespace, kind: type[T]) -> T:
     """A dataclass out of the arguments of its fields' names; what was not given keeps the dataclass's default."""
     given = {field.name: getattr(arguments, field.name) for field in fields(kind)}  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from solopo_nemo.builders.contexts.build import build_contexts
 from solopo_nemo.builders.contexts.counting import TokenCounter
 from solopo_nemo.builders.contexts.settings import BuildSettings
-from solopo_nemo.data.answers import holds_answer, normalize
+from solopo_nemo.data.normal_form import holds, normalize, searchable
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.triplets import Needs, read_triplets
 from solopo_nemo.runtime.errors import UserError
@@ -53,7 +53,7 @@ def check_row(
     title, text = max(pool, key=lambda paragraph: len(paragraph[1]))
     largest = len(tokenizer(f"Passage 99:\n{title}\n{text}\n\n", add_special_tokens=False).input_ids)
     support = {(p["title"], p["paragraph_text"].rstrip()) for p in source["paragraphs"] if p["is_supporting"]}
-    answers = [normalize(answer) for answer in [source["answer"], *source["answer_aliases"]]]
+    answers = [searchable(answer) for answer in [source["answer"], *source["answer_aliases"]]]
     contexts = []
     for name, target in zip(("short", "long"), targets, strict=True):
         tokens = len(tokenizer.apply_chat_template(row[f"prompt_{name}"], add_generation_prompt=True))
@@ -66,7 +66,7 @@ def check_row(
         distractors = set(found) - support
         assert distractors <= pool
         for title, text in distractors:
-            assert not holds_answer(normalize(f"{title} {text}"), answers), "a leak"
+            assert not holds(searchable(f"{title} {text}"), answers), "a leak"
         contexts.append(set(found))
     assert contexts[0] < contexts[1]
 

@@ -70,6 +70,13 @@ def test_statistics_are_of_the_good_rows(write_rows: RowWriter) -> None:
     assert 0 < found.summary()["rho"] < 1
 
 
+def test_pairs_of_an_earlier_answer_rule_are_named(write_rows: RowWriter) -> None:
+    rules: list[dict[str, str]] = [{}, {"answer_rule": "1"}, {"answer_rule": "2"}, {"answer_rule": "literal"}]
+    path = write_rows([good(n, meta={"sampled_on": "short"} | rule) for n, rule in enumerate(rules)])
+    (remark,) = inspect_file(path).remarks
+    assert remark.startswith(f"{path}: 2 pairs were chosen by an earlier answer rule than 2")
+
+
 def test_equal_answers_in_every_row_are_a_problem(write_rows: RowWriter) -> None:
     same = {"rejected": " The answer is: 1960\n"}
     (problem,) = inspect_file(write_rows([good(0, **same), good(1, **same)])).problems

@@ -143,6 +143,25 @@ def test_the_samples_of_version_0_1_are_taken_over_once_however_its_file_was_cut
             assert now.texts(asked(f"q{number}"), "short") == before.texts(asked(f"q{number}"), "short")
 
 
+def test_samples_of_an_earlier_rule_are_scored_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.sqlite"
+    texts = ("The answer is: No answer.", "The answer is: No.", "The answer is: Norway", "<think>No")
+    no = asked(answer="no")
+    with SampleStore(path, SAMPLING) as store:
+        store.add(no, "short", [Sample(text, cut=False) for text in texts])
+    with closing(sqlite3.connect(path)) as earlier:  # as format 2 had it: no rule, and all that holds "no" is right
+        earlier.executescript(
+            "ALTER TABLE samples DROP COLUMN rule; PRAGMA user_version = 2; UPDATE samples SET correct = 1"
+        )
+    for literal, rule, right, finished in ((False, "1", 1, 3), (True, "2", 3, 3), (False, "literal", 1, 3)):
+        with SampleStore(path, SAMPLING, literal=literal) as store:
+            entry = store.finished(no, "short")
+            assert entry is not None and (entry.right, entry.finished) == (right, finished)
+        assert f"samples scored by answer rule {rule} are scored again by rule {store.rule}" in capsys.readouterr().err
+    with SampleStore(path, SAMPLING):
+        assert capsys.readouterr().err == ""
+
+
 def test_samples_of_version_0_1_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.sqlite"
     lines = [json.dumps(line) + "\n" for line in EARLIER]

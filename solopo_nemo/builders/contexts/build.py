@@ -19,6 +19,7 @@ from solopo_nemo.builders.contexts.sources import read_pool, read_questions
 from solopo_nemo.builders.contexts.sources.source import RowSource
 from solopo_nemo.builders.contexts.statistics import BuildStatistics, new_facts, note_contexts, note_dropped
 from solopo_nemo.builders.contexts.targets import Targets
+from solopo_nemo.data.normal_form import RULE
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import run_tasks
@@ -170,6 +171,6 @@ class _ShardWriter:
             groups = [short.distractors, long.distractors]
             pair = gold_pair(question, groups, Random(f"{self._settings.seed}:{question.id}:pair"))
             row |= {"chosen": pair.chosen, "rejected": pair.rejected}
-            meta["pair_kind"] = pair.kind
+            meta |= {"pair_kind": pair.kind, "answer_rule": str(RULE)}
             facts["pair_kinds"][pair.kind] = facts["pair_kinds"].get(pair.kind, 0) + 1
         return row | {"meta": meta}

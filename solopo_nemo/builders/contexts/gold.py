@@ -9,7 +9,8 @@ from random import Random
 
 from solopo_nemo.builders.contexts.prompt import NO_ANSWER, closing_line
 from solopo_nemo.builders.contexts.question import Paragraph, Question
-from solopo_nemo.data.answers import normalize
+from solopo_nemo.data.answers import Stated, is_right
+from solopo_nemo.data.normal_form import normalize
 
 _MONTH = (
     r"(?:March|April|May|June|July|Jan(?:uary|\.)|Feb(?:ruary|\.)|Aug(?:ust|\.)|Sep(?:tember|t?\.)|Oct(?:ober|\.)"
@@ -67,7 +68,7 @@ def gold_pair(question: Question, distractors: Sequence[Sequence[Paragraph]], ra
     ]
     asked = normalize(question.question)
     for *_, candidate, title in sorted(candidates):
-        if _is_wrong(normalize(candidate), asked, question.normal_answers):
+        if _is_wrong(candidate, asked, question.answers):
             # use as many titles as the correct response, so that their number does not reveal it
             return GoldPair(chosen, f"{_evidence([*titles[:-1], title])} {closing_line(candidate)}", kind)
     return GoldPair(chosen, f"The passages do not answer the question. {closing_line(NO_ANSWER)}", "no_answer")
@@ -108,5 +109,8 @@ def _likeness(candidate: str, answer: str) -> tuple[bool, bool, bool]:
 
 
 def _is_wrong(candidate: str, asked: str, answers: Sequence[str]) -> bool:
-    """True if a candidate is not in the question, and neither contains nor is contained in an answer (normal form)."""
-    return bool(candidate) and candidate not in asked and not any(candidate in a or a in candidate for a in answers)
+    """True if a candidate is not in the question, not right, and neither contains nor is contained in an answer."""
+    normal, golds = normalize(candidate), [normalize(answer) for answer in answers]
+    if not normal or normal in asked or any(normal in gold or gold in normal for gold in golds):
+        return False
+    return not is_right(Stated(candidate, prefixed=True), answers)

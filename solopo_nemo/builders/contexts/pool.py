@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from random import Random
 
 from solopo_nemo.builders.contexts.question import Paragraph, Question
-from solopo_nemo.data.answers import holds_answer
+from solopo_nemo.data.normal_form import holds
 
 
 class ParagraphPool:
@@ -54,7 +54,7 @@ class ParagraphPool:
             paragraph, owner = self._sorted[index]
             if owner == question.id or paragraph.key in support:
                 continue
-            if self._allow_answer_leak or not holds_answer(paragraph.normal, question.normal_answers):
+            if self._allow_answer_leak or not holds(paragraph.normal, question.normal_answers):
                 yield paragraph
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from solopo_nemo.data.answers import normalize
+from solopo_nemo.data.normal_form import normalize, searchable
 from solopo_nemo.runtime.errors import UserError
 
 _NAME_WORDS = 6
@@ -27,8 +27,8 @@ class Paragraph:
 
     @cached_property
     def normal(self) -> str:
-        """Title and text in normal form, for the search of answers."""
-        return f"{normalize(self.title)} {self.key}"
+        """Title and text in the form in which :func:`~solopo_nemo.data.normal_form.holds` searches answers."""
+        return f"{searchable(self.title)} {searchable(self.text)}"
 
     @cached_property
     def key(self) -> str:
@@ -58,8 +58,8 @@ class Question:
 
     @cached_property
     def normal_answers(self) -> tuple[str, ...]:
-        """The answers in normal form, without repetition."""
-        return tuple(dict.fromkeys(normalize(answer) for answer in self.answers))
+        """The answers in the form in which they are searched, without repetition."""
+        return tuple(dict.fromkeys(searchable(answer) for answer in self.answers))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 import solopo_nemo
 from solopo_nemo.builders.contexts.sources.source import RowSource
 from solopo_nemo.builders.contexts.targets import Targets
+from solopo_nemo.data.normal_form import RULE
 from solopo_nemo.data.template_date import pinned_date
 from solopo_nemo.data.tokenizer_files import tokenizer_state
 from solopo_nemo.runtime.errors import UserError
@@ -90,6 +91,7 @@ class BuildSettings:
         date = pinned_date(tokenizer)
         return ({"date": date} if date else {}) | {
             "version": solopo_nemo.__version__,
+            "answer_rule": str(RULE),
             "source": f"{source.name} {source.digest()}",
             "pool": " ".join(part.digest() for part in pool),
             "tokenizer": hashlib.sha256(json.dumps(tokenizer_state(tokenizer), sort_keys=True).encode()).hexdigest(),

@@ -60,7 +60,8 @@ def triplet(asked: Asked, side: str, store: SampleStore, entry: Entry, seed: int
         "chosen": random.choice(right),
         "rejected": random.choice(wrong),
         "answers": list(asked.answers),
-        "meta": asked.meta | {"sampled_on": side, "right": entry.right, "finished": entry.finished},
+        "meta": asked.meta
+        | {"sampled_on": side, "right": entry.right, "finished": entry.finished, "answer_rule": store.rule},
     }
 
 

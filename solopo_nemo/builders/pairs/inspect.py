@@ -8,10 +8,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from solopo_nemo.data.answers import holds_answer, is_right, normalize, same_answers, stated_answer
+from solopo_nemo.data.answers import is_right, rule_name, same_answers, stated_answer
 from solopo_nemo.data.fields import bad_field, has, text_list
 from solopo_nemo.data.json_rows import Row
 from solopo_nemo.data.lengths import Lengths, compression_rate
+from solopo_nemo.data.normal_form import RULE, holds, searchable
 from solopo_nemo.data.rows import read_rows
 from solopo_nemo.data.tokenize import TripletEncoder
 
@@ -26,6 +27,9 @@ _WANTED = {
     "preferences": ("long_chosen", "long_rejected"),
     "fine-tuning": ("long_chosen",),
 }
+
+
+_RULES = (rule_name(literal=False), rule_name(literal=True))
 
 
 @dataclass
@@ -88,7 +92,7 @@ def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int
     shares = _Shares()
     seen: set[str] = set()
     kept: list[tuple[int, Triplet]] = []
-    equal = 0
+    equal, earlier = 0, 0
     for row in with_progress(read_rows(path), "reading"):
         found.rows += 1
         triplet, problems = _check(row, found.kind, f"row-{found.rows - 1}", seen)
@@ -112,6 +116,8 @@ def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int
             equal += 1
             found.remarks.append(f"{row.where}: chosen and rejected are the same answer, which teaches nothing")
         shares.add(triplet, (row.value or {}).get("answers"))
+        meta = (row.value or {}).get("meta")
+        earlier += isinstance(meta, dict) and "sampled_on" in meta and meta.get("answer_rule") not in _RULES
         # reservoir sampling: every good row has the same probability
         if len(kept) < samples:
             kept.append((good, triplet))
@@ -121,6 +127,11 @@ def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int
         raise UserError(f"{path}: no samples in it: give a file with at least one row")
     if equal and equal == found.rows - found.bad_rows:
         found.problems.append(f"{path}: chosen and rejected are the same answer in every row: nothing to prefer")
+    if earlier:
+        found.remarks.append(
+            f"{path}: {earlier} pairs were chosen by an earlier answer rule than {RULE}, by which shares are counted: "
+            "tools/sample_pairs.py with the same --out scores its samples again"
+        )
     found.shares = shares.values()
     found.samples = [triplet for _, triplet in sorted(kept, key=lambda item: item[0])]
     return found
@@ -190,8 +201,7 @@ class _Shares:
         self._add("rejected without closing line", not wrong.prefixed)
         if answers:
             self._add("rejected right by sub-EM", is_right(wrong, answers))
-            normal = [normalize(answer) for answer in answers]
-            self._add("rejected mentions the answer", holds_answer(normalize(rejected), normal))
+            self._add("rejected mentions the answer", holds(searchable(rejected), map(searchable, answers)))
 
     def values(self) -> dict[str, float]:
         return {name: round(true / total, 4) for name, (true, total) in self._counts.items()}

@@ -39,6 +39,7 @@ class PairSettings:
         on: The prompt to sample on: `short`, `long` or `both`.
         size: Number of pairs to reach.
         skip_bad: Write bad rows to `<out>.rejects.jsonl` and continue.
+        literal: Score by the literal form of sub-EM; see :func:`~solopo_nemo.data.answers.is_right`.
     """
 
     contexts: Path
@@ -46,6 +47,7 @@ class PairSettings:
     on: str = "short"
     size: int = 5000
     skip_bad: bool = False
+    literal: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -85,7 +87,7 @@ def sample_pairs(
             day = sampled_date(samples_file(settings.out))
             sampling = replace(sampling, date=pinned_date(load_tokenizer(sampling.model, day=day)))
         backend = make_backend(sampling)
-        with SampleStore(samples_file(settings.out), sampling) as store:
+        with SampleStore(samples_file(settings.out), sampling, literal=settings.literal) as store:
             sampler = Sampler(source, store, backend, settings.sides, settings.size, sampling.seed)
             with Meter(len(source), settings.size) as meter:
                 settled = sampler.run(meter)
@@ -98,6 +100,7 @@ def sample_pairs(
         **({"on_both": shared} if settings.on == "both" else {}),
         "prompts": {"sampled": sampler.asked, "reused": sampler.reused},
         "samples": _sample_counts(sampled),
+        "answer_rule": store.rule,
         "acceptance": round(meter.acceptance, 4),
         "samples_per_second": round(meter.samples / meter.seconds, 2),
         "seconds": round(meter.seconds, 1),

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from solopo_nemo.builders.contexts.question import BadRow
-from solopo_nemo.data.answers import normalize
 from solopo_nemo.data.fields import bad_field, identifier, required, text_list
 from solopo_nemo.data.json_rows import Row
+from solopo_nemo.data.normal_form import normalize
 from solopo_nemo.data.rows import read_rows
 
 # the same prompt rules as in triplet files

@@ -15,13 +15,13 @@ from rich.console import Console
 
 from solopo_nemo.builders.pairs.backend import Sample, Sampling
 from solopo_nemo.builders.pairs.source import Asked
-from solopo_nemo.data.answers import is_right, stated_answer
+from solopo_nemo.data.answers import FIRST_RULE, is_right, rule_name, stated_answer
 from solopo_nemo.runtime.errors import RunFault, UserError
 
 PAIR = "pair"
-_FORMAT = 2
-_COLUMNS = "id, side, digest, text, answer, prefixed, correct, cut"
-_FIELDS = ("text", "answer", "prefixed", "right", "cut")
+_FORMAT = 3
+_COLUMNS = "id, side, digest, text, answer, prefixed, correct, cut, rule"
+_FIELDS = ("text", "answer", "prefixed", "right", "cut", "rule")
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS settings (sampling TEXT);
 CREATE TABLE IF NOT EXISTS samples ({_COLUMNS});
@@ -43,7 +43,7 @@ class Entry:
         digest: Hash of id, prompt and answers.
         right: Finished samples with a correct answer.
         finished: Samples that are neither truncated nor empty.
-        cut: Samples that reached the token limit or are empty.
+        cut: Samples that reached the token limit or state no answer.
         unprefixed: Samples without `The answer is:`.
     """
 
@@ -73,10 +73,19 @@ class SampleStore:
 
     The file also contains the sampling settings. Different settings are refused, and so is a second process. Version
     0.1 wrote `FILE.samples.jsonl`; a new database imports those samples.
+
+    Attributes:
+        path: The file.
+        rule: Rule of the scores; see :func:`~solopo_nemo.data.answers.rule_name`.
     """
 
-    def __init__(self, path: Path, sampling: Sampling) -> None:
+    def __init__(self, path: Path, sampling: Sampling, *, literal: bool = False) -> None:
         """Open or create the file.
+
+        Args:
+            path: SQLite file.
+            sampling: Sampling settings.
+            literal: Score by the literal form of sub-EM. Samples that were scored by another rule are scored again.
 
         Raises:
             UserError: The file has other settings, is in use, or is damaged.
@@ -84,6 +93,7 @@ class SampleStore:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._settings, self._samples = asdict(sampling), sampling.samples
+        self._literal, self.rule, self._stale = literal, rule_name(literal), False
         self._db = _connect(path)
         try:
             self._open()
@@ -122,14 +132,9 @@ class SampleStore:
 
     def add(self, asked: Asked, side: str, samples: Sequence[Sample]) -> None:
         """Score samples of a prompt and commit them to disk."""
-        scored = []
-        for sample in samples:
-            stated = stated_answer(sample.text)
-            score = {"answer": stated.text, "prefixed": stated.prefixed, "right": is_right(stated, asked.answers)}
-            scored.append(asdict(sample) | score)
-        batch = {"id": asked.id, "side": side, "digest": asked.digest(side), "samples": scored}
+        head = (asked.id, side, asked.digest(side))
         with self._db:
-            self._write(_rows(batch))
+            self._write((*head, sample.text, *self._scored(asked, sample.text, sample.cut)) for sample in samples)
 
     def texts(self, asked: Asked, side: str) -> tuple[list[str], list[str]]:
         """Return the correct and the incorrect finished answers of a prompt."""
@@ -137,7 +142,23 @@ class SampleStore:
         found = self._db.execute(query, (asked.id, side)).fetchall()
         return [text for text, right in found if right], [text for text, right in found if not right]
 
+    def _scored(self, asked: Asked, text: str, cut: bool) -> tuple[Any, ...]:
+        """Return the columns of a sample that its rule determines. A text that states no answer counts as cut."""
+        stated = stated_answer(text)
+        right = is_right(stated, asked.answers, literal=self._literal)
+        return stated.text, stated.prefixed, right, cut or not stated.text, self.rule
+
+    def _score_again(self, asked: Asked, side: str) -> None:
+        """Score the samples of a prompt that another rule has scored."""
+        query = "SELECT rowid, text, cut FROM samples WHERE id = ? AND side = ? AND digest = ? AND rule != ?"
+        found = self._db.execute(query, (asked.id, side, asked.digest(side), self.rule)).fetchall()
+        update = "UPDATE samples SET answer = ?, prefixed = ?, correct = ?, cut = ?, rule = ? WHERE rowid = ?"
+        with self._db:
+            self._db.executemany(update, [(*self._scored(asked, text, bool(cut)), row) for row, text, cut in found])
+
     def _entry(self, asked: Asked, side: str) -> Entry | None:
+        if self._stale:
+            self._score_again(asked, side)
         found = self._db.execute(_ENTRY, (asked.id, side)).fetchone()
         return None if found is None else Entry(*found)
 
@@ -145,19 +166,27 @@ class SampleStore:
         # store the settings with the first samples: a database without samples accepts any settings
         if self._db.execute("SELECT 1 FROM settings").fetchone() is None:
             self._db.execute("INSERT INTO settings VALUES (?)", (json.dumps(self._settings),))
-        self._db.executemany(f"INSERT INTO samples ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self._db.executemany(f"INSERT INTO samples ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def _open(self) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > _FORMAT:
             raise UserError(f"{self.path}: written by a later version of this tool: use that, or give another --out")
-        if not version:
+        if version < _FORMAT:
             with self._db:
-                self._take_over(self.path.with_suffix(".jsonl"))
+                if version:
+                    self._db.execute(f"ALTER TABLE samples ADD COLUMN rule DEFAULT '{FIRST_RULE}'")
+                else:
+                    self._take_over(self.path.with_suffix(".jsonl"))
                 self._db.execute(f"PRAGMA user_version = {_FORMAT}")
         settings = self._db.execute("SELECT sampling FROM settings").fetchone()
         if settings is not None:
             self._check(self.path, json.loads(settings[0]))
+        other = self._db.execute("SELECT DISTINCT rule FROM samples WHERE rule != ?", (self.rule,)).fetchall()
+        self._stale = bool(other)
+        for (rule,) in other:
+            text = f"{self.path}: samples scored by answer rule {rule} are scored again by rule {self.rule}"
+            Console(stderr=True, markup=False).print(text, highlight=False, soft_wrap=True)
 
     def _take_over(self, earlier: Path) -> None:
         """Import the samples of version 0.1. A truncated last line is ignored."""
@@ -220,6 +249,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _rows(batch: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield the samples of one batch in the order of the columns."""
+    """Yield the samples of one line of version 0.1 in the order of the columns."""
     for sample in batch["samples"]:
-        yield batch["id"], batch["side"], batch["digest"], *(sample[name] for name in _FIELDS)
+        scored = {**sample, "rule": FIRST_RULE}
+        yield batch["id"], batch["side"], batch["digest"], *(scored[name] for name in _FIELDS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from solopo_nemo.data.answers import normalize, stated_answer
+from solopo_nemo.data.answers import stated_answer
+from solopo_nemo.data.normal_form import normalize
 from solopo_nemo.embedded import SHORT_PARAGRAPHS, generate_evaluation
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings

@@ -13,7 +13,7 @@ from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.sources import find_source
 from solopo_nemo.evaluation.suites.suite import Suite, View
-from solopo_nemo.evaluation.task import Cell, Label, Question, score_row
+from solopo_nemo.evaluation.task import Cell, Label, Question, scoring
 from solopo_nemo.runtime.progress import with_progress
 
 MAX_NEW_TOKENS = 512
@@ -40,7 +40,7 @@ def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[Cell]:
             questions=[question for question, _ in made],
             tokens=max(tokens for _, tokens in made),
             metric="f1",
-            score=score_row,
+            **scoring(settings),
             max_new_tokens=room,
         )
 

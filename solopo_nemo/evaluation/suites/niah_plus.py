@@ -13,7 +13,7 @@ from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites.built_contexts import Asked, asked_questions
 from solopo_nemo.evaluation.suites.suite import Suite, View
-from solopo_nemo.evaluation.task import Cell, Label, Question, score_row
+from solopo_nemo.evaluation.task import Cell, Label, Question, scoring
 from solopo_nemo.runtime.units import short_count
 
 QUESTIONS = 20
@@ -36,7 +36,7 @@ def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[Cell]:
                     ],
                     tokens=length - room,
                     metric="sub_em",
-                    score=score_row,
+                    **scoring(settings),
                     max_new_tokens=room,
                 )
 
@@ -68,7 +68,8 @@ def _views(labels: Mapping[str, list[Label]]) -> list[View]:
 SUITE = Suite(
     "niah_plus",
     "Needles in haystacks",
-    "Share of questions whose stated answer holds a gold answer (sub-EM); greedy, evidence together at each depth.",
+    "Share of questions whose stated answer holds a gold answer as whole words (sub-EM); greedy, evidence together at "
+    "each depth.",
     _cells,
     _views,
     curve=("length", "setting"),

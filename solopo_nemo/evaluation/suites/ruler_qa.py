@@ -8,7 +8,7 @@ from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites.built_contexts import SOURCES, asked_questions
 from solopo_nemo.evaluation.suites.suite import Suite, View
-from solopo_nemo.evaluation.task import Cell, Label, Question, score_row
+from solopo_nemo.evaluation.task import Cell, Label, Question, scoring
 from solopo_nemo.runtime.units import short_count
 
 QUESTIONS = 200
@@ -29,7 +29,7 @@ def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[Cell]:
                 ],
                 tokens=length - room,
                 metric="f1",
-                score=score_row,
+                **scoring(settings),
                 max_new_tokens=room,
             )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from solopo_nemo.builders.contexts.question import Paragraph, Question
-from solopo_nemo.data.answers import holds_answer
 from solopo_nemo.data.fields import bad_field
+from solopo_nemo.data.normal_form import holds
 
 
 def check_support(question: Question, where: str, *, support: str, answers: str) -> Question:
@@ -35,4 +35,4 @@ def check_support(question: Question, where: str, *, support: str, answers: str)
 def _holds(paragraph: Paragraph, question: Question) -> bool:
     # compare the raw text too: an answer that ends inside a number has a different normal form on its own
     as_written = any(answer in paragraph.text for answer in question.answers)
-    return as_written or holds_answer(paragraph.normal, question.normal_answers)
+    return as_written or holds(paragraph.normal, question.normal_answers)

@@ -8,6 +8,7 @@ from typing import Any
 from solopo_nemo.builders.contexts.question import Paragraph, Question
 from solopo_nemo.builders.contexts.sources.checks import check_support
 from solopo_nemo.data.fields import bad_field, has, identifier, required, text
+from solopo_nemo.data.normal_form import normalize
 
 # the answer of a comparison is implied by the evidence, so it is not searched in the text
 _IMPLIED = frozenset({"yes", "no"})
@@ -39,7 +40,7 @@ def parse(row: dict[str, Any], where: str) -> Question:
         supporting=tuple(supporting),
         others=tuple(others),
     )
-    if supporting and question.normal_answers[0] in _IMPLIED:
+    if supporting and normalize(question.answers[0]) in _IMPLIED:
         return question
     return check_support(question, where, support="supporting_facts is empty", answers="answer")
 
