@@ -56,7 +56,7 @@ PRELOADED = (
     "torch.utils.tensorboard",
 )
 AT_IMPORT = re.compile(
-    r"(HF(?!_TOKEN|_XET)|TRANSFORMERS|TOKENIZERS(?!_PARALLELISM)|OMP|MKL|OPENBLAS|CUDA|NCCL|TORCH(?!ELASTIC|_NCCL|INDUCTOR|DYNAMO)|NVTE|LD|MALLOC|PYTHON(?!PATH|WARNINGS))_?"
+    r"(HF(?!_TOKEN|_XET)|TRANSFORMERS|TOKENIZERS(?!_PARALLELISM)|OMP|MKL|OPENBLAS|CUDA|NCCL|TORCH(?!ELASTIC|_NCCL|INDUCTOR|DYNAMO)|LD|MALLOC|PYTHON(?!PATH|WARNINGS))_?"
 )
 """Variables that libraries read as they are imported: a program that differs in one is started for real."""
 SPAWN = re.compile(r"from multiprocessing.spawn import spawn_main; spawn_main\(tracker_fd=(\d+), pipe_handle=(\d+)\)")
