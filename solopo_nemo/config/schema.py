@@ -62,6 +62,8 @@ class DataConfig:
     max_tokens: int | None = number(minimum=2, optional=True)
     too_long: str = choice(allowed=("error", "drop"))
     chat_template_kwargs: dict[str, Any] | None = None  # absent in the configuration of earlier runs
+    score: str = choice("assistant", allowed=("assistant", "last"))  # likewise
+    template_mismatch: str = choice("error", allowed=("error", "warn"))  # likewise
     builtin: BuiltinDataConfig
 
 

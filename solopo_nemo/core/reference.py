@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,15 @@ import torch
 from solopo_nemo.core import device
 from solopo_nemo.core.scoring import score_batches
 from solopo_nemo.core.step import Batch
+
+Score = float | list[float]
+
+
+def by_name(sequences: Sequence[str], batch: Batch, scores: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The scores ``[num_sequences]`` of a packed batch as ``[P]`` by sequence name."""
+    return {
+        name: scores[places.to(scores.device)] for name, places in zip(sequences, batch["pairs"].unbind(1), strict=True)
+    }
 
 
 class CachedReference:
@@ -19,17 +29,26 @@ class CachedReference:
 
     Args:
         sequences: names, ``objective.reference_sequences``.
-        table: log-probabilities in nats, by sample id and sequence name; may be filled later.
+        table: log-probabilities in nats, by sample id and sequence name; a list for a sample with several rejected
+            responses, in their order. May be filled later.
     """
 
-    def __init__(self, sequences: Sequence[str], table: Mapping[str, Mapping[str, float]] | None = None) -> None:
+    def __init__(self, sequences: Sequence[str], table: Mapping[str, Mapping[str, Score]] | None = None) -> None:
         self.sequences, self.table = sequences, table or {}
 
     def scores(self, batch: Batch) -> Mapping[str, torch.Tensor]:
         """The table's rows of this micro-batch."""
-        rows = [self.table[i] for i in batch["ids"]]
+        samples = batch["pair_samples"]
+        places = [samples[:pair].count(sample) for pair, sample in enumerate(samples)]  # of a pair among its sample's
+
+        def score(name: str, sample: int, place: int) -> float:
+            found = self.table[batch["ids"][sample]][name]
+            return found[place] if isinstance(found, list) else found
+
         return {
-            name: torch.tensor([row[name] for row in rows], dtype=torch.float32, device=device.current())
+            name: torch.tensor(
+                list(map(partial(score, name), samples, places)), dtype=torch.float32, device=device.current()
+            )
             for name in self.sequences
         }
 
@@ -52,10 +71,10 @@ class OnlineReference:
 
     def score(self, batches: Sequence[Batch]) -> None:
         """Score the micro-batches of a global batch; a collective of the model's ranks."""
-        results = score_batches(self.module, [self._pack(batch) for batch in batches])
+        packed = [self._pack(batch) for batch in batches]
         self._scores = {
-            tuple(batch["ids"]): dict(zip(self.sequences, x.view(-1, len(self.sequences)).unbind(1), strict=True))
-            for batch, x in zip(batches, results, strict=True)
+            tuple(batch["ids"]): by_name(self.sequences, batch, scores)
+            for batch, scores in zip(packed, score_batches(self.module, packed), strict=True)
         }
 
     def scores(self, batch: Batch) -> Mapping[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -33,8 +34,19 @@ __all__ = [
     "score_sequences",
 ]
 
-Loss = Callable[[Mapping[str, SequenceScores], Mapping[str, torch.Tensor] | None], ObjectiveOutput]
-"""A loss of scores: an objective, or a part of one."""
+
+class Loss(Protocol):
+    """A loss of scores: an objective, or a part of one."""
+
+    def __call__(
+        self,
+        policy: Mapping[str, SequenceScores],
+        reference: Mapping[str, torch.Tensor] | None = None,
+        weights: torch.Tensor | None = None,
+    ) -> ObjectiveOutput:
+        """As :meth:`solopo_nemo.objectives.Objective.__call__`."""
+
+
 Metrics = dict[str, torch.Tensor]
 """fp64 ``[2]`` by name: a value and the number of micro-batches that it is of, Megatron's ``[sum, count]``."""
 
@@ -46,7 +58,7 @@ class Reference(Protocol):
     """The frozen reference policy, as the step asks it on the last pipeline stage; see ``core.reference``."""
 
     def scores(self, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """fp32 ``[samples]`` by sequence name: summed response log-probabilities of the batch's samples, nats."""
+        """fp32 ``[P]`` by sequence name: summed response log-probabilities of the batch's pairs, nats."""
 
 
 def score_sequences(model: Any, batch: Batch) -> torch.Tensor:
@@ -110,22 +122,28 @@ class ForwardStep:
         return loss_and_metrics(self.evaluate(batch, logp), batch, self.objective)
 
     def evaluate(self, batch: Batch, logp: torch.Tensor) -> ObjectiveOutput:
-        """The objective of a micro-batch.
+        """The objective of a micro-batch: of a sample with several rejected responses, the mean over its pairs.
 
         Args:
             batch: that was scored.
             logp: fp32 ``[num_sequences]``, nats, as :func:`score_sequences` returns it.
         """
         names = self.objective.sequences
-        logps = logp.view(-1, len(names)).unbind(1)
-        tokens = batch["response_tokens"].view(-1, len(names)).unbind(1)
+        tokens = batch["response_tokens"]
         policy = {
-            name: SequenceScores(logp=score, tokens=count)
-            for name, score, count in zip(names, logps, tokens, strict=True)
+            name: SequenceScores(logp=logp[places], tokens=tokens[places])
+            for name, places in zip(names, batch["pairs"].unbind(1), strict=True)
         }
-        if self.reference is None or not self.objective.reference_sequences:
-            return self.loss(policy, None)
-        return self.loss(policy, {name: x.to(logp) for name, x in self.reference.scores(batch).items()})
+        reference = None
+        if self.reference is not None and self.objective.reference_sequences:
+            reference = {name: x.to(logp) for name, x in self.reference.scores(batch).items()}
+        samples, count = batch["pair_samples"], len(batch["ids"])
+        if len(samples) == count:
+            return self.loss(policy, reference)
+        weights = logp.new_tensor([1 / samples.count(sample) for sample in samples])
+        output = self.loss(policy, reference, weights)
+        of = torch.tensor(samples, device=logp.device)
+        return replace(output, per_sample=logp.new_zeros(count).index_add(0, of, weights * output.per_sample))
 
 
 def loss_and_metrics(output: ObjectiveOutput, batch: Batch, objective: Objective) -> tuple[torch.Tensor, Metrics]:
@@ -133,8 +151,8 @@ def loss_and_metrics(output: ObjectiveOutput, batch: Batch, objective: Objective
 
     The loss is a copy: the schedule scales what it is given in place.
     """
-    names = objective.sequences
-    read = batch["input_tokens"].view(-1, len(names)).sum(0)
+    names, read = objective.sequences, batch["input_tokens"]
+    read = read.new_zeros(len(names)).index_add(0, batch["kinds"], read)
     long = [i for i, name in enumerate(names) if SEQUENCES[name].prompt == "long"]
     values = {**output.metrics, "tokens": read.sum(), "tokens_long": read[long].sum()}
     one = torch.ones((), dtype=torch.float64, device=read.device)

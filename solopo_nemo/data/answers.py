@@ -6,7 +6,7 @@ import json
 import re
 import string
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,19 +144,6 @@ def is_right(stated: Stated, answers: Iterable[str], *, literal: bool = False) -
         return any(answer and answer in text for answer in map(_squad, answers))
     form, refusal = searchable(stated.text), is_refusal(stated.text)
     return any(_matches(stated.text, form, refusal, answer) for answer in answers)
-
-
-def same_answers(chosen: str | None, rejected: str | None, ids: Mapping[str, Sequence[int]]) -> bool:
-    """True if a chosen and a rejected answer are equal except for outer white space, or have the same token ids.
-
-    Args:
-        chosen: The chosen answer; None if the objective does not use it.
-        rejected: The rejected answer; None if the objective does not use it.
-        ids: Token ids with the keys `chosen` and `rejected`; may be empty.
-    """
-    if chosen is None or rejected is None:
-        return False
-    return chosen.strip() == rejected.strip() or ("rejected" in ids and ids["chosen"] == ids["rejected"])
 
 
 def _matches(text: str, form: str, refusal: bool, answer: str) -> bool:

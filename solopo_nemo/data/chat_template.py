@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from solopo_nemo.data.triplets import RENDERED, Message
+from solopo_nemo.data.messages import RENDERED, Message
 from solopo_nemo.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,6 +16,46 @@ if TYPE_CHECKING:
 
 _OF_A_CALL = ("tool_call_id", "name")
 """Fields of a tool's message that refer to a call. A template that knows the order of calls needs neither."""
+
+
+DROPPED = (
+    "the chat template drops a part of this answer (reasoning before </think>?): leave that part out, or use another "
+    "template"
+)
+
+
+def common_length(first: str, second: str) -> int:
+    """Number of characters with which both texts begin."""
+    found = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(found, min(len(first), len(second)))
+
+
+class NoBeginning(UserError):
+    """The rendered prompt is not the beginning of the whole conversation, which a switch of the template may mend."""
+
+
+def require_beginning(prompt: str, whole: str, where: str) -> None:
+    """Check that a rendered prompt is the beginning of the whole conversation.
+
+    Raises:
+        NoBeginning: It is not.
+    """
+    if not whole.startswith(prompt):
+        same = common_length(prompt, whole)
+        raise NoBeginning(
+            f"{where}: the chat template writes a prompt that is not the beginning of the whole conversation, "
+            f"which lacks {prompt[same : same + 40]!r} before the answer: begin the answer with its reasoning, "
+            "where the template opens it, or use another template"
+        )
+
+
+def not_joined(prompt: str, answer: str, where: str) -> NoBeginning:
+    """The error for a prompt whose ids are not the beginning of those of the whole conversation."""
+    return NoBeginning(
+        f"{where}: the end of the prompt {prompt[-8:]!r} has other tokens alone, as in use, than before the answer "
+        f"{answer[:12]!r}: begin the answer without white space, or with that which now ends a plain prompt (where a "
+        "thinking template opens it, the answer begins with its reasoning)"
+    )
 
 
 class ChatTemplate:
@@ -104,22 +144,8 @@ class ChatTemplate:
         """
         self.require(where)
         rendered = self.apply(messages, where)
-        for index, message in enumerate(messages):
-            others = messages[:index], messages[index + 1 :]
-            for name, value in ({"content": None} | message).items():
-                if name == "content" and value is None:  # allowed with tool calls
-                    if not self._gives(rendered, [*others[0], message | {"content": ""}, *others[1]]):
-                        raise UserError(f"{where}[{index}]: the chat template writes a missing content: write one")
-                elif name in ("content", *RENDERED) and str(value or "").strip():
-                    if message["role"] == "tool" and name in _OF_A_CALL:
-                        continue
-                    own = {key: message[key] for key in message if key != name}
-                    own = message | {"content": ""} if name == "content" else own
-                    if self._gives(rendered, [*others[0], own, *others[1]]):
-                        raise UserError(
-                            f"{where}[{index}].{name}: the chat template leaves it out of the prompt (role "
-                            f"{message['role']}): remove it, or use another template"
-                        )
+        for index in range(len(messages)):
+            self.require_used(messages, index, rendered, f"{where}[{index}]")
         for name in self.given:
             if self._gives(rendered, messages, without=name):
                 raise UserError(
@@ -127,8 +153,40 @@ class ChatTemplate:
                 )
         return rendered
 
-    def _gives(self, rendered: str, messages: list[Message], without: str = "") -> bool:
+    def require_used(
+        self, messages: list[Message], index: int, rendered: str, where: str, *, generate: bool = True
+    ) -> None:
+        """Check that the template uses every part of a message, but for a tool message's reference to its call.
+
+        Args:
+            messages: The messages.
+            index: Of the message to check.
+            rendered: The messages as `apply` renders them.
+            where: Location of the message, for errors.
+            generate: As given to `apply`.
+
+        Raises:
+            UserError: It ignores a part.
+        """
+        message = messages[index]
+        others = messages[:index], messages[index + 1 :]
+        for name, value in ({"content": None} | message).items():
+            if name == "content" and value is None:  # allowed with tool calls
+                if not self._gives(rendered, [*others[0], message | {"content": ""}, *others[1]], generate):
+                    raise UserError(f"{where}: the chat template writes a missing content: write one")
+            elif name in ("content", *RENDERED) and str(value or "").strip():
+                if message["role"] == "tool" and name in _OF_A_CALL:
+                    continue
+                own = {key: message[key] for key in message if key != name}
+                own = message | {"content": ""} if name == "content" else own
+                if self._gives(rendered, [*others[0], own, *others[1]], generate):
+                    raise UserError(
+                        f"{where}.{name}: the chat template leaves it out of the prompt (role "
+                        f"{message['role']}): remove it, or use another template"
+                    )
+
+    def _gives(self, rendered: str, messages: list[Message], generate: bool = True, without: str = "") -> bool:
         try:
-            return self.apply(messages, without=without) == rendered
+            return self.apply(messages, generate=generate, without=without) == rendered
         except UserError:
             return False

@@ -6,9 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -18,13 +16,20 @@ import tokenizers
 import transformers
 from datasets.arrow_writer import ArrowWriter
 
-from solopo_nemo.data.answers import same_answers
 from solopo_nemo.data.lengths import Lengths, compression_rate
+from solopo_nemo.data.noted import BATCH, NotedEncoder
 from solopo_nemo.data.rows import data_files
 from solopo_nemo.data.template_date import pinned_date
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.tokenizer_files import tokenizer_state
-from solopo_nemo.data.triplets import Needs, Triplet, read_triplets, sequence_columns
+from solopo_nemo.data.triplets import (
+    Needs,
+    Triplet,
+    answer_column,
+    answer_columns,
+    read_triplets,
+    sequence_columns,
+)
 from solopo_nemo.data.vocabulary import check_tokenizer, require_token
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, write_json_line
@@ -36,11 +41,9 @@ if TYPE_CHECKING:
 
 TooLong = Literal["error", "drop"]
 
-FORMAT = 6
+FORMAT = 7
 """Version of the encoding. Increase it with every code change that yields other token ids, columns or checks for the
 same file, tokenizer and settings. Datasets of an older version are then prepared again."""
-_BATCH = 32
-_NAMED = 3
 _ARROW, _SUMMARY, _DROPPED = "samples.arrow", "summary.json", "dropped.jsonl"
 
 logger = logging.getLogger("solopo_nemo")
@@ -52,7 +55,9 @@ class PreparedDataset:
 
     Attributes:
         path: Folder of the dataset.
-        dataset: Memory-mapped rows: `id` (string), and the fields that the objective needs (lists of int32 token ids).
+        dataset: Memory-mapped rows: `id` (string), and the fields that the objective needs (lists of int32 token ids;
+            `~id`, a negative number, is an answer's token that is not scored). Where a sample has several rejected
+            answers there are the columns `rejected_2`, `rejected_3`, ..., empty in a sample with fewer.
         summary: Content of `summary.json`: counts (`in` = `kept` + `dropped`), token statistics, rho, hashes, and the
             date that the chat template printed.
     """
@@ -78,6 +83,8 @@ def prepare_dataset(
     *,
     vocab_size: int,
     template_kwargs: dict[str, Any] | None = None,
+    score: str = "assistant",
+    template_mismatch: str = "error",
     trained: str | None = None,
     known: Path | None = None,
     states: list[Any] | None = None,
@@ -97,6 +104,8 @@ def prepare_dataset(
         tokenizer_id: Name of the tokenizer, for the summary.
         vocab_size: Rows of the policy's embedding; every token id must be smaller.
         template_kwargs: Keyword arguments of the chat template.
+        score: Turns of an answer that are scored; see `Turns`.
+        template_mismatch: `error` stops where the template rewrites earlier turns of an answer, `warn` goes on.
         trained: Fingerprint of the data on which the run in progress was trained. Other token ids than these, and than
             those of `out_dir`, are refused. Empty if it is not known; None without a run in progress.
         known: Folder of the earlier result; None is `out_dir`.
@@ -108,12 +117,12 @@ def prepare_dataset(
     """
     path, out_dir = Path(path), Path(out_dir)
     check_tokenizer(tokenizer, vocab_size, f"the tokenizer of {tokenizer_id}")
-    encoder = TripletEncoder(tokenizer, template_kwargs)
+    encoder = TripletEncoder(tokenizer, template_kwargs, score=score)
     known = known or out_dir
     earlier = _earlier(known)
     unchanged = earlier is not None and states is not None and earlier.summary.get("states") == states
     files = earlier.summary["files"] if earlier and unchanged else _hash_files(path)
-    inputs = _hash_inputs(files, encoder, needs, max_tokens, too_long)
+    inputs = _hash_inputs(files, encoder, needs, max_tokens, too_long, template_mismatch)
     if earlier is not None and earlier.summary.get("inputs") == inputs:
         largest = earlier.summary["largest_id"]
         require_token(largest["id"], tokenizer, vocab_size, largest["where"])
@@ -138,7 +147,8 @@ def prepare_dataset(
         }
         summary |= {"sequences": list(needs.sequences), "max_tokens": max_tokens, "too_long": too_long}
         summary["date"] = pinned_date(tokenizer)
-        summary |= _write(path, _Encoder(encoder, needs, vocab_size), needs, max_tokens, too_long, temporary)
+        noted = NotedEncoder(encoder, needs, vocab_size, template_mismatch)
+        summary |= _write(path, noted, needs, max_tokens, too_long, temporary)
         summary["fingerprint"] = _fingerprint(temporary, earlier, trained, path)
         _write_summary(summary, temporary)
         shutil.rmtree(out_dir, ignore_errors=True)
@@ -186,84 +196,30 @@ def _is_prepared(out_dir: Path) -> bool:
     return (out_dir / _SUMMARY).is_file() and (out_dir / _ARROW).is_file()
 
 
-class _Encoder:
-    """Encodes the samples of a file in batches, and records unusual samples.
-
-    Attributes:
-        largest: The largest token id so far and its location.
-        special: Locations of answers that contain the text of a special token.
-        equal: Locations of samples whose chosen and rejected answers are equal.
-        no_longer: Locations of samples whose long prompt has no more tokens than the short one.
-    """
-
-    def __init__(self, encoder: TripletEncoder, needs: Needs, vocab_size: int) -> None:
-        self._encoder, self._needs, self._vocab_size = encoder, needs, vocab_size
-        self.largest: dict[str, Any] = {"id": -1, "where": ""}
-        self.special: list[str] = []
-        self.equal: list[str] = []
-        self.no_longer: list[str] = []
-
-    def __call__(self, path: Path) -> Iterator[tuple[Triplet, dict[str, list[int]]]]:
-        samples = read_triplets(path, self._needs)
-        while batch := list(islice(samples, _BATCH)):
-            yield from zip(batch, self._encoder.encode(batch, self._needs), strict=True)
-
-    def note(self, triplet: Triplet, ids: dict[str, list[int]]) -> None:
-        """Record the properties of a kept sample.
-
-        Raises:
-            UserError: A token id has no embedding.
-        """
-        for column, own in ids.items():
-            if (largest := max(own, default=-1)) > self.largest["id"]:
-                self.largest = {"id": largest, "where": triplet.place(column)}
-                require_token(largest, self._encoder.tokenizer, self._vocab_size, self.largest["where"])
-        self.special += self._encoder.special_text(triplet, self._needs.responses)
-        if len(self._needs.prompts) == 2 and len(ids["prompt_long"]) <= len(ids["prompt_short"]):
-            self.no_longer.append(triplet.where)
-        if same_answers(triplet.chosen, triplet.rejected, ids):
-            self.equal.append(triplet.where)
-
-    def report(self, path: Path, kept: int) -> None:
-        """Log a warning for the unusual samples.
-
-        Raises:
-            UserError: In every sample, the chosen and the rejected answer are equal.
-        """
-        if len(self.equal) == kept:
-            raise UserError(
-                f"{path}: chosen and rejected are the same answer in every row, first in {self.equal[0]}: there is "
-                "nothing to prefer; check how the file was made"
-            )
-        for what, places in (
-            ("answers hold the text of a special token, which is trained as letters", self.special),
-            ("samples have the same answer as chosen and as rejected, which teaches nothing", self.equal),
-            ("samples have a long prompt that is no longer than the short one", self.no_longer),
-        ):
-            if places:
-                more = "; …" if len(places) > _NAMED else ""
-                logger.warning("data: %d %s: %s%s", len(places), what, "; ".join(places[:_NAMED]), more)
-
-
 def _write(
-    path: Path, encoder: _Encoder, needs: Needs, max_tokens: int, too_long: TooLong, folder: Path
+    path: Path, encoder: NotedEncoder, needs: Needs, max_tokens: int, too_long: TooLong, folder: Path
 ) -> dict[str, Any]:
-    total = sum(1 for _ in with_progress(read_triplets(path, needs), "validating"))
+    total = more = 0
+    for triplet in with_progress(read_triplets(path, needs), "validating"):
+        total, more = total + 1, max(more, len(triplet.more_rejected))
+    columns = [*needs.columns, *(answer_column("rejected", index + 1) for index in range(more))]
     token_ids = datasets.Sequence(datasets.Value("int32"))
-    features = datasets.Features({"id": datasets.Value("string")} | dict.fromkeys(needs.columns, token_ids))
-    lengths = {column: Lengths() for column in needs.columns}
+    features = datasets.Features({"id": datasets.Value("string")} | dict.fromkeys(columns, token_ids))
+    lengths = {column: Lengths() for column in columns}
+    context = 0
     kept = 0
     with (
-        ArrowWriter(path=str(folder / _ARROW), features=features, writer_batch_size=_BATCH) as writer,
+        ArrowWriter(path=str(folder / _ARROW), features=features, writer_batch_size=BATCH) as writer,
         (folder / _DROPPED).open("w", encoding="utf-8") as dropped,
     ):
         for triplet, ids in with_progress(encoder(path), "tokenizing", total):
             if _fits(triplet, ids, needs, max_tokens, too_long, dropped):
                 encoder.note(triplet, ids)
-                writer.write({"id": triplet.id, **ids})
+                writer.write({"id": triplet.id, **{column: ids.get(column, []) for column in columns}})
                 kept += 1
-                for column in needs.columns:
-                    lengths[column].add(len(ids[column]))
+                for column, own in ids.items():
+                    lengths[column].add(len(own))
+                    context += min(own) < 0 and sum(i < 0 for i in own)
         if not kept:
             raise UserError(f"{path}: none of the {total} samples fits data.max_tokens={max_tokens}: raise it")
         writer.finalize()
@@ -275,6 +231,7 @@ def _write(
         "tokens": {column: collected.statistics() for column, collected in lengths.items()},
         "rho": compression_rate(lengths["prompt_short"], lengths["prompt_long"]) if len(needs.prompts) == 2 else None,
         "largest_id": encoder.largest,
+        **({"context_tokens": context} if context else {}),
         "special_text": len(encoder.special),
         "same_answers": len(encoder.equal),
     }
@@ -284,7 +241,10 @@ def _fits(
     triplet: Triplet, ids: dict[str, list[int]], needs: Needs, max_tokens: int, too_long: TooLong, dropped: IO[str]
 ) -> bool:
     """True if every sequence of a sample fits `max_tokens`. A sample that does not fit is listed in `dropped`."""
-    tokens = {name: sum(len(ids[column]) for column in sequence_columns()[name]) for name in needs.sequences}
+    tokens = {
+        name: len(ids[prompt]) + max(len(ids[column]) for column in answer_columns(ids, response))
+        for name, (prompt, response) in ((name, sequence_columns()[name]) for name in needs.sequences)
+    }
     name = max(tokens, key=lambda key: tokens[key])
     if tokens[name] <= max_tokens:
         return True
@@ -336,7 +296,7 @@ def _hash_files(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _hash_inputs(files: str, encoder: TripletEncoder, needs: Needs, max_tokens: int, too_long: TooLong) -> str:
-    settings = [FORMAT, files, needs.sequences, max_tokens, too_long, tokenizers.__version__, transformers.__version__]
-    state = [*settings, tokenizer_state(encoder.tokenizer), encoder.template.switches]
+def _hash_inputs(files: str, encoder: TripletEncoder, needs: Needs, *settings: Any) -> str:
+    state = [FORMAT, files, needs.sequences, *settings, tokenizers.__version__, transformers.__version__]
+    state += [tokenizer_state(encoder.tokenizer), encoder.template.switches, encoder.score]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from solopo_nemo.data.chat_template import ChatTemplate
-from solopo_nemo.data.triplets import Message, Needs, Prompt, Triplet, sequence_columns
+from solopo_nemo.data.chat_template import DROPPED, ChatTemplate, NoBeginning, not_joined, require_beginning
+from solopo_nemo.data.messages import Message, Prompt
+from solopo_nemo.data.text_ids import TextIds
+from solopo_nemo.data.triplets import Needs, Triplet, sequence_columns
+from solopo_nemo.data.turns import Turns
 from solopo_nemo.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,10 +24,6 @@ logger = logging.getLogger("solopo_nemo")
 
 _QUESTION: Message = {"role": "user", "content": "question"}
 _ANSWER = "probe"
-
-
-class _NoBeginning(UserError):
-    """The rendered prompt is not the beginning of the whole conversation, which a switch of the template may mend."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ class TripletEncoder:
     - The response is the rest of the rendered conversation, up to the added token that ends the assistant's turn. If
       the template has no such token, the response is the rest of the text and `eos_token`. The ids of prompt and
       response together are those of the whole conversation. A sample for which this does not hold is refused.
+    - An answer of several messages is encoded by `Turns`; tokens that are not scored are negative there.
     - A plain prompt starts with the special tokens that the tokenizer itself prepends. Its response ends with
       `eos_token`.
     - Special-token text in a response is encoded as plain text, so that only the end token ends the response. In a
@@ -85,10 +85,14 @@ class TripletEncoder:
         template_kwargs: Mapping[str, Any] | None = None,
         key: str = "data.chat_template_kwargs",
         given: Mapping[str, Any] | None = None,
+        score: str = "assistant",
     ) -> None:
-        """See `ChatTemplate`."""
-        self.tokenizer = tokenizer
+        """See `ChatTemplate` and `Turns`."""
+        self.tokenizer, self.score = tokenizer, score
         self.template = ChatTemplate(tokenizer, template_kwargs, key, given)
+        self.rewritten: dict[str, str] = {}
+        """By the location of an answer of several turns, how the template rewrites the earlier ones."""
+        self._ids = TextIds(tokenizer)
         self._rows: dict[str, TripletEncoder] = {}
         self._markup = False
 
@@ -108,7 +112,7 @@ class TripletEncoder:
         """
         try:
             return self._encode(triplets, needs)
-        except _NoBeginning as error:
+        except NoBeginning as error:
             raise UserError(f"{error}{self._mending_switch(triplets, needs)}") from None
 
     def _mending_switch(self, triplets: Sequence[Triplet], needs: Needs) -> str:
@@ -116,7 +120,8 @@ class TripletEncoder:
         for name in self.template.switch_names():
             for value in (False, True):
                 try:
-                    TripletEncoder(self.tokenizer, self.template.switches | {name: value})._encode(triplets, needs)
+                    switched = TripletEncoder(self.tokenizer, self.template.switches | {name: value}, score=self.score)
+                    switched._encode(triplets, needs)
                 except UserError:
                     continue
                 return f"; or give data.chat_template_kwargs='{{{name}: {str(value).lower()}}}'"
@@ -129,17 +134,35 @@ class TripletEncoder:
         for field in needs.prompts:
             texts[field] = [self._of(t)._text(getattr(t, field), t.place(field)) for t in triplets]
             columns[field] = self._prompt_ids(texts[field], [getattr(t, field) for t in triplets])
+        rows = [{field: ids[row] for field, ids in columns.items()} for row in range(len(triplets))]
         for name in needs.sequences:
             prompt, response = sequence_columns()[name]
-            pairs = [
-                self._of(t)._pair(getattr(t, prompt), text, getattr(t, response), f"{t.where}: field {response}")
-                for t, text in zip(triplets, texts[prompt], strict=True)
-            ]
-            ids = self._response_ids(pairs, columns[prompt])
-            for own, earlier, pair in zip(ids, columns.setdefault(response, ids), pairs, strict=True):
-                if own != earlier:
-                    raise UserError(f"{pair.where}: other tokens after the long prompt than after the short one")
-        return [{field: columns[field][row] for field in needs.columns} for row in range(len(triplets))]
+            self._add_answers(rows, triplets, texts[prompt], prompt, response)
+        return rows
+
+    def _add_answers(
+        self,
+        rows: list[dict[str, list[int]]],
+        triplets: Sequence[Triplet],
+        texts: list[str],
+        prompt: str,
+        response: str,
+    ) -> None:
+        """Encode the answers of a field after a prompt, and add them to the rows."""
+        pairs, places = [], []
+        for row, (triplet, text) in enumerate(zip(triplets, texts, strict=True)):
+            encoder, asked = self._of(triplet), getattr(triplet, prompt)
+            for column, where, answer in triplet.answers(response):
+                if isinstance(answer, str):
+                    pairs.append(encoder._pair(asked, text, answer, where))
+                    places.append((row, column, where))
+                else:
+                    ids = encoder._turns.encode(asked, text, rows[row][prompt], answer, where)
+                    self.rewritten |= encoder._turns.rewritten
+                    _add(rows[row], column, ids, where)
+        encoded = self._response_ids(pairs, [rows[row][prompt] for row, _, _ in places])
+        for (row, column, where), ids in zip(places, encoded, strict=True):
+            _add(rows[row], column, ids, where)
 
     def encode_prompts(self, prompts: Sequence[Prompt], places: Sequence[str]) -> list[list[int]]:
         """Encode prompts for generation.
@@ -158,15 +181,20 @@ class TripletEncoder:
 
     def count_text(self, text: str) -> int:
         """Return the number of tokens of a text, without added special tokens."""
-        return len(self._ids([text], add_special_tokens=False)[0])
+        return len(self._ids([text])[0])
 
     def special_text(self, triplet: Triplet, fields: Sequence[str]) -> list[str]:
         """Describe each response that contains special-token text, by location, field and first such text.
 
         The text is encoded as plain text: the model learns to write it, not to emit the token.
         """
-        found = ((field, self._first_special(getattr(triplet, field) or "")) for field in fields)
-        return [f"{triplet.where}: field {field}: {token!r}" for field, (start, token) in found if start is not None]
+        found = [
+            (where, self._ids.first_special(answer)[1])
+            for field in fields
+            for _, where, answer in (triplet.answers(field) if getattr(triplet, field) else ())
+            if isinstance(answer, str)
+        ]
+        return [f"{where}: {token!r}" for where, token in found if token]
 
     def render(self, messages: list[Message], where: str) -> str:
         """Render messages with the chat template, up to the start of the assistant's text.
@@ -183,7 +211,7 @@ class TripletEncoder:
             given = dict(triplet.template)
             switches = self.template.switches | given.pop("chat_template_kwargs", {})
             where = f"{triplet.where}: field chat_template_kwargs"
-            self._rows[key] = TripletEncoder(self.tokenizer, switches, where, given)
+            self._rows[key] = TripletEncoder(self.tokenizer, switches, where, given, self.score)
         return self._rows[key] if key else self
 
     def _text(self, prompt: Prompt, where: str) -> str:
@@ -193,58 +221,48 @@ class TripletEncoder:
         """Render a response after its prompt."""
         if isinstance(prompt, str):
             self._check_markup(prompt, where)
-            return _Pair(text, response, _Ending("", "", "", self._eos), self._first_special(response)[0], where)
+            return _Pair(
+                text, response, _Ending("", "", "", self._ids.eos), self._ids.first_special(response)[0], where
+            )
         whole = self.template.apply([*prompt, {"role": "assistant", "content": response}], where, generate=False)
-        self._require_beginning(text, whole, where)
+        require_beginning(text, whole, where)
         close, rest = self._ending.close, self._ending.rest
         if not whole.endswith(close + rest):
             raise UserError(f"{where}: the chat template ends this answer with {whole[-20:]!r}, and others differently")
         body = whole[len(text) : len(whole) - len(close + rest)]
         # the generation prompt of a thinking template can contain the start of the answer; white space may differ
         if not "".join((text[-len(response) :] + body).split()).endswith("".join(response.split())):
-            raise UserError(
-                f"{where}: the chat template drops a part of this answer (reasoning before </think>?): "
-                "leave that part out, or use another template"
-            )
+            raise UserError(f"{where}: {DROPPED}")
         end = self._ending.token
-        if end and end in body and end not in self._special_tokens:
+        if end and end in body and end not in self._ids.special_tokens:
             raise UserError(f"{where}: holds {end!r}, which ends an answer: remove that text")
-        special, token = self._first_special(response)
-        if special is not None and (special := body.find(token)) != self._first_special(body)[0]:
+        special, token = self._ids.first_special(response)
+        if special is not None and (special := body.find(token)) != self._ids.first_special(body)[0]:
             raise UserError(f"{where}: special tokens by the chat template and the text {token!r}: remove that text")
         return _Pair(text, body, self._ending, special, where)
 
     def _check_markup(self, prompt: str, where: str) -> None:
         """Warn once of plain prompts that are rendered conversations, if the template ends answers otherwise."""
-        token = self._first_special(prompt.removeprefix(str(self.tokenizer.bos_token)))[1]
+        token = self._ids.first_special(prompt.removeprefix(str(self.tokenizer.bos_token)))[1]
         if not self._markup and token not in ("", self.tokenizer.eos_token) and self.tokenizer.chat_template:
             self._markup = True
             with suppress(UserError):  # a template that does not render the probe has no part in plain prompts
-                if (own := self._ending).end_id == self._eos:
+                if (own := self._ending).end_id == self._ids.eos:
                     return
                 logger.warning(
                     "%s: the plain prompt holds %r, but its answer ends with %r and not, as by the chat template, with "
                     "%r: write such prompts as messages", where, token, self.tokenizer.eos_token, own.token or own.close
                 )  # fmt: skip
 
-    def _require_beginning(self, prompt: str, whole: str, where: str) -> None:
-        if not whole.startswith(prompt):
-            same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(whole))
-            raise _NoBeginning(
-                f"{where}: the chat template writes a prompt that is not the beginning of the whole conversation, "
-                f"which lacks {prompt[same : same + 40]!r} before the answer: begin the answer with its reasoning, "
-                "where the template opens it, or use another template"
-            )
-
     def _prompt_ids(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[int]]:
         # only the prepended special tokens are used: the appended ones would come before the response
-        probe = self._ids([_ANSWER], add_special_tokens=False)[0]
+        probe = self._ids([_ANSWER])[0]
         with_special = self._ids([_ANSWER], add_special_tokens=True)[0]
         starts = [i for i in range(len(with_special)) if with_special[i : i + len(probe)] == probe]
         if not starts:
             raise UserError("the tokenizer's own special tokens change the text between them: use another tokenizer")
         first = with_special[: starts[0]]
-        ids = self._ids(list(texts), add_special_tokens=False)
+        ids = self._ids(list(texts))
         plain = [
             isinstance(prompt, str) and own[: len(first)] != first for prompt, own in zip(prompts, ids, strict=True)
         ]
@@ -256,38 +274,29 @@ class TripletEncoder:
         The tokenizer encodes the text after a special token independently of the text before it. So only the text from
         the last special token of the prompt on is encoded.
         """
-        tails = [pair.prompt[max(0, *map(pair.prompt.rfind, self._special_tokens)) :] for pair in pairs]
+        tails = [pair.prompt[max(0, *map(pair.prompt.rfind, self._ids.special_tokens)) :] for pair in pairs]
         bodies = [p.body + p.ending.close if p.special is None else p.body[: p.special + 1] for p in pairs]
-        before = self._ids(tails, add_special_tokens=False)
-        whole = self._ids([tail + body for tail, body in zip(tails, bodies, strict=True)], add_special_tokens=False)
+        before = self._ids(tails)
+        whole = self._ids([tail + body for tail, body in zip(tails, bodies, strict=True)])
         responses = []
         for pair, prompt, joint, tail, joined, body in zip(pairs, prompts, tails, before, whole, bodies, strict=True):
             response, end = joined[len(tail) :], pair.ending.end_id
             fits = joined[: len(tail)] == tail == prompt[len(prompt) - len(tail) :]
             if pair.special is not None:
                 gap = pair.ending.close.removesuffix(pair.ending.token)
-                letters = self._letters(joint, pair.body + gap)
-                fits = fits and bool(letters) and self._letters(joint, body) == response
+                letters = self._ids.letters(joint, pair.body + gap)
+                fits = fits and bool(letters) and self._ids.letters(joint, body) == response
                 response = [*letters, end]
             elif not pair.ending.token:
                 response = [*response, end]
             if not fits or response[-1] != end:
-                raise _NoBeginning(
-                    f"{pair.where}: the end of the prompt {pair.prompt[-8:]!r} has other tokens alone, as in use, "
-                    f"than before the answer {pair.body[:12]!r}: begin the answer without white space, or with that "
-                    "which now ends a plain prompt (where a thinking template opens it, the answer begins with its "
-                    "reasoning)"
-                )
+                raise not_joined(pair.prompt, pair.body, pair.where)
             responses.append(response)
         return responses
 
-    def _letters(self, before: str, text: str) -> list[int]:
-        """Encode `text` after `before`, with special tokens as plain text; empty if ids merge across the border."""
-        own, both = (
-            self._ids([part], add_special_tokens=False, split_special_tokens=True)[0]
-            for part in (before, before + text)
-        )
-        return both[len(own) :] if both[: len(own)] == own else []
+    @cached_property
+    def _turns(self) -> Turns:
+        return Turns(self._ids, self.template, self._header, self.score)
 
     @cached_property
     def _header(self) -> str:
@@ -302,16 +311,11 @@ class TripletEncoder:
     @cached_property
     def _ending(self) -> _Ending:
         tail = self._probe[1].rpartition(_ANSWER)[2]
-        start, token = self._first_special(tail)
-        if start is None:  # some programs add the template's tokens as normal tokens
-            added = self.tokenizer.added_tokens_decoder.values()
-            start, token = _first([str(own) for own in added if str(own).strip()], tail)
+        start, token = self._ids.first_added(tail)  # some programs add the template's tokens as normal tokens
         if start is None:
             close = tail.rstrip()
-            return _Ending(close, tail[len(close) :], "", self._eos)
-        end_id = self.tokenizer.convert_tokens_to_ids(token)
-        assert isinstance(end_id, int)
-        return _Ending(tail[: start + len(token)], tail[start + len(token) :], token, end_id)
+            return _Ending(close, tail[len(close) :], "", self._ids.eos)
+        return _Ending(tail[: start + len(token)], tail[start + len(token) :], token, self._ids.id_of(token))
 
     @cached_property
     def _probe(self) -> tuple[str, str]:
@@ -319,31 +323,7 @@ class TripletEncoder:
         whole = self.template.apply([_QUESTION, {"role": "assistant", "content": _ANSWER}], generate=False)
         return self.template.apply([_QUESTION]), whole
 
-    @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        added = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        return frozenset(added | set(self.tokenizer.all_special_ids))
 
-    @cached_property
-    def _special_tokens(self) -> list[str]:
-        return sorted({str(self.tokenizer.convert_ids_to_tokens(i)) for i in self._special_ids} - {""})
-
-    def _first_special(self, text: str) -> tuple[int | None, str]:
-        """Return the index of the first special-token text, and that text; `(None, "")` without one."""
-        return _first(self._special_tokens, text)
-
-    @property
-    def _eos(self) -> int:
-        if self.tokenizer.eos_token_id is None:
-            raise UserError("the tokenizer has no eos_token to close a response with: set it in tokenizer_config.json")
-        return int(self.tokenizer.eos_token_id)
-
-    def _ids(self, texts: list[str], **options: bool) -> list[list[int]]:
-        # verbose=False: no warning for texts beyond model_max_length, because data.max_tokens is the limit
-        return self.tokenizer(texts, verbose=False, **options)["input_ids"] if texts else []
-
-
-def _first(tokens: Sequence[str], text: str) -> tuple[int | None, str]:
-    """Return the first index of any of the tokens in a text, and the longest token at that index."""
-    found = [(start, -len(token), token) for token in tokens if (start := text.find(token)) >= 0]
-    return (min(found)[0], min(found)[2]) if found else (None, "")
+def _add(row: dict[str, list[int]], column: str, ids: list[int], where: str) -> None:
+    if row.setdefault(column, ids) != ids:
+        raise UserError(f"{where}: other tokens after the long prompt than after the short one")

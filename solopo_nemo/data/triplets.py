@@ -5,42 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from solopo_nemo.data.fields import bad_field, has, identifier, plain_json, records, required, text
+from solopo_nemo.data.fields import bad_field, has, identifier, plain_json, records, required
+from solopo_nemo.data.messages import (
+    NOTHING,
+    REFUSED,
+    Answer,
+    Message,
+    Prompt,
+    parse_answer,
+    parse_prompt,
+    several_answers,
+)
 from solopo_nemo.data.rows import read_rows
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.warn import say_once, warn_once
 
-Message = dict[str, Any]
-Prompt = str | list[Message]
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-RENDERED = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking", "tools", "documents")
-"""Message fields that the chat template must render. Other fields that it does not read have no effect."""
 PROMPT_COLUMNS = ("prompt_short", "prompt_long")
 COLUMNS = (*PROMPT_COLUMNS, "chosen", "rejected")
-_NOTHING: tuple[Any, ...] = (None, "", [], {})
-
-_MEDIA = "is not text, which is all that is trained: remove it, or the row"
-_FIRST = "is not read: write it as the first message of the prompt, of role system"
-_REFUSED = {
-    **dict.fromkeys(("image", "images", "image_url", "image_urls", "video", "videos", "video_url"), _MEDIA),
-    **dict.fromkeys(("audio", "audios", "audio_url", "input_audio"), _MEDIA),
-    **dict.fromkeys(("system", "system_prompt", "system_message"), _FIRST),
-    **dict.fromkeys(
-        ("tool_calls", "reasoning_content", "reasoning", "thinking"), "is not read here: it belongs into a message"
-    ),
-    "history": "is not read: write its turns as messages of the prompt",
-    "functions": "is not read: write it as tools",
-    "function_call": "is not read: write it as tool_calls",
-    **dict.fromkeys(("enable_thinking", "reasoning_effort"), "is not read: write it into chat_template_kwargs"),
-    "chat_template": "is not read: a template is the tokenizer's",
-}
-"""Row fields that are refused, because they would change the prompt and are not read."""
 TEMPLATE_COLUMNS = {"tools": list, "documents": list, "chat_template_kwargs": dict}
 _READ = {"id", *COLUMNS, "answers", "meta", *TEMPLATE_COLUMNS}
 _LIKE_A_PROMPT = re.compile(
@@ -49,11 +35,6 @@ _LIKE_A_PROMPT = re.compile(
     re.IGNORECASE,
 )
 """Names of columns that may belong into a prompt."""
-_MESSAGES_AS_TEXT = re.compile(
-    r"""\s*(?:\[\s*\{\s*(?=["'])|\{\s*(?=["'](?:role|content)["']))"""
-    rf""".*?(["'])role\1\s*:\s*(["'])(?:{"|".join(ROLES)})\2""",
-    re.DOTALL,
-)
 
 
 @cache
@@ -105,8 +86,9 @@ class Triplet:
         where: Location in the file, for messages.
         prompt_short: Chat messages, or a plain string.
         prompt_long: The same question with a longer context.
-        chosen: Preferred assistant text.
-        rejected: Rejected assistant text.
+        chosen: Preferred answer.
+        rejected: Rejected answer.
+        more_rejected: Further rejected answers.
         template: Template fields of the row: `tools` and `documents` (lists), `chat_template_kwargs` (mapping).
         sources: For each prompt, the row's field that it was read from, such as `prompt` of a vanilla row.
     """
@@ -115,14 +97,54 @@ class Triplet:
     where: str
     prompt_short: Prompt | None = None
     prompt_long: Prompt | None = None
-    chosen: str | None = None
-    rejected: str | None = None
+    chosen: Answer | None = None
+    rejected: Answer | None = None
+    more_rejected: tuple[Answer, ...] = ()
     template: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def place(self, field: str) -> str:
         """Location of a field in the file, for messages."""
         return f"{self.where}: field {self.sources.get(field, field)}"
+
+    def answers(self, field: str) -> list[tuple[str, str, Answer]]:
+        """The answers of `chosen` or `rejected`: name of the column of token ids, location for messages, answer."""
+        given = [getattr(self, field), *(self.more_rejected if field == "rejected" else ())]
+        places = [field] if len(given) == 1 else [f"{field}[{index}]" for index in range(len(given))]
+        return [
+            (answer_column(field, index), f"{self.where}: field {place}", answer)
+            for index, (place, answer) in enumerate(zip(places, given, strict=True))
+        ]
+
+    def same_answers(self, ids: Mapping[str, Sequence[int]]) -> bool:
+        """True if the chosen answer equals every rejected one, but for outer white space or with the same token ids.
+
+        Args:
+            ids: Token ids by column; may be empty.
+        """
+        if self.chosen is None or self.rejected is None:
+            return False
+        return all(
+            _stripped(self.chosen) == _stripped(rejected) or (column in ids and ids["chosen"] == ids[column])
+            for column, _, rejected in self.answers("rejected")
+        )
+
+
+def _stripped(answer: Answer) -> Answer:
+    return answer.strip() if isinstance(answer, str) else answer
+
+
+def answer_column(field: str, index: int) -> str:
+    """The column of a field's answer: `rejected`, `rejected_2`, `rejected_3`."""
+    return f"{field}_{index + 1}" if index else field
+
+
+def answer_columns(sample: Mapping[str, Any], field: str) -> list[str]:
+    """The columns of a tokenized sample that hold an answer of `chosen` or `rejected`; other samples may have more."""
+    found = [field]
+    while len(sample.get(name := answer_column(field, len(found)), ())):
+        found.append(name)
+    return found
 
 
 def read_triplets(path: Path | str, needs: Needs) -> Iterator[Triplet]:
@@ -144,7 +166,7 @@ def read_triplets(path: Path | str, needs: Needs) -> Iterator[Triplet]:
         fields = row.fields()
         triplet = parse_triplet(fields, needs, row.where, f"row-{number}")
         read = _READ if any(has(fields, name) for name in PROMPT_COLUMNS) else _READ | {"prompt"}
-        unread |= {name for name, value in fields.items() if name not in read and value not in _NOTHING}
+        unread |= {name for name, value in fields.items() if name not in read and value not in NOTHING}
         if triplet.id in seen:
             raise bad_field(row.where, "id", f"{triplet.id!r} was used by an earlier row, ids must be unique")
         seen.add(triplet.id)
@@ -175,13 +197,23 @@ def parse_triplet(row: dict[str, Any], needs: Needs, where: str, default_id: str
     sources: dict[str, str] = {}
     implied: list[Message] | None = None
     whole = ""
+    prompt = next((row[name] for name in ("prompt", *needs.prompts) if has(row, name)), None)
     for field in needs.responses:
-        values[field], lead = _response(required(row, field, where), field, where)
-        if lead is None:
-            continue
-        if implied is not None and lead != implied:
-            raise bad_field(where, field, "starts with another prompt than chosen, both must answer the same prompt")
-        implied, whole = lead, whole or field
+        answers = []
+        for place, value in several_answers(required(row, field, where), field, where).items():
+            answer, lead = parse_answer(value, prompt, place, where)
+            answers.append(answer)
+            if implied is not None and lead is not None and lead != implied:
+                what = (
+                    "starts with another prompt than chosen, both must answer the same prompt (write it into prompt, "
+                    "where answers have several turns)"
+                )
+                raise bad_field(where, place, what)
+            if lead is not None:
+                implied, whole = lead, whole or field
+        values[field], *more = answers
+        if more:
+            values["more_rejected"] = tuple(more)
     vanilla = not any(has(row, field) for field in ("prompt_short", "prompt_long"))
     if vanilla and len(needs.prompts) > 1 and (has(row, "prompt") or implied is not None):
         raise bad_field(
@@ -203,9 +235,15 @@ def parse_triplet(row: dict[str, Any], needs: Needs, where: str, default_id: str
     if own_id is None and not vanilla:
         required(row, "id", where)
     template = template_fields(row, where)
-    if template and any(isinstance(values[name], str) for name in needs.prompts):
-        raise bad_field(where, next(iter(template)), "is for a chat template, and this prompt is a plain string")
-    return Triplet(id=own_id or default_id, where=where, template=template, sources=sources, **values)
+    triplet = Triplet(id=own_id or default_id, where=where, template=template, sources=sources, **values)
+    if any(isinstance(values[name], str) for name in needs.prompts):
+        if template:
+            raise bad_field(where, next(iter(template)), "is for a chat template, and this prompt is a plain string")
+        for _, place, answer in (each for field in needs.responses for each in triplet.answers(field)):
+            if not isinstance(answer, str):
+                what = "holds turns, calls or reasoning for a chat template, and this prompt is a plain string"
+                raise UserError(f"{place}: {what}: write it as messages")
+    return triplet
 
 
 def template_fields(row: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -214,10 +252,10 @@ def template_fields(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     Each value is a JSON value, or a string that contains one.
 
     Raises:
-        UserError: A template field has the wrong type, or the row has a field of `_REFUSED`.
+        UserError: A template field has the wrong type, or the row has a field of `REFUSED`.
     """
-    for name, what in _REFUSED.items():
-        if row.get(name) not in _NOTHING:
+    for name, what in REFUSED.items():
+        if row.get(name) not in NOTHING:
             raise bad_field(where, name, what)
     found: dict[str, Any] = {}
     for name, kind in TEMPLATE_COLUMNS.items():
@@ -227,91 +265,13 @@ def template_fields(row: Mapping[str, Any], where: str) -> dict[str, Any]:
                 value = json.loads(given or "null")
             except (ValueError, RecursionError) as error:
                 raise bad_field(where, name, f"is a string that is not JSON ({error})") from error
-        if value not in _NOTHING:
+        if value not in NOTHING:
             if not isinstance(value, kind):
                 raise bad_field(where, name, f"must be {'an object' if kind is dict else 'a list of objects'}")
             if kind is list:
                 records(value, name, where)
             found[name] = plain_json(value, name, where, may_hold_null=isinstance(given, str))
     return found
-
-
-def parse_prompt(value: Any, field: str, where: str) -> Prompt:
-    """Validate a prompt: a string, or chat messages whose last one has the role user or tool.
-
-    Raises:
-        UserError: The prompt is invalid. The message names `where` and the field.
-    """
-    if isinstance(value, str):
-        return _plain(value, field, where)
-    messages = _messages(value, field, where)
-    if messages[-1]["role"] not in ("user", "tool"):
-        raise bad_field(where, field, f"ends with a message of role {messages[-1]['role']!r}, must end with 'user'")
-    return messages
-
-
-def _response(value: Any, field: str, where: str) -> tuple[str, list[Message] | None]:
-    """Return the assistant's text, and the prompt if the field is a whole conversation; otherwise None."""
-    if isinstance(value, str):
-        return _plain(value, field, where), None
-    messages = _messages(value, field, where)
-    last = messages[-1]
-    if last["role"] != "assistant":
-        raise bad_field(where, field, f"ends with a message of role {last['role']!r}, must end with 'assistant'")
-    for name in RENDERED:
-        # with an empty one a template no longer looks for the reasoning in the content
-        if last.get(name) or (name in last and "</think>" in last["content"]):
-            what = "is not trained: write it into content as the chat template writes it, or remove it"
-            raise bad_field(where, f"{field}[{len(messages) - 1}].{name}", what)
-    lead = parse_prompt(messages[:-1], field, where) if len(messages) > 1 else None
-    assert not isinstance(lead, str)
-    return last["content"], lead
-
-
-def _plain(value: str, field: str, where: str) -> str:
-    if _MESSAGES_AS_TEXT.match(value):
-        raise bad_field(
-            where, field, "is messages written as a string: write the list itself (or a message that holds this text)"
-        )
-    return text(value, field, where)
-
-
-def _messages(value: Any, field: str, where: str) -> list[Message]:
-    messages = []
-    for index, item in enumerate(records(value, field, where)):
-        place = f"{field}[{index}]"
-        if not has(item, "role") and {"from", "value"} <= item.keys():
-            raise bad_field(where, place, "is a turn of ShareGPT: write from as role (human is user), value as content")
-        role = text(required(item, "role", f"{where}: field {place}"), f"{place}.role", where)
-        if role not in ROLES:
-            raise bad_field(where, f"{place}.role", f"unknown role {role!r}, must be one of {', '.join(ROLES)}")
-        message = {key: item[key] for key in item if item[key] is not None or key == "content"}
-        if message.get("content") is not None or not message.get("tool_calls"):
-            content = _content(required(item, "content", f"{where}: field {place}"), f"{place}.content", where)
-            may_be_blank = role in ("system", "tool") or bool(message.get("tool_calls"))
-            message["content"] = text(content, f"{place}.content", where, may_be_blank=may_be_blank)
-        for key, own in message.items():
-            if key in _REFUSED and key not in RENDERED and own:
-                raise bad_field(where, f"{place}.{key}", _REFUSED[key])
-            if key == "tool_calls" and own:
-                records(own, f"{place}.{key}", where)
-            if key not in ("role", "content"):
-                message[key] = plain_json(own, f"{place}.{key}", where, may_hold_null=key not in RENDERED)
-        messages.append(message)
-    return messages
-
-
-def _content(value: Any, field: str, where: str) -> Any:
-    """Return the text of a list with a single text part, and any other value unchanged."""
-    if not isinstance(value, list):
-        return value
-    parts = [part.get("type") if isinstance(part, dict) else None for part in value]
-    if parts != ["text"]:
-        raise bad_field(where, field, f"is a list of parts {parts}: one text part is taken, or the text as a string")
-    for key, own in value[0].items():
-        if key in _REFUSED and own not in _NOTHING:
-            raise bad_field(where, f"{field}[0].{key}", _REFUSED[key])
-    return value[0].get("text")
 
 
 def _agree(prompt: Prompt, implied: list[Message] | None, field: str, where: str) -> Prompt:

@@ -30,10 +30,13 @@ class Objective(ABC):
     ``x`` is the prompt selected by ``prompt``; ``y_w`` and ``y_l`` are the chosen and the rejected response::
 
         z       = eta * (r(x, y_w) - r(x, y_l) - target_margin)
-        loss    = po_weight * f(z) + alpha * RA(y_w) [+ alpha * RA(y_l)] + nll_weight * NLL
+        loss    = po_weight * F(z) + alpha * RA(y_w) [+ alpha * RA(y_l)] + nll_weight * NLL
         RA(y)   = s(D(R(x_short, y), R(x_long, y)))      D the distance, |a - b| by default
         NLL     = -logp(x, y_w) / tokens(y_w)
+        F(z)    = (1 - label_smoothing) * f(z) + label_smoothing * f(-z)
 
+    ``label_smoothing`` is the share of pairs whose labels are taken to be swapped (conservative DPO, Mitchell 2023); it
+    is 0 by default, and F is then f.
     (SoLoPO, arXiv 2505.11166; "the specification", section 2.) ``align=chosen`` uses the first RA term and ``both``
     uses both terms. ``none`` or ``alpha=0`` uses neither; this is the vanilla objective, which needs no long sequence.
     ``align_on=logp`` (SoLo-KL) sets ``R = logp`` and omits s, for every objective.
@@ -79,6 +82,9 @@ class Objective(ABC):
         "align the policy's part of the reward, or also the reference's (scored on long prompts)",
     )
     nll_weight: float = number(0.0, "weight of the NLL of the chosen response, per token", minimum=0.0)
+    label_smoothing: float = number(
+        0.0, "share of pairs whose labels are taken to be swapped (conservative DPO)", minimum=0.0, below=0.5
+    )
     prompt: str = choice("short", PROMPTS, "prompt of the preference term; long is the vanilla Long-PO")
 
     def __post_init__(self) -> None:
@@ -109,6 +115,12 @@ class Objective(ABC):
     @abstractmethod
     def f(self, z: Tensor) -> Tensor:
         """The convex loss of the scaled reward margin, elementwise."""
+
+    def smoothed_f(self, z: Tensor) -> Tensor:
+        """``F(z)`` of the class docstring. It is convex, and has the bound of ``f``."""
+        if not self.label_smoothing:
+            return self.f(z)
+        return (1 - self.label_smoothing) * self.f(z) + self.label_smoothing * self.f(-z)
 
     def s(self, u: Tensor) -> Tensor:
         """The increasing function of the distance ``u >= 0`` in RA, elementwise; ``u`` by default."""
@@ -164,7 +176,10 @@ class Objective(ABC):
         return pair + tuple(f"long_{answer}" for answer in aligned)
 
     def __call__(
-        self, policy: Mapping[str, SequenceScores], reference: Mapping[str, Tensor] | None = None
+        self,
+        policy: Mapping[str, SequenceScores],
+        reference: Mapping[str, Tensor] | None = None,
+        weights: Tensor | None = None,
     ) -> ObjectiveOutput:
         """Computes the loss and the metrics of n samples.
 
@@ -172,6 +187,8 @@ class Objective(ABC):
             policy: Scores by name, one entry for each of ``sequences``. Other entries are ignored.
             reference: Summed log-probabilities ``[n]`` in nats by name, one entry for each of ``reference_sequences``.
                 Other entries are ignored. It may be None if ``reference_sequences`` is empty.
+            weights: ``[n]``, weights of the n entries in the loss and the metrics, such as 1/2 for each of a sample's
+                two pairs. By default all are equal.
 
         Returns:
             Loss, per-sample loss and metrics. A metric that does not apply is absent.
@@ -189,10 +206,13 @@ class Objective(ABC):
             ValueError: A sequence is missing or its shape or dtype is wrong.
         """
         per_sample, values = self._evaluate_checked(policy, reference)
-        return _output(per_sample, values)
+        return _output(per_sample, values, weights)
 
     def alignment(
-        self, policy: Mapping[str, SequenceScores], reference: Mapping[str, Tensor] | None = None
+        self,
+        policy: Mapping[str, SequenceScores],
+        reference: Mapping[str, Tensor] | None = None,
+        weights: Tensor | None = None,
     ) -> ObjectiveOutput:
         """The alignment term as a loss, without its weight alpha. Arguments, metrics and errors are those of a call.
 
@@ -204,7 +224,7 @@ class Objective(ABC):
         if not self.aligned_answers:
             raise ValueError(f"{self.name} aligns nothing (align={self.align!r}, alpha={self.alpha})")
         _, values = self._evaluate_checked(policy, reference)
-        return _output(values["loss/align"], values)
+        return _output(values["loss/align"], values, weights)
 
     def _evaluate_checked(
         self, policy: Mapping[str, SequenceScores], reference: Mapping[str, Tensor] | None
@@ -222,7 +242,7 @@ class Objective(ABC):
         chosen_reward = self.reward(chosen, reference.get(f"{self.reference_prompt}_chosen", zeros))
         rejected_reward = self.reward(rejected, reference.get(f"{self.reference_prompt}_rejected", zeros))
         margin = chosen_reward - rejected_reward
-        per_sample = self.po_weight * self.f(self.eta * (margin - self.target_margin))
+        per_sample = self.po_weight * self.smoothed_f(self.eta * (margin - self.target_margin))
         values = {
             "loss/po": per_sample,
             "rewards/chosen": chosen_reward,
@@ -277,9 +297,12 @@ class Objective(ABC):
         return self.alignment_reward(policy[name], reference[name] if full else torch.zeros_like(policy[name].logp))
 
 
-def _output(per_sample: Tensor, values: Mapping[str, Tensor]) -> ObjectiveOutput:
-    metrics = {name: value.detach().mean() for name, value in {"loss": per_sample, **values}.items()}
-    return ObjectiveOutput(per_sample.mean(), per_sample, metrics)
+def _output(per_sample: Tensor, values: Mapping[str, Tensor], weights: Tensor | None) -> ObjectiveOutput:
+    def mean(value: Tensor) -> Tensor:
+        return value.mean() if weights is None else (weights * value).sum() / weights.sum()
+
+    metrics = {name: mean(value.detach()) for name, value in {"loss": per_sample, **values}.items()}
+    return ObjectiveOutput(mean(per_sample), per_sample, metrics)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ class SFT(UnalignedObjective):
     """
 
     nll_weight: float = fixed(0.0)
+    label_smoothing: float = fixed(0.0)
 
     @property
     def sequences(self) -> tuple[str, ...]:

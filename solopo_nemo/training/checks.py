@@ -172,6 +172,8 @@ class Start:
             config.model.init,
             vocab_size=self.model.vocab_size,
             template_kwargs=config.data.chat_template_kwargs,
+            score=config.data.score,
+            template_mismatch=config.data.template_mismatch,
             trained=self.trained,
             known=self.paths.tokenized,
             states=self.sources["data"] if isinstance(self.sources["data"], list) else None,

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.data.balance import balanced_order
 from solopo_nemo.data.packing import Batch, pack
-from solopo_nemo.data.triplets import sequence_columns
+from solopo_nemo.data.triplets import answer_columns, sequence_columns
 from solopo_nemo.nemo_model.policy import packing_layout
 from solopo_nemo.objectives import Objective
 from solopo_nemo.planning import ModelShape, forward_flops
@@ -77,23 +77,33 @@ class SampleStream(Dataset[dict[str, Any]]):
 
 
 def sample_costs(samples: datasets.Dataset, sequences: Sequence[str], shape: ModelShape) -> np.ndarray:
-    """Floating-point operations of each sample's sequences, fp64 ``[samples]``; token ids are not read.
+    """Floating-point operations of each sample's sequences, fp64 ``[samples]``; ids of prompts are not read.
 
     Args:
         samples: tokenized samples, memory-mapped, without an indices mapping.
         sequences: what the policy runs.
         shape: of the model.
     """
-    lengths = {
-        column: list_value_length(samples.data.column(column)).to_numpy().astype(np.float64)
-        for column in samples.column_names
-        if column != "id"
-    }
-    costs = np.zeros(len(samples))
+    costs, names = np.zeros(len(samples)), {column: [0] for column in samples.column_names}
     for name in sequences:
-        prompt, response = (lengths[column] for column in sequence_columns()[name])
-        costs += forward_flops(shape, Lengthed(name, prompt + response - 1, response)).total
+        prompt_column, response_column = sequence_columns()[name]
+        prompt = list_value_length(samples.data.column(prompt_column)).to_numpy().astype(np.float64)
+        for column in answer_columns(names, response_column):
+            response, scored = _response_lengths(samples, column)
+            flops = forward_flops(shape, Lengthed(name, prompt + response - 1, scored)).total  # type: ignore[arg-type]
+            costs += (response > 0) * flops
     return costs
+
+
+def _response_lengths(samples: datasets.Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens, and scored tokens, of each sample's response, fp64 ``[samples]``."""
+    lengths, scored = [], []
+    for chunk in samples.data.column(column).chunks:
+        lengths.append(list_value_length(chunk).to_numpy())
+        counted = np.concatenate(([0], np.cumsum(chunk.flatten().to_numpy() >= 0)))
+        ends = np.cumsum(lengths[-1])
+        scored.append(counted[ends] - counted[ends - lengths[-1]])
+    return np.concatenate(lengths).astype(np.float64), np.concatenate(scored).astype(np.float64)
 
 
 class TripletDataModule(pl.LightningDataModule):

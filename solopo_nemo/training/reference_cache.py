@@ -9,7 +9,8 @@ from typing import Any
 
 from solopo_nemo.runtime.errors import UserError
 
-Scores = dict[str, dict[str, float]]
+Scores = dict[str, dict[str, float | list[float]]]
+"""Nats by sample id and sequence name; a list for a sample with several rejected answers."""
 
 
 def cache_key(weights_hash: str, data_fingerprint: str, sequences: tuple[str, ...], precision: str) -> dict[str, Any]:

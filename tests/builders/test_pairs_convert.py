@@ -93,6 +93,21 @@ def test_of_many_completions_the_best_and_the_worst_are_taken(write_rows: RowWri
     assert converted(path, "triplets") == [{"id": "row-0", "prompt": ASK, "chosen": "a", "rejected": "c"}]
 
 
+def test_turns_and_several_rejected_answers(write_rows: RowWriter) -> None:
+    talk = [*said("a"), *asked("why?"), *said("b")]
+    row = {"id": "x", "prompt": ASK, "chosen": talk, "rejected": [said("c"), talk[:2] + said("d")]}
+    path = write_rows([row])
+    assert converted(path, "triplets") == [row]
+    completions = [{"rank": 0, "completion": talk}, *({"rank": 1, "completion": c} for c in row["rejected"])]
+    assert converted(path, "nemo_rl") == [{"context": ASK, "completions": completions}]
+    with pytest.raises(UserError, match="field rejected: has several answers, and this format one"):
+        converted(path, "trl")
+    path = write_rows([row | {"rejected": "c"}])
+    assert converted(path, "trl") == [{"prompt": ASK, "chosen": talk, "rejected": said("c")}]
+    (triplet,) = converted(write_rows([triplet_row(chosen=talk)]), "triplets")
+    assert triplet["chosen"] == talk
+
+
 def test_each_question_of_longpo_is_a_triplet(write_rows: RowWriter) -> None:
     path = write_rows([LONGPO])
     rows = converted(path, "triplets")

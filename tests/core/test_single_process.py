@@ -8,7 +8,7 @@ import engine
 import pytest
 import torch
 import torch.nn.functional as F
-from layouts import SINGLE
+from layouts import SINGLE, TURNS
 from spawn import run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -51,40 +51,54 @@ def hf_model(state: dict[str, torch.Tensor]) -> Any:
     return model
 
 
-def full_logits_logps(model: Any, names: tuple[str, ...]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Each sequence alone, every logit, one log-softmax: (summed log-probability, tokens) by sequence name."""
+Pair = tuple[dict[str, Any], str]
+"""A sample, and the column of one of its rejected answers."""
+
+
+def pairs_of(samples: list[dict[str, Any]]) -> tuple[list[Pair], torch.Tensor]:
+    """All pairs, and the weight of each in the mean over the samples."""
+    pairs = [[(s, column) for column in s if column.startswith("rejected")] for s in samples]
+    weights = [1 / len(own) / len(samples) for own in pairs for _ in own]
+    return [pair for own in pairs for pair in own], torch.tensor(weights)
+
+
+def full_logits_logps(model: Any, pairs: list[Pair]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Each sequence alone, every logit, one log-softmax: (summed log-probability, scored tokens) by sequence name."""
     out = {}
-    for name in names:
+    for name in ("short_chosen", "short_rejected", "long_chosen"):
         prompt, response = name.split("_")
-        sums = []
-        for sample in engine.make_samples():
-            ids = torch.tensor(sample[f"prompt_{prompt}"] + sample[response])
+        sums, counts = [], []
+        for sample, rejected in pairs:
+            answer = sample[rejected if response == "rejected" else "chosen"]
+            ids = torch.tensor(sample[f"prompt_{prompt}"] + [i if i >= 0 else -1 - i for i in answer])
             logp = F.log_softmax(model(ids[None]).logits[0].double(), -1)
-            n = len(sample[response])
-            sums.append(logp[-n - 1 : -1].gather(1, ids[-n:, None]).sum())
-        out[name] = (torch.stack(sums), torch.tensor([len(s[response]) for s in engine.make_samples()]))
+            n = len(answer)
+            own = logp[-n - 1 : -1].gather(1, ids[-n:, None])[:, 0]
+            sums.append(sum(value for value, i in zip(own, answer, strict=True) if i >= 0))
+            counts.append(sum(i >= 0 for i in answer))
+        out[name] = (torch.stack(sums), torch.tensor(counts))
     return out
 
 
 def written_out(
     kind: str, p: dict[str, tuple[torch.Tensor, torch.Tensor]], ref: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    """Table of section 2 of the specification, by hand."""
+    """Table of section 2 of the specification, by hand, for each pair."""
     (sw, nw), (sl, nl), (lw, _) = p["short_chosen"], p["short_rejected"], p["long_chosen"]
     if kind == "dpo":
         margin = BETA * (sw - ref["short_chosen"]) - BETA * (sl - ref["short_rejected"])
-        return (-F.logsigmoid(margin) + ALPHA * (BETA * sw - BETA * lw).abs()).mean()
+        return -F.logsigmoid(margin) + ALPHA * (BETA * sw - BETA * lw).abs()
     if kind == "ipo":
         z = BETA * (sw - ref["short_chosen"] - sl + ref["short_rejected"])
-        return ((z - 1) ** 2 + ALPHA * (BETA * sw - BETA * lw) ** 2).mean()
+        return (z - 1) ** 2 + ALPHA * (BETA * sw - BETA * lw) ** 2
     if kind == "slic":
-        return ((1 - BETA * (sw - sl)).clamp(min=0) + ALPHA * (BETA * (sw - lw)).abs()).mean()
+        return (1 - BETA * (sw - sl)).clamp(min=0) + ALPHA * (BETA * (sw - lw)).abs()
     if kind == "simpo":
         margin = BETA * (sw / nw - sl / nl) - GAMMA
-        return (-F.logsigmoid(margin) + ALPHA * (BETA * (sw - lw) / nw).abs()).mean()
+        return -F.logsigmoid(margin) + ALPHA * (BETA * (sw - lw) / nw).abs()
     odds = lambda a: a - torch.log(1 - a.exp())  # noqa: E731
     gap = (odds(sw / nw) - odds(lw / nw)).abs()
-    return (-sw / nw - LAMBDA * F.logsigmoid(odds(sw / nw) - odds(sl / nl)) + ALPHA * gap).mean()
+    return -sw / nw - LAMBDA * F.logsigmoid(odds(sw / nw) - odds(sl / nl)) + ALPHA * gap
 
 
 OPTIONS = {
@@ -104,8 +118,10 @@ def compute() -> dict[str, Any]:
     state = {k: v.detach().clone() for k, v in model.module.module.state_dict().items() if torch.is_tensor(v)}
     results: dict[str, Any] = {"state": state}
     for kind, options in OPTIONS.items():
-        metrics = engine.step(model, SINGLE, build_objective(kind, alpha=ALPHA, **options))
-        results[kind] = (metrics, engine.gradients(model)["embedding.word_embeddings.weight"])
+        for layout in (SINGLE, TURNS):
+            metrics = engine.step(model, layout, build_objective(kind, alpha=ALPHA, **options))
+            gradient = engine.gradients(model)["embedding.word_embeddings.weight"]
+            results[kind, layout.turns] = (metrics, gradient)
     vanilla = engine.step(model, SINGLE, build_objective("dpo", align="none"))
     results["vanilla"] = (vanilla, engine.gradients(model))
     results["alpha0"] = (engine.step(model, SINGLE, build_objective("dpo", alpha=0.0)), engine.gradients(model))
@@ -155,7 +171,7 @@ def _equal_prompts(model: Any) -> dict[str, float]:
     from solopo_nemo.objectives import build_objective
 
     original = engine.make_samples
-    engine.make_samples = lambda: [s | {"prompt_long": s["prompt_short"]} for s in original()]
+    engine.make_samples = lambda turns: [s | {"prompt_long": s["prompt_short"]} for s in original()]
     try:
         return engine.step(model, SINGLE, build_objective("dpo"))
     finally:
@@ -167,16 +183,27 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run_ranks(1, compute, (), tmp_path_factory.mktemp("single") / "out.pt")
 
 
+@pytest.mark.parametrize("turns", [False, True], ids=["", "turns"])
 @pytest.mark.parametrize("kind", OPTIONS)
-def test_agrees_with_transformers_and_the_formulas(results: dict[str, Any], kind: str) -> None:
+def test_agrees_with_transformers_and_the_formulas(results: dict[str, Any], kind: str, turns: bool) -> None:
     model = hf_model(results["state"])
-    scores = full_logits_logps(model, ("short_chosen", "short_rejected", "long_chosen"))
-    samples = engine.make_samples()
-    loss = written_out(kind, scores, engine.reference_scores(samples, ("short_chosen", "short_rejected")))
+    samples = engine.make_samples(turns)
+    pairs, weights = pairs_of(samples)
+    assert len(pairs) == (len(samples) if not turns else 2 * len(samples) - 1)
+    scores = full_logits_logps(model, pairs)
+    reference = {
+        "short_chosen": torch.tensor([engine.reference_score(s, "chosen") for s, _ in pairs]),
+        "short_rejected": torch.tensor([engine.reference_score(s, rejected) for s, rejected in pairs]),
+    }
+    loss = (weights * written_out(kind, scores, reference)).sum()
     loss.backward()
-    metrics, grad = results[kind]
+    metrics, grad = results[kind, turns]
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
-    assert metrics["logps/chosen_long"] == pytest.approx(scores["long_chosen"][0].mean().item(), rel=1e-5)
+    assert metrics["logps/rejected"] == pytest.approx((weights * scores["short_rejected"][0]).sum().item(), rel=1e-5)
+    assert metrics["logps/chosen_long"] == pytest.approx((weights * scores["long_chosen"][0]).sum().item(), rel=1e-5)
+    answers = [(s, column) for s in samples for column in s if column.startswith(("chosen", "rejected"))]
+    read = sum(len(s["prompt_short"]) + len(s[column]) - 1 for s, column in answers)
+    assert metrics["tokens"] == read + sum(len(s["prompt_long"]) + len(s["chosen"]) - 1 for s in samples)
     want = model.model.embed_tokens.weight.grad
     assert (grad - want).abs().max() / want.abs().max() < 1e-4
 

@@ -66,7 +66,34 @@ def test_the_zigzag_chunks_of_all_ranks_cover_a_sequence() -> None:
     assert local_chunks(32, layout[1]) == [(4, 8), (24, 28)]
 
 
+@pytest.mark.parametrize("cp", [1, 2])
+def test_tokens_that_are_not_scored_are_inputs_alone(cp: int) -> None:
+    response = [50, ~51, ~52, 53, 54, ~55, 56]
+    rows, tokens = [], {}
+    for rank in range(cp):
+        batch = pack([SAMPLES[0] | {"chosen": response}], ("long_chosen",), Layout(cp, rank))
+        places = batch["logit_positions"]
+        rows += zip(batch["position_ids"][0, places].tolist(), batch["labels"].tolist(), strict=True)
+        tokens |= dict(zip(batch["position_ids"][0].tolist(), batch["tokens"][0].tolist(), strict=True))
+        assert batch["response_tokens"].tolist() == [4]
+        assert batch["input_tokens"].tolist() == [36]
+    assert sorted(rows) == [(29, 50), (32, 53), (33, 54), (35, 56)]
+    assert [tokens[place] for place in range(36)] == [*range(10, 40), 50, 51, 52, 53, 54, 55]
+
+
+def test_several_rejected_responses_make_several_pairs() -> None:
+    more = SAMPLES[0] | {"rejected_2": [61, 62], "rejected_3": [63]}
+    batch = pack([more, SAMPLES[1] | {"rejected_2": [], "rejected_3": []}], (*NAMES, "long_rejected"), Layout())
+    assert batch["response_tokens"].tolist() == [3, 1, 2, 1, 3, 1, 2, 1, 1, 4, 1, 4]
+    assert batch["kinds"].tolist() == [0, 1, 1, 1, 2, 3, 3, 3, 0, 1, 2, 3]
+    assert batch["pairs"].tolist() == [[0, 1, 4, 5], [0, 2, 4, 6], [0, 3, 4, 7], [8, 9, 10, 11]]
+    assert batch["pair_samples"] == [0, 0, 0, 1]
+    assert pack([more], ("long_chosen",), Layout())["pairs"].tolist() == [[0]]
+
+
 def test_an_empty_prompt_or_response_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'0'.* nothing to score in chosen"):
+        pack([SAMPLES[0] | {"chosen": [~1]}], NAMES, Layout())
     with pytest.raises(ValueError, match="'0'"):
         pack([SAMPLES[0] | {"chosen": []}], NAMES, Layout())
 

@@ -125,14 +125,47 @@ def test_fields_that_are_not_needed_are_not_looked_at(write_rows: RowWriter) -> 
         (vanilla(None, [USER, answer("Here.")], [USER, answer("There.")]), [USER]),
         (vanilla("Where?", [USER, answer("Here.")], [USER, answer("There.")]), [USER]),
         (vanilla([USER], [USER, answer("Here.")], "There."), [USER]),
+        (vanilla([USER], "Here.", ["There."]), [USER]),
         (triplet_row(prompt_long="Where?", chosen="Here.", rejected="There."), "Where?"),
     ],
-    ids=["strings", "messages", "assistant-messages", "implicit", "both", "mixed", "triplet"],
+    ids=["strings", "messages", "assistant-messages", "implicit", "both", "mixed", "list", "triplet"],
 )
 def test_vanilla_rows_serve_where_one_prompt_is_enough(row: dict[str, Any], prompt: Any, write_rows: RowWriter) -> None:
     (triplet,) = read_triplets(write_rows([row]), LONG_PO)
     assert triplet.prompt_long == prompt
     assert (triplet.chosen, triplet.rejected) == ("Here.", "There.")
+
+
+TALK = [answer("Here."), USER, answer("I said: here.")]
+CALL = [answer("") | {"tool_calls": [{"function": {"name": "f"}}]}, {"role": "tool", "content": "1"}, answer("Here.")]
+
+
+@pytest.mark.parametrize(
+    ("row", "chosen"),
+    [
+        (vanilla([USER], TALK), TALK),
+        (vanilla([USER], [USER, *TALK]), TALK),
+        (vanilla("Where?", [USER, *TALK]), TALK),
+        (vanilla(None, [USER, *TALK], [USER, *TALK[:2], answer("x")]), "I said: here."),  # the last message answers
+        (vanilla([USER], CALL), CALL),
+        (vanilla([USER], CALL[:1]), CALL[:1]),
+        (triplet_row(chosen=TALK), TALK),
+    ],
+)
+def test_answers_of_several_turns_go_on_from_the_prompt(
+    row: dict[str, Any], chosen: Any, write_rows: RowWriter
+) -> None:
+    (triplet,) = read_triplets(write_rows([row]), LONG_PO)
+    assert triplet.chosen == chosen
+
+
+def test_several_rejected_answers(write_rows: RowWriter) -> None:
+    rows = [vanilla([USER], "a", rejected) for rejected in (["x", "y"], [[answer("x")], TALK], "x")]
+    found = list(read_triplets(write_rows(rows), LONG_PO))
+    assert [(t.rejected, t.more_rejected) for t in found] == [("x", ("y",)), ("x", (TALK,)), ("x", ())]
+    names = [[(column, place.rpartition(" ")[2]) for column, place, _ in t.answers("rejected")] for t in found]
+    several = [("rejected", "rejected[0]"), ("rejected_2", "rejected[1]")]
+    assert names == [several, several, [("rejected", "rejected")]]
 
 
 def one(**changes: Any) -> str:
@@ -187,13 +220,29 @@ ERRORS = {
         "field prompt_short[0].content: is a list of parts ['image', 'text']: one text part is taken",
     ),
     "pictures of a message": (one(prompt_short=[USER | {"images": ["a"]}]), "prompt_short[0].images: is not text"),
-    "reasoning of an answer": (
-        one(chosen=[answer("x") | {"reasoning_content": "y"}]),
-        "field chosen[0].reasoning_content: is not trained: write it into content",
+    "turns after a plain prompt": (
+        one(prompt_short="a", prompt_long="b", chosen=[answer("x"), USER, answer("y")]),
+        "field chosen: holds turns, calls or reasoning for a chat template, and this prompt is a plain string",
     ),
-    "calls of an answer": (
-        one(chosen=[answer("x") | {"tool_calls": [{}]}]),
-        "field chosen[0].tool_calls: is not trained",
+    "an answer without its end": (one(chosen=[answer("x"), USER]), "field chosen: ends with a message of role 'user'"),
+    "two turns of the assistant": (
+        one(chosen=[answer("x"), answer("y")]),
+        "chosen[1].role: 'assistant' follows 'assistant'",
+    ),
+    "several chosen answers": (one(chosen=["x", "y"]), "field chosen: is a list of answers: give one"),
+    "rejected answers of two kinds": (
+        one(rejected=["x", [answer("y")]]),
+        "field rejected: mixes strings, lists and ob",
+    ),
+    "an answer beside a message": (
+        one(rejected=[answer("x"), "y"]),
+        "field rejected: mixes strings, lists and objects",
+    ),
+    "an empty one of several answers": (one(rejected=["x", " "]), "field rejected[1]: is empty"),
+    "no rejected answer": (one(rejected=[]), "field rejected: is empty"),
+    "several answers to other questions": (
+        json.dumps(vanilla(None, [USER, answer("x")], [[USER, answer("y")], [answer("x"), USER, answer("y")]])),
+        "recipes/long_po.py",
     ),
     "calls as text": (
         one(prompt_short=[USER, answer("") | {"tool_calls": '[{"name": "f"}]'}, USER]),

@@ -40,7 +40,7 @@ def assert_at_most(left, right):
 
 def assert_bound(objective, short_w, short_l, long_w, long_l):
     """Checks both lines of section 4 at one point, from rewards."""
-    f, eta, gamma = objective.f, objective.eta, objective.target_margin
+    f, eta, gamma = objective.smoothed_f, objective.eta, objective.target_margin
     short_w, short_l, long_w, long_l = (tensor(reward) for reward in (short_w, short_l, long_w, long_l))
     a, b = short_w - long_w, short_l - long_l
     loss = f(eta * (long_w - long_l - gamma))
@@ -57,7 +57,7 @@ def assert_bound(objective, short_w, short_l, long_w, long_l):
 def assert_dominated(objective, z):
     """Checks ``f(z) <= k * s(|z|) + C``, and that ``s`` increases from 0, as Theorem 2 needs."""
     z = tensor(z)
-    assert_at_most(objective.f(z), objective.bound_factor * objective.s(z.abs()) + objective.bound_constant)
+    assert_at_most(objective.smoothed_f(z), objective.bound_factor * objective.s(z.abs()) + objective.bound_constant)
     assert objective.s(tensor(0.0)) == 0
     assert_at_most(objective.s(z.abs()), objective.s(z.abs() * 1.1))
 
@@ -65,7 +65,8 @@ def assert_dominated(objective, z):
 @st.composite
 def objectives(draw, name):
     scaled = {"beta", "gamma", "lambda_"} & set(option_fields(objective_class(name)))
-    return build_objective(name, **{option: draw(scales) for option in sorted(scaled)})
+    options = {option: draw(scales) for option in sorted(scaled)}
+    return build_objective(name, label_smoothing=draw(st.sampled_from((0.0, 0.1, 0.4))), **options)
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -81,7 +82,8 @@ def test_long_loss_is_bounded_by_short_loss_and_alignment(name, data, values):
 @example(z=0.0)
 @example(z=-1.0)
 def test_constants_dominate_f(name, z):
-    assert_dominated(build_objective(name), z)
+    for share in (0.0, 0.3):
+        assert_dominated(build_objective(name, label_smoothing=share), z)
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -103,7 +105,7 @@ def test_bound_holds_for_the_losses_that_are_trained(name, data, logps, referenc
     solo = build_objective(name, **(options | {"align": "both"}))(policy, ref)
     trained = long(policy, ref).metrics
 
-    f, eta, gamma = objective.f, objective.eta, objective.target_margin
+    f, eta, gamma = objective.smoothed_f, objective.eta, objective.target_margin
     trained_f = trained["loss/po"] / objective.po_weight
     torch.testing.assert_close(trained_f, f(eta * (trained["rewards/margin"] - gamma)), rtol=1e-9, atol=1e-12)
     metrics = solo.metrics

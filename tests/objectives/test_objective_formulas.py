@@ -76,6 +76,15 @@ def huber(u, delta):
     return u * u / 2 if abs(u) <= delta else delta * (abs(u) - delta / 2)
 
 
+def swapped(v):
+    """A sample whose answers have changed places."""
+    other = {"short_chosen": "short_rejected", "short_rejected": "short_chosen"}
+    parts = {"logp": v.logp, "tokens": v.tokens, "ref": v.ref}
+    return SimpleNamespace(
+        **{part: {key: values[name] for key, name in other.items()} for part, values in parts.items()}
+    )
+
+
 NONE = {"align": "none"}
 LONG = {"align": "none", "prompt": "long"}
 SOLO_KL = {"align_on": "logp"}
@@ -123,6 +132,42 @@ CASES = {
         CHOSEN_ONLY,
         (),
         lambda v: slic(v, 0.2) + 0.5 * 0.2 * abs(logp_gap(v)) + 0.1 * nll(v),
+    ),
+    # swapped labels: the loss of the pair in either order
+    "dpo-smoothed": (
+        "dpo",
+        {"label_smoothing": 0.2, **NONE},
+        SHORT_PAIR,
+        SHORT_PAIR,
+        lambda v: 0.8 * dpo(v, 0.1) + 0.2 * dpo(swapped(v), 0.1),
+    ),
+    "simpo-smoothed": (
+        "simpo",
+        {"label_smoothing": 0.2, "gamma": 0.0, **NONE},
+        SHORT_PAIR,
+        (),
+        lambda v: 0.8 * simpo(v, 2.0, 0.0) + 0.2 * simpo(swapped(v), 2.0, 0.0),
+    ),
+    "orpo-smoothed": (
+        "orpo",
+        {"label_smoothing": 0.2, **NONE},
+        SHORT_PAIR,
+        (),
+        lambda v: nll(v) + 0.1 * (0.8 * odds_ratio(v) + 0.2 * odds_ratio(swapped(v))),
+    ),
+    "ipo-smoothed": (
+        "ipo",
+        {"label_smoothing": 0.2, **NONE},
+        SHORT_PAIR,
+        SHORT_PAIR,
+        lambda v: 0.8 * ipo(v, 0.1) + 0.2 * ipo(swapped(v), 0.1),
+    ),
+    "slic-smoothed": (
+        "slic",
+        {"label_smoothing": 0.2, **NONE},
+        SHORT_PAIR,
+        (),
+        lambda v: 0.8 * slic(v, 1.0) + 0.2 * slic(swapped(v), 1.0),
     ),
     # SoLo-PO, both
     "dpo-both": (

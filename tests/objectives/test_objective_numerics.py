@@ -82,6 +82,21 @@ def test_log_odds_of_a_probability(p):
     assert value == pytest.approx(math.log(p / (1 - p)), rel=1e-6, abs=1e-9)
 
 
+def test_weights_are_those_of_means(batch):
+    policy, reference = batch(n=3)
+    objective = build_objective("dpo", nll_weight=0.1)
+    plain = [
+        objective({key: SequenceScores(s.logp[i : i + 1], s.tokens[i : i + 1]) for key, s in policy.items()},
+                  {key: logp[i : i + 1] for key, logp in reference.items()})
+        for i in range(3)
+    ]  # fmt: skip
+    weighted = objective(policy, reference, torch.tensor([1.0, 0.5, 0.5]))
+    for key, value in weighted.metrics.items():
+        own = [out.metrics[key] for out in plain]
+        torch.testing.assert_close(value, (own[0] + 0.5 * own[1] + 0.5 * own[2]) / 2, msg=key)
+    assert weighted.loss == weighted.metrics["loss"]
+
+
 @pytest.mark.parametrize(("name", "options"), RUNS, ids=[f"{n}-{'-'.join(o.values())}" for n, o in RUNS])
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_mean_over_equal_micro_batches_is_that_of_the_batch(batch, name, options, size):

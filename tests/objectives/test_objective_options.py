@@ -42,6 +42,7 @@ SHARED = {
     "detach_higher": False,
     "alignment_reference": "policy",
     "nll_weight": 0.0,
+    "label_smoothing": 0.0,
     "prompt": "short",
 }
 
@@ -54,7 +55,7 @@ def test_options_and_defaults(name):
 
 
 def test_baselines_have_few_options():
-    assert set(option_fields(LongPO)) == {"beta", "nll_weight"}
+    assert set(option_fields(LongPO)) == {"beta", "nll_weight", "label_smoothing"}
     assert set(option_fields(SFT)) == {"prompt"}
     with pytest.raises(TypeError):
         LongPO(prompt="short")
@@ -63,7 +64,11 @@ def test_baselines_have_few_options():
 BAD = [
     ("dpo", {"gamma": 1.0}, "objective.gamma is not an option of dpo; its options are align, "),
     ("sft", {"alpha": 1.0}, "objective.alpha is not an option of sft; its options are prompt"),
-    ("longpo", {"align": "both"}, "objective.align is not an option of longpo; its options are beta, nll_weight"),
+    (
+        "longpo",
+        {"align": "both"},
+        "objective.align is not an option of longpo; its options are beta, label_smoothing, nll_weight",
+    ),
     ("dpo", {"beta": 0.0}, "objective.beta must be a finite number above 0; got 0.0"),
     ("dpo", {"beta": "0.1"}, "objective.beta must be a finite number above 0; got '0.1'"),
     ("dpo", {"beta": True}, "objective.beta must be a finite number above 0; got True"),
@@ -72,6 +77,12 @@ BAD = [
     ("simpo", {"gamma": -1}, "objective.gamma must be a finite number of at least 0; got -1"),
     ("orpo", {"lambda_": math.inf}, "objective.lambda_ must be a finite number of at least 0; got inf"),
     ("dpo", {"alpha": -0.5}, "objective.alpha must be a finite number of at least 0; got -0.5"),
+    (
+        "dpo",
+        {"label_smoothing": 0.5},
+        "objective.label_smoothing must be a finite number of at least 0 below 0.5; got 0.5",
+    ),
+    ("sft", {"label_smoothing": 0.1}, "objective.label_smoothing is not an option of sft"),
     ("slic", {"nll_weight": -1.0}, "objective.nll_weight must be a finite number of at least 0; got -1.0"),
     ("dpo", {"align": "short"}, "objective.align must be one of chosen, both, none; got 'short'"),
     ("dpo", {"align": None}, "objective.align must be one of chosen, both, none; got None"),

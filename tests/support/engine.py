@@ -16,8 +16,8 @@ VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, FFN = 256, 64, 4, 4, 2, 128
 SAMPLES, MICRO_BATCH = 8, 2
 
 
-def make_samples(seed: int = 3) -> list[dict[str, Any]]:
-    """Samples of odd and very unequal lengths, one-token responses included."""
+def make_samples(turns: bool = False, seed: int = 3) -> list[dict[str, Any]]:
+    """Samples of odd and very unequal lengths, one-token responses included; see `Layout.turns`."""
     g = torch.Generator().manual_seed(seed)
 
     def ids(low: int, high: int) -> list[int]:
@@ -35,20 +35,16 @@ def make_samples(seed: int = 3) -> list[dict[str, Any]]:
         for i in range(SAMPLES)
     ]
     samples[0]["chosen"] = samples[0]["chosen"][:1]
+    for i, sample in enumerate(samples) if turns else ():
+        sample["chosen"] += [~i for i in ids(2, 20)] + ids(1, 5)
+        sample["rejected"] = [~i for i in ids(1, 9)] + sample["rejected"]  # as data.score=last has it
+        sample |= {f"rejected_{k}": ids(1, 4) + [~i for i in ids(1, 9)] + ids(1, 4) for k in range(2, 2 + i % 3)}
     return samples
 
 
-def reference_scores(samples: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Fixed made-up reference log-probabilities of each sample."""
-    return {
-        name: torch.tensor(
-            [
-                -1.5 * len(s["chosen" if name.endswith("chosen") else "rejected"]) - 0.1 * i
-                for i, s in enumerate(samples)
-            ]
-        )
-        for name in names
-    }
+def reference_score(sample: dict[str, Any], column: str) -> float:
+    """A fixed made-up reference log-probability of an answer."""
+    return -1.5 * sum(i >= 0 for i in sample[column]) - 0.1 * int(sample["id"])
 
 
 def start(rank: int, world: int, port: int) -> None:
@@ -181,7 +177,7 @@ def batches(layout: Layout, objective: Any) -> list[Any]:
     from solopo_nemo.data.packing import pack
 
     packing = Packing(layout.cp, parallel_state.get_context_parallel_rank(), layout.tp if layout.sp else 1)
-    samples, out = make_samples(), []
+    samples, out = make_samples(layout.turns), []
     dp, dp_rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
     for i in range(0, SAMPLES, MICRO_BATCH):
         if (i // MICRO_BATCH) % dp != dp_rank:
@@ -190,13 +186,15 @@ def batches(layout: Layout, objective: Any) -> list[Any]:
     return out
 
 
-def made_up_reference(objective: Any) -> Any:
-    """:func:`reference_scores` as the step asks for them."""
+def made_up_reference(objective: Any, turns: bool) -> Any:
+    """:func:`reference_score` as the step asks for it."""
     from solopo_nemo.core.reference import CachedReference
 
-    samples, names = make_samples(), objective.reference_sequences
-    columns = {name: scores.tolist() for name, scores in reference_scores(samples, names).items()}
-    table = {s["id"]: {name: column[i] for name, column in columns.items()} for i, s in enumerate(samples)}
+    names, table = objective.reference_sequences, {}
+    for s in make_samples(turns):
+        rejected = [reference_score(s, column) for column in s if column.startswith("rejected")]
+        of = {"chosen": reference_score(s, "chosen"), "rejected": rejected if len(rejected) > 1 else rejected[0]}
+        table[s["id"]] = {name: of[name.partition("_")[2]] for name in names}
     return CachedReference(names, table)
 
 
@@ -205,7 +203,11 @@ def step(model: Any, layout: Layout, objective: Any) -> dict[str, float]:
     from megatron.core import parallel_state
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    model.objective, model.reference, model._training_loss_reduction = objective, made_up_reference(objective), None
+    model.objective, model.reference, model._training_loss_reduction = (
+        objective,
+        made_up_reference(objective, layout.turns),
+        None,
+    )
     reduction = model.training_loss_reduction
 
     def forward_step(iterator: Any, _: Any) -> Any:

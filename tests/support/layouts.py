@@ -19,9 +19,12 @@ class Layout:
     family: str = "qwen2"
     again: bool = False
     """Its parallelism is another line's too: the gate takes the objectives :data:`SAMPLED` alone."""
+    turns: bool = False
+    """Answers of several turns, whose scored tokens have gaps, and several rejected answers in some samples."""
 
 
 SINGLE = Layout("single", 1)
+TURNS = Layout("single", 1, turns=True)
 LAYOUTS = (
     Layout("recompute", 1, recompute="full"),
     Layout("tp2", 2, tp=2),
@@ -40,6 +43,7 @@ LAYOUTS = (
     Layout("cp4_p2p", 4, cp=4, again=True),
     Layout("cp4_a2a_kv_repeated", 4, cp=4, cp_mode="a2a", again=True),
     Layout("cp2_pp2", 4, cp=2, pp=2),
+    Layout("cp2_turns", 2, cp=2, turns=True, again=True),
 )
 
 OBJECTIVES = {

@@ -13,8 +13,8 @@ from solopo_nemo.builders.contexts.pool import ParagraphPool
 from solopo_nemo.builders.contexts.prompt import passage_body, render_prompt
 from solopo_nemo.builders.contexts.question import Paragraph, Question
 from solopo_nemo.builders.contexts.targets import Target, Targets
+from solopo_nemo.data.messages import Message
 from solopo_nemo.data.tokenize import TripletEncoder
-from solopo_nemo.data.triplets import Message
 from solopo_nemo.runtime.progress import with_progress
 
 PATIENCE = 24

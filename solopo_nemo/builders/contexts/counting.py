@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from solopo_nemo.builders.contexts.prompt import passage_body, passage_header
 from solopo_nemo.builders.contexts.question import Paragraph
+from solopo_nemo.data.messages import Message
 from solopo_nemo.data.tokenize import TripletEncoder
-from solopo_nemo.data.triplets import Message
 
 # the text around a passage, so that tokens across its borders are counted as in a prompt
 _BEFORE, _AFTER = "Passage 1:\n", "Passage"

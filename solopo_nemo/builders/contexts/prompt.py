@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from solopo_nemo.builders.contexts.question import Paragraph
 from solopo_nemo.data.answers import ANSWER_PREFIX
-from solopo_nemo.data.triplets import Message
+from solopo_nemo.data.messages import Message
 
 NO_ANSWER = "No answer."
 

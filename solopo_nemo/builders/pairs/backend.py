@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Protocol
 
-from solopo_nemo.data.triplets import Prompt
+from solopo_nemo.data.messages import Prompt
 from solopo_nemo.runtime.errors import UserError
 
 

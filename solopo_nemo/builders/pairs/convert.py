@@ -21,10 +21,9 @@ from typing import Any
 
 from solopo_nemo.data.fields import bad_field, has, identifier, records, required, text, text_list
 from solopo_nemo.data.json_rows import Row
+from solopo_nemo.data.messages import Answer, Message, Prompt
 from solopo_nemo.data.rows import read_rows
-
-# the same row rules as in training
-from solopo_nemo.data.triplets import Message, Needs, Prompt, Triplet, parse_triplet, template_fields
+from solopo_nemo.data.triplets import Needs, Triplet, parse_triplet, template_fields
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, beside, write_json_line
 from solopo_nemo.runtime.progress import with_progress
@@ -125,28 +124,33 @@ def _from_longpo(fields: dict[str, Any], where: str, default_id: str) -> Iterato
 
 
 def _to_triplets(triplet: Triplet, side: str | None) -> dict[str, Any]:
+    rejected: list[Any] = [answer for *_, answer in triplet.answers("rejected")]
+    if len({isinstance(answer, str) for answer in rejected}) > 1:  # a list holds one kind
+        rejected = [_messages(answer) for answer in rejected]
+    answers = {"chosen": triplet.chosen, "rejected": rejected if triplet.more_rejected else triplet.rejected}
     if triplet.prompt_short is None or side is not None:
-        return {"id": triplet.id, "prompt": _prompt_of(triplet, side), **_answers(triplet), **triplet.template}
+        return {"id": triplet.id, "prompt": _prompt_of(triplet, side), **answers, **triplet.template}
     prompts = {"prompt_short": triplet.prompt_short, "prompt_long": triplet.prompt_long}
-    return {"id": triplet.id, **prompts, **_answers(triplet), **triplet.template}
+    return {"id": triplet.id, **prompts, **answers, **triplet.template}
 
 
 def _to_trl(triplet: Triplet, side: str | None) -> dict[str, Any]:
     prompt = _prompt_of(triplet, side)
     if isinstance(prompt, str):
-        return {"prompt": prompt, **_answers(triplet)}
-    answers = {name: _message(value) for name, value in _answers(triplet).items()}
+        return {"prompt": prompt, **_only_answers(triplet)}
+    answers = {name: _messages(value) for name, value in _only_answers(triplet).items()}
     return {"prompt": prompt, **answers, **triplet.template}
 
 
 def _to_nemo_rl(triplet: Triplet, side: str | None) -> dict[str, Any]:
     _refuse_template(triplet)
     prompt = _prompt_of(triplet, side)
+    answers = [
+        (rank, answer) for rank, name in enumerate(("chosen", "rejected")) for *_, answer in triplet.answers(name)
+    ]
     return {
         "context": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
-        "completions": [
-            {"rank": rank, "completion": _message(value)} for rank, value in enumerate(_answers(triplet).values())
-        ],
+        "completions": [{"rank": rank, "completion": _messages(answer)} for rank, answer in answers],
     }
 
 
@@ -160,13 +164,17 @@ def _to_longpo(triplet: Triplet, side: str | None) -> dict[str, Any]:
     )
     if question != asked:
         raise bad_field(triplet.where, "prompt_long", "ends with another question than prompt_short")
+    answers = _only_answers(triplet)
+    for name, answer in answers.items():
+        if not isinstance(answer, str):
+            raise bad_field(triplet.where, name, "has turns, calls or reasoning, for which this format has no place")
     return {
         "id": triplet.id,
         "prompt": long,
         "questions": [question],
         "short_prompts": [short],
-        "chosens": [triplet.chosen],
-        "rejecteds": [triplet.rejected],
+        "chosens": [answers["chosen"]],
+        "rejecteds": [answers["rejected"]],
     }
 
 
@@ -191,12 +199,19 @@ def _prompt_of(triplet: Triplet, side: str | None) -> Prompt:
     return prompt
 
 
-def _answers(triplet: Triplet) -> dict[str, Any]:
+def _only_answers(triplet: Triplet) -> dict[str, Answer]:
+    """The two answers, for a format that has no more."""
+    assert triplet.chosen is not None
+    assert triplet.rejected is not None
+    if triplet.more_rejected:
+        raise bad_field(
+            triplet.where, "rejected", "has several answers, and this format one: write triplets or nemo_rl"
+        )
     return {"chosen": triplet.chosen, "rejected": triplet.rejected}
 
 
-def _message(content: str) -> list[Message]:
-    return [{"role": "assistant", "content": content}]
+def _messages(answer: Answer) -> list[Message]:
+    return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
 
 
 def _split(prompt: Prompt | None, field: str, where: str) -> tuple[str, str]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from solopo_nemo.data.answers import is_right, rule_name, same_answers, stated_answer
+from solopo_nemo.data.answers import is_right, rule_name, stated_answer
 from solopo_nemo.data.fields import bad_field, has, text_list
 from solopo_nemo.data.json_rows import Row
 from solopo_nemo.data.lengths import Lengths, compression_rate
+from solopo_nemo.data.messages import answer_text
 from solopo_nemo.data.normal_form import RULE, holds, searchable
 from solopo_nemo.data.rows import read_rows
 from solopo_nemo.data.tokenize import TripletEncoder
@@ -112,7 +113,7 @@ def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int
         if encoder is not None:
             special = encoder.special_text(triplet, ("chosen", "rejected"))
             found.remarks += [f"{text} is text of a special token, trained as letters" for text in special]
-        if same_answers(triplet.chosen, triplet.rejected, ids):
+        if triplet.same_answers(ids):
             equal += 1
             found.remarks.append(f"{row.where}: chosen and rejected are the same answer, which teaches nothing")
         shares.add(triplet, (row.value or {}).get("answers"))
@@ -186,16 +187,17 @@ class _Shares:
         self._counts: dict[str, list[int]] = {}
 
     def add(self, triplet: Triplet, answers: list[str] | None) -> None:
-        chosen, rejected = triplet.chosen or "", triplet.rejected
+        chosen = answer_text(triplet.chosen or "")
         stated = stated_answer(chosen)
         self._add("chosen without closing line", not stated.prefixed)
         if answers:
             self._add("chosen right by sub-EM", is_right(stated, answers))
         if triplet.prompt_short is not None:
             self._add("short prompt is the long one", triplet.prompt_short == triplet.prompt_long)
-        if rejected is None:
+        if triplet.rejected is None:
             return
-        self._add("chosen equals rejected", chosen.strip() == rejected.strip())
+        rejected = answer_text(triplet.rejected)
+        self._add("chosen equals rejected", triplet.same_answers({}))
         self._add("chosen longer than rejected", len(chosen) > len(rejected))
         wrong = stated_answer(rejected)
         self._add("rejected without closing line", not wrong.prefixed)

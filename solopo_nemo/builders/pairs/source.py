@@ -14,11 +14,12 @@ from typing import Any
 from solopo_nemo.builders.contexts.question import BadRow
 from solopo_nemo.data.fields import bad_field, identifier, required, text_list
 from solopo_nemo.data.json_rows import Row
+from solopo_nemo.data.messages import Prompt, parse_prompt
 from solopo_nemo.data.normal_form import normalize
 from solopo_nemo.data.rows import read_rows
 
 # the same prompt rules as in triplet files
-from solopo_nemo.data.triplets import Prompt, parse_prompt, template_fields
+from solopo_nemo.data.triplets import template_fields
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.progress import with_progress
 

@@ -19,7 +19,7 @@ from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from rich.progress import Progress
 
-from solopo_nemo.core.reference import CachedReference, OnlineReference
+from solopo_nemo.core.reference import CachedReference, OnlineReference, by_name
 from solopo_nemo.core.scoring import frozen_copy, score_batches
 from solopo_nemo.core.step import Batch
 from solopo_nemo.runtime.signals import StopRequest
@@ -79,13 +79,18 @@ class ScoredReference(CachedReference, pl.Callback):
                 indices = missing[start : start + piece]
                 rounds = [indices[i : i + size * dp] for i in range(0, len(indices), size * dp)]
                 # every data-parallel rank runs equally many micro-batches; a missing one repeats the first
-                own = [r[dp_rank * size : (dp_rank + 1) * size] or r[:size] for r in rounds]
-                packed = [self.data.pack([samples[i] for i in group], names) for group in own]
+                groups = [r[dp_rank * size : (dp_rank + 1) * size] or r[:size] for r in rounds]
+                packed = [self.data.pack([samples[i] for i in group], names) for group in groups]
                 results = score_batches(pl_module.module, packed)
                 rows: Scores = {}
-                for group, result in zip(own, results, strict=True):
-                    for i, values in zip(group, result.view(len(group), -1).tolist(), strict=True):
-                        rows[samples[i]["id"]] = dict(zip(names, values, strict=True))
+                for batch, result in zip(packed, results, strict=True):
+                    found = {name: scores.tolist() for name, scores in by_name(names, batch, result).items()}
+                    for number, sample in enumerate(batch["ids"]):
+                        own = [pair for pair, of in enumerate(batch["pair_samples"]) if of == number]
+                        rows[sample] = {
+                            name: values[own[0]] if len(own) == 1 else [values[pair] for pair in own]
+                            for name, values in found.items()
+                        }
                 gathered: list[Any] = [None] * dp
                 dist.all_gather_object(gathered, rows, group=parallel_state.get_data_parallel_group())
                 finished = {key: row for part in gathered for key, row in part.items()}

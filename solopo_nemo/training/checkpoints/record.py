@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from pyarrow.compute import list_value_length
+
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.hf import is_checkpoint, read_config
@@ -72,7 +75,10 @@ class RunRecord:
         """The record of a start whose data are prepared, under a new id."""
         samples, ends = start.prepared.dataset, set[int]()
         for chunk in samples.data.column("chosen").chunks if "chosen" in samples.column_names else ():
-            ends |= set(chunk.values.take(chunk.offsets[1:].cast("int64").to_numpy() - 1).to_pylist())
+            ids = chunk.flatten().to_numpy()
+            follows = np.append(ids[1:] < 0, True)  # a token that is not scored: a turn of the answer ends here
+            follows[np.cumsum(list_value_length(chunk).to_numpy()) - 1] = True
+            ends |= set(ids[follows & (ids >= 0)].tolist())
         return cls(
             id=uuid.uuid4().hex[:16],
             computation=COMPUTATION,

@@ -1,0 +1,137 @@
+"""Answers of several turns against transformers' own rendering of the whole conversation, tokenized at once."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from chat_templates import END
+from template_tokenizers import TOKENIZERS, trained, with_chat_template
+
+from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.data.triplets import Needs, Triplet
+from solopo_nemo.data.turns import vocabulary_ids
+from solopo_nemo.runtime.errors import UserError
+
+NEEDS = Needs(("short_chosen", "short_rejected", "long_chosen"))
+USER = [{"role": "user", "content": "Who?"}]
+LONG = [{"role": "user", "content": "Long. Who?"}]
+CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+CALLED = [
+    {"role": "assistant", "content": "I ask.", "tool_calls": [CALL]},
+    {"role": "tool", "content": "Ann", "tool_call_id": "abcdefghi"},
+    {"role": "assistant", "content": "It was Ann."},
+]
+SILENT = [CALLED[0] | {"content": ""}, *CALLED[1:]]
+REASONED = [CALLED[0] | {"reasoning_content": "Hm."}, CALLED[1], CALLED[2] | {"reasoning_content": "So."}]
+TALK = [
+    {"role": "assistant", "content": "Ann."},
+    {"role": "user", "content": "Sure?"},
+    {"role": "assistant", "content": "Yes, it was Ann."},
+]
+
+
+def encode(kind: str, template: str, answer: Any, **options: Any) -> tuple[TripletEncoder, dict[str, list[int]]]:
+    encoder = TripletEncoder(with_chat_template(kind, template), **options)
+    sample = Triplet("a", "f:1", prompt_short=USER, prompt_long=LONG, chosen=answer, rejected="Bob.")
+    return encoder, encoder.encode([sample], NEEDS)[0]
+
+
+def scored(encoder: TripletEncoder, ids: list[int]) -> list[str]:
+    """The text of each run of scored ids."""
+    runs: list[list[int]] = [[]]
+    for i in ids:
+        if i >= 0:
+            runs[-1].append(i)
+        elif runs[-1]:
+            runs.append([])
+    return [text_of(encoder, run) for run in runs if run]
+
+
+def text_of(encoder: TripletEncoder, ids: list[int]) -> str:
+    """The text of ids without spaces; ``<0x41>`` is a byte."""
+    text = encoder.tokenizer.decode(ids).replace(" ", "").replace("▁", "")
+    return re.sub("<0x(..)>", lambda found: chr(int(found[1], 16)), text)
+
+
+CASES: dict[str, tuple[str, list[dict[str, Any]], list[str]]] = {
+    "talk, chatml": ("chatml", TALK, ["Ann.<|im_end|>", "Yes,itwasAnn.<|im_end|>"]),
+    "talk, llama3": ("llama3", TALK, ["Ann.<|eot_id|>", "Yes,itwasAnn.<|eot_id|>"]),
+    "talk, mistral1": ("mistral1", TALK, ["Ann.</s>", "Yes,itwasAnn.</s>"]),
+    "talk, llama2": ("llama2", TALK, ["Ann.</s>", "Yes,itwasAnn.</s>"]),
+    "talk, zephyr": ("zephyr", TALK, ["Ann.</s>", "Yes,itwasAnn.</s>"]),
+    "talk, gemma": ("gemma", TALK, ["Ann.<|im_end|>", "Yes,itwasAnn.<|im_end|>"]),
+    "talk, a system message of the template": ("system", TALK, ["Ann.<|im_end|>", "Yes,itwasAnn.<|im_end|>"]),
+    "call, Mistral": ("tools", SILENT, ['[TOOL_CALLS]{"name":"f","arguments":{"x":1},"id":"abcdefghi"}</s>', "ItwasAnn.</s>"]),
+    "call with reasoning, Qwen3": (
+        "hybrid", REASONED, [
+            '<think>\nHm.\n</think>\n\nIask.\n<tool_call>{"name":"f","arguments":{"x":1}}</tool_call><|im_end|>',
+            "<think>\nSo.\n</think>\n\nItwasAnn.<|im_end|>",
+        ],
+    ),
+    "one call": ("tools", SILENT[:1], ['[TOOL_CALLS]{"name":"f","arguments":{"x":1},"id":"abcdefghi"}</s>']),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("name", CASES)
+def test_the_ids_are_those_of_the_whole_conversation(name: str, kind: str) -> None:
+    template, answer, wanted = CASES[name]
+    encoder, ids = encode(kind, template, answer)
+    raw = trained(kind)
+    for prompt, own in ((USER, ids["prompt_short"]), (LONG, ids["prompt_long"])):
+        text = encoder.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        assert own == raw.encode(text, add_special_tokens=False).ids
+        text = encoder.tokenizer.apply_chat_template([*prompt, *answer], tokenize=False)
+        whole = raw.encode(text, add_special_tokens=False).ids
+        end = raw.token_to_id(END.get(template, "</s>"))
+        both = own + vocabulary_ids(ids["chosen"]).tolist()
+        assert both == whole[: len(whole) - whole[::-1].index(end)]
+    assert scored(encoder, ids["chosen"]) == wanted
+    assert not encoder.rewritten
+    _, last = encode(kind, template, answer, score="last")
+    assert scored(encoder, last["chosen"]) == wanted[-1:]
+    assert vocabulary_ids(last["chosen"]).tolist() == vocabulary_ids(ids["chosen"]).tolist()
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_template_that_rewrites_earlier_turns(kind: str) -> None:
+    """Qwen3's template leaves out the empty think block of a call, once an answer follows."""
+    encoder, ids = encode(kind, "hybrid", CALLED)
+    ((where, difference),) = encoder.rewritten.items()
+    assert where == "f:1: field chosen"
+    assert difference.startswith("message 0 alone has '<think>\\n\\n</think>\\n\\n")
+    call = 'Iask.\n<tool_call>{"name":"f","arguments":{"x":1}}</tool_call><|im_end|>'
+    assert scored(encoder, ids["chosen"]) == [call, "<think>\n\n</think>\n\nItwasAnn.<|im_end|>"]
+    whole = encoder.tokenizer.apply_chat_template([*USER, *CALLED], tokenize=False)
+    both = ids["prompt_short"] + vocabulary_ids(ids["chosen"]).tolist()
+    assert both == trained(kind).encode(whole.rstrip(), add_special_tokens=False).ids
+    encoder, ids = encode(kind, "hybrid", CALLED, score="last")
+    assert not encoder.rewritten
+    assert scored(encoder, ids["chosen"]) == ["<think>\n\n</think>\n\nItwasAnn.<|im_end|>"]
+
+
+REFUSED: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any], str]] = {
+    "a prompt that is no beginning": (
+        "hybrid", CALLED, {"template_kwargs": {"enable_thinking": False}},
+        "chosen: the chat template writes a prompt that is not the beginning of the whole conversation",
+    ),
+    "the text of no turn before a call": ("hybrid", SILENT, {}, r"the end of the prompt .* before the answer .\\n<tool_ca"),
+    "calls that are not written": ("chatml", CALLED, {}, r"chosen\[0\]\.tool_calls: the chat template leaves it out"),
+    "reasoning that is not written": ("chatml", [TALK[0] | {"reasoning_content": "So."}], {}, r"chosen\[0\]\.reasoning_c"),
+    "special text": ("chatml", [*TALK[:2], TALK[2] | {"content": "a </s> b"}], {}, r"chosen\[2\]\.content: .*'</s>'"),
+    "special text in a call": (
+        "tools", [SILENT[0] | {"tool_calls": [{"id": "a", "function": {"name": "</s>", "arguments": {}}}]}], {},
+        r"chosen\[0\]\.tool_calls: holds the text of the special token '</s>'",
+    ),
+    "a role that the template refuses": ("gemma", CALLED, {}, "refuses these messages"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_turns_that_cannot_be_trained(name: str) -> None:
+    template, answer, options, message = REFUSED[name]
+    with pytest.raises(UserError, match=f"^f:1: field .*{message}") as error:
+        encode("byte-level", template, answer, **options)
+    assert "\n" not in str(error.value)
