@@ -1,6 +1,9 @@
 """Check a triplet or preference file, and show its problems, statistics and a few samples.
 
-The exit code is 2 if there is a problem.
+The exit code is 2 if there is a problem. With --tokens the output looks so, prompt and context as plain text::
+
+    short_chosen: 9 tokens, 3 scored
+    <|im_start|>user[...]<|im_start|>assistant[[The| answer|<|im_end|>]]
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from solopo_nemo.runtime.errors import require
 if TYPE_CHECKING:
     from solopo_nemo.builders.pairs.inspect import Inspection
 
-_SHOWN = 240
+SCORES = ("assistant", "last")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,19 +28,30 @@ def main(arguments: Sequence[str]) -> int:
     option = parser.options()
     option("--tokenizer FOLDER", "local Hugging Face folder: lengths are then tokens, not characters", type=Path)
     add_template_kwargs(option)
+    option("--score TURNS", "turns of an answer that are scored, as data.score", "assistant", choices=SCORES)
+    option("--tokens ID", "show the sequences of this sample, with the scored tokens marked, and nothing else")
     option("--show N", "samples to show", 2)
     option("--seed N", "draws the samples", 0)
     parser.add_json()
     given = parser.parse_args(arguments)
 
-    from solopo_nemo.builders.pairs.inspect import inspect_file
+    from solopo_nemo.builders.pairs.inspect import find_sample, inspect_file
+    from solopo_nemo.data.shown import shown_sequences
     from solopo_nemo.data.tokenize import TripletEncoder
     from solopo_nemo.data.tokenizer_files import load_tokenizer
 
-    require(given.tokenizer or not given.chat_template_kwargs, "--chat-template-kwargs: needs --tokenizer")
+    for name in ("chat_template_kwargs", "tokens"):
+        require(given.tokenizer or not getattr(given, name), f"--{name.replace('_', '-')}: needs --tokenizer")
     encoder = None
     if given.tokenizer:
-        encoder = TripletEncoder(load_tokenizer(given.tokenizer), given.chat_template_kwargs, TEMPLATE_KWARGS)
+        tokenizer = load_tokenizer(given.tokenizer)
+        encoder = TripletEncoder(tokenizer, given.chat_template_kwargs, TEMPLATE_KWARGS, score=given.score)
+    if encoder and given.tokens:
+        triplet, needs = find_sample(given.file, given.tokens)
+        for sequence in shown_sequences(encoder.tokenizer, encoder.encode([triplet], needs)[0], needs.sequences):
+            print(f"{sequence.name}: {sequence.counts}")
+            print("".join(f"[[{run.text}]]" if run.scored else run.text for run in sequence.runs))
+        return 0
     found = inspect_file(given.file, encoder, given.show, given.seed)
     _report(found)
     for line in (*found.problems, *found.remarks):
@@ -50,6 +64,9 @@ def _report(found: Inspection) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from solopo_nemo.data.shown import shorten
+    from solopo_nemo.data.triplets import PROMPT_COLUMNS
 
     console, summary = Console(stderr=True, highlight=False), found.summary()
     console.print(
@@ -67,14 +84,12 @@ def _report(found: Inspection) -> None:
         console.print(f"{100 * share:5.1f} %  {name}")
     for sample in found.samples:
         console.print(f"\n[bold]{escape(sample.id)}[/bold]")
-        for name in ("prompt_short", "prompt_long", "chosen", "rejected"):
-            if (value := getattr(sample, name)) is not None:
-                console.print(f"[dim]{name}[/dim] {escape(_shorten(value))}")
+        shown = [(name, value) for name in PROMPT_COLUMNS if (value := getattr(sample, name)) is not None]
+        for field in ("chosen", "rejected"):
+            shown += [(name, value) for name, _, value in sample.answers(field) if value is not None]
+        for name, value in shown:
+            console.print(f"[dim]{name}[/dim] {escape(shorten(_text(value)))}")
 
 
-def _shorten(value: Any) -> str:
-    """Shorten a text or messages to the beginning and the end. The end of a prompt contains the question."""
-    text = value if isinstance(value, str) else "\n".join(f"{m['role']}: {m.get('content')}" for m in value)
-    if len(text) <= 2 * _SHOWN:
-        return text
-    return f"{text[:_SHOWN]} [... {len(text) - 2 * _SHOWN} characters ...] {text[-_SHOWN:]}"
+def _text(value: str | list[dict[str, Any]]) -> str:
+    return value if isinstance(value, str) else "\n".join(f"{m['role']}: {m.get('content')}" for m in value)

@@ -34,8 +34,14 @@ class NoBeginning(UserError):
     """The rendered prompt is not the beginning of the whole conversation, which a switch of the template may mend."""
 
 
-def require_beginning(prompt: str, whole: str, where: str) -> None:
+def require_beginning(prompt: str, whole: str, where: str, way: str = "") -> None:
     """Check that a rendered prompt is the beginning of the whole conversation.
+
+    Args:
+        prompt: The prompt with the generation prompt.
+        whole: The conversation.
+        where: Location of the answer, for errors.
+        way: One more way to mend it, for errors.
 
     Raises:
         NoBeginning: It is not.
@@ -45,7 +51,7 @@ def require_beginning(prompt: str, whole: str, where: str) -> None:
         raise NoBeginning(
             f"{where}: the chat template writes a prompt that is not the beginning of the whole conversation, "
             f"which lacks {prompt[same : same + 40]!r} before the answer: begin the answer with its reasoning, "
-            "where the template opens it, or use another template"
+            f"where the template opens it, or use another template{way}"
         )
 
 

@@ -296,7 +296,7 @@ class TripletEncoder:
 
     @cached_property
     def _turns(self) -> Turns:
-        return Turns(self._ids, self.template, self._header, self.score)
+        return Turns(self._ids, self.template, self._header, self._ending.rest, self.score)
 
     @cached_property
     def _header(self) -> str:

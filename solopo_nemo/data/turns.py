@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -67,14 +68,16 @@ class Turns:
         text_ids: The tokenizer.
         template: Its chat template.
         header: Text that opens the assistant's turn where the template ignores `add_generation_prompt`.
+        rest: Text that it writes after the end token of a conversation.
         score: One of `SCORED`.
 
     Attributes:
         rewritten: By the location of an answer, how the template rewrites its earlier turns.
     """
 
-    def __init__(self, text_ids: TextIds, template: ChatTemplate, header: str, score: str) -> None:
-        self._ids, self._template, self._header, self._score = text_ids, template, header, score
+    def __init__(self, text_ids: TextIds, template: ChatTemplate, header: str, rest: str, score: str) -> None:
+        self._ids, self._template, self._score = text_ids, template, score
+        self._header, self._rest = header, rest
         self.rewritten: dict[str, str] = {}
 
     def encode(
@@ -94,7 +97,7 @@ class Turns:
                 the text of a special token, or the ids of the prompt are not the beginning of the conversation's.
         """
         whole = self._template.apply([*prompt, *answer], where, generate=False)
-        require_beginning(opened, whole, where)
+        require_beginning(opened, whole, where, ", or write the earlier turns into the prompt" * (len(answer) > 1))
         turns, difference = self._rendered(prompt, opened, answer, whole, where)
         if difference:
             self.rewritten[where] = difference
@@ -118,7 +121,7 @@ class Turns:
                 self._template.require_used(upto, len(prompt) + place, said, f"{where}[{place}]", generate=False)
             seen = index + 1
             self._check_said(answer[index], asked, said, f"{where}[{index}]")
-            closed = said.rstrip()
+            closed = said.removesuffix(self._rest).rstrip()
             token = max((t for t in self._ids.added_tokens if closed.endswith(t)), key=len, default="")
             if not token:
                 raise UserError(
@@ -137,16 +140,18 @@ class Turns:
         asked = (self._template.apply([question]) + self._header)[len(before) :]
         answered = self._template.apply([question, other, question])[len(before) :].partition(_PROBE)[0]
         opening = asked[: common_length(asked, answered)]
-        if not opening or whole.count(opening, len(opened)) != len(tokens) - 1:
+        turns: list[_Turn] = []
+        start = len(opened)
+        for token in tokens:
+            end = whole.find(token, start) + len(token)
+            turns.append(_Turn(start, end, token))
+            start = whole.find(opening, end) + len(opening)
+        found = all(a.start < a.end <= b.start for a, b in pairwise(turns)) and turns[-1].start < turns[-1].end
+        if not opening or not found or whole.count(opening, len(opened)) != len(tokens) - 1:
             raise UserError(
                 f"{where}: the chat template rewrites earlier turns, and the text that opens a turn, {opening!r}, does "
                 "not tell them apart: write the earlier turns into the prompt, or give data.score=last"
             )
-        turns: list[_Turn] = []
-        start = len(opened)
-        for number, token in enumerate(tokens):
-            start = whole.index(opening, turns[-1].end) + len(opening) if number else start
-            turns.append(_Turn(start, whole.index(token, start) + len(token), token))
         return turns
 
     def _check_said(self, message: Message, asked: str, said: str, where: str) -> None:

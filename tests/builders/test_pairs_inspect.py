@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -15,6 +16,7 @@ from solopo_nemo.commands import main as command
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.triplets import COLUMNS, Needs, Triplet, sequence_columns
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 
 
 def good(number: int, **changes: Any) -> dict[str, Any]:
@@ -128,6 +130,42 @@ def test_shown_samples_are_drawn_by_seed_in_file_order(write_rows: RowWriter) ->
 def test_an_empty_file_is_an_error(write_rows: RowWriter) -> None:
     with pytest.raises(UserError, match="no samples"):
         inspect_file(write_rows([]))
+
+
+ASK = [{"role": "user", "content": "Who?"}]
+TALK = [
+    {"role": "assistant", "content": "Ann did."},
+    {"role": "user", "content": "Sure?"},
+    {"role": "assistant", "content": "Yes"},
+]
+
+
+@pytest.mark.parametrize(
+    ("score", "first"), [("assistant", "[[Ann| |did|.|<|im_end|>]]"), ("last", "Ann did.<|im_end|>")]
+)
+def test_the_tokens_of_a_sample(
+    write_rows: RowWriter,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    score: str,
+    first: str,
+) -> None:
+    path = write_rows([good(0), {"id": "b", "prompt": ASK, "chosen": TALK, "rejected": ["Bob", "Al"]}])
+    path.write_text(path.read_text().splitlines()[1] + "\n")
+    words = [str(path), "--tokenizer", str(EMBEDDED_MODEL), "--tokens", "b", "--score", score]
+    monkeypatch.setattr(sys, "argv", ["inspect_triplets.py", *words])
+    with pytest.raises(SystemExit) as exit_:
+        command("inspect_triplets")
+    assert exit_.value.code == 0
+    out = re.sub(r"(?<=[A-Z])\|(?=[a-z])|(?<=[a-z])\|(?=[a-z])", "", capsys.readouterr().out)  # the tokens of a word
+    start = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    chosen, rejected, other = (part.partition("\n") for part in out.split("long_")[1:])
+    assert chosen[2] == (
+        f"{start}{first}\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n[[Yes|<|im_end|>]]\n"
+    )
+    assert (rejected[0].partition(":")[0], other[0].partition(":")[0]) == ("rejected", "rejected_2")
+    assert rejected[2] == f"{start}[[Bob|<|im_end|>]]\n"
+    assert re.fullmatch(r"chosen: \d+ tokens, \d+ scored", chosen[0])
 
 
 @pytest.mark.parametrize("bad", [False, True])

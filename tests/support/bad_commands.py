@@ -39,6 +39,11 @@ no questions                 | evaluation.questions=0                  | evaluat
 no lengths                   | evaluation.lengths=[]                   | evaluation.lengths
 length zero                  | evaluation.lengths=[0]                  | evaluation.lengths
 endless length               | evaluation.lengths=[1000]               | evaluation.lengths
+bad score                    | data.score=first                        | data.score
+bad template mismatch        | data.template_mismatch=drop             | data.template_mismatch
+half of the labels swapped   | objective.label_smoothing=0.5           | objective.label_smoothing
+negative label smoothing     | objective.label_smoothing=-0.1          | objective.label_smoothing
+labels of no pair            | objective=sft +objective.label_smoothing=0.1 | objective.label_smoothing
 bad too_long                 | data.too_long=cut                       | data.too_long
 learning rate zero           | optim.lr=0                              | optim.lr
 negative learning rate       | optim.lr=-1                             | optim.lr
@@ -206,6 +211,9 @@ inspect, no file        | inspect_triplets | /no/such.jsonl                     
 inspect, empty file     | inspect_triplets | {bad}/empty_file.jsonl                                  | empty_file.jsonl
 inspect, text           | inspect_triplets | {bad}/text.txt                                          | text.txt
 inspect, tokenizer      | inspect_triplets | {ok} --tokenizer {bad}/empty                            | empty
+inspect, no such sample | inspect_triplets | {ok} --tokenizer {model} --tokens zz                    | 'zz'
+inspect, what tokens    | inspect_triplets | {ok} --tokens a                                         | --tokens
+inspect, what is scored | inspect_triplets | {ok} --score first                                      | --score
 inspect, number         | inspect_triplets | {ok} --show some                                        | --show
 convert pairs, nothing  | convert_pairs    |                                                         | SOURCE
 convert pairs, no file  | convert_pairs    | /no/such.jsonl {tmp}/out.jsonl --to trl                 | /no/such.jsonl

@@ -15,6 +15,11 @@ from bad_commands import LAUNCHED, RECIPES, TOOLS
 
 PROMPT = [{"role": "user", "content": "Who wrote it?"}]
 ROW: dict[str, Any] = {"id": "a", "prompt_short": PROMPT, "prompt_long": PROMPT, "chosen": "Ann.", "rejected": "Bob."}
+TALK = [
+    {"role": "assistant", "content": "Ann."},
+    {"role": "user", "content": "Sure?"},
+    {"role": "assistant", "content": "Yes."},
+]
 QUESTION = {
     "id": "q",
     "question": "Who?",
@@ -93,6 +98,51 @@ DATA: dict[str, tuple[list[Any], tuple[str, ...]]] = {
         [ROW | {"chosen": [{"role": "assistant", "content": "x", "reasoning_content": "y"}]}],
         (":1", "chosen[0].reasoning_content"),
     ),
+    "turns after a plain prompt": (
+        [ROW | {"prompt_short": "Who?", "prompt_long": "Who?", "chosen": TALK}],
+        (":1", "field chosen:", "plain string"),
+    ),
+    "turns without an answer at the end": (
+        [ROW | {"chosen": TALK[:2]}],
+        (":1", "field chosen:", "end with 'assistant'"),
+    ),
+    "two turns of the assistant": ([ROW | {"rejected": [TALK[0], TALK[2]]}], (":1", "rejected[1].role", "join")),
+    "a call of an answer that is not written": (
+        [ROW | {"chosen": [TALK[0] | {"tool_calls": [{}]}, *TALK[1:]]}],
+        (":1", "chosen[0].tool_calls", "leaves it out"),
+    ),
+    "a result of a call, without text": (
+        [ROW | {"chosen": [TALK[0], {"role": "tool"}, TALK[2]]}],
+        (":1", "chosen[1]", "content"),
+    ),
+    "an unknown role in an answer": (
+        [ROW | {"chosen": [TALK[0], {"role": "function", "content": "x"}, TALK[2]]}],
+        (":1", "chosen[1].role", "function"),
+    ),
+    "a picture in an answer": (
+        [ROW | {"chosen": [TALK[0], TALK[1] | {"images": ["a.png"]}, TALK[2]]}],
+        (":1", "chosen[1].images", "not text"),
+    ),
+    "an end token in a turn": (
+        [ROW | {"chosen": [TALK[0] | {"content": "a<|im_end|>b"}, *TALK[1:]]}],
+        (":1", "chosen[0].content", "'<|im_end|>'"),
+    ),
+    "a conversation of another prompt": (
+        [ROW | {"chosen": [{"role": "user", "content": "When?"}, *TALK]}],
+        (":1", "prompt_short", "the responses start with"),
+    ),
+    "several chosen answers": ([ROW | {"chosen": ["Ann.", "Al."]}], (":1", "field chosen:", "a list of answers")),
+    "several chosen conversations": ([ROW | {"chosen": [TALK, TALK]}], (":1", "field chosen:", "a list of answers")),
+    "rejected answers of two kinds": ([ROW | {"rejected": ["Bob.", TALK]}], (":1", "field rejected:", "mixes")),
+    "an answer beside messages": ([ROW | {"rejected": [*TALK, "Bob."]}], (":1", "field rejected:", "mixes")),
+    "a number among rejected answers": ([ROW | {"rejected": ["Bob.", 7]}], (":1", "field rejected:", "mixes")),
+    "no rejected answers": ([ROW | {"rejected": []}], (":1", "field rejected:", "empty")),
+    "an empty one of the rejected answers": ([ROW | {"rejected": ["Bob.", " "]}], (":1", "rejected[1]", "empty")),
+    "rejected answers that are the chosen one": (
+        [ROW | {"rejected": ["Ann.", "Ann. "]}],
+        (":1", "same answer in every row"),
+    ),
+    "a long one of the rejected answers": ([ROW | {"rejected": ["Bob.", "word " * 20000]}], (":1", "data.max_tokens")),
     "messages as text": ([ROW | {"prompt_short": json.dumps(PROMPT)}], (":1", "prompt_short", "the list itself")),
     "a picture": (
         [ROW | {"prompt_short": [{"role": "user", "content": [{"type": "image"}]}]}],

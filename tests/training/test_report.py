@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from samples import triplet_row
 
 from solopo_nemo.config.schema import RunConfig, load_config
+from solopo_nemo.data.prepared import prepare_dataset
+from solopo_nemo.data.tokenizer_files import load_tokenizer
+from solopo_nemo.data.triplets import Needs
 from solopo_nemo.pages.theme import THEMES
+from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 from solopo_nemo.training.report.page import write_report
 from solopo_nemo.training.report.plots import PLOTS
 from solopo_nemo.training.report.rows import read_metrics
@@ -80,6 +85,26 @@ def test_whole_report(tmp_path: Path) -> None:
     assert "max_steps" in page and "detach_short" in page
     assert not re.search(r'(src|srcset|href)="(\w+:|//)', page), "nothing is loaded from elsewhere"
     assert "not finite" not in page
+
+
+def test_the_scored_tokens_of_a_sample_are_marked(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps(triplet_row(chosen=HOSTILE, prompt_long=[{"role": "user", "content": "word " * 300}]))
+    )
+    prepare_dataset(
+        tmp_path / "rows.jsonl", load_tokenizer(EMBEDDED_MODEL), Needs(config.build_objective().sequences), 2000, "error",
+        tmp_path / "data" / "tokenized", "embedded", vocab_size=10**6,
+    )  # fmt: skip
+    (tmp_path / "initial").mkdir()
+    (tmp_path / "initial" / "hf").symlink_to(EMBEDDED_MODEL)
+    page = html.unescape(report(config, rows(2))[0])
+    assert "Scored tokens of sample t0" in page and "<code>long_chosen</code>: " in page
+    marked = re.findall("<mark>(.*?)</mark>", page, re.DOTALL)
+    assert [text.replace("|", "") for text in marked] == [
+        f"{text}<im_end>" for text in (HOSTILE, "The answer is: No answer.", HOSTILE)
+    ]
+    assert "characters ..." in page
 
 
 def test_a_chosen_alpha_is_shown(tmp_path: Path) -> None:

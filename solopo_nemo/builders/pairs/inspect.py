@@ -19,6 +19,7 @@ from solopo_nemo.data.tokenize import TripletEncoder
 
 # rows are parsed one at a time, because read_triplets stops at the first problem
 from solopo_nemo.data.triplets import COLUMNS, Needs, Triplet, parse_triplet
+from solopo_nemo.data.turns import rewritten_turns
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.progress import with_progress
 
@@ -133,9 +134,27 @@ def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int
             f"{path}: {earlier} pairs were chosen by an earlier answer rule than {RULE}, by which shares are counted: "
             "tools/sample_pairs.py with the same --out scores its samples again"
         )
+    if encoder is not None and (rewritten := rewritten_turns(encoder.rewritten)):
+        found.problems.append(f"{path}: {rewritten} (data.template_mismatch)")
     found.shares = shares.values()
     found.samples = [triplet for _, triplet in sorted(kept, key=lambda item: item[0])]
     return found
+
+
+def find_sample(path: Path, identity: str) -> tuple[Triplet, Needs]:
+    """Return the sample of an id, and all sequences that its file has.
+
+    Raises:
+        UserError: There is no such sample, or it is not good.
+    """
+    kind = _kind(path)
+    for number, row in enumerate(with_progress(read_rows(path), "reading")):
+        triplet, problems = _check(row, kind, f"row-{number}", set())
+        if triplet is not None and triplet.id == identity:
+            if problems:
+                raise UserError(problems[0])
+            return triplet, Needs(_WANTED[kind])
+    raise UserError(f"{path}: no good row has the id {identity!r}: give one of its ids, or row-0 for the first row")
 
 
 def _kind(path: Path) -> str:
@@ -173,11 +192,13 @@ def _check(row: Row, kind: str, default_id: str, seen: set[str]) -> tuple[Triple
 
 def _lengths(triplet: Triplet, kind: str, ids: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, int]]:
     """Yield the fields of a row and their lengths. Token counts are those of training, end tokens included."""
-    for name in Needs(_WANTED[kind]).columns:
-        value = getattr(triplet, name)
+    needs = Needs(_WANTED[kind])
+    values = [(name, name, getattr(triplet, name)) for name in needs.prompts]
+    values += [(name, column, answer) for name in needs.responses for column, _, answer in triplet.answers(name)]
+    for name, column, value in values:
         texts = [value] if isinstance(value, str) else [message.get("content") or "" for message in value]
         label = "prompt" if name == "prompt_long" and triplet.prompt_short is None else name
-        yield label, len(ids[name]) if ids else sum(map(len, texts))
+        yield label, len(ids[column]) if ids else sum(map(len, texts))
 
 
 class _Shares:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.data.prepared import load_prepared
+from solopo_nemo.data.shown import ShownSequence, shown_sequences
+from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.evaluation.accuracy import AccuracyRow
 from solopo_nemo.pages.render import write_page
 from solopo_nemo.pages.tables import Table
+from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import ASSETS
 from solopo_nemo.training.checkpoints.selection import Selection
 from solopo_nemo.training.paths import Paths
@@ -52,9 +57,20 @@ def write_report(config: RunConfig) -> None:
         suite=config.trainer.select_best,
         figures=figures,
         window=smoothing_window(len(rows)),
+        sample=_sample(config),
         broken=_broken(rows),
         yaml=OmegaConf.to_yaml(OmegaConf.structured(config)),
     )
+
+
+def _sample(config: RunConfig) -> tuple[str, list[ShownSequence]] | None:
+    """The id of the first training sample and its sequences; None where the folder holds no data or no tokenizer."""
+    paths = Paths(config.output)
+    with suppress(UserError):
+        sample = load_prepared(paths.tokenized).dataset[0]
+        tokenizer = load_tokenizer(paths.initial / "hf")
+        return sample["id"], list(shown_sequences(tokenizer, sample, config.build_objective().sequences))
+    return None
 
 
 def _with_speed(row: dict[str, Any]) -> dict[str, Any]:
