@@ -101,6 +101,7 @@ def _parser() -> ArgumentParser:
     option("--tokenizer FOLDER", "folder of the server's tokenizer, for suites that count tokens", type=Path)
     option("--window N", "longest sequence that the server takes, in tokens", type=int)
     option("--concurrency N", "prompts at once", 16)
+    option("--patience S", "seconds to go on asking a server that is away or busy", 600.0)
     parser.add_json()
     parser.set_defaults(date=None)
     return parser

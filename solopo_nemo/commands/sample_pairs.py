@@ -128,3 +128,9 @@ def _report(summary: dict[str, Any]) -> None:
         f"{samples['all']} samples, {samples['right']} right, {samples['cut_or_empty']} cut or empty; "
         f"{samples['without_closing_line']} without a closing line, scored by their last line"
     )
+    for reason, count in summary["not_whole"].items():
+        console.print(f"{count} samples are not whole: {reason}", markup=False)
+    for reason, count in summary["refused"].items():
+        console.print(f"{count} prompts refused: {reason}", markup=False)
+    if summary["cut_prompts"]:
+        console.print(f"{summary['cut_prompts']} prompts were cut by the server: start it with a longer window")

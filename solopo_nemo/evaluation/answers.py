@@ -12,11 +12,32 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 
+LENGTH = "length"
+"""Reason of an answer that reached the token limit."""
+
+
+class Answer(str):
+    """A generated text.
+
+    Attributes:
+        reason: why it is not whole: :data:`LENGTH`, or why there is no answer; empty for a whole answer.
+    """
+
+    reason: str
+
+    def __new__(cls, text: str, reason: str = "") -> Answer:
+        """Attach a reason to a text."""
+        answer = super().__new__(cls, text)
+        answer.reason = reason
+        return answer
+
+
 class AnswerCache:
     """Wraps an lm_eval model and forwards only the requests whose answers are not cached.
 
     lm_eval's own ``CachingLM`` does not cache sampled answers. This cache does. Its key contains the seed and the
-    repetition number of the request, so repeated samples of one prompt stay distinct and survive a restart.
+    repetition number of the request, so repeated samples of one prompt stay distinct and survive a restart. What is no
+    answer is not stored, and asked again by the next run.
 
     Args:
         model: an lm_eval ``LM``.
@@ -32,6 +53,7 @@ class AnswerCache:
         self._identity = identity
         self._seed = 0
         self._expected: Counter[str] = Counter()
+        self._given: dict[str, Any] = {}
         self._answers: Any = SqliteDict(str(path), autocommit=True)
         model.set_cache_hook(self)
 
@@ -47,8 +69,8 @@ class AnswerCache:
         self._seed = seed
 
     def generate_until(self, requests: list[Instance]) -> list[Any]:
-        """lm_eval's interface: generate one text for each request."""
-        return self._ask("generate_until", requests)
+        """lm_eval's interface: generate one text for each request, an :class:`Answer`."""
+        return [Answer(*([one] if isinstance(one, str) else one)) for one in self._ask("generate_until", requests)]
 
     def loglikelihood(self, requests: list[Instance]) -> list[Any]:
         """lm_eval's interface: for each continuation, its log-probability and whether it is the greedy one."""
@@ -56,10 +78,17 @@ class AnswerCache:
 
     def add_partial(self, kind: str, request: Any, answer: Any) -> None:
         """lm_eval's cache hook, called after each answer: store the answer at once."""
-        if answer is not None:
-            base = self._base(kind, request)
-            self._answers[self._key(base, self._expected[base])] = answer
-            self._expected[base] += 1
+        if answer is None:
+            return
+        if kind == "generate_until":
+            reason = answer.reason if isinstance(answer, Answer) else self._model.next_reason()
+            answer = (str(answer), reason)
+        base = self._base(kind, request)
+        key = self._key(base, self._expected[base])
+        self._expected[base] += 1
+        self._given[key] = answer
+        if kind != "generate_until" or answer[1] in ("", LENGTH):
+            self._answers[key] = answer
 
     def _ask(self, kind: str, requests: list[Instance]) -> list[Any]:
         made: Counter[str] = Counter()
@@ -75,9 +104,12 @@ class AnswerCache:
                 missing.append(number)
                 self._expected.setdefault(base, made[base])
             made[base] += 1
+        self._given.clear()
         given = getattr(self._model, kind)([requests[number] for number in missing]) if missing else []
         for number, answer in zip(missing, given, strict=True):
-            answers[number] = self._answers[keys[number]] = answer
+            answers[number] = self._given.get(keys[number], answer)
+            if keys[number] not in self._given:
+                self._answers[keys[number]] = answer
         return answers
 
     def _base(self, kind: str, request: Any) -> str:

@@ -18,6 +18,7 @@ from solopo_nemo.runtime.errors import UserError
 RECORD = "evaluation.json"
 CELLS = "cells"
 _ID, _VALUE, _SEED = "id", "value", "seed"
+_TEXTS = ("response", "reason")
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ class Measured:
         rows: dict[str, list[dict[str, Any]]] = {}
         for cell in cells:
             for sample in cell["samples"]:
-                kept = {k: v for k, v in sample.items() if k == _ID or isinstance(v, str | int)}
-                kept.pop("response", None)
+                kept = {k: v for k, v in sample.items() if k == _ID or (isinstance(v, str | int) and k not in _TEXTS)}
                 rows.setdefault(cell["suite"], []).append(
                     {**cell["labels"], **kept, _VALUE: float(sample[cell["metric"]])}
                 )

@@ -21,11 +21,11 @@ from solopo_nemo.runtime.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from solopo_nemo.builders.pairs.client import ServerClient
+
 TOKENS_A_BATCH = 8192
 """Prompt tokens in a batch on a CPU. A GPU takes :data:`GPU_BATCH` times as many."""
 GPU_BATCH = 8
-TRIES = 60
-"""Attempts for a request to an unreachable or busy server. The delay between attempts grows to ten seconds."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class ModelSettings:
         window: maximum sequence length of the server, in tokens.
         yarn: factor by which YaRN extends the window; None keeps the model's window.
         concurrency: concurrent requests to a server.
+        patience: seconds to go on asking a server that is away or busy.
         chat_template_kwargs: keyword arguments of the chat template.
         date: date that the chat template prints; None uses the default of :func:`load_tokenizer`.
     """
@@ -49,6 +50,7 @@ class ModelSettings:
     window: int | None = None
     yarn: float | None = None
     concurrency: int = 16
+    patience: float = 600.0
     chat_template_kwargs: dict[str, Any] | None = None
     date: str | None = None
 
@@ -91,9 +93,9 @@ class EvaluatedModel:
         self.remote = settings.base_url is not None
         self._lm: Any = None
         if self.remote:
-            self._check_server()
+            self.client = self._open_server()
             self.window = settings.window
-            what: list[Any] = [settings.base_url, settings.model]
+            what: list[Any] = ["server", settings.model]
         else:
             self._folder = self._find(work)
             scaling = {"rope_type": "yarn", "factor": settings.yarn} if settings.yarn else None
@@ -191,44 +193,35 @@ class EvaluatedModel:
         export_hf(path, work / "hf", overwrite=True)
         return work / "hf"
 
-    def _check_server(self) -> None:
-        from solopo_nemo.builders.pairs.backend import Sampling
-        from solopo_nemo.builders.pairs.server import ServerBackend
+    def fingerprint(self, earlier: str | None) -> str | None:
+        """What identifies a server's model besides its name; None for a model in this process.
 
-        assert self._settings.base_url is not None
-        ServerBackend(Sampling("openai", self._settings.model), self._settings.base_url).close()
+        Args:
+            earlier: the fingerprint of an earlier evaluation.
+        """
+        return self.client.fingerprint(earlier) if self.remote else None
+
+    def _open_server(self) -> ServerClient:
+        from solopo_nemo.builders.pairs.client import ServerClient
+
+        given = self._settings
+        assert given.base_url is not None
+        return ServerClient(given.model, given.base_url, concurrency=given.concurrency, patience=given.patience)
 
     def _server(self) -> Any:
-        from lm_eval.models.openai_completions import LocalChatCompletion
+        from solopo_nemo.evaluation.lm import ServerModel
 
-        # when one request fails for good, asyncio prints a traceback for every request in flight
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        assert self._settings.base_url is not None
-        switches = self._settings.chat_template_kwargs
-
-        class Server(LocalChatCompletion):
-            """Adds ``chat_template_kwargs`` to every request."""
-
-            def _create_payload(self, *given: Any, **options: Any) -> dict[str, Any]:
-                payload: dict[str, Any] = super()._create_payload(*given, **options)
-                return payload | ({"chat_template_kwargs": switches} if switches else {})
-
-        return Server(
-            model=self._settings.model,
-            base_url=f"{self._settings.base_url.rstrip('/')}/chat/completions",
-            num_concurrent=self._settings.concurrency,
-            max_retries=TRIES,
-            timeout=3600,
-            max_length=self.window or 2**31,
-        )
+        tokens = self.tokens if self._settings.tokenizer else None
+        return ServerModel(self.client, self._settings.chat_template_kwargs, tokens, self._settings.concurrency)
 
     def _local(self) -> Any:
-        from lm_eval.models.huggingface import HFLM
+        from solopo_nemo.evaluation.lm import LocalModel
 
         folder = self._folder
         if changes := self._config.changes():
             folder = hf.linked_copy(folder, self._work / "model", changes)
-        return HFLM(
+        return LocalModel(
+            self.chat,
             pretrained=str(folder),
             tokenizer=self.tokenizer,
             device=device.current().type,

@@ -15,9 +15,10 @@ from typing import Any
 from rich.console import Console
 
 import solopo_nemo
+from solopo_nemo.builders.pairs.backend import kind_of
 from solopo_nemo.data.answers import FIRST_RULE
 from solopo_nemo.data.template_date import pinned_date
-from solopo_nemo.evaluation.answers import AnswerCache
+from solopo_nemo.evaluation.answers import LENGTH, AnswerCache
 from solopo_nemo.evaluation.measured import CELLS, RECORD, Measured
 from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
 from solopo_nemo.evaluation.settings import SuiteSettings
@@ -85,7 +86,28 @@ def evaluate(
                 _measure(one, opened, answers)
                 if done is not None:
                     done()
+            _say_gaps([one.path for one in planned], getattr(opened.load(), "cut_prompts", 0))
     return Measured.read(out)
+
+
+def _say_gaps(cells: Sequence[Path], cut_prompts: int) -> None:
+    """Say which answers are not whole, one line a kind."""
+    asked, reasons = 0, Counter[str]()
+    for path in cells:
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        lost = cell.get("unanswered", {})
+        asked += len(cell["samples"]) + len(lost)
+        reasons.update(sample["reason"] for sample in cell["samples"] if sample.get("reason"))
+        reasons.update(map(kind_of, lost.values()))
+    for reason, count in reasons.items():
+        what = (
+            "reached the longest answer (--max-new-tokens); only a whole closing line counts"
+            if reason == LENGTH
+            else f"are left out of the scores, and asked again by the same command: {reason}"
+        )
+        logger.warning("%d of %d answers %s", count, asked, what)
+    if cut_prompts:
+        logger.warning("%d prompts were cut by the server: start it with a longer window", cut_prompts)
 
 
 def _settle(out: Path, model: ModelSettings, opened: EvaluatedModel) -> None:
@@ -93,10 +115,21 @@ def _settle(out: Path, model: ModelSettings, opened: EvaluatedModel) -> None:
     path = out / RECORD
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     opened.day = earlier.get("date") or model.date
+    if earlier and opened.remote and "server" not in earlier:
+        raise UserError(
+            f"--out {out}: holds an evaluation by an earlier version, which did not record the server's model: "
+            "choose another folder"
+        )
     if earlier and earlier["identity"] != opened.identity:
         raise UserError(
             f"--out {out}: holds the evaluation of another model or of other weights ({earlier['model']}): choose "
             "another folder, or remove this one"
+        )
+    server = opened.fingerprint(earlier.get("server"))
+    if earlier and earlier.get("server", server) != server:
+        raise UserError(
+            f"--out {out}: holds the evaluation of another model that the server gave under the name {model.model} "
+            "(its description or its answer to a fixed prompt differs): choose another folder, or serve the first one"
         )
     record = {
         "model": model.model,
@@ -104,6 +137,7 @@ def _settle(out: Path, model: ModelSettings, opened: EvaluatedModel) -> None:
         "yarn": model.yarn,
         "window": opened.window,
         "identity": opened.identity,
+        "server": server,
         "date": None if opened.remote else pinned_date(opened.tokenizer),
         "version": solopo_nemo.__version__,
     }
@@ -119,7 +153,8 @@ def _planned(suite: Suite, cell: AnyCell, model: EvaluatedModel, out: Path) -> _
 def _is_there(one: _Planned) -> bool:
     if not one.path.is_file():
         return False
-    return bool(json.loads(one.path.read_text(encoding="utf-8"))["fingerprint"] == one.fingerprint)
+    cell = json.loads(one.path.read_text(encoding="utf-8"))
+    return bool(cell["fingerprint"] == one.fingerprint and not cell.get("unanswered"))
 
 
 def _other_rule(one: _Planned) -> str | None:
@@ -131,7 +166,6 @@ def _other_rule(one: _Planned) -> str | None:
 
 
 def _measure(one: _Planned, model: EvaluatedModel, answers: AnswerCache) -> None:
-    import aiohttp
     from lm_eval.evaluator import evaluate as lm_evaluate
 
     started, cell = time.monotonic(), one.cell
@@ -146,9 +180,12 @@ def _measure(one: _Planned, model: EvaluatedModel, answers: AnswerCache) -> None
             bootstrap_iters=0,
             apply_chat_template=model.chat,
         )
-    except (OSError, TimeoutError, aiohttp.ClientError) as error:  # the errors of lm_eval's two HTTP clients
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{one.suite.name} {cell.name}: {reason}: the same command goes on from here") from None
+    except UserError as error:
+        raise UserError(f"{one.suite.name} {cell.name}: {error}: the same command goes on from here") from error
+    samples = [cell.record(sample) for sample in result["samples"][cell.name]]
+    lost = {sample["id"]: sample["reason"] for sample in samples if sample.get("reason", LENGTH) != LENGTH}
+    if lost and len(lost) == len(samples):
+        raise UserError(f"{one.suite.name} {cell.name}: no question is answered: {next(iter(lost.values()))}")
     record: dict[str, Any] = {
         "fingerprint": one.fingerprint,
         "suite": one.suite.name,
@@ -157,7 +194,8 @@ def _measure(one: _Planned, model: EvaluatedModel, answers: AnswerCache) -> None
         "metric": cell.metric,
         **({"rule": cell.rule} if isinstance(cell, Cell) else {}),
         "seconds": round(time.monotonic() - started, 1),
-        "samples": [cell.record(sample) for sample in result["samples"][cell.name]],
+        "unanswered": lost,
+        "samples": [sample for sample in samples if sample["id"] not in lost],
     }
     with atomic_text(one.path) as stream:
         stream.write(json.dumps(record, ensure_ascii=False, indent=1) + "\n")

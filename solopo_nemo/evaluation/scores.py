@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from solopo_nemo.data.answers import is_right, stated_answer
+from solopo_nemo.data.answers import Stated, is_right, stated_answer
 from solopo_nemo.evaluation.accuracy import wilson_interval
 
 RESAMPLES = 2000
@@ -38,19 +38,23 @@ def f1(answer: str, gold: Sequence[str]) -> float:
     return max((float(metric(answer, one)) for one in gold), default=0.0)
 
 
-def score_answer(response: str, gold: Sequence[str], literal: bool = False) -> dict[str, float]:
+def score_answer(response: str, gold: Sequence[str], literal: bool = False, cut: bool = False) -> dict[str, float]:
     """Scores of a response that reasons first and states its answer in the last line.
 
     Args:
         response: the model's text; :func:`~solopo_nemo.data.answers.stated_answer` extracts the answer.
         gold: the correct answer and its aliases.
         literal: the literal form of sub-EM; see :func:`~solopo_nemo.data.answers.is_right`.
+        cut: the response reached the token limit. Its last line is not whole, and without a closing line before it
+            states no answer.
 
     Returns:
         ``f1`` (LongBench's token F1, 0 to 1) and ``sub_em`` (1 if the stated answer contains a gold answer as
         whole words, else 0; the rule for choosing pairs).
     """
-    stated = stated_answer(response)
+    stated = stated_answer(response.rpartition("\n")[0] if cut else response)
+    if cut and not stated.prefixed:
+        stated = Stated("", prefixed=False)
     return {"f1": f1(stated.text, gold), "sub_em": float(is_right(stated, gold, literal=literal))}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from solopo_nemo.data.answers import rule_name
 from solopo_nemo.data.normal_form import RULE
+from solopo_nemo.evaluation.answers import LENGTH, Answer
 from solopo_nemo.evaluation.scores import score_answer
 from solopo_nemo.evaluation.settings import SuiteSettings
 
@@ -20,7 +21,8 @@ Score = Callable[[str, Mapping[str, Any]], dict[str, float]]
 
 def score_row(response: str, row: Mapping[str, Any], literal: bool = False) -> dict[str, float]:
     """Score a response against ``row["answers"]``; see :func:`~solopo_nemo.evaluation.scores.score_answer`."""
-    return score_answer(response, row["answers"], literal)
+    cut = isinstance(response, Answer) and response.reason == LENGTH
+    return score_answer(response, row["answers"], literal, cut)
 
 
 def scoring(settings: SuiteSettings) -> dict[str, Any]:
@@ -111,10 +113,21 @@ class Cell:
         )
 
     def record(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """The stored record of an lm_eval sample: ``id``, labels, scores, answers and response."""
+        """The stored record of an lm_eval sample: ``id``, labels, scores, answers and response.
+
+        An answer that is not whole has a ``reason``.
+        """
         row, scores = sample["doc"], {name: float(sample[name]) for name in sample["metrics"]}
         labels = {key: row[key] for key in self.questions[0].labels}
-        return {"id": row["id"], **labels, **scores, "answers": row["answers"], "response": sample["resps"][0][0]}
+        response: Answer = sample["resps"][0][0]
+        texts = {"answers": row["answers"], "response": str(response)}
+        return {
+            "id": row["id"],
+            **labels,
+            **scores,
+            **texts,
+            **({"reason": response.reason} if response.reason else {}),
+        }
 
     def _rows(self) -> Any:
         from datasets import Dataset

@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from solopo_nemo.builders.pairs import server
+from solopo_nemo.builders.pairs import client
 from solopo_nemo.builders.pairs.backend import Refused, Request, Sampling
-from solopo_nemo.builders.pairs.server import KEY_VARIABLE, ServerBackend
+from solopo_nemo.builders.pairs.client import KEY_VARIABLE
+from solopo_nemo.builders.pairs.server import ServerBackend
 from solopo_nemo.runtime.errors import UserError
 
 SAMPLING = Sampling(backend="openai", model="m", samples=5, temperature=0.7, top_p=0.9, max_new_tokens=33, seed=1)
@@ -37,7 +38,7 @@ def choices(count: int, finish: str = "stop", text: str | None = " yes ") -> htt
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     """Makes a backend whose server gives these replies in turn; waits are kept short."""
-    monkeypatch.setattr(server, "_backoff", lambda tries: 0.0)
+    monkeypatch.setattr(client, "_backoff", lambda tries: 0.0)
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
 
     def start(replies: Sequence[Reply] = (), first: Reply | None = None, **options: Any) -> Any:
@@ -107,18 +108,18 @@ def test_a_busy_or_broken_server_is_asked_again(make: Make, code: int) -> None:
 
 def test_retry_after_is_respected(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_700_000_000
-    monkeypatch.setattr(server.time, "time", lambda: now)
+    monkeypatch.setattr(client.time, "time", lambda: now)
     headers = ["7", formatdate(now + 3600, usegmt=True), "soon", "-3"]
     replies = [httpx.Response(429, headers={"Retry-After": value}) for value in headers]
     backend, _ = make([*replies, choices(5)], patience=1e6)
     waits: list[float] = []
-    monkeypatch.setattr(backend._stop, "wait", lambda seconds: waits.append(seconds))
+    monkeypatch.setattr(backend._client._stop, "wait", lambda seconds: waits.append(seconds))
     backend.sample(ASK, 0)
     assert waits == [7, 3600, 0, 0]
 
 
 def test_waits_grow_and_differ() -> None:
-    waits = [[server._backoff(tries) for _ in range(50)] for tries in (0, 3, 6, 500)]
+    waits = [[client._backoff(tries) for _ in range(50)] for tries in (0, 3, 6, 500)]
     assert all(len(set(some)) > 1 for some in waits)
     for some, longest in zip(waits, (0.5, 4, 30, 30), strict=True):
         assert longest / 2 <= min(some) and max(some) <= longest
@@ -132,7 +133,7 @@ def test_patience_ends_with_one_error_that_says_how_to_go_on(make: Make) -> None
 
 def test_a_closed_backend_stops_waiting(make: Make) -> None:
     backend, _ = make([httpx.Response(429, headers={"Retry-After": "100"})])
-    backend._stop.set()
+    backend._client._stop.set()
     with pytest.raises(UserError, match="stopped"):
         backend.sample(ASK, 0)
 

@@ -151,7 +151,8 @@ def test_samples_of_an_earlier_rule_are_scored_again(tmp_path: Path, capsys: pyt
         store.add(no, "short", [Sample(text, cut=False) for text in texts])
     with closing(sqlite3.connect(path)) as earlier:  # as format 2 had it: no rule, and all that holds "no" is right
         earlier.executescript(
-            "ALTER TABLE samples DROP COLUMN rule; PRAGMA user_version = 2; UPDATE samples SET correct = 1"
+            "ALTER TABLE samples DROP COLUMN rule; ALTER TABLE samples DROP COLUMN reason;"
+            "PRAGMA user_version = 2; UPDATE samples SET correct = 1"
         )
     for literal, rule, right, finished in ((False, "1", 1, 3), (True, "2", 3, 3), (False, "literal", 1, 3)):
         with SampleStore(path, SAMPLING, literal=literal) as store:

@@ -46,7 +46,7 @@ def oracle(answers: dict[str, str]) -> Answer:
 
 
 def run(server: ChatServer, data: Path, out: Path, suites: str = SUITES, **settings: Any) -> Measured:
-    model = ModelSettings("m", server.url, tokenizer=ASSET, window=4096)
+    model = ModelSettings("m", server.url, tokenizer=ASSET, window=4096, patience=-1)
     chosen = {"lengths": (1024, 2048), "depths": (0, 100), "seeds": (0, 1), "max_new_tokens": 64} | settings
     return evaluate(model, find_suites(suites), SuiteSettings(data, **chosen), out)
 
@@ -123,19 +123,21 @@ def test_what_was_asked_is_not_asked_again(data: tuple[Path, dict[str, str]], tm
 
 
 def test_a_server_that_fails_ends_the_run_and_the_next_one_goes_on(
-    data: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("solopo_nemo.evaluation.models.TRIES", 1)
     right = oracle(data[1])
     good = 4
 
     def answer(prompt: str, body: dict[str, Any]) -> str | None:
-        return right(prompt, body) if len(server.asked) <= good else None
+        if len(server.asked) <= good:
+            return right(prompt, body)
+        server.well = False
+        return None
 
     with chat_server(answer) as server:
         with pytest.raises(UserError, match=r"longbench_qa narrativeqa: .*500.*goes on from here"):
             run(server, data[0], tmp_path, "longbench_qa")
-        server.answer = right
+        server.answer, server.well = right, True
         server.asked.clear()
         assert scores(run(server, data[0], tmp_path, "longbench_qa"))["longbench_qa"]["average"] == 100.0
         assert len(server.asked) == 6 * QUESTIONS - good
@@ -186,7 +188,11 @@ def test_a_document_beyond_the_window_loses_its_middle(tmp_path: Path) -> None:
 def test_a_folder_holds_one_model(data: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     with chat_server(oracle(data[1])) as server:
         run(server, data[0], tmp_path, "longbench_v2")
-    with chat_server(oracle(data[1])) as other, pytest.raises(UserError, match="another model"):
+    with chat_server(oracle(data[1])) as elsewhere:
+        run(elsewhere, data[0], tmp_path, "longbench_v2")
+        assert not elsewhere.asked, "the same model at another address"
+    with chat_server(oracle(data[1])) as other, pytest.raises(UserError, match="another model that the server gave"):
+        other.name = "another model"
         run(other, data[0], tmp_path, "longbench_v2")
 
 
@@ -257,3 +263,35 @@ def test_a_length_beyond_the_window_says_how_to_extend_it(data: tuple[Path, dict
         pytest.raises(UserError, match=r"8192 tokens are beyond the model's window of 4096"),
     ):
         run(server, data[0], tmp_path, "ruler_qa", lengths=(1024, 8192))
+
+
+def test_answers_that_are_cut_or_refused_are_counted_and_asked_again(
+    data: tuple[Path, dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first question of Qasper is refused; the second is cut within its closing line, the third after it."""
+    right = oracle(data[1])
+
+    def answer(prompt: str, body: dict[str, Any]) -> Any:
+        number = re.search(r"qasper\D*(\d)", prompt)
+        place = int(number.group(1)) if number else 9
+        if place == 0:
+            return 400, "maximum context length is 8192 tokens"
+        text = right(prompt, body)
+        return {1: (text, "length"), 2: (f"{text}\nBecause", "length")}.get(place, text)
+
+    with chat_server(answer) as server:
+        run(server, data[0], tmp_path, "longbench_qa")
+        cell = json.loads((tmp_path / "cells" / "longbench_qa" / "qasper.json").read_text())
+        assert [*cell["unanswered"].values()] == ["the server answers 400 (maximum context length is 8192 tokens)"]
+        assert [one["f1"] for one in cell["samples"]] == [0.0, *[1.0] * (QUESTIONS - 2)]
+        assert [one.get("reason") for one in cell["samples"]] == ["length", "length", *[None] * (QUESTIONS - 3)]
+        lines = [record.getMessage() for record in caplog.records if record.name == "solopo_nemo"]
+        assert len(lines) == 2 and "2 of 36 answers reached" in lines[0] + lines[1]
+        assert any(
+            re.search(r"1 of 36 answers are left out .*maximum context length is N tokens", one) for one in lines
+        )
+        server.asked.clear()
+        server.answer = right
+        measured = run(server, data[0], tmp_path, "longbench_qa")
+        assert len(server.asked) == 1
+        assert scores(measured)["longbench_qa"]["qasper"] == pytest.approx(100 * (QUESTIONS - 1) / QUESTIONS, abs=1e-3)

@@ -34,6 +34,11 @@ class FakeBackend:
         self.closed = False
         self._lock = threading.Lock()
 
+    cut_prompts = 0
+
+    def fingerprint(self, earlier: str | None) -> str | None:
+        return None
+
     def sample(self, request: Request, have: int) -> list[Sample]:
         with self._lock:
             if len(self.requests) == self.stop_after:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Protocol
 
 from solopo_nemo.data.messages import Prompt
 from solopo_nemo.runtime.errors import UserError
+
+REFUSALS_TO_GIVE_UP = 8
+"""Refused prompts after which a run ends, if no prompt was answered."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Sampling:
         batch: Answers to a prompt per call of the backend; 0 for all. Each batch has its own seed.
         date: Date that the chat template of a local model prints, such as 2026-11-29; None if it prints none.
         chat_template_kwargs: Keyword arguments of the chat template.
+        server: Fingerprint of a server's model; None for a local one.
     """
 
     backend: str
@@ -37,6 +42,7 @@ class Sampling:
     batch: int = 0
     date: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    server: str | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 2:
@@ -66,11 +72,13 @@ class Sample:
 
     Attributes:
         text: The assistant's text, stripped.
-        cut: True if the answer reached the token limit.
+        cut: True if the answer is not whole, for example because it reached the token limit.
+        reason: Why it is not whole: `length`, another finish reason of a server, or empty.
     """
 
     text: str
     cut: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,21 +89,41 @@ class Request:
         id: Id of the question.
         side: `short` or `long`.
         prompt: Messages or a plain string.
+        tokens: Its length in tokens, as the contexts file counts it; None if unknown.
     """
 
     id: str
     side: str
     prompt: Prompt
+    tokens: int | None = None
 
 
 class Refused(Exception):
     """One prompt cannot be answered, for example because it is too long for the model. Sampling continues."""
 
 
+def kind_of(reason: str) -> str:
+    """Return a reason without its longer numbers, so that like ones are counted together."""
+    return re.sub(r"\d{4,}", "N", reason.split(" (to n=")[0])
+
+
 class Backend(Protocol):
-    """A sampling backend. `concurrency` threads call it at the same time."""
+    """A sampling backend.
+
+    Attributes:
+        concurrency: Number of threads that call it at the same time.
+        cut_prompts: Number of prompts that the model read only in part.
+    """
 
     concurrency: int
+    cut_prompts: int
+
+    def fingerprint(self, earlier: str | None) -> str | None:
+        """Return what identifies a model that has only a name; None if the settings do.
+
+        Args:
+            earlier: The fingerprint of stored samples.
+        """
 
     def sample(self, request: Request, have: int) -> list[Sample]:
         """Return the next answers to a prompt: at least one, at most `Sampling.next_batch(have)`.

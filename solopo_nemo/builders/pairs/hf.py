@@ -26,6 +26,7 @@ class HuggingFaceBackend:
     """
 
     concurrency = 1
+    cut_prompts = 0
 
     def __init__(self, sampling: Sampling, device: str | None = None) -> None:
         """Load the model.
@@ -58,6 +59,10 @@ class HuggingFaceBackend:
         self._ends = sorted(ends)
         check_tokenizer(self._tokenizer, self._model.config.vocab_size, f"--model {folder}")
         self._prefilled: tuple[torch.Tensor, DynamicCache] | None = None
+
+    def fingerprint(self, earlier: str | None) -> str | None:
+        """See `Backend`."""
+        return None
 
     def sample(self, request: Request, have: int) -> list[Sample]:
         """See `Backend`."""
@@ -98,7 +103,8 @@ class HuggingFaceBackend:
         )
         new = out[:, prompts.shape[1] :].tolist()
         texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [Sample(text.strip(), cut=set(self._ends).isdisjoint(ids)) for text, ids in zip(texts, new, strict=True)]
+        cuts = [set(self._ends).isdisjoint(ids) for ids in new]
+        return [Sample(text.strip(), cut, "length" if cut else "") for text, cut in zip(texts, cuts, strict=True)]
 
     def _prefix(self, prompt: torch.Tensor, count: int) -> DynamicCache:
         """Run the prompt without its last token once, and return its KV cache repeated `count` times.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from solopo_nemo.builders.contexts.question import refuse_bad_rows
-from solopo_nemo.builders.pairs.backend import Backend, Sampling
+from solopo_nemo.builders.pairs.backend import Backend, Sampling, kind_of
 from solopo_nemo.builders.pairs.datasets import (
     TABLE_2,
     choose_questions,
@@ -22,7 +22,7 @@ from solopo_nemo.builders.pairs.datasets import (
 from solopo_nemo.builders.pairs.meter import Meter
 from solopo_nemo.builders.pairs.sampler import REFUSED, Sampler
 from solopo_nemo.builders.pairs.source import SIDES, Source
-from solopo_nemo.builders.pairs.store import Entry, SampleStore, sampled_date, samples_file
+from solopo_nemo.builders.pairs.store import Entry, SampleStore, sampled_setting, samples_file
 from solopo_nemo.data.template_date import pinned_date
 from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.runtime.errors import UserError
@@ -84,14 +84,16 @@ def sample_pairs(
         if not len(source):
             raise UserError(f"{source.bad[0].error} (and no row is good)")
         if sampling.backend == "hf":
-            day = sampled_date(samples_file(settings.out))
+            day = sampled_setting(samples_file(settings.out), "date")
             sampling = replace(sampling, date=pinned_date(load_tokenizer(sampling.model, day=day)))
         backend = make_backend(sampling)
+        sampling = replace(sampling, server=backend.fingerprint(sampled_setting(samples_file(settings.out), "server")))
         with SampleStore(samples_file(settings.out), sampling, literal=settings.literal) as store:
             sampler = Sampler(source, store, backend, settings.sides, settings.size, sampling.seed)
             with Meter(len(source), settings.size) as meter:
                 settled = sampler.run(meter)
             counts, shared = _write(settings, sampling, source, store, sampler, settled)
+            reasons = store.reasons()
     sampled = [entry for known in sampler.entries.values() for entry in known.values() if entry is not None]
     main = settings.sides[0]
     return {
@@ -100,6 +102,9 @@ def sample_pairs(
         **({"on_both": shared} if settings.on == "both" else {}),
         "prompts": {"sampled": sampler.asked, "reused": sampler.reused},
         "samples": _sample_counts(sampled),
+        "not_whole": reasons,
+        "refused": dict(Counter(kind_of(reason) for reason in sampler.refusals.values())),
+        "cut_prompts": backend.cut_prompts,
         "answer_rule": store.rule,
         "acceptance": round(meter.acceptance, 4),
         "samples_per_second": round(meter.samples / meter.seconds, 2),
@@ -137,7 +142,9 @@ def _write(
                 if number not in chosen[side]:
                     rule = _rule(entries[number], side) if number in candidates else "not_needed"
                     rules[side][rule] += 1
-                    write_json_line(dropped, {"id": id_, "side": side, "rule": rule})
+                    refusal = sampler.refusals.get((number, side))
+                    why = {"reason": refusal} if rule == REFUSED and refusal else {}
+                    write_json_line(dropped, {"id": id_, "side": side, "rule": rule} | why)
                     continue
                 entry = entries[number][side]
                 assert entry is not None
@@ -150,7 +157,7 @@ def _write(
             reasons = ", ".join(f"{count} {rule}" for rule, count in sorted(rules[main].items()))
             raise UserError(
                 f"{settings.contexts}: no question yields a pair on its {main} prompt ({reasons}): "
-                "take more --samples, a higher --temperature, or questions of another difficulty"
+                + _advice(rules[main], store.reasons(), [*sampler.refusals.values()])
             )
     total = len(source) + len(source.bad)
     return {
@@ -163,6 +170,20 @@ def _write(
         }
         for side in settings.sides
     }, len(set.intersection(*chosen.values()))
+
+
+def _advice(rules: Counter[str], reasons: dict[str, int], refusals: list[str]) -> str:
+    """Return what mends a run without pairs."""
+    (rule, _), *_ = (Counter({name: n for name, n in rules.items() if name != "not_needed"}) or rules).most_common()
+    if rule == REFUSED:
+        return f"the prompts are refused: {refusals[0]}"
+    if rule == "none_finished":
+        why = max(reasons, key=lambda name: reasons[name])
+        said = ", ".join(f"{count} {name}" for name, count in reasons.items())
+        return f"no answer is whole ({said}): " + (
+            "give a higher --max-new-tokens" if why == "length" else "look at the server's log and its model's limits"
+        )
+    return "take more --samples, a higher --temperature, or questions of another difficulty"
 
 
 def _rule(entries: dict[str, Entry | None], side: str) -> str:

@@ -8,14 +8,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from random import Random
 
-from solopo_nemo.builders.pairs.backend import Backend, Refused, Request, Sample
+from solopo_nemo.builders.pairs.backend import REFUSALS_TO_GIVE_UP, Backend, Refused, Request, Sample
 from solopo_nemo.builders.pairs.meter import Meter
 from solopo_nemo.builders.pairs.source import Asked, Source
 from solopo_nemo.builders.pairs.store import PAIR, Entry, SampleStore
 from solopo_nemo.runtime.errors import UserError
 
 REFUSED = "refused"
-_REFUSALS_TO_GIVE_UP = 8
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class Sampler:
 
     Attributes:
         entries: Question number -> side -> sample counts; None if the prompt was refused.
+        refusals: Question number and side -> why the prompt was refused.
         asked: Number of prompts that this process sampled.
         reused: Number of prompts that an earlier process sampled.
     """
@@ -45,7 +45,7 @@ class Sampler:
         self._order = list(range(len(source)))
         Random(f"{seed}:order").shuffle(self._order)
         self._accepted = 0
-        self._refusals: list[str] = []
+        self.refusals: dict[tuple[int, str], str] = {}
 
     def run(self, meter: Meter) -> list[int]:
         """Sample until `size` questions yield a pair on every side, or until all questions are sampled.
@@ -66,7 +66,9 @@ class Sampler:
                 while len(pending) < self._backend.concurrency and (
                     unit := begun.popleft() if begun else next(units, None)
                 ):
-                    request = Request(unit.asked.id, unit.side, unit.asked.prompts[unit.side])
+                    tokens = unit.asked.meta.get(f"{unit.side}_tokens")
+                    tokens = tokens if isinstance(tokens, int) else None
+                    request = Request(unit.asked.id, unit.side, unit.asked.prompts[unit.side], tokens)
                     have = self._store.count(unit.asked, unit.side)
                     pending[pool.submit(self._backend.sample, request, have)] = unit
                 if not pending:
@@ -102,9 +104,9 @@ class Sampler:
         try:
             samples = future.result()
         except Refused as error:
-            self._refusals.append(str(error))
-            if len(self._refusals) >= _REFUSALS_TO_GIVE_UP and not self.asked + self.reused:
-                raise UserError(f"the first {len(self._refusals)} prompts are all refused: {error}") from error
+            self.refusals[unit.number, unit.side] = str(error)
+            if len(self.refusals) >= REFUSALS_TO_GIVE_UP and not self.asked + self.reused:
+                raise UserError(f"the first {len(self.refusals)} prompts are all refused: {error}") from error
             self._record(unit.number, unit.side, None, meter)
             return True
         meter.add_samples(len(samples))

@@ -20,8 +20,8 @@ from solopo_nemo.runtime.errors import RunFault, UserError
 
 PAIR = "pair"
 _FORMAT = 3
-_COLUMNS = "id, side, digest, text, answer, prefixed, correct, cut, rule"
-_FIELDS = ("text", "answer", "prefixed", "right", "cut", "rule")
+_COLUMNS = "id, side, digest, text, answer, prefixed, correct, cut, rule, reason"
+_FIELDS = ("text", "answer", "prefixed", "right", "cut", "rule", "reason")
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS settings (sampling TEXT);
 CREATE TABLE IF NOT EXISTS samples ({_COLUMNS});
@@ -134,7 +134,9 @@ class SampleStore:
         """Score samples of a prompt and commit them to disk."""
         head = (asked.id, side, asked.digest(side))
         with self._db:
-            self._write((*head, sample.text, *self._scored(asked, sample.text, sample.cut)) for sample in samples)
+            self._write(
+                (*head, one.text, *self._scored(asked, one.text, one.cut), one.reason or _why(one)) for one in samples
+            )
 
     def texts(self, asked: Asked, side: str) -> tuple[list[str], list[str]]:
         """Return the correct and the incorrect finished answers of a prompt."""
@@ -156,6 +158,11 @@ class SampleStore:
         with self._db:
             self._db.executemany(update, [(*self._scored(asked, text, bool(cut)), row) for row, text, cut in found])
 
+    def reasons(self) -> dict[str, int]:
+        """Return why samples are not whole -> their number."""
+        query = f"SELECT reason, count(*) FROM samples WHERE NOT {_FINISHED} GROUP BY reason ORDER BY reason"
+        return {reason or "unknown": count for reason, count in self._db.execute(query)}
+
     def _entry(self, asked: Asked, side: str) -> Entry | None:
         if self._stale:
             self._score_again(asked, side)
@@ -166,7 +173,7 @@ class SampleStore:
         # store the settings with the first samples: a database without samples accepts any settings
         if self._db.execute("SELECT 1 FROM settings").fetchone() is None:
             self._db.execute("INSERT INTO settings VALUES (?)", (json.dumps(self._settings),))
-        self._db.executemany(f"INSERT INTO samples ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self._db.executemany(f"INSERT INTO samples ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def _open(self) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -176,6 +183,7 @@ class SampleStore:
             with self._db:
                 if version:
                     self._db.execute(f"ALTER TABLE samples ADD COLUMN rule DEFAULT '{FIRST_RULE}'")
+                    self._db.execute("ALTER TABLE samples ADD COLUMN reason DEFAULT ''")
                 else:
                     self._take_over(self.path.with_suffix(".jsonl"))
                 self._db.execute(f"PRAGMA user_version = {_FORMAT}")
@@ -212,6 +220,13 @@ class SampleStore:
         )
 
     def _check(self, path: Path, before: dict[str, Any]) -> None:
+        # samples of earlier versions have no fingerprint of their server
+        before = {"server": self._settings["server"]} | before
+        if before["server"] != self._settings["server"] and before.get("model") == self._settings["model"]:
+            raise UserError(
+                f"{path}: holds samples of another model that the server gave under the name {before['model']} (its "
+                "description or its answer to a fixed prompt differs): give another --out, or serve the first one"
+            )
         changed = [
             f"{name} {before.get(name)!r} (now {now!r})"
             for name, now in self._settings.items()
@@ -228,11 +243,11 @@ def samples_file(out: Path) -> Path:
     return out.with_name(f"{out.name}.samples.sqlite")
 
 
-def sampled_date(path: Path) -> str | None:
-    """Return the date that the chat template printed in the samples of a file; None without samples or a date."""
+def sampled_setting(path: Path, name: str) -> str | None:
+    """Return a setting of the samples of a file, such as the template's `date`; None without samples or without it."""
     with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         settings = database.execute("SELECT sampling FROM settings").fetchone()
-        return json.loads(settings[0]).get("date") if settings else None
+        return json.loads(settings[0]).get(name) if settings else None
     return None
 
 
@@ -248,8 +263,15 @@ def _connect(path: Path) -> sqlite3.Connection:
     return database
 
 
+def _why(sample: Sample) -> str:
+    """Return why a text without a finish reason of its own is no whole answer."""
+    if sample.cut:
+        return "length"
+    return "" if stated_answer(sample.text).text else "no stated answer"
+
+
 def _rows(batch: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     """Yield the samples of one line of version 0.1 in the order of the columns."""
     for sample in batch["samples"]:
-        scored = {**sample, "rule": FIRST_RULE}
+        scored = {**sample, "rule": FIRST_RULE, "reason": ""}
         yield batch["id"], batch["side"], batch["digest"], *(scored[name] for name in _FIELDS)
