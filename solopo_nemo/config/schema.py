@@ -122,6 +122,18 @@ class LoggerConfig:
 
     tensorboard: bool
     wandb: str | None
+    # absent in the configuration of earlier runs
+    mlflow: str | None = None
+    trackio: str | None = None
+    swanlab: str | None = None
+
+
+@dataclass(kw_only=True)
+class HubConfig:
+    """Upload of the exported policy."""
+
+    push: str | None = None
+    private: bool = True
 
 
 @dataclass(kw_only=True)
@@ -163,6 +175,7 @@ class RunConfig:
     evaluation: EvaluationConfig
     check_only: bool = False  # absent in the configuration of earlier runs
     dry_run: DryRunConfig = field(default_factory=DryRunConfig)  # likewise
+    hub: HubConfig = field(default_factory=HubConfig)  # likewise
     plugins: list[str] = field(default_factory=list)  # no YAML default: Hydra's +plugins=[...] adds the key
 
     @property
@@ -273,6 +286,10 @@ def _check(config: RunConfig) -> None:
         config.dry_run.enabled or config.dry_run == DryRunConfig(),
         "dry_run.*: these keys belong to a dry run; add dry_run=true, or leave them out to train",
     )
+    require(
+        config.hub.push is None or bool(re.fullmatch(r"[\w.-]+/[\w.-]+", config.hub.push)),
+        f"hub.push={config.hub.push}: give user/name",
+    )
     config.build_objective()
 
 
@@ -297,6 +314,9 @@ def read_config(path: Path) -> RunConfig:
                 group, key = former.split(".")
                 saved[group].pop(key)
                 OmegaConf.update(saved, name, value)
+        shipped = CONF / "objective" / f"{saved.objective.name}.yaml"
+        if shipped.is_file() and "label_smoothing" in OmegaConf.load(shipped):
+            saved.objective.setdefault("label_smoothing", 0.0)  # absent in the configuration of earlier runs
         if OmegaConf.select(saved, "data.builtin.seed") is not None:  # of version 0.1
             if saved.data.train == "builtin":
                 raise UserError(f"{path}: a run of version 0.1, on other built-in data; choose another output_dir")

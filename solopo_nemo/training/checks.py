@@ -48,6 +48,7 @@ from solopo_nemo.training.prepare import (
     training_file,
     weight_files,
 )
+from solopo_nemo.training.publish import check_publishing
 from solopo_nemo.training.reference_cache import ReferenceCache, cache_key
 
 if TYPE_CHECKING:
@@ -303,6 +304,7 @@ EVERYWHERE: tuple[Check, ...] = (
 
 CHECKS: tuple[Check, ...] = (
     lambda start: start.settled,
+    lambda start: check_publishing(start.config),
     lambda start: check_writable(start.config.output, "output_dir", make=start.scratch is None),
     _check_origin,
     lambda start: check_tensor(start.config.parallel, start.model),

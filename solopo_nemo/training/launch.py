@@ -94,6 +94,7 @@ def _run_here(config: RunConfig, only_reference: bool, run_ranks: StartRanks | N
             f"{config.output} holds this run, finished; trainer.resume=never starts it anew", highlight=False
         )
         _show(config)
+        _push(config)
         return 0
     with OutputLock(config.output):
         _prepare_once(start)
@@ -182,6 +183,7 @@ def _finish(config: RunConfig) -> None:
     """Export, evaluate, report: after the last step, in one process."""
     from solopo_nemo.nemo_model.convert import export_hf
     from solopo_nemo.training.checkpoints.selection import choose_checkpoint, remove_others
+    from solopo_nemo.training.publish import write_card
     from solopo_nemo.training.report.page import write_report
 
     paths = Paths(config.output)
@@ -189,9 +191,18 @@ def _finish(config: RunConfig) -> None:
     logger.info("exporting step %d to %s", step_of(chosen), paths.hf)
     export_hf(chosen, paths.hf, overwrite=True)
     _measure_accuracy(config)
+    write_card(config, step_of(chosen))
     remove_others(config, chosen)
     write_report(config)
     _show(config)
+    _push(config)
+
+
+def _push(config: RunConfig) -> None:
+    if config.hub.push:
+        from solopo_nemo.training.publish import push
+
+        push(config)
 
 
 def _measure_accuracy(config: RunConfig) -> None:

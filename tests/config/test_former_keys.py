@@ -29,3 +29,5 @@ def test_a_configuration_saved_under_former_keys_is_read(tmp_path: Path) -> None
     text = path.read_text()
     path.write_text(text.replace("cp_comm_type:", "context_mode:").replace("logits_chunk_size:", "row_chunk:"))
     assert read_config(path) == config
+    path.write_text("\n".join(line for line in text.splitlines() if "label_smoothing" not in line))
+    assert read_config(path) == config, "an earlier run goes on without it"

@@ -44,6 +44,10 @@ bad template mismatch        | data.template_mismatch=drop             | data.te
 half of the labels swapped   | objective.label_smoothing=0.5           | objective.label_smoothing
 negative label smoothing     | objective.label_smoothing=-0.1          | objective.label_smoothing
 labels of no pair            | objective=sft +objective.label_smoothing=0.1 | objective.label_smoothing
+no place on the hub          | hub.push=mine                           | hub.push=mine
+a logger that is missing     | logger.mlflow=tests                     | logger.mlflow=tests: the package mlflow is not installed
+another logger               | logger.trackio=tests                    | logger.trackio=tests
+one more logger              | logger.swanlab=tests                    | logger.swanlab=tests
 bad too_long                 | data.too_long=cut                       | data.too_long
 learning rate zero           | optim.lr=0                              | optim.lr
 negative learning rate       | optim.lr=-1                             | optim.lr

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from solopo_nemo.config.schema import load_config
+from solopo_nemo.training import loggers
 from solopo_nemo.training.checkpoints.record import RunRecord
 from solopo_nemo.training.loggers import build_loggers
 from solopo_nemo.training.paths import Paths
@@ -45,3 +49,69 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
     events = EventAccumulator(str(Paths(tmp_path).tensorboard)).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([0.5, 0.4, 0.25, 0.2])
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Packages that stand in for MLflow's client, Trackio and SwanLab, and what they are asked."""
+    asked: list[Any] = []
+
+    class Client:
+        def __init__(self, uri: str) -> None:
+            asked.append(("mlflow", uri))
+
+        def get_experiment_by_name(self, name: str) -> Any:
+            return SimpleNamespace(experiment_id=f"id of {name}")
+
+        def search_runs(self, experiments: list[str], condition: str) -> list[Any]:
+            asked.append((experiments, condition))
+            return [SimpleNamespace(info=SimpleNamespace(run_id="run 7"))]
+
+    def note(name: str) -> Any:
+        return lambda *given, **options: asked.append((name, *given, options))
+
+    modules = {
+        "mlflow": {},
+        "mlflow.tracking": {"MlflowClient": Client},
+        "trackio": {name: note(name) for name in ("init", "log", "finish")},
+        "swanlab": {},
+        "swanlab.integration": {},
+        "swanlab.integration.pytorch_lightning": {"SwanLabLogger": note("swanlab")},
+    }
+    for name, names in modules.items():
+        module = ModuleType(name)
+        vars(module).update(names)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(loggers, "MLFlowLogger", note("MLFlowLogger"))
+    for name in ("MLFLOW_TRACKING_URI", "TRACKIO_DIR", "SWANLAB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    return asked
+
+
+def test_optional_loggers_go_on_in_the_runs_id(
+    packages: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunRecord("f00d", 1, 4, "fp32", "", "", [2], {}).write(Paths(tmp_path).record)
+    names = [f"logger.{name}=tests" for name in ("mlflow", "trackio", "swanlab")]
+    _, trackio, _ = build(tmp_path, 2, "logger.tensorboard=false", *names)
+    uri = f"file:{tmp_path}/logs/mlflow"
+    assert packages == [
+        ("mlflow", uri),
+        (["id of tests"], "tags.mlflow.runName = 'f00d'"),
+        ("MLFlowLogger", "tests", "f00d", {"tracking_uri": uri, "run_id": "run 7"}),
+        ("init", {"project": "tests", "name": "f00d", "resume": "allow"}),
+        ("swanlab", "tests", {"experiment_name": "f00d", "logdir": f"{tmp_path}/logs/swanlab", "mode": "offline"}),
+    ]
+    assert os.environ["TRACKIO_DIR"] == f"{tmp_path}/logs/trackio"
+    packages.clear()
+    trackio.log_metrics({"loss": 0.5}, 3)
+    trackio.finalize("success")
+    assert packages == [("log", {"loss": 0.5}, {"step": 3}), ("finish", {})]
+    packages.clear()
+    monkeypatch.setenv("SWANLAB_MODE", "cloud")
+    build(tmp_path, 2, "logger.tensorboard=false", names[2])
+    assert packages[0][2].items() >= {"mode": "cloud", "id": "f00d", "resume": "allow"}.items()
+    packages.clear()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert build(tmp_path, 2, "logger.tensorboard=false", *names) == packages == []

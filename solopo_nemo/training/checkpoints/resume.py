@@ -22,7 +22,7 @@ from solopo_nemo.training.checkpoints.files import (
 from solopo_nemo.training.paths import Paths
 
 CHANGEABLE = (
-    *("parallel", "logger", "evaluation", "dry_run"),
+    *("parallel", "logger", "evaluation", "dry_run", "hub"),
     *("output_dir", "model.trust_checkpoint", "data.train", "model.init"),
 )
 """Parts of the configuration that may differ when a run is resumed; of data and weights the contents count."""
