@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from chat_templates import END
-from template_tokenizers import TOKENIZERS, trained, with_chat_template
+from template_tokenizers import BEGINS, TOKENIZERS, trained, with_chat_template
 
 from solopo_nemo.data.tokenize import TripletEncoder
-from solopo_nemo.data.triplets import Needs, Triplet
+from solopo_nemo.data.triplets import Needs, Triplet, read_triplets
 from solopo_nemo.data.turns import vocabulary_ids
 from solopo_nemo.runtime.errors import UserError
 
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 NEEDS = Needs(("short_chosen", "short_rejected", "long_chosen"))
 USER = [{"role": "user", "content": "Who?"}]
 LONG = [{"role": "user", "content": "Long. Who?"}]
@@ -63,6 +65,17 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[str]]] = {
     "talk, zephyr": ("zephyr", TALK, ["Ann.</s>", "Yes,itwasAnn.</s>"]),
     "talk, gemma": ("gemma", TALK, ["Ann.<|im_end|>", "Yes,itwasAnn.<|im_end|>"]),
     "talk, a system message of the template": ("system", TALK, ["Ann.<|im_end|>", "Yes,itwasAnn.<|im_end|>"]),
+    "talk, SmolLM2": ("smollm2", TALK, ["Ann.<|im_end|>", "Yes,itwasAnn.<|im_end|>"]),
+    "call, Qwen2.5": (
+        "qwen2_tools", CALLED, [
+            'Iask.\n<tool_call>\n{"name":"f","arguments":{"x":1}}\n</tool_call><|im_end|>', "ItwasAnn.<|im_end|>",
+        ],
+    ),
+    "call, Llama 3.1": (
+        "llama3_tools", [SILENT[0] | {"content": None}, *SILENT[1:]], [
+            '{"name":"f","arguments":{"x":1}}<|eot_id|>', "ItwasAnn.<|eot_id|>",
+        ],
+    ),
     "call, Mistral": ("tools", SILENT, ['[TOOL_CALLS]{"name":"f","arguments":{"x":1},"id":"abcdefghi"}</s>', "ItwasAnn.</s>"]),
     "call with reasoning, Qwen3": (
         "hybrid", REASONED, [
@@ -95,6 +108,19 @@ def test_the_ids_are_those_of_the_whole_conversation(name: str, kind: str) -> No
     assert vocabulary_ids(last["chosen"]).tolist() == vocabulary_ids(ids["chosen"]).tolist()
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_the_begin_token_stands_once_where_the_template_writes_it(name: str) -> None:
+    template, answer, _ = CASES[name]
+    encoder, ids = encode(BEGINS, template, answer)  # a tokenizer that puts one before every text
+    begin = encoder.tokenizer.bos_token_id
+    written = "bos_token" in str(encoder.tokenizer.chat_template) and template != "llama2"  # which writes one a turn
+    for column in ("chosen", "rejected"):
+        both = ids["prompt_short"] + vocabulary_ids(ids[column]).tolist()
+        if template != "llama2":
+            assert both.count(begin) == written
+        assert (both[0] == begin) == ("bos_token" in str(encoder.tokenizer.chat_template))
+
+
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_a_template_that_rewrites_earlier_turns(kind: str) -> None:
     """Qwen3's template leaves out the empty think block of a call, once an answer follows."""
@@ -110,6 +136,16 @@ def test_a_template_that_rewrites_earlier_turns(kind: str) -> None:
     encoder, ids = encode(kind, "hybrid", CALLED, score="last")
     assert not encoder.rewritten
     assert scored(encoder, ids["chosen"]) == ["<think>\n\n</think>\n\nItwasAnn.<|im_end|>"]
+
+
+def test_the_example_of_the_documentation() -> None:
+    encoder = TripletEncoder(with_chat_template("byte-level", "qwen2_tools"))
+    (sample,) = read_triplets(EXAMPLES / "tool_calls.jsonl", NEEDS)
+    (ids,) = encoder.encode([sample], NEEDS)
+    call = 'Ilookup{}.\n<tool_call>\n{{"name":"population","arguments":{{"city":"{}"}}}}\n</tool_call><|im_end|>'
+    assert scored(encoder, ids["chosen"]) == [call.format("Oslo", "Oslo"), "Theansweris:717,710<|im_end|>"]
+    assert scored(encoder, ids["rejected"]) == [call.format("Bergen", "Bergen"), "Theansweris:291,940<|im_end|>"]
+    assert scored(encoder, ids["rejected_2"]) == ["Theansweris:1million<|im_end|>"]
 
 
 REFUSED: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any], str]] = {

@@ -104,12 +104,39 @@ GEMMA = (
     "{% endif %}{{ '<|im_start|>' + ('model' if m.role == 'assistant' else 'user') + '\n' + m.content | trim }}"
     "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
 )
+# SmolLM2: ChatML with a system message of its own
+SMOLLM2 = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI assistant.<|im_end|>\n' }}"
+    "{% endif %}"
+) + CHATML
+# Qwen 2.5 with tools: results of calls are the user's turns
+QWEN2_TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\nTools: ' }}{% for t in tools %}{{ t | tojson }}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% endif %}{% for m in messages %}{% if m.role == 'tool' %}"
+    "{{ '<|im_start|>user\n<tool_response>\n' + m.content + '\n</tool_response><|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + m.role }}{% if m.content %}{{ '\n' + m.content }}{% endif %}"
+    "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n' + (c.function | tojson) + '\n</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Llama 3.1: tools before the first question, one call alone in a turn, results with the role ipython
+LLAMA3_TOOLS = (
+    "{{ bos_token }}{% for m in messages %}{% if m.tool_calls %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "{{ m.tool_calls[0].function | tojson }}{{ '<|eot_id|>' }}{% elif m.role == 'tool' %}"
+    "{{ '<|start_header_id|>ipython<|end_header_id|>\n\n' + (m.content | tojson) + '<|eot_id|>' }}{% else %}"
+    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' }}"
+    "{% if tools and m == messages[0] %}{{ 'Tools: ' + (tools | tojson) + '\n\n' }}{% endif %}"
+    "{{ m.content | trim + '<|eot_id|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
 TEMPLATES = {
     "chatml": CHATML, "hybrid": HYBRID, "always": ALWAYS, "r1": R1, "llama2": LLAMA2, "mistral1": MISTRAL1,
     "zephyr": ZEPHYR, "llama3": LLAMA3, "spaced": SPACED, "tools": TOOLS, "documents": DOCUMENTS, "system": OWN_SYSTEM,
     "gemma": GEMMA,
 }  # fmt: skip
-END = {"llama3": "<|eot_id|>", "chatml": "<|im_end|>", "hybrid": "<|im_end|>", "always": "<|im_end|>"}
+MORE = {"smollm2": SMOLLM2, "qwen2_tools": QWEN2_TOOLS, "llama3_tools": LLAMA3_TOOLS}
+"""Templates that the fuzz of rows leaves out."""
+END = {"llama3_tools": "<|eot_id|>", "qwen2_tools": "<|im_end|>", "smollm2": "<|im_end|>"}
+END |= {"llama3": "<|eot_id|>", "chatml": "<|im_end|>", "hybrid": "<|im_end|>", "always": "<|im_end|>"}
 END |= {"spaced": "<|im_end|>", "documents": "<|im_end|>", "system": "<|im_end|>", "gemma": "<|im_end|>"}
 """The token that closes an answer, where it is not ``</s>``."""
 SPECIAL = [

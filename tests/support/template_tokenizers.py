@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from chat_templates import SPECIAL, TEMPLATES
+from chat_templates import MORE, SPECIAL, TEMPLATES
 from samples import musique_rows
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -56,5 +56,5 @@ def with_chat_template(kind: str, template: str) -> PreTrainedTokenizerFast:
     """A tokenizer of a kind with a template by its name."""
     own = Tokenizer.from_str(trained(kind).to_str())
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    tokenizer.chat_template = TEMPLATES[template]
+    tokenizer.chat_template = (TEMPLATES | MORE)[template]
     return tokenizer
