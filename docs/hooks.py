@@ -12,7 +12,7 @@ from solopo_nemo.config.usage import Key, about, keys
 from solopo_nemo.runtime.paths import CONF
 
 PAGE, PLACE = "configuration.md", "<!-- the keys -->"
-GROUPS = ("model", "objective", "data", "parallel", "optim", "trainer", "logger", "evaluation", "preset")
+GROUPS = ("model", "objective", "data", "parallel", "optim", "trainer", "logger", "evaluation", "peft", "preset")
 # their files differ in values alone: one table of keys, of this file, and one of files
 COMPARED = {"model": "tiny_qwen2", "evaluation": "auto"}
 

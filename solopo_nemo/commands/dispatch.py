@@ -15,6 +15,7 @@ TOOLS = (
     "inspect_triplets",
     "cache_reference",
     "convert",
+    "merge_adapter",
     "evaluate",
     "plan",
     "check",
@@ -51,6 +52,7 @@ def dispatch(words: Sequence[str]) -> int | None:
         UserError: the command does not exist, or it raised the error.
     """
     name, *arguments = words or ["--help"]
+    name = name if name.startswith("-") else name.replace("-", "_")
     if name in TOOLS:
         return import_module(f"solopo_nemo.commands.{name}").main(arguments)
     if name in recipes():

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from solopo_nemo.config.overrides import FORMER_KEYS, compose_recipe, one_line
+from solopo_nemo.config.peft import PeftConfig
 from solopo_nemo.embedded import SHORT_PARAGRAPHS
 from solopo_nemo.embedded.world import MAX_PARAGRAPHS
 from solopo_nemo.runtime import kernels
@@ -44,6 +45,7 @@ class ModelConfig:
     recompute: str = choice(allowed=("none", "selective", "full"))
     logits_chunk_size: int = number(minimum=1)
     layers: str = choice(allowed=kernels.LAYERS, default="auto")  # absent in the configuration of earlier runs
+    adapter: str | None = path(None)  # likewise
 
 
 @dataclass(kw_only=True)
@@ -176,6 +178,7 @@ class RunConfig:
     check_only: bool = False  # absent in the configuration of earlier runs
     dry_run: DryRunConfig = field(default_factory=DryRunConfig)  # likewise
     hub: HubConfig = field(default_factory=HubConfig)  # likewise
+    peft: PeftConfig = field(default_factory=PeftConfig)  # likewise
     plugins: list[str] = field(default_factory=list)  # no YAML default: Hydra's +plugins=[...] adds the key
 
     @property
@@ -185,7 +188,7 @@ class RunConfig:
 
     @property
     def reference(self) -> str:
-        """How the reference policy is run: ``cached`` or ``online``."""
+        """How the reference policy is run: ``cached``, ``online`` or ``adapter_off``."""
         return self.objective.get("reference", "cached")
 
     @property
@@ -240,11 +243,15 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
         if missing:
             raise UserError(f"{', '.join(sorted(missing))}: no value given; set it on the command line as key=value")
         for key in _PATHS:
-            OmegaConf.update(merged, key, expand_home(OmegaConf.select(merged, key), f"{key}="))
+            if (value := OmegaConf.select(merged, key)) is not None:
+                OmegaConf.update(merged, key, expand_home(value, f"{key}="))
         config: RunConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
+        if config.peft.on and "reference" in config.objective and not _gives("objective.reference", overrides):
+            config.objective["reference"] = "adapter_off"
     except (HydraException, OmegaConfBaseException) as error:
         # Hydra's advice to append the key is right for plugins alone
         reason = re.sub(r"Could not override '(?!plugins')(.*?)'.*", r"there is no key \1", one_line(error))
+        reason += "; peft=lora brings it" if "no key peft." in reason else ""
         raise UserError(f"configuration: {reason} ({command_name()} --help lists the keys)") from None
     _check(config)
     if chosen["model"] == "tiny_qwen2" and config.model.init != "builtin":
@@ -255,16 +262,28 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
     return config
 
 
+def _gives(key: str, overrides: Sequence[str]) -> bool:
+    return any(override.partition("=")[0].lstrip("+~") == key for override in overrides)
+
+
 def _check(config: RunConfig) -> None:
     """Everything that needs neither the model nor the data."""
     require(bool(config.output_dir.strip()), "output_dir: is empty; name a folder")
     parallel, optim, builtin = config.parallel, config.optim, config.data.builtin
     kernels.check_offered(parallel.cp_comm_type)
     check_options(config, "")
+    references = ("cached", "adapter_off") if config.peft.on else ("cached", "online")
     require(
-        config.reference in ("cached", "online"),
-        f"objective.reference must be one of cached, online; got {config.reference!r}",
+        config.reference in references,
+        f"objective.reference must be one of {', '.join(references)} with peft={config.peft.name}; got "
+        f"{config.reference!r}",
     )
+    require(
+        config.peft.on or config.model.adapter is None,
+        f"model.adapter={config.model.adapter}: an adapter is trained with peft=lora",
+    )
+    if config.peft.on:
+        config.peft.check()
     require(optim.min_lr <= optim.lr, f"optim.min_lr={optim.min_lr}: must be at most optim.lr={optim.lr}")
     require(
         not parallel.sequence or parallel.tensor > 1,

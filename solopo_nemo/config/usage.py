@@ -71,7 +71,7 @@ def describe(recipe: str) -> str:
     ]
     choices = _choices(recipe)
     everywhere = list(keys(CONF / "base.yaml"))
-    for group in ("model", "objective", "data", "parallel", "optim", "trainer", "logger", "evaluation"):
+    for group in ("model", "objective", "data", "parallel", "optim", "trainer", "logger", "evaluation", "peft"):
         options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
         lines += ["", f"{group}={'|'.join(options)}"]
         own = [Key(f"{group}.{k.path}", k.value, k.comment) for k in keys(CONF / group / f"{choices[group]}.yaml")]

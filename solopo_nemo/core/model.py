@@ -11,6 +11,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from solopo_nemo.core import device
 from solopo_nemo.core.head import LOGITS_CHUNK_SIZE, ResponseHead
 from solopo_nemo.core.layers.rotary import keep_no_tables
+from solopo_nemo.core.lora import LoRA, add_adapters
 
 
 def build_model(
@@ -21,6 +22,7 @@ def build_model(
     layers: str = "auto",
     transformer_layer_spec: Any = None,
     logits_chunk_size: int = LOGITS_CHUNK_SIZE,
+    lora: LoRA | None = None,
     **kwargs: Any,
 ) -> GPTModel:
     """Build a Megatron ``GPTModel`` that :class:`solopo_nemo.core.step.ForwardStep` can train.
@@ -28,7 +30,7 @@ def build_model(
     1. Prepare the process: without CUDA, Megatron's CUDA calls are answered on the CPU.
     2. Set the fields of ``config`` that packed micro-batches, the device and the layers decide, in place.
     3. Build this pipeline stage with these layers.
-    4. Put a response head on the last stage.
+    4. Put a response head on the last stage, and adapters on the layers where ``lora`` asks for them.
 
     Valid under TP, SP, CP, PP and DP; virtual pipeline stages are not supported.
 
@@ -39,6 +41,7 @@ def build_model(
         layers: ``auto``, ``transformer_engine`` or ``torch``; see :func:`solopo_nemo.core.device.configure`.
         transformer_layer_spec: layers of your own; by default :func:`solopo_nemo.core.device.layer_spec`.
         logits_chunk_size: see :class:`solopo_nemo.core.head.ResponseHead`.
+        lora: adapters, which alone are trained then; see :func:`solopo_nemo.core.lora.add_adapters`.
         **kwargs: more arguments of ``GPTModel``, such as ``rotary_base`` or ``share_embeddings_and_output_weights``.
 
     Raises:
@@ -56,17 +59,20 @@ def build_model(
         post_process=parallel_state.is_pipeline_last_stage(),
         **{"position_embedding_type": "rope", **kwargs},
     )
-    return complete(model, logits_chunk_size)
+    return complete(model, logits_chunk_size, lora)
 
 
-def complete(model: GPTModel, logits_chunk_size: int = LOGITS_CHUNK_SIZE) -> GPTModel:
-    """Give a built ``GPTModel`` its response head, in place; its config is one that ``device.configure`` has set.
+def complete(model: GPTModel, logits_chunk_size: int = LOGITS_CHUNK_SIZE, lora: LoRA | None = None) -> GPTModel:
+    """Give a built ``GPTModel`` its response head and adapters, in place; ``device.configure`` has set its config.
 
     Args:
         model: this pipeline stage, not yet wrapped.
         logits_chunk_size: see :class:`solopo_nemo.core.head.ResponseHead`.
+        lora: settings of the adapters, or ``None``.
     """
     keep_no_tables(model)
     if model.post_process and not isinstance(model.output_layer, ResponseHead):
         model.output_layer = ResponseHead.from_output_layer(model.output_layer, logits_chunk_size)
+    if lora is not None:
+        add_adapters(model, lora)
     return model

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from solopo_nemo.core import device
+from solopo_nemo.core.lora import adapters_off
 from solopo_nemo.core.scoring import score_batches
 from solopo_nemo.core.step import Batch
 
@@ -54,14 +55,15 @@ class CachedReference:
 
 
 class OnlineReference:
-    """A frozen copy of the policy that scores each global batch before the policy runs on it.
+    """A frozen copy of the policy, or the policy with its adapters off, scores each global batch before the policy.
 
     It runs in a forward-only pass of its own, so that it works under every layout, PP included.
-    Memory: a second copy of the weights (divided by TP and PP), no gradients and no optimizer state.
+    Memory: of a copy, its weights (divided by TP and PP), no gradients and no optimizer state; of the policy, none.
 
     Args:
         sequences: names, ``objective.reference_sequences``.
-        module: the frozen Megatron model of this pipeline stage; see :func:`solopo_nemo.core.scoring.frozen_copy`.
+        module: the frozen Megatron model of this pipeline stage (:func:`solopo_nemo.core.scoring.frozen_copy`), or the
+            policy's own.
         pack: makes the reference sequences of the samples of a micro-batch.
     """
 
@@ -72,9 +74,11 @@ class OnlineReference:
     def score(self, batches: Sequence[Batch]) -> None:
         """Score the micro-batches of a global batch; a collective of the model's ranks."""
         packed = [self._pack(batch) for batch in batches]
+        with adapters_off(self.module):
+            results = score_batches(self.module, packed)
         self._scores = {
             tuple(batch["ids"]): by_name(self.sequences, batch, scores)
-            for batch, scores in zip(packed, score_batches(self.module, packed), strict=True)
+            for batch, scores in zip(packed, results, strict=True)
         }
 
     def scores(self, batch: Batch) -> Mapping[str, torch.Tensor]:

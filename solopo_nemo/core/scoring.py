@@ -13,6 +13,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from solopo_nemo.core import device
+from solopo_nemo.core.lora import has_adapters, part_of
 from solopo_nemo.core.model import complete
 from solopo_nemo.core.step import Batch, score_sequences
 
@@ -92,12 +93,30 @@ def fill_extra_states(wanted: Any, weights: Path) -> None:
     dict_list_map_inplace(filled, wanted)
 
 
+def keep_what_is_there(wanted: dict[str, Any], weights: Path) -> None:
+    """Let a model with adapters be loaded from a checkpoint of these alone, or of its base alone, in place.
+
+    Args:
+        wanted: with the model's sharded state as ``state_dict``.
+        weights: Megatron checkpoint.
+    """
+    from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
+
+    if has_adapters(wanted["state_dict"]):
+        there = has_adapters(load_sharded_metadata(str(weights)))
+        wanted["state_dict"] = part_of(wanted["state_dict"], adapters=there)
+
+
 def load_weights(module: Any, checkpoint: Path) -> None:
-    """Load a NeMo checkpoint into a bare Megatron model at any layout, in the types of its parameters."""
+    """Load a NeMo checkpoint into a bare Megatron model at any layout, in the types of its parameters.
+
+    Of a model with adapters these alone, or all else alone: what the checkpoint holds.
+    """
     from megatron.core import dist_checkpointing
 
     wanted = {"state_dict": module.sharded_state_dict(prefix="module.")}
     fill_extra_states(wanted, checkpoint / "weights")
+    keep_what_is_there(wanted, checkpoint / "weights")
     state = dist_checkpointing.load(wanted, str(checkpoint / "weights"))["state_dict"]
     # Transformer Engine's extra states may be left out
     module.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)

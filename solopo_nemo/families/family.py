@@ -48,3 +48,15 @@ FAMILIES: dict[str, Family] = {
 """The supported families by ``model_type``."""
 
 SUPPORTED = "supported are " + ", ".join(f"{family.models} ({name})" for name, family in FAMILIES.items())
+
+LINEARS = {
+    "self_attention.linear_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attention.linear_proj": ("self_attn.o_proj",),
+    "mlp.linear_fc1": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.linear_fc2": ("mlp.down_proj",),
+}
+"""The Hugging Face modules that each linear layer of Megatron fuses, in the order of its output rows."""
+MODULES = {path.split(".")[1]: path for paths in LINEARS.values() for path in paths}
+"""Path in a layer of each module that may have an adapter, by its own name."""
+TARGETS = tuple(MODULES)
+"""Names of the modules that may have an adapter."""

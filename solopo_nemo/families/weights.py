@@ -104,8 +104,8 @@ def find_weights(folder: Path, model: ModelDescription) -> WeightFiles:
     """
     if (folder / "adapter_config.json").exists():  # transformers would load the adapter, too
         raise UserError(
-            f"{folder}: holds a LoRA adapter (adapter_config.json), which is not read: merge it into its model (peft's "
-            "merge_and_unload) and give the merged model; if that is what the other files are, remove the adapter's"
+            f"{folder}: holds a LoRA adapter (adapter_config.json), which is not read here: move it to a folder of its "
+            "own, and train on from it with peft=lora model.adapter=FOLDER, or merge it with solopo merge-adapter"
         )
     expected = expected_tensors(model, torch.float32)
     files: dict[str, Path] = {}

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.families import hf
+from solopo_nemo.nemo_model.adapters import base_of, run_of
 from solopo_nemo.nemo_model.end_tokens import lacking_end_tokens
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import run_isolated
@@ -70,7 +71,7 @@ def import_hf(
         return done
     weights = find_weights(source, config)
     load_tokenizer(source, trust_remote_code)
-    with _staged(destination, weights.bytes) as temporary:
+    with staged(destination, weights.bytes) as temporary:
         logits = run_isolated(
             f"the import of {source}", _import, source, temporary, weights.dtype, rope_scaling, trust_remote_code
         )
@@ -123,8 +124,9 @@ def export_hf(
     for name, ids in lacking_end_tokens(checkpoint, checkpoint / "hf").items():
         tokens = ", ".join(f"{token} ({i})" for token, i in zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
         logger.info("%s: %s is added to eos_token_id: training ended the answers with it", destination / name, tokens)
-    size = sum(path.stat().st_size for path in (checkpoint / "weights").iterdir() if path.suffix == ".distcp")
-    with _staged(destination, size // 3) as temporary:  # a checkpoint may hold two fp32 moments beside the weights
+    whole = base_of(checkpoint) if run_of(checkpoint) else checkpoint
+    size = sum(path.stat().st_size for path in (whole / "weights").iterdir() if path.suffix == ".distcp")
+    with staged(destination, size // 3) as temporary:  # a checkpoint may hold two fp32 moments beside the weights
         logits, found = run_isolated(
             f"the export of {checkpoint}", _export, checkpoint, temporary, max_shard_size, trust_remote_code, cuda=False
         )
@@ -244,7 +246,7 @@ def _already(destination: Path, source: Path, origin: str, overwrite: bool) -> S
 
 
 @contextmanager
-def _staged(destination: Path, size: int) -> Iterator[Path]:
+def staged(destination: Path, size: int) -> Iterator[Path]:
     """A neighbour of ``destination`` that takes its place when the block ends without error.
 
     Raises:

@@ -12,6 +12,7 @@ from nemo.collections.llm.gpt.model.base import default_layer_spec
 from solopo_nemo.core import device
 from solopo_nemo.core.head import LOGITS_CHUNK_SIZE
 from solopo_nemo.core.layers.spec import torch_layer_spec
+from solopo_nemo.core.lora import LoRA
 from solopo_nemo.core.model import complete
 from solopo_nemo.core.step import Batch, Reference, score_sequences
 from solopo_nemo.nemo_model import compat
@@ -35,6 +36,7 @@ class SoLoPOMixin:
         objective: the loss; ``None`` for a model that is only converted or exported.
         reference: scores of the reference policy, for an objective that needs them.
         logits_chunk_size: rows of the logits that are made at a time; see :class:`solopo_nemo.core.head.ResponseHead`.
+        lora: adapters, which alone are trained then; ``None``: all weights are.
         layers: ``auto``, ``transformer_engine`` or ``torch``; see :func:`solopo_nemo.core.device.configure`.
         row_chunk: its former name, which the contexts of earlier checkpoints hold.
     """
@@ -54,17 +56,18 @@ class SoLoPOMixin:
         reference: Reference | None = None,
         logits_chunk_size: int = LOGITS_CHUNK_SIZE,
         layers: str = "auto",
+        lora: LoRA | None = None,
         row_chunk: int | None = None,
     ) -> None:
         super().__init__(config, optim=optim, tokenizer=tokenizer, model_transform=model_transform)  # type: ignore[call-arg]
         self.objective, self.reference = objective, reference
         if row_chunk is not None:
             logger.warning("row_chunk is deprecated: it is called logits_chunk_size now")
-        self.logits_chunk_size, self.layers = row_chunk or logits_chunk_size, layers
+        self.logits_chunk_size, self.layers, self.lora = row_chunk or logits_chunk_size, layers, lora
 
     def io_transform_args(self, init_fn: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Keep what belongs to a run, and not to the weights, out of NeMo's stored context."""
-        for name in ("objective", "reference", "logits_chunk_size", "layers", "row_chunk"):
+        for name in ("objective", "reference", "logits_chunk_size", "layers", "lora", "row_chunk"):
             kwargs.pop(name, None)
         return super().io_transform_args(init_fn, *args, **kwargs)  # type: ignore[misc]
 
@@ -78,7 +81,7 @@ class SoLoPOMixin:
         if self.config.transformer_impl == "local" and self.config.transformer_layer_spec is default_layer_spec:
             self.config.transformer_layer_spec = torch_layer_spec
         super().configure_model(vp_stage=vp_stage)  # type: ignore[misc]
-        complete(self.module, self.logits_chunk_size)
+        complete(self.module, self.logits_chunk_size, self.lora)
 
     def data_step(self, dataloader_iter: Iterator[Any]) -> Batch:
         """Next micro-batch, already this context-parallel rank's share, on this rank's device."""

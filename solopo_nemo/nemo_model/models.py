@@ -12,7 +12,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from nemo.collections import llm
 from nemo.lightning import io, teardown
 
 from solopo_nemo.core import device
+from solopo_nemo.core.lora import adapters_of
 from solopo_nemo.core.scoring import load_weights
 from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.families import hf
@@ -37,6 +38,7 @@ from solopo_nemo.families.weights import (
     to_megatron,
     write_weights,
 )
+from solopo_nemo.nemo_model.adapters import base_of, lora_of, merge_into_weights, run_of
 from solopo_nemo.nemo_model.end_tokens import add_end_tokens
 from solopo_nemo.nemo_model.mixin import SoLoPOMixin
 from solopo_nemo.nemo_model.rope import RopeScaled
@@ -139,12 +141,23 @@ def one_rank() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def load_module(checkpoint: Path, description: ModelDescription, dtype: torch.dtype) -> Any:
-    """The Megatron model of a NeMo checkpoint on one rank, its parameters as ``dtype``."""
-    model = nemo_model(description, dtype)
+def load_module(checkpoint: Path, description: ModelDescription, dtype: torch.dtype, merge: bool = True) -> Any:
+    """The Megatron model of a NeMo checkpoint on one rank, its parameters as ``dtype``.
+
+    Of a checkpoint of adapters, its base with the adapters, which are fp32, or with ``merge`` added to the weights.
+    """
+    run = run_of(checkpoint)
+    lora = lora_of(run, description) if run else None
+    model = nemo_model(description, dtype, lora=lora and replace(lora, initial=None))
     model.config.perform_initialization = False
     model.configure_model()
+    if run:
+        load_weights(model.module, base_of(checkpoint))
+    for adapter in adapters_of(model.module):
+        adapter.float()
     load_weights(model.module, checkpoint)
+    if merge:
+        merge_into_weights(model.module)
     return model.module.eval()
 
 

@@ -14,6 +14,7 @@ from solopo_nemo.core.device import recomputed_modules
 from solopo_nemo.core.step import Reference
 from solopo_nemo.data.packing import Layout
 from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.nemo_model.adapters import lora_of
 from solopo_nemo.nemo_model.models import nemo_model
 from solopo_nemo.objectives import Objective
 from solopo_nemo.runtime import device
@@ -44,6 +45,7 @@ def build_model(
         reference=reference,
         logits_chunk_size=config.model.logits_chunk_size,
         layers=config.model.layers,
+        lora=lora_of(config, description),
     )
     settings: dict[str, Any] = {"cp_comm_type": config.parallel.cp_comm_type, "pipeline_dtype": dtype}
     if config.model.recompute == "full":

@@ -13,17 +13,20 @@ from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER
 from nemo.lightning.io.pl import MegatronCheckpointIO
 
 from solopo_nemo.core.device import fuse_adamw, optimizers_of
-from solopo_nemo.core.scoring import fill_extra_states
+from solopo_nemo.core.lora import part_of
+from solopo_nemo.core.scoring import fill_extra_states, keep_what_is_there
 from solopo_nemo.nemo_model import compat
 from solopo_nemo.nemo_model.policy import ddp_config
 from solopo_nemo.runtime import device
 
 
 class _CheckpointIO(MegatronCheckpointIO):
-    """NeMo's, which also loads what was saved without extra states."""
+    """NeMo's, which also loads what was saved without extra states; of adapters and their base, what is there."""
 
     def load_checkpoint(self, path: Any, sharded_state_dict: Any = None, *args: Any, **kwargs: Any) -> Any:
-        fill_extra_states(sharded_state_dict, self._preprocess_checkpoint_load_path(path))
+        folder = self._preprocess_checkpoint_load_path(path)
+        fill_extra_states(sharded_state_dict, folder)
+        keep_what_is_there(sharded_state_dict, folder)
         return super().load_checkpoint(path, sharded_state_dict, *args, **kwargs)
 
 
@@ -57,7 +60,23 @@ class SoLoPOStrategy(nl.MegatronStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
         """Load a checkpoint; the one to resume from only when it is verified."""
         path = checkpoint_path if selective_restore or self._verified is None else self._verified()
+        if self._trains_adapters and not selective_restore:
+            self.selective_restore()  # the base, which a checkpoint of adapters has not
         return super().load_checkpoint(path, selective_restore=selective_restore)
+
+    @property
+    def _trains_adapters(self) -> bool:
+        return getattr(self.lightning_module, "lora", None) is not None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Save a checkpoint; of a model with adapters these alone, and their optimizer's state."""
+        if self._trains_adapters:
+            checkpoint["sharded_state_dict"] = part_of(self.megatron_parallel.sharded_state_dict(), adapters=True)
+        super().save_checkpoint(checkpoint, *args, **kwargs)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Load the model's weights; with adapters only these, or only the base, which the checkpoint had to have."""
+        super().load_model_state_dict(checkpoint, strict=strict and not self._trains_adapters)
 
     def setup_distributed(self) -> None:
         """Set up the groups, and the random-number trackers that NeMo seeds only where it sees a GPU."""

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from solopo_nemo.families.adapter import read_adapter
 from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.families.family import MODULES
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import Progress
 
@@ -48,17 +50,17 @@ def probes(tokenizer: Any, vocabulary: int) -> Sequences:
 def _in_fp32(model: torch.nn.Module, layers: Iterable[torch.nn.Module], ran: Callable[[], None]) -> Iterator[None]:
     """Compute in fp32: a layer's parameters are fp32 while it runs, those of embedding and head all the time."""
 
-    def cast(parameters: Iterable[torch.nn.Parameter], dtype: torch.dtype) -> None:
+    def cast(parameters: Iterable[torch.nn.Parameter], dtype: torch.dtype | None = None) -> None:
         for parameter in parameters:
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(dtype or own[parameter])
 
     layers = list(layers)
-    dtype, in_layers = next(model.parameters()).dtype, {p for layer in layers for p in layer.parameters()}
+    own, in_layers = {p: p.dtype for p in model.parameters()}, {p for layer in layers for p in layer.parameters()}
     outside = [p for p in model.parameters() if p not in in_layers]
     cast(outside, torch.float32)
 
     def after(layer: torch.nn.Module, *_: Any) -> None:
-        cast(layer.parameters(), dtype)
+        cast(layer.parameters())
         ran()
 
     handles = [layer.register_forward_pre_hook(lambda m, _: cast(m.parameters(), torch.float32)) for layer in layers]
@@ -69,7 +71,7 @@ def _in_fp32(model: torch.nn.Module, layers: Iterable[torch.nn.Module], ran: Cal
     finally:
         for handle in handles:
             handle.remove()
-        cast(outside, dtype)
+        cast(outside)
 
 
 def transformers_logits(
@@ -91,6 +93,39 @@ def transformers_logits(
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=dtype, local_files_only=True, trust_remote_code=trust_remote_code
     )
+    return _logits_of(model, sequences, progress)
+
+
+def adapted_logits(
+    state: dict[str, torch.Tensor],
+    adapter: Path,
+    description: ModelDescription,
+    dtype: torch.dtype,
+    sequences: Sequences,
+    progress: Progress,
+) -> Logits:
+    """As :func:`transformers_logits`, of weights in memory with the adapters of a folder, by peft's formula.
+
+    Args:
+        state: weights by Hugging Face name.
+        adapter: folder of :mod:`solopo_nemo.families.adapter`.
+    """
+    import transformers
+
+    found, kind = read_adapter(adapter, description), getattr(transformers, description.family.architecture)
+    model = kind.from_pretrained(None, config=description.transformers_config(), state_dict=state, dtype=dtype)
+
+    def adapted(a: torch.Tensor, b: torch.Tensor) -> Any:
+        return lambda _, inputs, out: out + found.alpha / found.rank * (inputs[0] @ a.t() @ b.t())
+
+    for number, layer in enumerate(model.model.layers):
+        for name in found.targets:
+            halves = (found.tensor(number, name, half).float() for half in "AB")
+            layer.get_submodule(MODULES[name]).register_forward_hook(adapted(*halves))
+    return _logits_of(model, sequences, progress)
+
+
+def _logits_of(model: Any, sequences: Sequences, progress: Progress) -> Logits:
     layers = model.model.layers
     ran = progress("logits of transformers", len(layers) * sum(len(s) for s in sequences.values()))
     with _in_fp32(model.eval(), layers, ran):

@@ -99,7 +99,10 @@ def optimizer(run: Run, stage: int) -> list[Step]:
     """Steps of the optimizer. Megatron's clipping copies one gradient at a time; torch's fused AdamW is in place."""
     layout = run.layout
     parameters = StageParameters.of(run.shape, layout.tensor, layout.pipeline, stage)
-    shard = max(parameters.embedding, parameters.head) / (layout.data * layout.context)
+    largest = max(parameters.embedding, parameters.head)
+    if run.adapter_rank is not None:
+        largest = run.adapter_rank * run.shape.intermediate_size
+    shard = largest / (layout.data * layout.context)
     return [Step("gradient clipping", works=(Tensor("scaled gradient", shard * 4, "P_largest / (DP * CP) * 4"),))]
 
 

@@ -111,7 +111,7 @@ def _stage(run: Run, stage: int) -> Memory:
     if full:  # Megatron's checkpoint frees the output after its own backward (tensor_parallel/random.py)
         timeline.run([Step("layer checkpoint backward", drops=("layer output",))])
     timeline.run([Step("backward of the other layers", drops=(own.name,))])
-    if stage == 0:
+    if stage == 0 and run.adapter_rank is None:
         timeline.run(layers.embedding_backward(z))
     timeline.run([Step("end of backward", drops=("gradient", waiting.name)), *layers.optimizer(run, stage)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from solopo_nemo.planning.shape import ModelShape
@@ -44,6 +45,16 @@ class LayerParameters:
     def total(self) -> int:
         """The sum of all parts."""
         return self.qkv + self.proj + self.fc1 + self.fc2 + self.norms
+
+
+def adapter_parameters(shape: ModelShape, rank: int, targets: Collection[str], tensor: int = 1) -> int:
+    """Parameters of the adapters in one layer on one of ``t`` tensor-parallel ranks.
+
+    ``rank * (in + out / t)`` for a module of a column-parallel layer, ``rank * (in / t + out)`` of a row-parallel one.
+    """
+    h, f, a, k = shape.hidden_size, shape.intermediate_size, shape.query_size, shape.kv_size
+    split = {"q_proj": a, "k_proj": k, "v_proj": k, "o_proj": a, "gate_proj": f, "up_proj": f, "down_proj": f}
+    return sum(rank * (h + split[module] // tensor) for module in targets)
 
 
 @dataclass(frozen=True)

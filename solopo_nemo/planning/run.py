@@ -32,9 +32,12 @@ class Run:
         logits_chunk_size: response positions in a chunk of the head.
         micro_batch: samples in a forward pass of a data-parallel rank.
         global_batch: samples in an optimizer step.
-        online_reference: True if the frozen reference policy is in memory together with the policy.
+        online_reference: True if the frozen reference policy runs in every step; a copy in memory, unless the policy
+            has adapters.
         optimizer: ``sharded`` (over data- and context-parallel ranks, as in the recipes), ``replicated``, or
             ``offloaded`` (sharded, in host memory).
+        adapter_rank: of LoRA's adapters, which alone are trained; None if all weights are trained.
+        adapter_targets: modules that have an adapter.
     """
 
     shape: ModelShape
@@ -48,6 +51,8 @@ class Run:
     global_batch: int = 64
     online_reference: bool = False
     optimizer: str = "sharded"
+    adapter_rank: int | None = None
+    adapter_targets: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -80,8 +85,10 @@ class Run:
             logits_chunk_size=config.model.logits_chunk_size,
             micro_batch=config.trainer.micro_batch,
             global_batch=config.trainer.global_batch,
-            online_reference=config.reference == "online" and bool(objective.reference_sequences),
+            online_reference=config.reference != "cached" and bool(objective.reference_sequences),
             optimizer=optimizer,
+            adapter_rank=config.peft.rank if config.peft.on else None,
+            adapter_targets=config.peft.modules if config.peft.on else (),
         )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from solopo_nemo.planning.parameters import LayerParameters, StageParameters
+from solopo_nemo.planning.parameters import LayerParameters, StageParameters, adapter_parameters
 from solopo_nemo.planning.run import GPU, Run
 from solopo_nemo.planning.timeline import GIB, Tensor
 
@@ -18,15 +18,17 @@ MOMENTS, MASTER = 8, 4
 
 def weights(run: Run, stage: int) -> Tensor:
     """The policy's weights, in Megatron's contiguous buffer: ``parameters * e``."""
-    return Tensor("weights", _parameters(run, stage) * run.itemsize, "P * e")
+    adapters = 0 if run.adapter_rank is None else trained_parameters(run, stage)
+    return Tensor("weights", (_parameters(run, stage) + adapters) * run.itemsize, "P * e")
 
 
 def training_state(run: Run, stage: int) -> tuple[Tensor, ...]:
     """Gradients, optimizer state and reference policy of pipeline stage ``stage``.
 
-    Megatron's distributed optimizer shards the state evenly over the data- and context-parallel ranks.
+    With LoRA ``P`` counts the adapters alone. Megatron's distributed optimizer shards the state evenly over the data-
+    and context-parallel ranks.
     """
-    parameters = _parameters(run, stage)
+    parameters = trained_parameters(run, stage)
     ranks = 1 if run.optimizer == "replicated" else run.layout.data * run.layout.context
     state = MOMENTS + (MASTER if run.precision == "bf16" else 0)
     held = 0 if run.optimizer == "offloaded" else parameters * state / ranks
@@ -34,8 +36,8 @@ def training_state(run: Run, stage: int) -> tuple[Tensor, ...]:
         Tensor("gradients", parameters * MAIN_GRADIENT, "P * 4"),
         Tensor("optimizer state", held, f"P * {state} / (DP * CP)" if held else "in host memory"),
     ]
-    if run.online_reference:
-        tensors.append(Tensor("reference policy", parameters * run.itemsize, "P * e"))
+    if run.online_reference and run.adapter_rank is None:
+        tensors.append(Tensor("reference policy", _parameters(run, stage) * run.itemsize, "P * e"))
     return tuple(tensors)
 
 
@@ -52,6 +54,14 @@ def device_share(run: Run, stage: int) -> tuple[Tensor, ...]:
         # fused weight-gradient accumulation returns a placeholder gradient to autograd, one for each weight shape
         Tensor("weight-gradient placeholders", (layer.total - layer.norms) * run.itemsize, "P_layer * e"),
     )
+
+
+def trained_parameters(run: Run, stage: int) -> int:
+    """Parameters with a gradient on one rank of pipeline stage ``stage``: all, or those of the adapters."""
+    if run.adapter_rank is None:
+        return _parameters(run, stage)
+    layers = run.shape.num_hidden_layers // run.layout.pipeline
+    return layers * adapter_parameters(run.shape, run.adapter_rank, run.adapter_targets, run.layout.tensor)
 
 
 def _parameters(run: Run, stage: int) -> int:

@@ -77,9 +77,9 @@ def flag(default: bool, help: str) -> Any:
     return _option(default, check, help)
 
 
-def path() -> Any:
+def path(default: Any = MISSING) -> Any:
     """A path, or a name that may stand for one; :func:`path_options` finds it."""
-    return field(metadata={"path": True})
+    return field(default=default, metadata={"path": True})
 
 
 def path_options(cls: type) -> Iterator[str]:

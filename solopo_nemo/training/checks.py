@@ -23,6 +23,7 @@ from solopo_nemo.families import hf
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.hf import is_checkpoint
 from solopo_nemo.families.weights import find_weights
+from solopo_nemo.nemo_model.adapters import initial_adapter
 from solopo_nemo.nemo_model.end_tokens import RUN_RECORD
 from solopo_nemo.runtime import device
 from solopo_nemo.runtime.errors import UserError
@@ -285,10 +286,8 @@ def _check_reference(start: Start) -> None:
 def _check_selection(start: Start) -> None:
     check_suite(start.config)
     with tempfile.TemporaryDirectory() as folder:
-        changes, template = start.model.changes(), start.template
-        if changes:
-            template = Path(folder)
-            hf.copy_template(start.template, template, changes)
+        template = Path(folder)
+        hf.copy_template(start.template, template, start.model.changes())
         check_selection(start.config, template)
 
 
@@ -312,6 +311,7 @@ CHECKS: tuple[Check, ...] = (
     _check_context,
     lambda start: check_space(start.config, start.model, start.bf16, saved=len(start.saved)),
     _check_weights,
+    lambda start: initial_adapter(start.config, start.model),
     _check_same_weights,
     lambda start: start.tokenizer,
     lambda start: start.prepared,

@@ -27,7 +27,7 @@ from solopo_nemo.training.callbacks.finite import NonFinite
 from solopo_nemo.training.callbacks.metrics import Metrics, StepValues
 from solopo_nemo.training.callbacks.ownership import Ownership
 from solopo_nemo.training.callbacks.progress import ProgressLine
-from solopo_nemo.training.callbacks.reference import CopiedReference, ScoredReference
+from solopo_nemo.training.callbacks.reference import OnlineScores, ScoredReference
 from solopo_nemo.training.callbacks.validation import Validation
 from solopo_nemo.training.checkpoints.saving import Checkpoints
 from solopo_nemo.training.datamodule import TripletDataModule
@@ -70,9 +70,9 @@ def fit(
     paths, objective = Paths(config.output), config.build_objective()
     prepared, shape = load_prepared(paths.tokenized), load_shape(str(paths.initial / "hf"))
     data = TripletDataModule(config, objective, prepared.dataset, shape)
-    reference: CopiedReference | ScoredReference | None = None
-    if objective.reference_sequences and config.reference == "online":
-        reference = CopiedReference(paths.initial, data)
+    reference: OnlineScores | ScoredReference | None = None
+    if objective.reference_sequences and config.reference in ("online", "adapter_off"):
+        reference = OnlineScores(None if config.reference == "adapter_off" else paths.initial, data)
     elif objective.reference_sequences:
         key = cache_key(
             read_weights_hash(paths), prepared.fingerprint, objective.reference_sequences, precision_of(config)

@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import logging
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +174,8 @@ def _finished(config: RunConfig) -> bool:
         return False
     from solopo_nemo.training.checkpoints.record import same_sources
 
+    if config.peft.on and config.peft.merge and not paths.hf.is_dir():
+        return False
     selection, earlier = Selection.read(paths), read_config(paths.config)
     if (selection.suite if selection else None) != config.trainer.select_best or changes(earlier, config):
         return False
@@ -188,9 +191,16 @@ def _finish(config: RunConfig) -> None:
 
     paths = Paths(config.output)
     chosen = choose_checkpoint(config)
-    logger.info("exporting step %d to %s", step_of(chosen), paths.hf)
-    export_hf(chosen, paths.hf, overwrite=True)
-    _measure_accuracy(config)
+    if config.peft.on:
+        from solopo_nemo.nemo_model.adapters import export_adapter
+
+        logger.info("exporting the adapters of step %d to %s", step_of(chosen), paths.hf_adapter)
+        export_adapter(chosen, paths.hf_adapter)
+    with _whole_policy(config) as policy:
+        if policy is not None:
+            logger.info("exporting step %d to %s", step_of(chosen), policy)
+            export_hf(chosen, policy, overwrite=True)
+        _measure_accuracy(config, policy)
     write_card(config, step_of(chosen))
     remove_others(config, chosen)
     write_report(config)
@@ -205,7 +215,28 @@ def _push(config: RunConfig) -> None:
         push(config)
 
 
-def _measure_accuracy(config: RunConfig) -> None:
+@contextmanager
+def _whole_policy(config: RunConfig) -> Iterator[Path | None]:
+    """Where the whole policy is exported to: ``hf``; for adapters that are not merged a folder for the evaluation.
+
+    ``None`` where nothing asks for it.
+    """
+    paths = Paths(config.output)
+    if not config.peft.on or config.peft.merge:
+        yield paths.hf
+    elif not _measures_accuracy(config):
+        yield None
+    else:
+        with tempfile.TemporaryDirectory(prefix=".merged-", dir=config.output) as folder:
+            yield Path(folder) / "hf"
+
+
+def _measures_accuracy(config: RunConfig) -> bool:
+    name = config.evaluation.name
+    return name == "builtin" or (name == "auto" and config.model.init == "builtin")
+
+
+def _measure_accuracy(config: RunConfig, policy: Path | None) -> None:
     """Measure answer accuracy on the built-in questions, before and after training, each once.
 
     Both come after training: the first step does not wait for them.
@@ -213,11 +244,11 @@ def _measure_accuracy(config: RunConfig) -> None:
     from solopo_nemo.data.prepared import load_prepared
 
     paths, evaluation = Paths(config.output), config.evaluation
-    if evaluation.name != "builtin" and not (evaluation.name == "auto" and config.model.init == "builtin"):
+    if not _measures_accuracy(config):
         return
     rows = json.loads(paths.accuracy.read_text()) if paths.accuracy.is_file() else {}
     day = load_prepared(paths.tokenized).summary.get("date")
-    for moment, find in (("before", lambda: _initial_model(config)), ("after", lambda: paths.hf)):
+    for moment, find in (("before", lambda: _initial_model(config)), ("after", lambda: policy)):
         model = None if moment in rows else find()
         if model is None or not (model / "config.json").is_file():
             continue
@@ -262,4 +293,5 @@ def _show(config: RunConfig) -> None:
         rows = json.loads(paths.accuracy.read_text())
         if {"before", "after"} <= rows.keys():
             console.print(comparison_table(*([AccuracyRow(**r) for r in rows[k]] for k in ("before", "after"))))
-    console.print(f"policy: {paths.hf}\nreport: {paths.report / 'index.html'}", highlight=False)
+    exported = [path for path in (paths.hf_adapter, paths.hf) if path.is_dir()] or [paths.hf]
+    console.print(f"policy: {', '.join(map(str, exported))}\nreport: {paths.report / 'index.html'}", highlight=False)

@@ -30,6 +30,8 @@ class Paths:
     """Megatron checkpoints."""
     hf = _below("hf")
     """The final policy as a Hugging Face folder."""
+    hf_adapter = _below("hf_adapter")
+    """The adapters of a run with ``peft=lora``, as peft reads them."""
     report = _below("report")
     """Plots and tables."""
     tensorboard = _below("logs/tensorboard")

@@ -20,6 +20,7 @@ from solopo_nemo.data.template_date import KEY as DATE_KEY
 from solopo_nemo.families import hf
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.hf import is_checkpoint
+from solopo_nemo.nemo_model.adapters import run_of
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, write_json_line
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
@@ -50,11 +51,16 @@ def find_model(init: str, weights: bool = True) -> Path:
                 f"model.init={init}: a NeMo checkpoint without an hf/ folder (config.json and tokenizer): "
                 "copy the model's configuration and tokenizer there"
             )
+        if run_of(path):
+            raise UserError(
+                f"model.init={init}: this checkpoint holds adapters alone: give the run's own model.init, and its "
+                "hf_adapter folder as peft=lora model.adapter=FOLDER"
+            )
         return path
     if path.is_dir():
         if not (path / "config.json").is_file():
             adapter = (path / "adapter_config.json").is_file()
-            what = "a LoRA adapter: merge it into its model first, with peft's merge_and_unload"
+            what = "a LoRA adapter: give its model here and the adapter as peft=lora model.adapter=FOLDER"
             what = what if adapter else "neither a Hugging Face folder (no config.json) nor a NeMo checkpoint"
             raise UserError(f"model.init={init}: {what}")
         return path

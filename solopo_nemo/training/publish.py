@@ -52,8 +52,14 @@ def check_publishing(config: RunConfig) -> None:
             raise UserError(f"hub.push={config.hub.push}: no token; set HF_TOKEN to one that may write")
 
 
+def exported_policy(config: RunConfig) -> Path:
+    """The folder to show to others: the policy, or its adapters where these are not merged."""
+    paths = Paths(config.output)
+    return paths.hf_adapter if config.peft.on and not config.peft.merge else paths.hf
+
+
 def write_card(config: RunConfig, step: int) -> None:
-    """Write ``hf/README.md``: base model, recipe, data, objective, metrics, versions, citation.
+    """Write ``README.md`` beside the exported policy: base model, recipe, data, objective, metrics, versions, citation.
 
     Paths of this machine are not in it, only the last part of each.
 
@@ -61,11 +67,11 @@ def write_card(config: RunConfig, step: int) -> None:
         config: of the run.
         step: whose weights are exported.
     """
-    paths, base = Paths(config.output), config.model.init
+    paths, base, policy = Paths(config.output), config.model.init, exported_policy(config)
     is_path = Path(base).exists() or base == "builtin"
     head: dict[str, Any] = {
         **({} if is_path else {"base_model": base}),
-        "library_name": "transformers",
+        "library_name": "transformers" if policy == paths.hf else "peft",
         "pipeline_tag": "text-generation",
         "tags": ["solopo", "preference-optimization", "long-context", str(config.objective["name"])],
     }
@@ -88,7 +94,7 @@ def write_card(config: RunConfig, step: int) -> None:
     lines += ["Trained with short-to-long preference optimization (SoLoPO) on NeMo and Megatron-core.", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows.items())]
     lines += ["", "## Citation", "", _CITATION, ""]
-    with atomic_text(paths.hf / "README.md") as stream:
+    with atomic_text(policy / "README.md") as stream:
         stream.write("\n".join(lines))
 
 
@@ -103,7 +109,7 @@ def push(config: RunConfig) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    folder, api = Paths(config.output).hf, HfApi()
+    folder, api = exported_policy(config), HfApi()
     try:
         place = api.create_repo(config.hub.push, private=config.hub.private, exist_ok=True)
         api.upload_folder(

@@ -54,6 +54,7 @@ def test_without_the_requirements_every_command_ends_with_one_line(path: Path, t
     arguments = {
         "convert": ["import", "model", "checkpoint"],
         "convert_pairs": ["a.jsonl", "b.jsonl", "--to", "trl"],
+        "merge_adapter": ["model", "adapter", "merged"],
         "inspect_triplets": ["file.jsonl"],
         "evaluate": ["--model", "model", "--suite", "builtin"],
         "build_contexts": [

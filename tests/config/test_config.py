@@ -133,11 +133,11 @@ PATHS = {
 
 def test_paths_are_taken_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    keys = ("output_dir", "model.init", "data.train", "evaluation.data", "trainer.resume")
+    keys = ("output_dir", "model.init", "data.train", "evaluation.data", "trainer.resume", "model.adapter")
     assert set(keys) == set(path_options(RunConfig))
     for start in range(0, len(PATHS), len(keys)):
         given = dict(zip(keys, list(PATHS)[start : start + len(keys)], strict=False))
-        config = load_config("solo_dpo", [f"++{key}={text}" for key, text in given.items()])
+        config = load_config("solo_dpo", ["peft=lora", *(f"++{key}={text}" for key, text in given.items())])
         for key, text in given.items():
             assert attrgetter(key)(config) == PATHS[text]
 

@@ -81,6 +81,22 @@ bad detach                   | objective.detach_short=maybe            | objecti
 negative nll weight          | objective.nll_weight=-1                 | objective.nll_weight
 bad prompt                   | objective.prompt=medium                 | objective.prompt
 bad reference                | objective.reference=gpu                 | objective.reference
+reference without adapters   | objective.reference=adapter_off         | objective.reference
+a copy beside adapters       | peft=lora objective.reference=online    | objective.reference
+method that is not there     | peft=dora                               | peft
+method by its name           | peft.name=lora                          | peft=lora
+rank without adapters        | peft.rank=8                             | peft=lora
+rank zero                    | peft=lora peft.rank=0                   | peft.rank
+rank that is no number       | peft=lora peft.rank=high                | peft.rank
+rank null                    | peft=lora peft.rank=null                | peft.rank
+alpha of adapters zero       | peft=lora peft.alpha=0                  | peft.alpha
+dropout of everything        | peft=lora peft.dropout=1                | peft.dropout
+unknown target               | peft=lora peft.targets=[q_proj,qkv]     | peft.targets
+targets that match nothing   | peft=lora peft.targets=[]               | peft.targets
+target of another type       | peft=lora peft.targets=7                | peft.targets
+adapter without LoRA         | model.adapter={bad}/adapter             | peft=lora
+no such adapter              | peft=lora model.adapter=/no/such/folder | model.adapter
+adapter of no kind           | peft=lora model.adapter={bad}/adapter   | model.adapter
 both alignments              | objective.prompt=long                   | objective.align
 full without a reference     | objective=simpo +objective.alignment_reference=full | alignment_reference
 option of another objective  | objective=simpo +objective.lambda_=1    | objective.lambda_

@@ -66,7 +66,7 @@ def enter(layout: Layout) -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
 
 
-def build(layout: Layout) -> Any:
+def build(layout: Layout, lora: Any = None) -> Any:
     """A NeMo model with the mixin, Megatron's DDP around it, weights seeded by name."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 
@@ -91,7 +91,7 @@ def build(layout: Layout) -> Any:
         )
         | recompute
     )  # fmt: skip
-    model = cls(config, logits_chunk_size=3)
+    model = cls(config, logits_chunk_size=3, lora=lora)
     model.configure_model()
     seed_weights(model)
     model.module = DistributedDataParallel(
@@ -234,7 +234,9 @@ def step(model: Any, layout: Layout, objective: Any) -> dict[str, float]:
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
-    return gather_full(model, {n: (p, p.main_grad) for n, p in model.module.module.named_parameters()})
+    return gather_full(
+        model, {n: (p, p.main_grad) for n, p in model.module.module.named_parameters() if p.requires_grad}
+    )
 
 
 def whole_gradients(model: Any) -> dict[str, torch.Tensor]:

@@ -7,7 +7,8 @@ the processor's cache; on a GPU it is so large that its products take long besid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,40 @@ def _blocks(rows: int) -> Iterator[slice]:
 
 def _fp32_sum(weight: torch.Tensor) -> torch.Tensor:
     return torch.zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
+
+
+Factor = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Of a product with a weight: rows of the output's gradient, the weight, the sum of the weight's gradient if any."""
+
+
+def _factors(ctx: Any, grads: tuple[torch.Tensor, ...], *weights: tuple[int, torch.Tensor | None]) -> list[Factor]:
+    """The products of a backward pass: of each weight, with its place among the inputs, that is there."""
+    there = [(place, weight) for place, weight in weights if weight is not None]
+    return [
+        (grad.flatten(0, -2), weight, _fp32_sum(weight) if ctx.needs_input_grad[place] else None)
+        for grad, (place, weight) in zip(grads, there, strict=True)
+    ]
+
+
+def _input_gradient(factors: list[Factor], part: slice, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Gradient of a block of the rows that all the weights multiply."""
+    (grad, weight, _), *others = factors
+    d = torch.mm(grad[part], weight, out=out)
+    for grad, weight, _ in others:
+        d.addmm_(grad[part], weight)
+    return d
+
+
+def _add_weight_gradients(factors: list[Factor], part: slice, rows: Callable[[], torch.Tensor]) -> None:
+    """Add what a block of rows gives to each weight's gradient; the rows are made only where one is asked for."""
+    if wanted := [(grad, total) for grad, _, total in factors if total is not None]:
+        block = rows()
+        for grad, total in wanted:
+            add_product(total, grad[part].t(), block)
+
+
+def _weight_gradients(factors: list[Factor]) -> list[torch.Tensor | None]:
+    return [None if total is None else total.to(weight.dtype) for _, weight, total in factors] + [None]
 
 
 class _NormLinear(torch.autograd.Function):
@@ -55,36 +90,43 @@ class _NormLinear(torch.autograd.Function):
         eps: float,
         group: dist.ProcessGroup,
         sequence_parallel: bool,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(x, gamma, weight)
+        down: torch.Tensor | None,
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        ctx.save_for_backward(x, gamma, weight, down)
         ctx.eps, ctx.group, ctx.sequence_parallel, ctx.has_bias = eps, group, sequence_parallel, bias is not None
         rows = x.flatten(0, -2)
         if sequence_parallel:
             rows = _gathered(_normalized(rows, gamma, eps), group)
-        out = rows.new_empty(rows.shape[0], weight.shape[0])
+        weights = [weight] if down is None else [weight, down]
+        outs = [rows.new_empty(rows.shape[0], w.shape[0]) for w in weights]
         for part in _blocks(rows.shape[0]):
             normed = rows[part] if sequence_parallel else _normalized(rows[part], gamma, eps)
-            if bias is None:
-                torch.mm(normed, weight.t(), out=out[part])
-            else:
-                torch.addmm(bias, normed, weight.t(), out=out[part])
-        return out.view(-1, *x.shape[1:-1], weight.shape[0])
+            for w, b, out in zip(weights, (bias, None), outs, strict=False):
+                if b is None:
+                    torch.mm(normed, w.t(), out=out[part])
+                else:
+                    torch.addmm(b, normed, w.t(), out=out[part])
+        shaped = tuple(out.view(-1, *x.shape[1:-1], out.shape[1]) for out in outs)
+        return shaped[0] if down is None else shaped
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, gamma, weight = ctx.saved_tensors
-        rows, grad = x.flatten(0, -2), grad.flatten(0, -2)
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, gamma, weight, down = ctx.saved_tensors
+        rows = x.flatten(0, -2)
         gathered = _gathered(_normalized(rows, gamma, ctx.eps), ctx.group) if ctx.sequence_parallel else None
-        grad_weight = _fp32_sum(weight) if ctx.needs_input_grad[2] else None
+        factors = _factors(ctx, grads, (2, weight), (7, down))
+        grad = factors[0][0]
         grad_bias = grad.sum(0) if ctx.has_bias and ctx.needs_input_grad[3] else None
         # gradient of the normalized rows first, in the buffer that becomes the gradient of x
         dx = rows.new_empty(grad.shape[0], rows.shape[1])
+
+        def normed(part: slice) -> torch.Tensor:
+            return _normalized(rows[part], gamma, ctx.eps) if gathered is None else gathered[part]
+
         for part in _blocks(grad.shape[0]):
-            torch.mm(grad[part], weight, out=dx[part])
-            if grad_weight is not None:
-                normed = _normalized(rows[part], gamma, ctx.eps) if gathered is None else gathered[part]
-                add_product(grad_weight, grad[part].t(), normed)
+            _input_gradient(factors, part, dx[part])
+            _add_weight_gradients(factors, part, partial(normed, part))
         if ctx.sequence_parallel:
             own = torch.empty_like(rows)
             dist.reduce_scatter_tensor(own, dx, group=ctx.group)
@@ -92,15 +134,8 @@ class _NormLinear(torch.autograd.Function):
         elif ctx.group.size() > 1:
             dist.all_reduce(dx, group=ctx.group)
         grad_gamma = (_norm_gradient_on_gpu if device.cuda() else _norm_gradient)(rows, gamma, ctx.eps, dx)
-        return (
-            dx.view(x.shape),
-            grad_gamma.to(gamma.dtype),
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            grad_bias,
-            None,
-            None,
-            None,
-        )
+        grad_weight, grad_down, *_ = _weight_gradients(factors)
+        return dx.view(x.shape), grad_gamma.to(gamma.dtype), grad_weight, grad_bias, None, None, None, grad_down
 
 
 def _norm_gradient(rows: torch.Tensor, gamma: torch.Tensor, eps: float, dx: torch.Tensor) -> torch.Tensor:
@@ -148,7 +183,8 @@ def norm_linear(
     eps: float,
     group: dist.ProcessGroup,
     sequence_parallel: bool,
-) -> torch.Tensor:
+    down: torch.Tensor | None = None,
+) -> Any:
     """RMSNorm and the column-parallel linear layer behind it: ``TELayerNormColumnParallelLinear``'s counterpart.
 
     Args:
@@ -159,11 +195,12 @@ def norm_linear(
         eps: the norm's.
         group: tensor-parallel group.
         sequence_parallel: gather the tokens before the product and scatter their gradient after it.
+        down: ``[n, hidden]``, another weight for the same rows, the same on every rank, or ``None``.
 
     Returns:
-        ``[s, b, out / TP]``, all tokens.
+        ``[s, b, out / TP]``, all tokens; with ``down`` also ``[s, b, n]``, all tokens.
     """
-    return _NormLinear.apply(x, gamma, weight, bias, eps, group, sequence_parallel)
+    return _NormLinear.apply(x, gamma, weight, bias, eps, group, sequence_parallel, down)
 
 
 class _SwiGLULinear(torch.autograd.Function):
@@ -177,38 +214,42 @@ class _SwiGLULinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(y, weight)
+    def forward(
+        ctx: Any, y: torch.Tensor, weight: torch.Tensor, down: torch.Tensor | None
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        ctx.save_for_backward(y, weight, down)
         rows = y.flatten(0, -2)
-        out = rows.new_empty(rows.shape[0], weight.shape[0])
+        weights = [weight] if down is None else [weight, down]
+        outs = [rows.new_empty(rows.shape[0], w.shape[0]) for w in weights]
         for part in _blocks(rows.shape[0]):
             gate, value = rows[part].chunk(2, -1)
-            torch.mm(torch.nn.functional.silu(gate).mul_(value), weight.t(), out=out[part])
-        return out.view(*y.shape[:-1], weight.shape[0])
+            activated = torch.nn.functional.silu(gate).mul_(value)
+            for w, out in zip(weights, outs, strict=True):
+                torch.mm(activated, w.t(), out=out[part])
+        shaped = tuple(out.view(*y.shape[:-1], out.shape[1]) for out in outs)
+        return shaped[0] if down is None else shaped
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        y, weight = ctx.saved_tensors
-        rows, grad = y.flatten(0, -2), grad.flatten(0, -2)
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        y, weight, down = ctx.saved_tensors
+        rows = y.flatten(0, -2)
         dy = torch.empty_like(rows)
-        grad_weight = _fp32_sum(weight) if ctx.needs_input_grad[1] else None
+        factors = _factors(ctx, grads, (1, weight), (2, down))
         gradient = _swiglu_gradient_on_gpu if device.cuda() else _swiglu_gradient
         for part in _blocks(rows.shape[0]):
-            gradient(rows[part], grad[part], weight, dy[part], grad_weight)
-        return dy.view(y.shape), None if grad_weight is None else grad_weight.to(weight.dtype)
+            gradient(rows[part], factors, part, dy[part])
+        grad_weight, grad_down, *_ = _weight_gradients(factors)
+        return dy.view(y.shape), grad_weight, grad_down
 
 
-def _swiglu_gradient(
-    y: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, grad_weight: torch.Tensor | None
-) -> None:
-    """Write the gradient of a block into ``dy``, and add its part to ``grad_weight``."""
+def _swiglu_gradient(y: torch.Tensor, factors: list[Factor], part: slice, dy: torch.Tensor) -> None:
+    """Write the gradient of a block into ``dy``, and add its part to the gradients of the weights."""
     gate, value = y.float().chunk(2, -1)
     sigmoid = gate.sigmoid()
     silu = gate * sigmoid
-    if grad_weight is not None:
-        add_product(grad_weight, grad.t(), silu * value)
-    d = (grad @ weight).float()
+    _add_weight_gradients(factors, part, lambda: silu * value)
+    d = _input_gradient(factors, part).float()
     d_gate, d_value = dy.chunk(2, -1)
     d_value.copy_(silu.mul_(d))  # from here on silu is spent
     # silu'(g) = sigmoid * (1 + g * (1 - sigmoid))
@@ -216,27 +257,25 @@ def _swiglu_gradient(
     d_gate.copy_(d.mul_(value).mul_(slope))
 
 
-def _swiglu_gradient_on_gpu(
-    y: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, grad_weight: torch.Tensor | None
-) -> None:
+def _swiglu_gradient_on_gpu(y: torch.Tensor, factors: list[Factor], part: slice, dy: torch.Tensor) -> None:
     """As :func:`_swiglu_gradient`, in few kernels that compute in fp32 and keep what they make in the type of ``y``."""
     (gate, value), (d_gate, d_value) = y.chunk(2, -1), dy.chunk(2, -1)
     silu = torch.nn.functional.silu(gate)
-    if grad_weight is not None:
-        add_product(grad_weight, grad.t(), silu * value)
-    d = grad @ weight
+    _add_weight_gradients(factors, part, lambda: silu * value)
+    d = _input_gradient(factors, part)
     torch.mul(silu, d, out=d_value)
     d_gate.copy_(torch.ops.aten.silu_backward(d.mul_(value), gate))
 
 
-def swiglu_linear(y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def swiglu_linear(y: torch.Tensor, weight: torch.Tensor, down: torch.Tensor | None = None) -> Any:
     """SwiGLU and the linear layer behind it.
 
     Args:
         y: ``[s, b, 2 * ffn / TP]``, gate and value side by side.
         weight: ``[hidden, ffn / TP]``.
+        down: ``[n, ffn / TP]``, another weight for the same rows, or ``None``.
 
     Returns:
-        ``[s, b, hidden]``, this tensor-parallel rank's summand.
+        ``[s, b, hidden]``, this tensor-parallel rank's summand; with ``down`` also ``[s, b, n]``, likewise.
     """
-    return _SwiGLULinear.apply(y, weight)
+    return _SwiGLULinear.apply(y, weight, down)

@@ -7,6 +7,8 @@ layers here have the same structure, so that a checkpoint moves between machines
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +34,11 @@ from solopo_nemo.runtime import device
 def _mark_for_sequence_parallel(weight: torch.nn.Parameter, config: TransformerConfig) -> None:
     """Set the mark by which ``finalize_model_grads`` sums the gradient over the tensor-parallel ranks."""
     weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+def _adapted(adapters: tuple[Any, ...], product: Callable[..., Any]) -> Any:
+    """The output of a layer, with its adapter's part where there is an adapter that is on."""
+    return adapters[0].beside(product) if adapters and adapters[0].active else product()
 
 
 def _where(config: TransformerConfig) -> torch.device | None:
@@ -61,6 +68,9 @@ class RMSNorm(torch.nn.RMSNorm):
 class NormColumnParallelLinear(ColumnParallelLinear):
     """RMSNorm, then a column-parallel linear: the counterpart of ``TELayerNormColumnParallelLinear``."""
 
+    adapters: tuple[Any, ...] = ()
+    """One of :mod:`solopo_nemo.core.lora`, or none."""
+
     def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any) -> None:
         super().__init__(input_size, output_size, config=config, **kwargs)
         self.layer_norm_weight = torch.nn.Parameter(
@@ -79,7 +89,10 @@ class NormColumnParallelLinear(ColumnParallelLinear):
         tp_group: torch.distributed.ProcessGroup,
         **_: Any,
     ) -> torch.Tensor:
-        return norm_linear(input, self.layer_norm_weight, weight, bias, self.eps, tp_group, sequence_parallel)
+        product = partial(
+            norm_linear, input, self.layer_norm_weight, weight, bias, self.eps, tp_group, sequence_parallel
+        )
+        return _adapted(self.adapters, product)
 
 
 class Pass(MegatronModule):
@@ -93,8 +106,11 @@ class Pass(MegatronModule):
 class SwiGLURowParallelLinear(RowParallelLinear):
     """SwiGLU, then a row-parallel linear, fused."""
 
+    adapters: tuple[Any, ...] = ()
+    """One of :mod:`solopo_nemo.core.lora`, or none."""
+
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **_: Any) -> torch.Tensor:
-        return swiglu_linear(input, weight)
+        return _adapted(self.adapters, partial(swiglu_linear, input, weight))
 
 
 def torch_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:

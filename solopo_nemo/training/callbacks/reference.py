@@ -19,6 +19,7 @@ from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from rich.progress import Progress
 
+from solopo_nemo.core.lora import adapters_off
 from solopo_nemo.core.reference import CachedReference, OnlineReference, by_name
 from solopo_nemo.core.scoring import frozen_copy, score_batches
 from solopo_nemo.core.step import Batch
@@ -31,7 +32,7 @@ from solopo_nemo.training.reference_cache import ReferenceCache, Scores
 class ScoredReference(CachedReference, pl.Callback):
     """Scores every sample that the run sees once with the initial weights, before its first step.
 
-    The policy itself is the reference policy until it is trained, so no second copy is ever in memory.
+    The policy itself is the reference policy until it is trained, its adapters off: no second copy is in memory.
 
     Args:
         cache: where the scores are kept.
@@ -81,7 +82,8 @@ class ScoredReference(CachedReference, pl.Callback):
                 # every data-parallel rank runs equally many micro-batches; a missing one repeats the first
                 groups = [r[dp_rank * size : (dp_rank + 1) * size] or r[:size] for r in rounds]
                 packed = [self.data.pack([samples[i] for i in group], names) for group in groups]
-                results = score_batches(pl_module.module, packed)
+                with adapters_off(pl_module.module):
+                    results = score_batches(pl_module.module, packed)
                 rows: Scores = {}
                 for batch, result in zip(packed, results, strict=True):
                     found = {name: scores.tolist() for name, scores in by_name(names, batch, result).items()}
@@ -101,24 +103,27 @@ class ScoredReference(CachedReference, pl.Callback):
         return done
 
 
-class CopiedReference(pl.Callback):
-    """A frozen copy of the initial policy that scores each global batch just before the policy does.
+class OnlineScores(pl.Callback):
+    """A frozen copy of the initial policy, or the policy without its adapters, scores each global batch before it.
 
     Args:
-        checkpoint: the initial weights (also when the policy is resumed from later ones).
+        checkpoint: the copy's weights (also when the policy is resumed from later ones); ``None``: the policy itself
+            is the reference policy with its adapters off, and no second copy is in memory.
         data: of the run.
     """
 
     _model: Any
     _reference: OnlineReference
 
-    def __init__(self, checkpoint: Path, data: TripletDataModule) -> None:
+    def __init__(self, checkpoint: Path | None, data: TripletDataModule) -> None:
         self.checkpoint, self.data = checkpoint, data
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Build the copy, outside of everything that is trained, wrapped or saved."""
-        module = pl_module.config.configure_model(pl_module.tokenizer)
-        module = frozen_copy(module, self.checkpoint, pl_module.logits_chunk_size)
+        module = pl_module.module
+        if self.checkpoint is not None:
+            module = pl_module.config.configure_model(pl_module.tokenizer)
+            module = frozen_copy(module, self.checkpoint, pl_module.logits_chunk_size)
         names = self.data.objective.reference_sequences
         self._model, self._reference = pl_module, OnlineReference(names, module, self.data.reference_batch)
 
@@ -131,7 +136,7 @@ class CopiedReference(pl.Callback):
         return dataclasses.replace(step, data=_Taken(batches))
 
     def scores(self, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """The copy's scores of a micro-batch of this step."""
+        """The scores of a micro-batch of this step."""
         return self._reference.scores(batch)
 
 

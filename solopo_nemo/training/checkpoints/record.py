@@ -20,6 +20,7 @@ from pyarrow.compute import list_value_length
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.hf import is_checkpoint, read_config
+from solopo_nemo.nemo_model.adapters import initial_adapter
 from solopo_nemo.nemo_model.end_tokens import RUN_RECORD
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text
@@ -41,6 +42,7 @@ _COMPARED = {
     "precision": "precision",
     "data": "token ids of the samples",
     "weights": "initial weights",
+    "adapter": "initial adapters (model.adapter)",
 }
 
 logger = logging.getLogger("solopo_nemo")
@@ -59,6 +61,7 @@ class RunRecord:
         weights: hash of the initial weights and their configuration.
         end_tokens: ids with which the training answers end.
         sources: see :func:`~solopo_nemo.training.prepare.source_states`.
+        adapter: hash of the initial adapters' file; empty without ``model.adapter``.
     """
 
     id: str
@@ -69,6 +72,7 @@ class RunRecord:
     weights: str
     end_tokens: list[int]
     sources: dict[str, object]
+    adapter: str = ""
 
     @classmethod
     def of(cls, start: Start) -> RunRecord:
@@ -88,6 +92,7 @@ class RunRecord:
             weights=start.origin["weights"],
             end_tokens=sorted(ends),
             sources=start.sources,
+            adapter=initial_adapter(start.config, start.model),
         )
 
     @classmethod

@@ -23,7 +23,7 @@ from solopo_nemo.training.paths import Paths
 
 CHANGEABLE = (
     *("parallel", "logger", "evaluation", "dry_run", "hub"),
-    *("output_dir", "model.trust_checkpoint", "data.train", "model.init"),
+    *("output_dir", "model.trust_checkpoint", "data.train", "model.init", "model.adapter", "peft.merge"),
 )
 """Parts of the configuration that may differ when a run is resumed; of data and weights the contents count."""
 CHANGEABLE_TRAINER = (
@@ -72,7 +72,7 @@ def settle_earlier_run(config: RunConfig, paths: Paths, only_look: bool = False)
     again = earlier is not None and Path(earlier.trainer.resume).resolve() == Path(resume).resolve()
     named = None if resume in ("auto", "never") else _named_checkpoint(resume)
     if own and resume == "never" and not (again and environment.restarted()):
-        parts = [paths.report, paths.hf, paths.accuracy, paths.alpha, paths.selection, paths.metrics]
+        parts = [paths.report, paths.hf, paths.hf_adapter, paths.accuracy, paths.alpha, paths.selection, paths.metrics]
         # checkpoints and configuration last: a start after a kill in between moves the rest
         parts += [paths.tensorboard, paths.record, paths.checkpoints, paths.config]
         if not only_look:

@@ -58,6 +58,7 @@ def write_report(config: RunConfig) -> None:
         figures=figures,
         window=smoothing_window(len(rows)),
         sample=_sample(config),
+        folders=[path.name for path in (paths.hf_adapter, paths.hf) if path.is_dir()] or [paths.hf.name],
         broken=_broken(rows),
         yaml=OmegaConf.to_yaml(OmegaConf.structured(config)),
     )
@@ -111,6 +112,8 @@ def _facts(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> list[tuple[s
     alpha = Paths(config.output).alpha
     if config.auto_alpha and alpha.is_file():
         facts.append(("Alpha", f"{json.loads(alpha.read_text())['alpha']:g}, chosen by the run"))
+    if (peft := config.peft).on:
+        facts.append(("Adapters", f"LoRA, rank {peft.rank}, alpha {peft.alpha:g}, {', '.join(peft.modules)}"))
     if config.plugins:
         facts.append(("Plugins", ", ".join(config.plugins)))
     if not rows:

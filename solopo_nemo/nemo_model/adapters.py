@@ -1,0 +1,146 @@
+"""The adapters of a run's checkpoint: exported as peft's folder, and merged into the base."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from solopo_nemo.config.schema import RunConfig, read_config
+from solopo_nemo.data.tokenizer_files import load_tokenizer
+from solopo_nemo.families import hf
+from solopo_nemo.families.adapter import SETTINGS, WEIGHTS, read_adapter, write_adapter
+from solopo_nemo.families.weights import expected_tensors, hf_tensors, imported_dtype
+from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.isolated import run_isolated
+
+if TYPE_CHECKING:
+    from solopo_nemo.core.lora import LoRA
+    from solopo_nemo.families.description import ModelDescription
+    from solopo_nemo.runtime.isolated import Progress
+
+logger = logging.getLogger("solopo_nemo")
+
+
+def lora_of(config: RunConfig, description: ModelDescription) -> LoRA | None:
+    """The adapters of a run; ``None`` where all weights are trained.
+
+    Raises:
+        UserError: ``model.adapter`` is no adapter of this model, or has other settings.
+    """
+    peft, folder = config.peft, config.model.adapter
+    if not peft.on:
+        return None
+    assert peft.rank is not None and peft.alpha is not None and peft.dropout is not None
+    try:
+        initial = read_adapter(Path(folder), description) if folder else None
+    except UserError as error:
+        raise UserError(f"model.adapter={folder}: {error}") from None
+    if initial and (initial.rank, initial.alpha, initial.targets) != (peft.rank, peft.alpha, peft.modules):
+        raise UserError(
+            f"model.adapter={folder}: has other settings than the run; give peft.rank={initial.rank} "
+            f"peft.alpha={initial.alpha:g} 'peft.targets=[{','.join(initial.targets)}]'"
+        )
+    read = initial.tensor if initial else None
+    from solopo_nemo.core.lora import LoRA
+
+    return LoRA(peft.rank, peft.alpha, peft.dropout, peft.modules, config.trainer.seed, read)
+
+
+def initial_adapter(config: RunConfig, description: ModelDescription) -> str:
+    """Hash of the file of ``model.adapter``; empty where there is none.
+
+    Raises:
+        UserError: as :func:`lora_of`.
+    """
+    lora_of(config, description)
+    folder = config.model.adapter
+    return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest() if folder else ""
+
+
+def run_of(checkpoint: Path) -> RunConfig | None:
+    """The configuration of the run whose adapters a checkpoint holds; ``None`` for a checkpoint of all weights."""
+    file = checkpoint / "config.yaml"
+    config = read_config(file) if file.is_file() else None
+    return config if config and config.peft.on else None
+
+
+def base_of(checkpoint: Path) -> Path:
+    """The checkpoint of all weights that a checkpoint of adapters belongs to.
+
+    Raises:
+        UserError: it has gone.
+    """
+    base = checkpoint.resolve().parents[1] / "initial"
+    if not hf.is_checkpoint(base):
+        raise UserError(
+            f"{checkpoint}: holds adapters alone, and {base}, the model that they belong to, is not there: keep a "
+            "checkpoint in its run's output_dir, or use the run's hf_adapter folder"
+        )
+    return base
+
+
+def export_adapter(checkpoint: Path, destination: Path) -> None:
+    """Write the adapters of a checkpoint as a folder that peft loads, and compare the logits with transformers'.
+
+    Args:
+        checkpoint: of a run with ``peft=lora``, in its output folder.
+        destination: replaced.
+
+    Raises:
+        UserError: the model of the checkpoint is not there.
+        LogitsDifferError: Megatron computes something else than transformers with the files' adapters.
+    """
+    from solopo_nemo.nemo_model.convert import staged
+
+    base_of(checkpoint)
+    began = time.monotonic()
+    with staged(destination, 0) as temporary:
+        found = run_isolated(f"the export of {checkpoint}", _export_adapter, checkpoint, temporary, cuda=False)
+    worst, seconds = max(found.values()), time.monotonic() - began
+    logger.info("%s: logits differ by %.1e of the largest from transformers'; %.0f s", destination, worst, seconds)
+
+
+def _export_adapter(progress: Progress, checkpoint: Path, folder: Path) -> dict[str, float]:
+    from solopo_nemo.core import device
+    from solopo_nemo.nemo_model import verify
+
+    device.prepare_process()
+    from solopo_nemo.core.lora import adapters_of
+    from solopo_nemo.nemo_model.models import load_module, one_rank
+
+    run, description = run_of(checkpoint), hf.read_config(checkpoint / "hf")
+    assert run is not None and run.peft.rank is not None and run.peft.alpha is not None and run.peft.dropout is not None
+    sequences = verify.probes(load_tokenizer(checkpoint / "hf"), description.vocab_size)
+    dtype = imported_dtype(checkpoint)
+    with one_rank(), torch.no_grad():
+        module = load_module(checkpoint, description, dtype, merge=False)
+        tensors = {
+            (adapter.number, *name.rsplit("_", 1)): parameter
+            for adapter in adapters_of(module)
+            for name, parameter in adapter.named_parameters()
+        }
+        base = run.model.init
+        if Path(base).exists():  # the folder may go to others: no path of this machine is in it
+            base = Path(base).name
+        write_adapter(folder, tensors, base, run.peft.rank, run.peft.alpha, run.peft.dropout)  # type: ignore[arg-type]
+        got = verify.megatron_logits(module, sequences, progress)
+        state = dict(hf_tensors(module, expected_tensors(description, dtype)))
+    want = verify.adapted_logits(state, folder, description, dtype, sequences, progress)
+    return verify.compare(got, want, f"export of {checkpoint} to {SETTINGS}")
+
+
+def merge_into_weights(module: Any) -> None:
+    """Add the adapters of a Megatron model of one rank to its weights, in fp32, and turn them off."""
+    from solopo_nemo.core.lora import adapted_layers
+
+    with torch.no_grad():
+        for adapter, layer in adapted_layers(module):
+            down, up = adapter()
+            scale = adapter.lora.alpha / adapter.lora.rank
+            layer.weight.copy_(layer.weight.float().addmm_(up.float(), down.float(), alpha=scale))
+            adapter.active = False

@@ -1,0 +1,126 @@
+"""Adapters at any layout against peft's on the Hugging Face model: random weights, norms and ``B``, every target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import engine
+import pytest
+import torch
+import torch.nn.functional as F
+from hf_counterpart import full_logits_logps, hf_model
+from layouts import Layout
+from spawn import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SOME = ("q_proj", "v_proj", "up_proj", "down_proj")
+PLAIN_LAYERS = 1e-12
+"""A dropout that drops nothing: the adapters then run beside the layers, as they do beside Transformer Engine's."""
+RANK, ALPHA = 3, 7.0
+CASES = {
+    "dp2": (Layout("dp2", 2), ALL, 0.0),
+    "dp2 plain": (Layout("dp2", 2), ALL, PLAIN_LAYERS),
+    "tp2": (Layout("tp2", 2, tp=2), ALL, 0.0),
+    "tp2 plain": (Layout("tp2", 2, tp=2), ALL, PLAIN_LAYERS),
+    "tp2 sp": (Layout("tp2_sp", 2, tp=2, sp=True), ALL, 0.0),
+    "tp2 sp plain": (Layout("tp2_sp", 2, tp=2, sp=True), ALL, PLAIN_LAYERS),
+    "cp2": (Layout("cp2", 2, cp=2), ALL, 0.0),
+    "pp2, every layer recomputed": (Layout("pp2", 2, pp=2, recompute="full"), ALL, 0.0),
+    "tp2, some targets, one product recomputed": (Layout("tp2", 2, tp=2, recompute="mlp"), SOME, 0.0),
+}
+"""Layout, targets and dropout."""
+
+
+def one_case(layout: Layout, targets: tuple[str, ...], dropout: float) -> dict[str, Any]:
+    from solopo_nemo.core.lora import LoRA, adapters_off
+    from solopo_nemo.core.scoring import score_batches
+    from solopo_nemo.objectives import build_objective
+
+    engine.enter(layout)
+    model = engine.build(layout, LoRA(RANK, ALPHA, dropout, targets))
+    trained = {n: p for n, p in model.module.module.named_parameters() if p.requires_grad}
+    objective = build_objective("dpo", alpha=2.0)
+    batches = engine.batches(layout, objective)
+    with adapters_off(model.module):
+        off = score_batches(model.module, batches)
+    on = score_batches(model.module, batches)
+    metrics = engine.step(model, layout, objective)
+    base = engine.build(layout)  # the same weights: they are seeded by name
+    return {
+        "metrics": metrics,
+        "grads": engine.whole_gradients(model),
+        "adapters": engine.gather_full(model, {n: (p, p) for n, p in trained.items()}),
+        "base": engine.gather_full(base, {n: (p, p) for n, p in base.module.module.named_parameters()}),
+        "off is base": all(map(torch.equal, off, score_batches(base.module, batches))),
+        "on is not": not any(map(torch.equal, off, on)),
+        "gradients": sum(buffer.grad_data.numel() for buffer in model.module.buffers),
+        "trained": sum(p.numel() for p in trained.values()),
+    }
+
+
+def all_cases() -> dict[str, dict[str, Any]]:
+    return {name: one_case(*case) for name, case in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    results: dict[str, dict[str, Any]] = run_ranks(2, all_cases, (), tmp_path_factory.mktemp("lora") / "out.pt")
+    return results
+
+
+def peft_name(name: str) -> str:
+    """decoder.layers.1.mlp.lora_fc2.down_proj_A -> peft's name of that parameter."""
+    _, _, layer, part, _, own = name.split(".")
+    module, half = own.rsplit("_", 1)
+    part = {"self_attention": "self_attn"}.get(part, part)
+    return f"base_model.model.model.layers.{layer}.{part}.{module}.lora_{half}.default.weight"
+
+
+@pytest.fixture(scope="module")
+def by_peft(found: dict[str, dict[str, Any]]) -> dict[tuple[str, ...], tuple[float, dict[str, torch.Tensor]]]:
+    """Loss, and gradient by parameter, of peft's own adapters on the Hugging Face model, by targets."""
+    from peft import LoraConfig, get_peft_model
+
+    results = {}
+    for case, targets in (("dp2", ALL), ("tp2, some targets, one product recomputed", SOME)):
+        config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(targets))  # type: ignore[arg-type]
+        model: Any = get_peft_model(hf_model(found[case]["base"]), config)
+        parameters = dict(model.named_parameters())
+        for name, value in found[case]["adapters"].items():
+            parameters[peft_name(name)].data.copy_(value)
+        samples = engine.make_samples()
+        scores = full_logits_logps(model, [(sample, "rejected") for sample in samples])
+        chosen, rejected, long = (scores[name][0] for name in ("short_chosen", "short_rejected", "long_chosen"))
+        gaps = [engine.reference_score(s, "chosen") - engine.reference_score(s, "rejected") for s in samples]
+        margin = 0.1 * (chosen - rejected - torch.tensor(gaps))
+        loss = (-F.logsigmoid(margin) + 2.0 * 0.1 * (chosen - long).abs()).mean()
+        loss.backward()
+        results[targets] = float(loss.detach()), {n: p.grad for n, p in parameters.items() if p.requires_grad}
+    return results
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradients_are_those_of_peft(
+    found: dict[str, dict[str, Any]], by_peft: dict[tuple[str, ...], Any], case: str
+) -> None:
+    loss, gradients = by_peft[CASES[case][1]]
+    assert found[case]["metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
+    assert {peft_name(name) for name in found[case]["grads"]} == gradients.keys()
+    for name, got in found[case]["grads"].items():
+        want = gradients[peft_name(name)]
+        assert want.abs().max() > 0, name
+        assert float((got - want).abs().max() / want.abs().max()) < 1e-4, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_without_its_adapters_the_model_is_its_base_to_the_bit(found: dict[str, dict[str, Any]], case: str) -> None:
+    assert found[case]["off is base"]
+    assert found[case]["on is not"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_only_adapters_have_gradient_memory(found: dict[str, dict[str, Any]], case: str) -> None:
+    trained = found[case]["trained"]
+    assert trained <= found[case]["gradients"] < trained + 1024  # Megatron pads buffers

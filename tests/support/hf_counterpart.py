@@ -1,0 +1,66 @@
+"""The engine's model in transformers, and its log-probabilities from full logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import engine
+import torch
+import torch.nn.functional as F
+
+
+def hf_model(state: dict[str, torch.Tensor]) -> Any:
+    """A transformers Qwen2 with Megatron's weights, mapped by hand."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=engine.VOCAB, hidden_size=engine.HIDDEN, intermediate_size=engine.FFN,
+            num_hidden_layers=engine.LAYERS, num_attention_heads=engine.HEADS, num_key_value_heads=engine.KV_HEADS,
+            rope_theta=10000.0, rms_norm_eps=1e-6, tie_word_embeddings=False, max_position_embeddings=256,
+        )
+    ).float()  # fmt: skip
+    dim, group = engine.HIDDEN // engine.HEADS, engine.HEADS // engine.KV_HEADS
+    out = {
+        "model.embed_tokens.weight": state["embedding.word_embeddings.weight"],
+        "model.norm.weight": state["decoder.final_layernorm.weight"],
+        "lm_head.weight": state["output_layer.weight"],
+    }
+    for i in range(engine.LAYERS):
+        m, h = f"decoder.layers.{i}.", f"model.layers.{i}."
+        out[h + "input_layernorm.weight"] = state[m + "self_attention.linear_qkv.layer_norm_weight"]
+        out[h + "post_attention_layernorm.weight"] = state[m + "mlp.linear_fc1.layer_norm_weight"]
+        out[h + "self_attn.o_proj.weight"] = state[m + "self_attention.linear_proj.weight"]
+        out[h + "mlp.down_proj.weight"] = state[m + "mlp.linear_fc2.weight"]
+        gate_up = state[m + "mlp.linear_fc1.weight"]
+        out[h + "mlp.gate_proj.weight"], out[h + "mlp.up_proj.weight"] = gate_up.chunk(2)
+        for kind in ("weight", "bias"):
+            qkv = state[m + f"self_attention.linear_qkv.{kind}"]
+            groups = qkv.view(engine.KV_HEADS, group + 2, dim, *qkv.shape[1:])
+            parts = {"q": groups[:, :group], "k": groups[:, group], "v": groups[:, group + 1]}
+            for name, part in parts.items():
+                out[h + f"self_attn.{name}_proj.{kind}"] = part.reshape(-1, *qkv.shape[1:])
+    model.load_state_dict(out)
+    return model
+
+
+Pair = tuple[dict[str, Any], str]
+"""A sample, and the column of one of its rejected answers."""
+
+
+def full_logits_logps(model: Any, pairs: list[Pair]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Each sequence alone, every logit, one log-softmax: (summed log-probability, scored tokens) by sequence name."""
+    out = {}
+    for name in ("short_chosen", "short_rejected", "long_chosen"):
+        prompt, response = name.split("_")
+        sums, counts = [], []
+        for sample, rejected in pairs:
+            answer = sample[rejected if response == "rejected" else "chosen"]
+            ids = torch.tensor(sample[f"prompt_{prompt}"] + [i if i >= 0 else -1 - i for i in answer])
+            logp = F.log_softmax(model(ids[None]).logits[0].double(), -1)
+            n = len(answer)
+            own = logp[-n - 1 : -1].gather(1, ids[-n:, None])[:, 0]
+            sums.append(sum(value for value, i in zip(own, answer, strict=True) if i >= 0))
+            counts.append(sum(i >= 0 for i in answer))
+        out[name] = (torch.stack(sums), torch.tensor(counts))
+    return out
