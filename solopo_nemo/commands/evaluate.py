@@ -35,6 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     given = _parser().parse_args(arguments)
     from rich.console import Console
 
+    from solopo_nemo.evaluation.differences import differences
     from solopo_nemo.evaluation.measured import Measured
     from solopo_nemo.evaluation.report import write_report
     from solopo_nemo.evaluation.tables import as_json, measured_suites, suite_table, unlike_names
@@ -49,12 +50,15 @@ def main(arguments: Sequence[str]) -> None:
         require(both, "--model and --suite are needed (or --compare with evaluated folders)")
         out = given.out or Path("outputs/evaluation") / Path(given.model).resolve().name
         models = [_evaluate(given, out)]
-    page = write_report(models, out / "report")
     console, names = Console(stderr=True, markup=False), unlike_names(models)
+    notes = differences(models, names)
+    page = write_report(models, out / "report", notes)
     for suite, views in measured_suites(models):
         console.print(suite_table(suite, views, names).terminal())
+    for note in notes:
+        console.print(f"not alike: {note}", highlight=False, soft_wrap=True)
     console.print(f"report: {page}", highlight=False)
-    show_json(given, as_json(models))
+    show_json(given, as_json(models) | ({"differences": notes} if given.compare else {}))
 
 
 def _evaluate(given: Any, out: Path) -> Any:
@@ -93,6 +97,7 @@ def _parser() -> ArgumentParser:
     option("--seeds N,N", "of longbench_v2, which samples (default 0,1,2)", type=numbers)
     option("--max-new-tokens N", "longest answer (default: the suite's own)", type=int)
     option("--yarn F", "extend the model's window F times by YaRN", type=float)
+    option("--skip-bad", "go on without bad rows of the data, and name them")
     add_literal(option)
     add_template_kwargs(option)
 

@@ -106,7 +106,7 @@ def _parser() -> ArgumentParser:
     option("--concurrency N", "prompts at once", 16)
     option("--patience S", "seconds to go on asking a server that is away or busy", 600.0)
     parser.add_json()
-    parser.set_defaults(date=None)
+    parser.set_defaults(date=None, server=None)
     return parser
 
 

@@ -96,6 +96,13 @@ class Stated:
     prefixed: bool
 
 
+def without_thoughts(response: str) -> str:
+    """Return a response without its thoughts (`<think> ... </think>`), those without beginning or end included."""
+    shown = _THOUGHT_END.sub("", _THOUGHT.sub("", response))
+    unclosed = _THOUGHT_BEGIN.search(shown)
+    return shown[: unclosed.start()] if unclosed else shown
+
+
 def stated_answer(response: str) -> Stated:
     r"""Extract the answer of a response.
 
@@ -103,9 +110,7 @@ def stated_answer(response: str) -> Stated:
     without a colon counts where there is no other. Thoughts (`<think>`) are left out. A closing line without text and
     a thought without end state no answer.
     """
-    shown = _THOUGHT_END.sub("", _THOUGHT.sub("", response))
-    if unclosed := _THOUGHT_BEGIN.search(shown):
-        shown = shown[: unclosed.start()]
+    shown = without_thoughts(response)
     found = [*_CLOSING.finditer(shown)] or [*_SENTENCE.finditer(shown)]
     if found:
         last, tail = found[-1], shown[found[-1].end() :]

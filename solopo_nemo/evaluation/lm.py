@@ -16,29 +16,13 @@ from solopo_nemo.builders.pairs.backend import REFUSALS_TO_GIVE_UP, Refused
 from solopo_nemo.builders.pairs.client import ServerClient
 from solopo_nemo.builders.pairs.server import is_cut, warn_of_cut
 from solopo_nemo.evaluation.answers import LENGTH, Answer
+from solopo_nemo.evaluation.models import NO_PENALTIES, penalties
 from solopo_nemo.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 logger = logging.getLogger("solopo_nemo")
-
-_NO_PENALTIES = {
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "diversity_penalty": 0.0,
-    "length_penalty": 1.0,
-    "num_beams": 1,
-    "min_length": 0,
-    **dict.fromkeys(
-        ("min_new_tokens", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
-         "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "guidance_scale",
-         "penalty_alpha", "prompt_lookup_num_tokens")
-    ),
-}  # fmt: skip
-"""Settings of ``generation_config.json`` that change which token is the greedy one, and their neutral values."""
 
 
 class ServerModel(LM):
@@ -130,14 +114,13 @@ class LocalModel(HFLM):
     def __init__(self, chat: bool, **settings: Any) -> None:
         super().__init__(add_bos_token=not chat, **settings)
         self._unfinished: deque[bool] = deque()
-        config, off = self.model.generation_config, []
-        for name, neutral in _NO_PENALTIES.items():
-            value = getattr(config, name, None)
-            if value not in (None, neutral):
-                off.append(f"{name} {value!r}")
-                setattr(config, name, neutral)
+        config = self.model.generation_config
+        off = penalties(config.to_dict())
+        for name in off:
+            setattr(config, name, NO_PENALTIES[name])
         if off:
-            logger.warning("generation_config.json: %s: off in the evaluation", ", ".join(off))
+            said = ", ".join(f"{name} {value!r}" for name, value in off.items())
+            logger.warning("generation_config.json: %s: off in the evaluation", said)
 
     def next_reason(self) -> str:
         """Why the next generated answer is not whole; call it once for each, in the order of generation."""

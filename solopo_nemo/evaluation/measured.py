@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from solopo_nemo.data.answers import FIRST_RULE
 from solopo_nemo.evaluation.scores import Mean, Values, level, mean
 from solopo_nemo.evaluation.suites.suite import Suite, View
 from solopo_nemo.runtime.errors import UserError
@@ -31,12 +32,14 @@ class Measured:
         record: content of ``evaluation.json``, which identifies the model.
         suites: for each suite a frame with one row per question. Columns: ``id``, ``value`` (the main score, 0 to 1)
             and one column per label.
+        cells: for each suite and cell its settings, and the number of questions with and without an answer.
     """
 
     name: str
     folder: Path
     record: dict[str, Any]
     suites: dict[str, pd.DataFrame]
+    cells: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Measured:
@@ -61,7 +64,16 @@ class Measured:
                 )
         scale = f" x{record['yarn']:g}" if record.get("yarn") else ""
         name = f"{Path(record['model']).name if record['base_url'] is None else record['model']}{scale}"
-        return cls(name, folder, record, {suite: pd.DataFrame(some) for suite, some in rows.items()})
+        described = {
+            (cell["suite"], cell["cell"]): {
+                "answer_rule": FIRST_RULE,
+                **cell.get("settings", {}),
+                "questions": len(cell["samples"]),
+                "without an answer": len(cell.get("unanswered", {})),
+            }
+            for cell in cells
+        }
+        return cls(name, folder, record, {suite: pd.DataFrame(some) for suite, some in rows.items()}, described)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,29 @@ TOKENS_A_BATCH = 8192
 GPU_BATCH = 8
 
 
+NO_PENALTIES = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "diversity_penalty": 0.0,
+    "length_penalty": 1.0,
+    "num_beams": 1,
+    "min_length": 0,
+    **dict.fromkeys(
+        ("min_new_tokens", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
+         "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "guidance_scale",
+         "penalty_alpha", "prompt_lookup_num_tokens")
+    ),
+}  # fmt: skip
+"""Settings of ``generation_config.json`` that change which token is the greedy one, and their neutral values."""
+
+
+def penalties(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a ``generation_config.json`` that would change greedy answers."""
+    return {name: config[name] for name, plain in NO_PENALTIES.items() if config.get(name) not in (None, plain)}
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """The model under evaluation and how to run it.
@@ -104,6 +127,9 @@ class EvaluatedModel:
             files = sorted(file for file in self._folder.iterdir() if file.is_file() and file.name != hf.RECORD)
             what = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
             what.append(settings.yarn)
+            generation = self._folder / "generation_config.json"
+            if generation.is_file() and penalties(hf.read_json(generation)):
+                what.append("without penalties")  # earlier versions answered with them
         if settings.chat_template_kwargs:
             what.append(settings.chat_template_kwargs)
         self.identity = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]

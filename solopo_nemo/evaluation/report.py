@@ -13,12 +13,13 @@ from solopo_nemo.pages.tables import Table
 from solopo_nemo.runtime.paths import ASSETS
 
 
-def write_report(models: Sequence[Measured], folder: Path) -> Path:
+def write_report(models: Sequence[Measured], folder: Path, notes: Sequence[str] = ()) -> Path:
     """Write ``index.html`` and its PNG files. PNG files of an earlier page in the folder are removed.
 
     Args:
         models: the models to show; gains are relative to the first.
         folder: output folder.
+        notes: lines on what differs besides the models.
 
     Returns:
         The path of the page.
@@ -38,7 +39,7 @@ def write_report(models: Sequence[Measured], folder: Path) -> Path:
     rows = [(name, _window(model), str(model.folder)) for name, model in zip(names, models, strict=True)]
     models_table = Table(("model", "window", "scores in"), rows)
     template = ASSETS / "evaluation.html.jinja"
-    return write_page(folder / "index.html", template, names=names, table=models_table, suites=suites)
+    return write_page(folder / "index.html", template, names=names, table=models_table, suites=suites, notes=notes)
 
 
 def _window(model: Measured) -> str:

@@ -135,6 +135,7 @@ def _settle(out: Path, model: ModelSettings, opened: EvaluatedModel) -> None:
         "model": model.model,
         "base_url": model.base_url,
         "yarn": model.yarn,
+        "chat_template_kwargs": model.chat_template_kwargs,
         "window": opened.window,
         "identity": opened.identity,
         "server": server,
@@ -161,7 +162,8 @@ def _other_rule(one: _Planned) -> str | None:
     """The rule of a score file, if it is another than today's."""
     if not isinstance(one.cell, Cell) or not one.path.is_file():
         return None
-    rule = str(json.loads(one.path.read_text(encoding="utf-8")).get("rule", FIRST_RULE))
+    cell = json.loads(one.path.read_text(encoding="utf-8"))
+    rule = str(cell.get("settings", {}).get("answer_rule", FIRST_RULE))
     return None if rule == one.cell.rule else rule
 
 
@@ -192,7 +194,7 @@ def _measure(one: _Planned, model: EvaluatedModel, answers: AnswerCache) -> None
         "cell": cell.name,
         "labels": dict(cell.labels),
         "metric": cell.metric,
-        **({"rule": cell.rule} if isinstance(cell, Cell) else {}),
+        "settings": cell.settings if isinstance(cell, Cell) else {"limit": cell.limit},
         "seconds": round(time.monotonic() - started, 1),
         "unanswered": lost,
         "samples": [sample for sample in samples if sample["id"] not in lost],

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from solopo_nemo.data.answers import Stated, is_right, stated_answer
 from solopo_nemo.evaluation.accuracy import wilson_interval
@@ -102,13 +103,34 @@ def mean(groups: Sequence[Values], questions: Sequence[Sequence[str]] | None = N
 def level(groups: Sequence[Values], questions: Sequence[Sequence[str]] | None = None, seed: int = 0) -> Mean:
     """:func:`mean` for scores from 0 to 1.
 
-    One group of binary scores gets Wilson's interval, which has a positive width even if all scores are equal.
+    Binary scores get Wilson's interval, which has a positive width even if all scores are equal. For several groups,
+    its number of questions is the effective one: that of a simple sample with the variance of the bootstrap. It is at
+    most the number of values and, where all scores are equal and nothing is known of their variance, at most that of a
+    simple sample of the distinct questions.
     """
-    once = questions is None or len(set(questions[0])) == len(questions[0])
-    if len(groups) == 1 and once and np.isin(groups[0], (0.0, 1.0)).all():
+    ids = [one for some in questions or () for one in some]
+    if not np.isin(np.concatenate(groups), (0.0, 1.0)).all():
+        return mean(groups, questions, seed)
+    if len(groups) == 1 and len(set(ids)) == len(ids):
         low, high = wilson_interval(int(groups[0].sum()), len(groups[0]))
         return Mean(float(groups[0].mean()), low, high, len(groups[0]))
-    return mean(groups, questions, seed)
+    sizes = np.array([len(group) for group in groups])
+    drawn = _resampled(*_by_question(groups, questions), np.random.default_rng(seed)) / sizes
+    value, variance = float(np.mean([group.mean() for group in groups])), float(drawn.mean(1).var())
+    count = len(groups) ** 2 / (1 / sizes).sum()
+    if variance:
+        count = min(value * (1 - value) / variance, float(sizes.sum()))
+    elif ids:
+        count = min(count, len(set(ids)))
+    return Mean(value, *_wilson(value, count), int(sizes.sum()))
+
+
+def _wilson(share: float, count: float) -> tuple[float, float]:
+    """Wilson's interval of a share of a number of questions, which need not be whole."""
+    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    middle, half = share + z * z / (2 * count), z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5
+    low, high = ((middle + sign * half) / (1 + z * z / count) for sign in (-1, 1))
+    return max(0.0, low), min(1.0, high)
 
 
 def _by_question(groups: Sequence[Values], questions: Sequence[Sequence[str]] | None) -> tuple[Values, Values]:

@@ -19,6 +19,7 @@ class SuiteSettings:
         limit: questions per cell; None uses the suite's default.
         seeds: sampling seeds, for the suites that sample answers.
         max_new_tokens: maximum answer length in tokens; None uses the suite's default.
+        skip_bad: go on without bad rows of the data, and name them.
         literal: score by the literal form of sub-EM; see :func:`~solopo_nemo.data.answers.is_right`.
     """
 
@@ -28,6 +29,7 @@ class SuiteSettings:
     limit: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     max_new_tokens: int | None = None
+    skip_bad: bool = False
     literal: bool = False
 
     def __post_init__(self) -> None:

@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from solopo_nemo.builders.contexts.sources.source import RowSource
+from solopo_nemo.data.json_rows import Row
+from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.runtime.errors import UserError
 
+logger = logging.getLogger("solopo_nemo")
+T = TypeVar("T")
+
 KINDS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+
+
+def parsed(rows: Iterable[Row], parse: Callable[[Row, int], T], settings: SuiteSettings, what: str) -> list[T]:
+    """Parse the rows of a data file.
+
+    Args:
+        rows: the rows.
+        parse: reads a row and its number; raises ``UserError`` for a bad one.
+        settings: bad rows are left out and named if ``skip_bad`` is set.
+        what: suite and dataset, for messages.
+
+    Raises:
+        UserError: a row is bad and ``skip_bad`` is off, or no row is good.
+    """
+    good: list[T] = []
+    bad: list[str] = []
+    for number, row in enumerate(rows):
+        try:
+            good.append(parse(row, number))
+        except UserError as error:
+            if not settings.skip_bad:
+                raise UserError(f"{error}; --skip-bad goes on without such rows and names them") from error
+            bad.append(str(error))
+    name_bad(bad, what)
+    if not good:
+        raise UserError(f"{what}: no row of its data is good: {bad[0] if bad else 'the file is empty'}")
+    return good
+
+
+def name_bad(errors: Sequence[str], what: str) -> None:
+    """Name the bad rows that are left out, one line each."""
+    for error in errors:
+        logger.warning("%s: left out: %s", what, error)
 
 
 def find_source(folder: Path, suite: str, name: str, hub: str, subset: str | None, split: str) -> RowSource:

@@ -89,6 +89,17 @@ class Cell:
         text = json.dumps([asked, dict(self.labels), self.metric, self.generation, self.seed, self.rule])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What ``--compare`` compares: the settings that change a score, and a hash of the prompts and gold answers."""
+        asked = json.dumps([(one.id, one.prompt, one.answers) for one in self.questions])
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "answer_rule": self.rule,
+            "prompts": hashlib.sha256(asked.encode()).hexdigest()[:16],
+        }
+
     def task(self, remote: bool) -> Any:
         """The cell as lm_eval's ``ConfigurableTask``.
 

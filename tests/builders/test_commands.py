@@ -9,8 +9,13 @@ import pytest
 from samples import RowWriter, musique_rows
 from transformers import PreTrainedTokenizerFast
 
+from solopo_nemo.builders.pairs.backend import Sampling
+from solopo_nemo.builders.pairs.run import PairSettings
+from solopo_nemo.commands import evaluate, sample_pairs
 from solopo_nemo.commands import main as command
-from solopo_nemo.runtime.cli import run
+from solopo_nemo.evaluation.models import ModelSettings
+from solopo_nemo.evaluation.settings import SuiteSettings
+from solopo_nemo.runtime.cli import run, settings_of
 from solopo_nemo.runtime.errors import UserError
 
 
@@ -83,3 +88,14 @@ def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         "report",
     ]
     assert all(f"--{name}" in shown for name in [*options, "allow-answer-leak", "json"])
+
+
+def test_every_setting_of_sampling_and_evaluation_has_its_option() -> None:
+    sampling = sample_pairs._parser().parse_args(
+        ["--contexts", "c", "--backend", "hf", "--model", "m", "--out", "o.jsonl", "--literal"]
+    )
+    assert settings_of(sampling, Sampling) == Sampling("hf", "m")
+    assert settings_of(sampling, PairSettings) == PairSettings(Path("c"), Path("o.jsonl"), literal=True)
+    evaluation = evaluate._parser().parse_args(["--model", "m", "--suite", "builtin", "--skip-bad"])
+    assert settings_of(evaluation, ModelSettings) == ModelSettings("m")
+    assert settings_of(evaluation, SuiteSettings) == SuiteSettings(Path("evaluation_data"), skip_bad=True)

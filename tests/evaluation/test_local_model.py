@@ -126,6 +126,59 @@ def test_switches_of_the_chat_template_reach_the_prompts(tmp_path: Path) -> None
         EvaluatedModel(ModelSettings(str(ASSET), chat_template_kwargs=switches), tmp_path).load()
 
 
+def test_greedy_is_greedy_whatever_generation_config_asks_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(ASSET, folder)
+    plain = EvaluatedModel(ModelSettings(str(folder)), tmp_path)
+    config = {"repetition_penalty": 1.9, "no_repeat_ngram_size": 2, "temperature": 0.7, "do_sample": True, "top_k": 3}
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    model = EvaluatedModel(ModelSettings(str(folder)), tmp_path)
+    assert model.identity != plain.identity
+    prompt = next(iter(generate_evaluation(1, SEED, 8)))["prompt"][0]["content"]
+    requests: list[Any] = [
+        SimpleNamespace(args=(prompt, {"max_gen_toks": tokens, "until": [], "do_sample": False})) for tokens in (24, 3)
+    ]
+    lms = [EvaluatedModel(ModelSettings(str(one)), tmp_path).load() for one in (ASSET, folder)]
+    first, second = (lm.generate_until(requests, disable_tqdm=True) for lm in lms)
+    assert first == second and len(set(first[0].split())) < len(first[0].split()), "words are repeated"
+    assert [lms[1].next_reason() for _ in range(3)] == ["", "length", ""]
+    (line,) = [one.getMessage() for one in caplog.records if "generation_config" in one.getMessage()]
+    assert line == "generation_config.json: repetition_penalty 1.9, no_repeat_ngram_size 2: off in the evaluation"
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("adds", [True, False])
+def test_prompts_begin_as_in_training(tmp_path: Path, chat: bool, adds: bool) -> None:
+    """A tokenizer that adds a beginning token of its own does so for plain prompts only, as in training."""
+    folder = tmp_path / "model"
+    shutil.copytree(ASSET, folder)
+    if not chat:
+        (folder / "chat_template.jinja").unlink()
+    if adds:
+        state = json.loads((folder / "tokenizer.json").read_text())
+        token = state["added_tokens"][0]
+        state["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": token["content"], "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {
+                token["content"]: {"id": token["content"], "ids": [token["id"]], "tokens": [token["content"]]}
+            },
+        }
+        (folder / "tokenizer.json").write_text(json.dumps(state))
+    model = EvaluatedModel(ModelSettings(str(folder)), tmp_path)
+    assert model.chat is chat
+    messages = [{"role": "user", "content": "Who?"}]
+    (trained,) = model.encoder.encode_prompts([messages if chat else "Who?"], ["prompt"])
+    lm = model.load()
+    text = lm.apply_chat_template(messages) if chat else "Who?"
+    assert lm.tok_batch_encode([text])[0][0].tolist() == trained
+    assert model.tokens("Who?") == len(trained)
+
+
 def test_a_batch_holds_about_as_many_tokens_whatever_their_length(tmp_path: Path) -> None:
     model = EvaluatedModel(ModelSettings(str(ASSET)), tmp_path)
     draw = random.Random(0)

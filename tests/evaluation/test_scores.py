@@ -133,6 +133,23 @@ def test_wilsons_interval_is_for_questions_that_come_once() -> None:
     assert twice.high - twice.low == pytest.approx(level([right]).high - level([right]).low, rel=0.15)
 
 
+def test_an_average_of_cells_has_an_interval_as_its_cells_have() -> None:
+    """Thirty questions of three datasets, all right: 89-100 for each, and 96-100 together; not 100-100."""
+    cells = [np.ones(30)] * 3
+    ids = [[f"{cell}-{number}" for number in range(30)] for cell in "abc"]
+    all_right = level(cells, ids)
+    assert (all_right.low, all_right.high) == pytest.approx(wilson_interval(90, 90))
+    assert level(cells, [ids[0]] * 3).low == pytest.approx(wilson_interval(30, 30)[0]), "the same questions thrice"
+    assert level([np.zeros(30)] * 3, ids).high == pytest.approx(1 - all_right.low)
+    # a small cell makes the average less certain than all its questions are together
+    assert level([np.ones(90), np.ones(3)]).low < level([np.ones(93)]).low
+    # away from the ends, it is the bootstrap's
+    values = (np.random.default_rng(0).random((3, 400)) < 0.6).astype(float)
+    apart = [[f"{cell}-{number}" for number in range(400)] for cell in "abc"]
+    wilson, bootstrap = level([*values], apart), mean([*values], apart)
+    assert (wilson.low, wilson.high) == pytest.approx((bootstrap.low, bootstrap.high), abs=2e-3)
+
+
 def test_nothing_has_no_mean() -> None:
     with pytest.raises(ValueError, match="hold values"):
         mean([])

@@ -13,6 +13,7 @@ from chat_server import Answer, ChatServer, chat_server
 from suite_data import QUESTIONS, write_data
 
 import solopo_nemo
+from solopo_nemo.evaluation.differences import differences
 from solopo_nemo.evaluation.measured import Measured
 from solopo_nemo.evaluation.models import ModelSettings
 from solopo_nemo.evaluation.report import write_report
@@ -263,6 +264,42 @@ def test_a_length_beyond_the_window_says_how_to_extend_it(data: tuple[Path, dict
         pytest.raises(UserError, match=r"8192 tokens are beyond the model's window of 4096"),
     ):
         run(server, data[0], tmp_path, "ruler_qa", lengths=(1024, 8192))
+
+
+def test_a_comparison_says_what_else_differs(data: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    with chat_server(oracle(data[1])) as server:
+        one = run(server, data[0], tmp_path / "one", "longbench_qa,longbench_v2")
+        two = run(server, data[0], tmp_path / "two", "longbench_qa", max_new_tokens=32, limit=4, literal=True)
+    assert differences([one, one], ["a", "b"]) == []
+    assert differences([one, two], ["a", "b"]) == [
+        "longbench_qa: answer_rule is 2 for a and literal for b in 6 cells, such as 2wikimqa",
+        "longbench_qa: max_new_tokens is 64 for a and 32 for b in 6 cells, such as 2wikimqa",
+        "longbench_qa: prompts or gold answers differ in 6 cells, such as 2wikimqa",
+        "longbench_qa: questions is 6 for a and 4 for b in 6 cells, such as 2wikimqa",
+        "longbench_v2: only a has it",
+    ]
+    page = write_report([one, two], tmp_path / "page", differences([one, two], ["a", "b"]))
+    assert "longbench_v2: only a has it" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("suite", "file"),
+    [("longbench_qa", "longbench_qa/qasper"), ("longbench_v2", "longbench_v2/data"), ("ruler_qa", "ruler_qa/squad")],
+)
+def test_a_bad_row_is_refused_or_left_out_and_named(
+    data: tuple[Path, dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture, suite: str, file: str
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data[0], folder)
+    path = folder / f"{file}.jsonl"
+    path.write_text(path.read_text() + '{"id": "bad"}\n')
+    with chat_server(oracle(data[1])) as server:
+        with pytest.raises(UserError, match=rf"{path.name}:\d+: .*--skip-bad"):
+            run(server, folder, tmp_path / "out", suite, lengths=(1024,))
+        measured = run(server, folder, tmp_path / "out", suite, lengths=(1024,), skip_bad=True)
+    assert set(measured.suites[suite]["value"]) == {1.0}
+    (line,) = [one.getMessage() for one in caplog.records if "left out: " in one.getMessage()]
+    assert f"{path.name}:" in line
 
 
 def test_answers_that_are_cut_or_refused_are_counted_and_asked_again(

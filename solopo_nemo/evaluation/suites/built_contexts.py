@@ -9,13 +9,13 @@ from itertools import islice
 
 from solopo_nemo.builders.contexts.compose import Composer, Context, Dropped
 from solopo_nemo.builders.contexts.pool import ParagraphPool
-from solopo_nemo.builders.contexts.question import BadRow, Question
+from solopo_nemo.builders.contexts.question import BadRow, Question, refuse_bad_rows
 from solopo_nemo.builders.contexts.sources import read_pool, read_questions
 from solopo_nemo.builders.contexts.sources.source import RowSource
 from solopo_nemo.builders.contexts.targets import Target, Targets
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings
-from solopo_nemo.evaluation.sources import KINDS, find_source
+from solopo_nemo.evaluation.sources import KINDS, find_source, name_bad
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.progress import with_progress
 
@@ -80,13 +80,16 @@ def asked_questions(
 
 
 def _read(source: RowSource, settings: SuiteSettings, dataset: str) -> tuple[ParagraphPool, list[Question]]:
-    pool, questions = ParagraphPool(), []
+    pool, questions, bad = ParagraphPool(), [], []
     for item in with_progress(read_questions(source), f"reading {dataset}"):
         if isinstance(item, BadRow):
-            raise UserError(item.error)
+            bad.append(item.error)
+            refuse_bad_rows(bad, settings.skip_bad)
+            continue
         questions.append(item)
         for paragraph in (*item.supporting, *item.others):
             pool.add(paragraph, item.id)
+    name_bad(bad, dataset)
     for kind in KINDS:
         path = settings.data / FOLDER / f"pool{kind}"
         if path.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 
 from solopo_nemo.builders.contexts.prompt import render_document
@@ -11,7 +12,7 @@ from solopo_nemo.data.json_rows import Row
 from solopo_nemo.evaluation.documents import fitted
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings
-from solopo_nemo.evaluation.sources import find_source
+from solopo_nemo.evaluation.sources import find_source, parsed
 from solopo_nemo.evaluation.suites.suite import Suite, View
 from solopo_nemo.evaluation.task import Cell, Label, Question, scoring
 from solopo_nemo.runtime.progress import with_progress
@@ -33,7 +34,7 @@ def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[Cell]:
     for dataset, documents in DATASETS.items():
         source = find_source(settings.data, "longbench_qa", dataset, HUB, dataset, "test")
         rows = with_progress(islice(source.rows(), settings.limit), f"longbench_qa: {dataset}")
-        made = [_question(row, number, model, room) for number, row in enumerate(rows)]
+        made = parsed(rows, partial(_question, model=model, room=room), settings, f"longbench_qa: {dataset}")
         yield Cell(
             name=dataset,
             labels={"dataset": dataset, "documents": documents},
@@ -45,7 +46,7 @@ def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[Cell]:
         )
 
 
-def _question(row: Row, number: int, model: EvaluatedModel, room: int) -> tuple[Question, int]:
+def _question(row: Row, number: int, *, model: EvaluatedModel, room: int) -> tuple[Question, int]:
     fields, where = row.fields(), row.where
     # the field is `input` in LongBench's own files and `question` in the hub copy that lm_eval loads
     field = "input" if has(fields, "input") else "question"

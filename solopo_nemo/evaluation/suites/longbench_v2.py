@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any
 
+from solopo_nemo.data.answers import without_thoughts
 from solopo_nemo.data.fields import bad_field, required, text
 from solopo_nemo.data.json_rows import Row
 from solopo_nemo.evaluation.documents import fitted
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings
-from solopo_nemo.evaluation.sources import find_source
+from solopo_nemo.evaluation.sources import find_source, parsed
 from solopo_nemo.evaluation.suites.suite import Suite, View
 from solopo_nemo.evaluation.task import Cell, Label, Question
 from solopo_nemo.runtime.progress import with_progress
@@ -42,8 +44,8 @@ _STATED = (re.compile(r"The correct answer is \(([A-D])\)"), re.compile(r"The co
 
 
 def stated_choice(response: str) -> str | None:
-    """The letter that a response states, extracted by LongBench v2's rule; None if there is none."""
-    plain = response.replace("*", "")
+    """The letter that a response states after its thoughts, by LongBench v2's rule; None if there is none."""
+    plain = without_thoughts(response).replace("*", "")
     for pattern in _STATED:
         if found := pattern.search(plain):
             return found.group(1)
@@ -59,7 +61,7 @@ def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[Cell]:
     room = settings.max_new_tokens or MAX_NEW_TOKENS
     source = find_source(settings.data, "longbench_v2", "data", "THUDM/LongBench-v2", None, "train")
     rows = with_progress(islice(source.rows(), settings.limit), "longbench_v2")
-    made = [_question(row, model, room) for row in rows]
+    made = parsed(rows, partial(_question, model=model, room=room), settings, "longbench_v2")
     for seed in settings.seeds:
         yield Cell(
             name=f"seed-{seed}",
@@ -74,7 +76,7 @@ def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[Cell]:
         )
 
 
-def _question(row: Row, model: EvaluatedModel, room: int) -> tuple[Question, int]:
+def _question(row: Row, number: int, *, model: EvaluatedModel, room: int) -> tuple[Question, int]:
     fields, where = row.fields(), row.where
 
     def field(name: str) -> str:
