@@ -79,7 +79,7 @@ def _training_state(trainer: pl.Trainer) -> dict[str, list[torch.Tensor]]:
             state["optimizer"] += [p for p in group["params"] if p.untyped_storage().data_ptr() not in weights]
         for values in optimizer.optimizer.state.values():
             state["optimizer"] += [value for value in values.values() if torch.is_tensor(value)]
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:
         module = getattr(callback, "module", None)
         if isinstance(module, torch.nn.Module):
             state["reference"] += list(module.parameters())

@@ -68,7 +68,7 @@ def ranks_started(process: subprocess.Popen[str]) -> Callable[[], object]:
 def test_kills_leave_no_trace(finished: Path, tmp_path: Path, kills: int) -> None:
     chance = random.Random(kills)
     whole, tortured = started(finished, tmp_path / "whole"), started(finished, tmp_path / "tortured")
-    steps = max(40, 2 * kills)
+    steps = max(30, 2 * kills)
     settings = [*SETTINGS, f"trainer.max_steps={steps}"]
     run(whole, *settings)
 

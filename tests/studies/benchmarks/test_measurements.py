@@ -54,6 +54,7 @@ def test_a_step_beside_the_peer(work: Path) -> None:
         assert 0 < run["peak_bytes"][0] < 200 * MIB
 
 
+@pytest.mark.long
 def test_scaling_measures_each_rank(work: Path) -> None:
     words = ["scaling", "--long", "4096", "--context", "1,2", "--context-mode", "a2a", "--steps", "2"]
     runs, _ = benchmark(work, *words, *TINY)

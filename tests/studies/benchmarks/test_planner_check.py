@@ -69,7 +69,7 @@ def _trace_again(_: int, out: str) -> None:
     torch.save([check.trace(spec) for spec in TRACED_AGAIN], out)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trace_gives_what_is_recorded_and_the_state_of_a_real_run(tmp_path: Path) -> None:
     """Some 60 s: two configurations are traced again, and one is trained."""
     with forking():

@@ -70,7 +70,7 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
         Result.read(tmp_path / "result.json")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_method_is_trained_by_its_recipe_and_scored(tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     rows = list(training_questions(16, 0, 16, 32))
