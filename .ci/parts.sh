@@ -64,8 +64,13 @@ install_packages() { # COMMAND=PACKAGES...: the packages of the commands that ar
         echo "could not be installed, so their tests are skipped: ${packages[*]}"
 }
 
-set_up() {
-    install_packages "$@"
+set_up() { # COMMAND=PACKAGES...: Debian's packages while pip installs Python's
+    local packages
+    install_packages "$@" >"$log_folder/packages.log" 2>&1 &
+    packages=$!
     tools/setup.sh --dev
+    wait "$packages"
+    cat "$log_folder/packages.log"
+    printf '\n== set-up: %d s\n' "$SECONDS"
     export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
 }
