@@ -2,7 +2,8 @@
 #
 #   docker build -t solopo .                     on NVIDIA's NeMo container, for GPUs
 #   docker build --target cpu -t solopo:cpu .    on plain Python 3.11, for machines without
-#   docker run --rm -v "$PWD/outputs:/opt/solopo_nemo/outputs" solopo:cpu python recipes/solo_dpo.py
+#   mkdir -p outputs
+#   docker run --rm -v "$PWD/outputs:/opt/solopo_nemo/outputs" --user "$(id -u):$(id -g)" solopo:cpu python recipes/solo_dpo.py
 #
 # Pip's settings (an index of your own, with its password) come in as a secret and never reach a layer:
 #   --secret id=pip.conf,src=$HOME/.config/pip/pip.conf

@@ -3,6 +3,7 @@
 # `solopo launch` runs the copy of this script that is part of the installed package, and sets SOLOPO_PYTHON (its
 # interpreter) and SOLOPO_VERSION: the job then runs in the current folder, and not in a checkout.
 set -euo pipefail
+unset CDPATH
 
 usage() {
     cat <<'TEXT'
@@ -15,13 +16,15 @@ a node, until it has finished. The batch script and the commit are kept in OUTPU
 
 resources
   --nodes N               nodes (1)
-  --gpus-per-node G       GPUs, and ranks, of each node (0: train on CPUs)
+  --gpus-per-node G       GPUs, and ranks, of each node (0: train on CPUs); where the site takes --gres only, add
+                          --sbatch=--gres=gpu:G
   --ranks-per-node R      ranks of each node without GPUs (1)
   --cpus-per-node C       CPU cores of each node, for all its ranks (what the cluster gives)
   --time LIMIT            MINUTES, HH:MM:SS or D-HH:MM:SS (what the partition gives)
   --partition P, --account A, --job-name NAME, --dependency LIST
                           as sbatch takes them
-  --sbatch OPTION         any other option of sbatch, as in --sbatch=--qos=high; may be repeated
+  --sbatch OPTION         any other option of sbatch, as in --sbatch=--qos=high; may be repeated. With
+                          --sbatch=--no-requeue the job ends where it would requeue
 
 restarts
   --grace SECONDS         how long before the time limit the run is told to save and stop (180)
@@ -52,8 +55,8 @@ fail() {
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [[ -n ${SOLOPO_PYTHON-} ]]; then root=$PWD; else root=$(dirname "$here"); fi
 nodes=1 gpus=0 ranks="" cpus="" limit="" partition="" account="" job_name="" dependency=""
-grace=180 max_restarts=3 chain=1 image="" runtime=none dry_run=false
-program=() sbatch_options=() settings=() passed_on=() mounts=() container_options=()
+grace=180 max_restarts=3 chain=1 image="" runtime=none dry_run=false requeue=1 gres=false
+program=() watched=() sbatch_options=() settings=() passed_on=() mounts=() container_options=()
 
 add_env() {
     local name=${1%%=*}
@@ -172,6 +175,18 @@ check_options() {
     done
     for option in "${sbatch_options[@]}"; do
         [[ $option == --?* ]] || fail "--sbatch $option: must be an option, as in --sbatch=--qos=high"
+        case $option in
+            --no-requeue) requeue=0 ;;
+            --array | --array=*) fail "--sbatch $option: the jobs of an array would write into one output folder; launch" \
+                "once for each output_dir" ;;
+            --gres=*gpu*)
+                ((gpus)) || fail "--sbatch $option: needs --gpus-per-node, which also sets the ranks of a node"
+                [[ ,${option#*=}, =~ ,gpu(:[^,:]*[^0-9,:][^,:]*)?(:([0-9]+))?, && ${BASH_REMATCH[3]:-1} == "$gpus" ]] ||
+                    fail "--sbatch $option: must ask for gpu:$gpus, as --gpus-per-node $gpus"
+                gres=true
+                ;;
+            --nodes* | --ntasks* | --signal* | --output* | --open-mode*) fail "--sbatch $option: launch.sh sets it" ;;
+        esac
     done
     [[ $runtime =~ ^(none|pyxis|apptainer|docker)$ ]] || fail "--container-runtime $runtime: pyxis, apptainer or docker"
     if [[ -z $image ]]; then
@@ -196,6 +211,9 @@ choose_runtime() {
             runtime=apptainer
         elif docker info >/dev/null 2>&1; then
             runtime=docker
+        elif $dry_run; then
+            runtime=pyxis
+            printf 'note: %s\n' "no container runtime here; the script is the one for pyxis (--container-runtime)" >&2
         else
             fail "--container: neither pyxis nor apptainer nor a running docker found here; where only the nodes have" \
                 "one, name it with --container-runtime"
@@ -213,7 +231,7 @@ choose_runtime() {
 
 # Sets output_dir, from the checked configuration where this machine can read it.
 check_program() {
-    local own=${SOLOPO_PYTHON-} argument recipe is_recipe=false overrides
+    local own=${SOLOPO_PYTHON-} argument recipe is_recipe=false overrides out="" previous=""
     if [[ -z $own && -x $root/.venv/bin/python ]]; then own=$root/.venv/bin/python; fi
     if [[ -z $own ]]; then own=$(command -v python3) || own=""; fi
     if [[ -n $image ]]; then
@@ -235,7 +253,16 @@ check_program() {
     output_dir=outputs/$recipe
     for argument in "${overrides[@]}"; do
         if [[ $argument == output_dir=* ]]; then output_dir=${argument#*=}; fi
+        if [[ $argument == --out=* ]]; then out=${argument#*=}; elif [[ $previous == --out ]]; then out=$argument; fi
+        previous=$argument
     done
+    # a tool writes --out, a folder, or a file with others of its name
+    if [[ -n $out ]]; then
+        is_recipe=false
+        [[ $out == /* ]] || out=$root/$out
+        output_dir=$out
+        if [[ ${out##*/} == *.* ]]; then output_dir=$(dirname "$out"); fi
+    fi
     if $is_recipe; then
         if [[ -n $own ]] && "$own" -c 'from importlib.util import find_spec as f; exit(not (f("hydra") and f("torch")))'; then
             output_dir=$(PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$own" -m solopo_nemo.training.preflight \
@@ -247,6 +274,11 @@ check_program() {
     [[ $output_dir == /* ]] || output_dir=$root/$output_dir
     [[ $output_dir != *[[:cntrl:]]* ]] || fail "output_dir: no line breaks, please"
     [[ -z $image || $output_dir != *[,:]* ]] || fail "output_dir=$output_dir: no comma or colon, please, with --container"
+    if [[ -n $out ]]; then
+        watched=("$out")
+    else
+        watched=("$output_dir/checkpoints" "$output_dir/reference")
+    fi
     mounts=("$root:$root" "$output_dir:$output_dir" "${mounts[@]}")
     job_name=${job_name:-$recipe}
 }
@@ -271,7 +303,7 @@ write_script() {
     echo '#!/bin/bash'
     directive --job-name "$job_name"
     echo "#SBATCH --nodes=$nodes --ntasks-per-node=1"
-    if ((gpus)); then echo "#SBATCH --gpus-per-node=$gpus"; fi
+    if ((gpus)) && ! $gres; then echo "#SBATCH --gpus-per-node=$gpus"; fi
     if [[ -n $cpus ]]; then
         echo "#SBATCH --cpus-per-task=$cpus"
         srun_options+=("--cpus-per-task=$cpus")
@@ -283,11 +315,14 @@ write_script() {
     for option in "${sbatch_options[@]}"; do
         if [[ $option == *=* ]]; then directive "${option%%=*}" "${option#*=}"; else echo "#SBATCH $option"; fi
     done
-    echo "#SBATCH --requeue --open-mode=append --signal=B:USR1@$grace"
+    if ((requeue)); then option="--requeue "; else option=""; fi
+    echo "#SBATCH $option--open-mode=append --signal=B:USR1@$grace"
     directive --output "${output_dir//%/%%}/logs/slurm-%j.log"
     printf '\n# %s\n' "Written by launch.sh, commit $commit"
     assign root "$root"
     assign output_dir "$output_dir"
+    assign_list watched "${watched[@]}"
+    assign requeue "$requeue"
     assign commit "$commit"
     assign gpus "$gpus"
     assign max_restarts "$max_restarts"

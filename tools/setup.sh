@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the project needs. Run it again whenever you like: a complete installation is left alone.
 set -euo pipefail
+unset CDPATH
 
 usage() {
     cat <<'TEXT'
@@ -48,7 +49,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 base=${PYTHON:-python3}
 stamp=.venv/.setup-complete
-state="$(cat requirements/*.txt pyproject.toml studies/pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1) engine=$engine $root"
+# macOS has shasum
+hash() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi | cut -d' ' -f1; }
+state="$(cat requirements/*.txt pyproject.toml studies/pyproject.toml tools/setup.sh | hash) engine=$engine $root"
 
 check_base() {
     "$base" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null ||
@@ -126,6 +129,9 @@ PYTHON
     constraints=(-c "$kept")
 else
     python=.venv/bin/python
+    # a user's settings of pip that would install elsewhere than in .venv
+    export PIP_USER=0
+    unset PIP_TARGET PIP_PREFIX
     leave_if_complete
     mkdir -p .venv
     exec 9>.venv/.setup-lock

@@ -136,6 +136,47 @@ def test_the_script_asks_for_what_the_options_say(cluster: StubCluster, program:
     ]
 
 
+def test_a_site_with_gres_only_and_a_job_that_is_not_requeued(cluster: StubCluster, program: list[str]) -> None:
+    for gres in ("gpu:4", "gpu:a100:4", "shard:1,gpu:h100_80:4"):
+        options = ["--gpus-per-node", "4", f"--sbatch=--gres={gres}", "--sbatch=--no-requeue"]
+        script = cluster.script(*options, *program)
+        assert "--gpus-per-node" not in script.split("torchrun=")[0]
+        assert f'#SBATCH --gres="{gres}"\n' in script and "#SBATCH --no-requeue\n" in script
+        assert "#SBATCH --open-mode=append" in script and "--requeue" not in script.split("torchrun=")[0]
+        assert "--nproc-per-node 4" in script
+    done = cluster.run_job(script, SRUN_CODE="75")
+    assert "not requeued (--no-requeue)" in done.stdout and not cluster.calls("scontrol")[1:]
+
+
+def test_what_a_tool_writes_is_watched(cluster: StubCluster, tmp_path: Path) -> None:
+    """The restarts of a tool are counted by what it adds to --out, a folder or a file with others of its name."""
+    tool = ["tools/evaluate.py", "--model", "m", "--suite", "builtin", "--out"]
+    for out, folder in (
+        (tmp_path / "scores", tmp_path / "scores"),
+        (tmp_path / "pairs" / "pairs.jsonl", tmp_path / "pairs"),
+    ):
+        script = cluster.script(*tool, str(out))
+        assert f"output_dir={folder}\n" in script and f"watched=( {out} )\n" in script
+        cluster.output = folder
+        for size in range(6):  # more starts than --max-restarts allows, each with progress
+            done = cluster.run_job(script, SRUN_CODE="1")
+            assert "requeued" in done.stdout, done.stdout + done.stderr
+            sample = folder / "cells.json" if out == folder else folder / "pairs.jsonl.samples.sqlite"
+            sample.write_text("x" * size)
+        for _ in range(4):
+            done = cluster.run_job(script, SRUN_CODE="1")
+        assert "without a new checkpoint" in done.stdout
+
+
+def test_a_dry_run_needs_no_container_runtime_and_an_odd_cdpath_does_no_harm(
+    cluster: StubCluster, program: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "tools").mkdir()
+    done = cluster.launch("--dry-run", "--container", "i:1", *program, CDPATH=str(tmp_path), PYTHON="python")
+    assert done.returncode == 0 and "runtime=pyxis\n" in done.stdout
+    assert done.stderr.startswith("note: no container runtime here") and done.stderr.count("\n") == 1
+
+
 def test_a_dry_run_leaves_nothing(cluster: StubCluster, program: list[str]) -> None:
     cluster.script(*program)
     assert not cluster.output.exists()
@@ -208,6 +249,10 @@ BAD = {
     "runtime": (["--container", "i", "--container-runtime", "podman", "PROGRAM"], "podman"),
     "runtime without container": (["--container-runtime", "docker", "PROGRAM"], "--container"),
     "sbatch": (["--sbatch", "qos=high", "PROGRAM"], "--sbatch"),
+    "array": (["--sbatch=--array=0-3", "PROGRAM"], "--array=0-3"),
+    "gres without gpus": (["--sbatch=--gres=gpu:8", "PROGRAM"], "--gpus-per-node"),
+    "gres of another number": (["--gpus-per-node", "8", "--sbatch=--gres=gpu:a100:4", "PROGRAM"], "gpu:8"),
+    "what launch.sh sets": (["--sbatch=--output=x", "PROGRAM"], "--output=x"),
     "no such program": (["recipes/none.py"], "recipes/none.py"),
     "no such python": (["PROGRAM", "PYTHON=nopython"], "nopython"),
     "output_dir": (["PROGRAM", "output_dir=/proc/x"], "/proc/x"),

@@ -13,12 +13,18 @@ stopped_by=""
 
 say() { printf 'launch: %s\n' "$*"; }
 
-# What a run has to show: its newest checkpoint, and how much of the reference policy has been scored.
+# What a run has to show: its newest checkpoint, and how much of the reference policy has been scored. What a tool has
+# to show: the files whose names begin with its --out.
 progress() {
-    {
-        find "$output_dir/checkpoints" -mindepth 1 -maxdepth 1 -name 'step_*' -printf '%f\n' | sort | tail -n 1
-        find "$output_dir/reference" -type f -printf '%p %s\n' | sort
-    } 2>/dev/null | cksum
+    local path
+    for path in "${watched[@]}"; do
+        if [[ $path == "$output_dir/checkpoints" ]]; then
+            find "$path" -mindepth 1 -maxdepth 1 -name 'step_*' -printf '%f\n' | sort | tail -n 1
+        else
+            find "$(dirname "$path")" -path "$path*" -not -path "$output_dir/slurm/*" -not -path "$output_dir/logs/*" \
+                -type f -printf '%p %s\n' | sort
+        fi
+    done 2>/dev/null | cksum
 }
 
 give_up() {
@@ -105,6 +111,8 @@ again() {
     elif [[ $stopped_by == SIGTERM ]]; then
         # scancel ends the job for good; what Slurm preempts it requeues by itself
         say "$outcome, ended by Slurm; not requeued from here"
+    elif ((!requeue)); then
+        say "$outcome; not requeued (--no-requeue): launch with the same arguments to go on"
     elif ((fruitless >= max_restarts)) && [[ $(progress) == "$now" ]]; then
         give_up
     else
