@@ -26,9 +26,10 @@ def main(arguments: Sequence[str]) -> None:
     from solopo_nemo.builders.contexts.shards import planned_date
     from solopo_nemo.data.tokenize import TripletEncoder
     from solopo_nemo.data.tokenizer_files import load_tokenizer
+    from solopo_nemo.training.prepare import find_tokenizer
 
     settings = BuildSettings(**{**given, "pool": tuple(parsed.pool or ())}, gold_pairs=parsed.pairs == "gold")
-    tokenizer = load_tokenizer(parsed.tokenizer, day=planned_date(settings.work))
+    tokenizer = load_tokenizer(find_tokenizer(parsed.tokenizer), day=planned_date(settings.work))
     encoder = TripletEncoder(tokenizer, parsed.chat_template_kwargs, TEMPLATE_KWARGS)
     summary = build_contexts(settings, encoder)
     _report(summary)
@@ -44,9 +45,11 @@ def _parser() -> ArgumentParser:
         "`datasets` loads by its name, such as a dataset on the Hugging Face hub"
     )
     option("--source PATH|NAME", source, type=path_or_name, required=True)
-    tokenizer = "local Hugging Face folder of the model to train; it needs a chat template"
-    option("--tokenizer FOLDER", tokenizer, type=Path, required=True)
-    short = "token target of the short prompt: 1100, a range 800-1400, or a file with one length a line to draw from"
+    tokenizer = "Hugging Face folder of the model to train, or its name on the hub; it needs a chat template"
+    option("--tokenizer FOLDER", tokenizer, type=path_or_name, required=True)
+    short = (
+        "token target of the short prompt: 1100 or 1K, a range 800-1400, or a file with one length a line to draw from"
+    )
     option("--short-tokens N", short, type=path_or_name, required=True)
     long = (
         "the same of the long prompt, e.g. 7500; several as 4096,8192,16384 give one output each, NAME.4096.jsonl, "

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         both = given.model and given.suite
         require(both, "--model and --suite are needed (or --compare with evaluated folders)")
-        out = given.out or Path("outputs/evaluation") / Path(given.model).resolve().name
+        out = given.out or Path("outputs/evaluation") / _name(given.model)
         models = [_evaluate(given, out)]
     console, names = Console(stderr=True, markup=False), unlike_names(models)
     notes = differences(models, names)
@@ -61,6 +61,13 @@ def main(arguments: Sequence[str]) -> None:
     show_json(given, as_json(models) | ({"differences": notes} if given.compare else {}))
 
 
+def _name(model: str) -> str:
+    """The name of an evaluation: that of the model's folder; of a run's ``hf`` or checkpoint, with the run's name."""
+    path = Path(model).resolve()
+    parts = [part.name for part in (path, *path.parents) if part.name not in ("hf", "checkpoints")]
+    return f"{parts[1]}-{parts[0]}" if path.is_dir() and parts[0].startswith("step_") else parts[0]
+
+
 def _evaluate(given: Any, out: Path) -> Any:
     from solopo_nemo.evaluation.models import ModelSettings
     from solopo_nemo.evaluation.run import evaluate
@@ -68,11 +75,14 @@ def _evaluate(given: Any, out: Path) -> Any:
     from solopo_nemo.evaluation.suites import find_suites
     from solopo_nemo.families.hf import is_checkpoint
     from solopo_nemo.training.checkpoints.files import check_origin
+    from solopo_nemo.training.prepare import find_tokenizer
 
     if is_checkpoint(Path(given.model)):
         vouch = "tools/convert.py export --trust-checkpoint makes a Hugging Face folder of it"
         check_origin(Path(given.model), "--model", False, vouch)
 
+    if given.tokenizer:
+        given.tokenizer = find_tokenizer(given.tokenizer)
     model, settings = settings_of(given, ModelSettings), settings_of(given, SuiteSettings)
     return evaluate(model, find_suites(given.suite), settings, out)
 
@@ -85,7 +95,11 @@ def _parser() -> ArgumentParser:
     option("--suite NAME[,NAME]", f"of {', '.join(SUITES)}")
     compare = "put folders that were evaluated side by side; differences are to the first"
     option("--compare FOLDER", compare, type=Path, nargs="+")
-    option("--out FOLDER", "folder to write (default outputs/evaluation/NAME, or outputs/comparison)", type=Path)
+    option(
+        "--out FOLDER",
+        "folder to write (default outputs/evaluation/NAME of the model or run, or outputs/comparison)",
+        type=Path,
+    )
 
     option, numbers = parser.options("how"), list_of(int)
     data = "folder of the data, SUITE/DATASET.jsonl; what is not there comes from the hub"
@@ -95,7 +109,7 @@ def _parser() -> ArgumentParser:
     option("--depths P,P", "where niah_plus puts the needle, in percent (default 0,25,50,75,100)", type=numbers)
     option("--limit N", "questions a cell (default: the suite's own number)", type=int)
     option("--seeds N,N", "of longbench_v2, which samples (default 0,1,2)", type=numbers)
-    option("--max-new-tokens N", "longest answer (default: the suite's own)", type=int)
+    option("--max-new-tokens N", "longest answer (default: the suite's own)", type=token_count)
     option("--yarn F", "extend the model's window F times by YaRN", type=float)
     option("--skip-bad", "go on without bad rows of the data, and name them")
     add_literal(option)
@@ -103,8 +117,9 @@ def _parser() -> ArgumentParser:
 
     option = parser.options("with a server; the key is taken from OPENAI_API_KEY")
     option("--base-url URL", "OpenAI-compatible, such as http://127.0.0.1:8000/v1")
-    option("--tokenizer FOLDER", "folder of the server's tokenizer, for suites that count tokens", type=Path)
-    option("--window N", "longest sequence that the server takes, in tokens", type=int)
+    tokenizer = "folder of the server's tokenizer, or a name on the hub, for suites that count tokens"
+    option("--tokenizer FOLDER", tokenizer, type=path_or_name)
+    option("--window N", "longest sequence that the server takes, in tokens", type=token_count)
     option("--concurrency N", "prompts at once", 16)
     option("--patience S", "seconds to go on asking a server that is away or busy", 600.0)
     parser.add_json()

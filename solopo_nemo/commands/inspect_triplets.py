@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solopo_nemo.runtime.cli import EXIT_USER_ERROR, TEMPLATE_KWARGS, ArgumentParser, add_template_kwargs, show_json
+from solopo_nemo.runtime.cli import (
+    EXIT_USER_ERROR,
+    TEMPLATE_KWARGS,
+    ArgumentParser,
+    add_template_kwargs,
+    path_or_name,
+    show_json,
+)
 from solopo_nemo.runtime.errors import require
 
 if TYPE_CHECKING:
@@ -26,7 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="what data.train of the recipes takes")
     option = parser.options()
-    option("--tokenizer FOLDER", "local Hugging Face folder: lengths are then tokens, not characters", type=Path)
+    tokenizer = "Hugging Face folder, or a name on the hub: lengths are then tokens, not characters"
+    option("--tokenizer FOLDER", tokenizer, type=path_or_name)
     add_template_kwargs(option)
     option("--score TURNS", "turns of an answer that are scored, as data.score", "assistant", choices=SCORES)
     option("--tokens ID", "show the sequences of this sample, with the scored tokens marked, and nothing else")
@@ -39,13 +47,14 @@ def main(arguments: Sequence[str]) -> int:
     from solopo_nemo.data.shown import shown_sequences
     from solopo_nemo.data.tokenize import TripletEncoder
     from solopo_nemo.data.tokenizer_files import load_tokenizer
+    from solopo_nemo.training.prepare import find_tokenizer
 
     for name in ("chat_template_kwargs", "tokens"):
         require(given.tokenizer or not getattr(given, name), f"--{name.replace('_', '-')}: needs --tokenizer")
     encoder = None
     if given.tokenizer:
-        tokenizer = load_tokenizer(given.tokenizer)
-        encoder = TripletEncoder(tokenizer, given.chat_template_kwargs, TEMPLATE_KWARGS, score=given.score)
+        loaded = load_tokenizer(find_tokenizer(given.tokenizer))
+        encoder = TripletEncoder(loaded, given.chat_template_kwargs, TEMPLATE_KWARGS, score=given.score)
     if encoder and given.tokens:
         triplet, needs = find_sample(given.file, given.tokens)
         for sequence in shown_sequences(encoder.tokenizer, encoder.encode([triplet], needs)[0], needs.sequences):

@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from solopo_nemo.commands.dispatch import split_recipe
 from solopo_nemo.planning.run import OPTIMIZERS
 from solopo_nemo.planning.step_time import Machine
 from solopo_nemo.runtime.cli import ArgumentParser, positive_count, positive_number, show_json
 from solopo_nemo.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from solopo_nemo.config.schema import RunConfig
 
 SAMPLES = 5000
 """Default number of samples in an epoch if the data do not exist yet: the paper's number of triplets."""
@@ -55,8 +59,10 @@ def main(arguments: Sequence[str]) -> None:
     window = config.data.max_tokens or shape.max_position_embeddings
     long = given.length or max(window - given.response, 1)
     lengths = Lengths(long, min(given.short, long), given.response)
-    samples = given.samples or count_samples(config) or SAMPLES
+    counted = None if given.samples else count_samples(config)
+    samples = given.samples or counted or SAMPLES
     found = overview(config, shape, lengths, machine, samples, given.optimizer)
+    found = replace(found, epoch=f"{samples:,} samples{_whose(given.samples, counted, config)}")
     if given.trace and found.best:
         from solopo_nemo.planning.dry_run.report import trace_layout
 
@@ -69,6 +75,17 @@ def main(arguments: Sequence[str]) -> None:
 
         draw_overview(config, found, given.plot)
     show_json(given, {"recipe": recipe, "model": config.model.init, **found.as_json()})
+
+
+def _whose(given: int | None, counted: int | None, config: RunConfig) -> str:
+    """What the samples of an epoch are, in words."""
+    if given:
+        return ""
+    if counted is None:
+        return f" (assumed, as data.train={config.data.train} is not here; --samples sets them)"
+    if config.data.train == "builtin":
+        return " (the built-in data; data.train or --samples sets yours)"
+    return f" of {config.data.train}"
 
 
 def _share(text: str) -> float:

@@ -25,6 +25,7 @@ from solopo_nemo.runtime.cli import (
     show_json,
 )
 from solopo_nemo.runtime.errors import require
+from solopo_nemo.runtime.units import token_count
 
 if TYPE_CHECKING:
     from solopo_nemo.builders.pairs.backend import Backend, Sampling
@@ -88,7 +89,7 @@ def _parser() -> ArgumentParser:
     option("--samples N", "answers a prompt", 32)
     option("--temperature T", "of the softmax", 0.85)
     option("--top-p P", "nucleus sampling; 1 is none", 1.0)
-    option("--max-new-tokens N", "longest answer in tokens", 512)
+    option("--max-new-tokens N", "longest answer in tokens", 512, type=token_count)
     batch = (
         "answers to a prompt that are asked for at once, 0 for all of them: fewer where they do not fit on the "
         "device, or where the server gives no more in a request; another batch gives other samples"

@@ -13,11 +13,14 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.units import token_count
 
 logger = logging.getLogger("solopo_nemo")
 
 FORMER_KEYS = {"parallel.context_mode": "parallel.cp_comm_type", "model.row_chunk": "model.logits_chunk_size"}
 """Keys that were renamed, and their names now: the former name still works."""
+_LENGTHS = frozenset({"data.max_tokens"})
+"""Keys of numbers of tokens, which may be written as 8K."""
 
 
 def _renamed(override: str) -> str:
@@ -26,6 +29,8 @@ def _renamed(override: str) -> str:
     name = key.lstrip("+~")
     if name == "dry_run" and value[:1] != "{":
         return f"dry_run.enabled={value}"
+    if name in _LENGTHS and value[-1:] in tuple("kKmM") and value[:-1].isdigit():
+        return f"{key}={token_count(value)}"
     if name not in FORMER_KEYS:
         return override
     logger.warning("%s is deprecated: it is called %s now", name, FORMER_KEYS[name])

@@ -32,6 +32,7 @@ class Overview:
         best: plans that fit at these lengths, fastest first.
         furthest: longest long prompt in tokens at any layout, and its plan; ``None`` if none fits.
         samples: samples in an epoch.
+        epoch: what an epoch is of, such as ``5,000 samples of data.train``.
         traced: dry run of the first of ``best``, where it was asked for.
     """
 
@@ -44,6 +45,7 @@ class Overview:
     furthest: tuple[int, Plan] | None
     samples: int
     traced: DryRun | None = None
+    epoch: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The values as plain JSON data."""
@@ -59,6 +61,7 @@ class Overview:
             "best": [{**plan.as_json(), "epoch_hours": round(plan.hours(self.samples), 3)} for plan in self.best],
             "furthest": furthest,
             "samples": self.samples,
+            "epoch": self.epoch,
             "traced": self.traced.as_json() if self.traced else None,
         }
 

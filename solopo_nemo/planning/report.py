@@ -37,7 +37,7 @@ def print_overview(found: Overview, recipe: str, model: str, console: Console) -
     )
     console.print(_parts(found.plan).terminal())
     if found.plan.fits:
-        console.print(f"[bold green]fits[/bold green], {_times(found.plan, found.samples)}")
+        console.print(f"[bold green]fits[/bold green], {_times(found.plan, found)}")
     else:
         console.print(f"[bold red]does not fit[/bold red]; {found.advice}")
     console.print(
@@ -94,11 +94,11 @@ def _overrides(plan: Plan) -> list[str]:
     return [*plan.run.layout.overrides(), f"model.recompute={plan.run.recompute}"]
 
 
-def _times(plan: Plan, samples: int) -> str:
+def _times(plan: Plan, found: Overview) -> str:
     time = plan.time
     waits = {**time.exposed, "pipeline bubble": time.bubble}
     shown = "".join(f", {name} {seconds:.1f}" for name, seconds in waits.items() if seconds >= 0.05)
     return (
         f"{time.total:.1f} s a step (compute {time.compute:.1f}{shown}), {time.utilisation:.0%} MFU in all, "
-        f"{plan.hours(samples):.1f} h an epoch of {samples:,} samples"
+        f"{plan.hours(found.samples):.1f} h an epoch of {found.epoch or f'{found.samples:,} samples'}"
     )

@@ -146,6 +146,7 @@ def list_of(one: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
 
 # argparse puts the names into its messages
 positive_number.__name__, positive_count.__name__ = "positive number", "positive whole number"
+token_count.__name__ = "number of tokens, such as 8192 or 8K"
 json_object.__name__ = "JSON object"
 
 

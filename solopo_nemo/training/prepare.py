@@ -32,28 +32,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger("solopo_nemo")
 
 
-def find_model(init: str, weights: bool = True) -> Path:
+def find_model(init: str, weights: bool = True, option: str = "model.init=") -> Path:
     """The local folder that ``model.init`` means: Hugging Face or NeMo.
 
     Args:
         init: folder, ``builtin``, or a name on the hub.
         weights: download them as well.
+        option: what names it in a message.
 
     Raises:
         UserError: there is none and the hub does not give it.
     """
+    named = f"{option}{init}"
     if init == "builtin":
         return EMBEDDED_MODEL
     path = Path(init)
     if is_checkpoint(path):
         if not (path / "hf" / "config.json").is_file():
             raise UserError(
-                f"model.init={init}: a NeMo checkpoint without an hf/ folder (config.json and tokenizer): "
+                f"{named}: a NeMo checkpoint without an hf/ folder (config.json and tokenizer): "
                 "copy the model's configuration and tokenizer there"
             )
         if run_of(path):
             raise UserError(
-                f"model.init={init}: this checkpoint holds adapters alone: give the run's own model.init, and its "
+                f"{named}: this checkpoint holds adapters alone: give the run's own model.init, and its "
                 "hf_adapter folder as peft=lora model.adapter=FOLDER"
             )
         return path
@@ -62,12 +64,12 @@ def find_model(init: str, weights: bool = True) -> Path:
             adapter = (path / "adapter_config.json").is_file()
             what = "a LoRA adapter: give its model here and the adapter as peft=lora model.adapter=FOLDER"
             what = what if adapter else "neither a Hugging Face folder (no config.json) nor a NeMo checkpoint"
-            raise UserError(f"model.init={init}: {what}")
+            raise UserError(f"{named}: {what}")
         return path
     if path.is_absolute() or init.startswith(".") or init.count("/") != 1:
         url = re.match(r"https?://huggingface\.co/([^/]+/[^/]+)", init)
-        way = f"; on the hub this is model.init={url[1]}" if url else ""
-        raise UserError(f"model.init={init}: no such folder{way}")
+        way = f"; on the hub this is {option}{url[1]}" if url else ""
+        raise UserError(f"{named}: no such folder{way}")
     from huggingface_hub import snapshot_download
 
     try:
@@ -76,9 +78,17 @@ def find_model(init: str, weights: bool = True) -> Path:
     except Exception as error:  # whatever the hub client raises: offline, unknown, gated
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"model.init={init}: no such folder here, and the Hugging Face hub did not give it ({reason}); "
-            "give a local folder"
+            f"{named}: no such folder here, and the Hugging Face hub did not give it ({reason}); give a local folder"
         ) from None
+
+
+def find_tokenizer(name: str) -> Path:
+    """The local folder that ``--tokenizer`` means: a folder with a tokenizer, or what ``model.init`` takes.
+
+    Raises:
+        UserError: there is none and the hub does not give it.
+    """
+    return Path(name) if Path(name).is_dir() else find_model(name, weights=False, option="--tokenizer ")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from solopo_nemo.evaluation.models import ModelSettings
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.runtime.cli import run, settings_of
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.training.prepare import find_tokenizer
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
@@ -99,3 +100,31 @@ def test_every_setting_of_sampling_and_evaluation_has_its_option() -> None:
     evaluation = evaluate._parser().parse_args(["--model", "m", "--suite", "builtin", "--skip-bad"])
     assert settings_of(evaluation, ModelSettings) == ModelSettings("m")
     assert settings_of(evaluation, SuiteSettings) == SuiteSettings(Path("evaluation_data"), skip_bad=True)
+
+
+def test_a_tokenizer_is_a_folder_or_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **o: asked.update(o, name=name) or "cached")
+    assert find_tokenizer(str(tmp_path)) == tmp_path, "a folder without config.json, too"
+    assert find_tokenizer("Qwen/Qwen2.5-7B-Instruct") == Path("cached")
+    assert asked["name"] == "Qwen/Qwen2.5-7B-Instruct" and "*.safetensors" not in asked["allow_patterns"]
+    with pytest.raises(UserError, match=r"^--tokenizer \./none: no such folder"):
+        find_tokenizer("./none")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("outputs/solo_dpo/hf", "solo_dpo"),
+        ("outputs/long_po/hf", "long_po"),
+        ("outputs/solo_dpo/checkpoints/step_40", "solo_dpo-step_40"),
+        ("models/Qwen2.5-7B-Instruct", "Qwen2.5-7B-Instruct"),
+    ],
+)
+def test_an_evaluation_is_named_by_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(model).mkdir(parents=True)
+    assert evaluate._name(model) == name
+    assert evaluate._name("org/served-model") == "served-model"

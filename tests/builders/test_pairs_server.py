@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from solopo_nemo.builders.pairs import client
+from solopo_nemo.builders.pairs import client, proxies
 from solopo_nemo.builders.pairs.backend import Refused, Request, Sampling
 from solopo_nemo.builders.pairs.client import KEY_VARIABLE
 from solopo_nemo.builders.pairs.server import ServerBackend
@@ -193,3 +193,46 @@ def test_the_key_is_sent_and_never_shown(make: Make, monkeypatch: pytest.MonkeyP
         backend.sample(ASK, 0)
     for error in (refused, broken):
         assert KEY not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "environment", "proxy"),
+    [
+        ("http://10.1.2.3:8000/v1", {"http_proxy": "http://p:1"}, "http_proxy"),
+        ("http://10.1.2.3:8000/v1", {"http_proxy": "http://p:1", "no_proxy": "10.0.0.0/8"}, None),
+        ("http://[fd00::5]:8000/v1", {"HTTP_PROXY": "http://p:1", "NO_PROXY": "localhost,fd00::/8"}, None),
+        ("http://[fe80::5]:8000/v1", {"HTTP_PROXY": "http://p:1", "NO_PROXY": "localhost,fd00::/8"}, "HTTP_PROXY"),
+        ("http://gpu7.site:8000/v1", {"ALL_PROXY": "socks5://p:1", "NO_PROXY": ".site"}, None),
+        ("https://api.site/v1", {"ALL_PROXY": "http://p:1"}, "ALL_PROXY"),
+        ("https://api.site/v1", {"http_proxy": "http://p:1"}, None),
+        ("https://api.site/v1", {"http_proxy": "http://p:1", "https_proxy": "http://q:1", "no_proxy": "*"}, None),
+    ],
+)
+def test_the_proxies_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, url: str, environment: dict[str, str], proxy: str | None
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = proxies.proxy_of(url)
+    assert (found and found.name) == proxy
+    proxies.http_client(url, 1, None).close()
+
+
+def test_a_proxy_is_named_where_it_fails(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://p:1")
+    for name in ("no_proxy", "NO_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(
+        UserError, match=r"a proxy answers 403; .* the proxy HTTP_PROXY: NO_PROXY=127\.0\.0\.1 leaves it"
+    ):
+        make(first=httpx.Response(403, headers={"Via": "1.1 squid"}, text="denied"))
+    backend, _ = make([httpx.Response(502, text="bad gateway")] * 2, patience=-1)
+    with pytest.raises(UserError, match=r"502 \(.*\); the request went through the proxy HTTP_PROXY"):
+        backend.sample(ASK, 0)
+    monkeypatch.setenv("HTTP_PROXY", "socks5://p:1")
+    monkeypatch.setattr(proxies, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"HTTP_PROXY=socks5://p:1: a SOCKS proxy needs the package socksio"):
+        ServerBackend(SAMPLING, URL)

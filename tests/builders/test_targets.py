@@ -27,6 +27,8 @@ def test_numbers_ranges_and_files(tmp_path: Path) -> None:
     assert set(counts) == {9000, 12000}
     assert 400 < counts[9000] < 600
     assert [name for name, _ in Targets.parse("1100", "7500").named()] == ["short", "long"]
+    binary = Targets.parse("1K", "4k-6K,8K").long
+    assert [(target.label, target.low, target.high) for target in binary] == [("4k-6K", 4096, 6144), ("8K", 8192, 8192)]
 
 
 @pytest.mark.parametrize(
@@ -37,7 +39,7 @@ def test_numbers_ranges_and_files(tmp_path: Path) -> None:
         ("100-500", "400-900", "below the long one, for every question"),
         (100, "800,400", "--long-tokens 800,400: each target must be above"),
         (100, "900-800", "ends below its begin"),
-        (100, "4K", "'4K': give a number, a range like 6000-9000, or a file"),
+        (100, "4X", "'4X': give a number, such as 7500 or 8K, a range like 6000-9000, or a file"),
         (100, "", "give a number"),
     ],
 )

@@ -22,6 +22,11 @@ def test_a_former_key_sets_the_present_one_and_is_named(sign: str, caplog: pytes
         assert f"{former} is deprecated: it is called {present} now" in caplog.text
 
 
+@pytest.mark.parametrize(("written", "tokens"), [("8K", 8192), ("1m", 1048576), ("8000", 8000), ("null", None)])
+def test_a_number_of_tokens_may_be_written_with_its_unit(written: str, tokens: int | None) -> None:
+    assert load_config("solo_dpo", [f"data.max_tokens={written}"]).data.max_tokens == tokens
+
+
 def test_a_configuration_saved_under_former_keys_is_read(tmp_path: Path) -> None:
     config = load_config("solo_dpo", ["parallel.cp_comm_type=a2a", "model.logits_chunk_size=7"])
     path = tmp_path / "config.yaml"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,8 +57,33 @@ def test_samples_come_from_the_data_where_they_are_at_hand(
 ) -> None:
     data = tmp_path / "triplets.jsonl"
     data.write_text('{"id": "a"}\n{"id": "b"}\n{"id": "c"}\n')
-    assert answer(main, capsys, "model=qwen2_5_7b", f"data.train={data}")["samples"] == 3
+    found = answer(main, capsys, "model=qwen2_5_7b", f"data.train={data}")
+    assert (found["samples"], found["epoch"]) == (3, f"3 samples of {data}")
     assert answer(main, capsys, "model=qwen2_5_7b", "data.train=elsewhere.jsonl")["samples"] == 5000
+
+
+@pytest.mark.parametrize(
+    ("given", "counted", "train", "words"),
+    [
+        (7, None, "builtin", ""),
+        (None, 1216, "builtin", " (the built-in data; data.train or --samples sets yours)"),
+        (None, None, "no.jsonl", " (assumed, as data.train=no.jsonl is not here; --samples sets them)"),
+    ],
+)
+def test_an_epoch_says_what_it_is_of(given: int | None, counted: int | None, train: str, words: str) -> None:
+    config: Any = SimpleNamespace(data=SimpleNamespace(train=train))
+    assert plan._whose(given, counted, config) == words
+
+
+def test_the_readmes_job_fits_by_its_own_planner(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    command = (Path(__file__).parents[2] / "README.md").read_text().split("tools/launch.sh ")[1].split("\n\n")[0]
+    words = command.replace("\\\n", " ").split()
+    nodes, gpus = (int(words[words.index(option) + 1]) for option in ("--nodes", "--gpus-per-node"))
+    keys = [word for word in words if word.startswith(("model=", "parallel.", "data.train="))]
+    found = answer(main, capsys, *keys, "--gpus", str(nodes * gpus))
+    assert found["configured"]["fits"] and len(keys) == 4
+    hours, minutes, _ = map(int, words[words.index("--time") + 1].split(":"))
+    assert found["configured"]["epoch_hours"] < hours + minutes / 60, "an epoch of 5,000 samples within the time limit"
     assert answer(main, capsys, "trainer.global_batch=32")["samples"] == 1216
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from random import Random
 
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.units import token_count
 
-_NUMBER = re.compile(r"\d+")
-_RANGE = re.compile(r"(\d+)-(\d+)")
+_NUMBER = re.compile(r"\d+[kKmM]?")
+_RANGE = re.compile(r"(\d+[kKmM]?)-(\d+[kKmM]?)")
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,18 @@ class Targets:
 
 def _parse(text: str, option: str) -> Target:
     if _NUMBER.fullmatch(text):
-        return Target(text, int(text), int(text))
+        return Target(text, token_count(text), token_count(text))
     if match := _RANGE.fullmatch(text):
-        low, high = map(int, match.groups())
+        low, high = map(token_count, match.groups())
         if low > high:
             raise UserError(f"{option} {text}: the range ends below its begin: swap them")
         return Target(text, low, high)
     path = Path(text)
     if not path.is_file():
-        raise UserError(f"{option} {text!r}: give a number, a range like 6000-9000, or a file with one length a line")
+        raise UserError(
+            f"{option} {text!r}: give a number, such as 7500 or 8K, a range like 6000-9000, or a file with one length "
+            "a line"
+        )
     return _read_distribution(path)
 
 
@@ -100,9 +104,9 @@ def _read_distribution(path: Path) -> Target:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if not line.strip():
                 continue
-            if not _NUMBER.fullmatch(line.strip()) or not int(line):
+            if not _NUMBER.fullmatch(line.strip()) or not token_count(line.strip()):
                 raise UserError(f"{path}:{number}: {line[:40]!r} is no length: write one positive number a line")
-            lengths.append(int(line))
+            lengths.append(token_count(line.strip()))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: write one length a line") from error
     if not lengths:
