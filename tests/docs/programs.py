@@ -60,7 +60,7 @@ def check(command: Command) -> None:
     elif program in ("kubectl", "sky"):  # tests/tools/test_deploy.py checks the file
         if not (ROOT / arguments[-1]).is_file():
             raise Wrong(f"{arguments[-1]}: no such file")
-    else:
+    elif program != "mkdir":
         raise Wrong(f"{program}: how is it checked? See {__file__}")
 
 
