@@ -16,9 +16,10 @@ settings.load_profile("any machine")
 
 
 LONGEST = (
-    *("test_runs.py", "test_parity.py", "test_pretrained.py", "test_measurements.py", "test_faults.py"),
-    *("test_torture.py", "test_selection.py", "test_same_numbers.py", "test_convert.py", "test_method_runs.py"),
-    *("test_auto_alpha.py", "test_signals.py", "test_without_nemo.py", "test_wheel.py"),
+    *("test_parity.py", "test_pretrained.py", "test_runs.py", "test_wheel.py", "test_faults.py"),
+    *("test_earlier_megatron.py", "test_gpu_check.py", "test_measurements.py", "test_selection.py"),
+    *("test_torture.py", "test_pairs_end_to_end.py", "test_shards.py", "test_lora_run.py", "test_auto_alpha.py"),
+    *("test_without_nemo.py", "test_convert.py", "test_signals.py", "test_dry_run.py", "test_bad_input.py"),
 )
 """Files that two workers should not begin with last."""
 
