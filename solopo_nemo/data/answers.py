@@ -19,9 +19,11 @@ FIRST_RULE = "1"
 LITERAL = "literal"
 """Name of the published form of sub-EM; it takes the place of the rule's version."""
 
-_THOUGHT = re.compile(r"<(think(?:ing)?|thought|reasoning|reflection)>.*?</\1>|\[THINK\].*?\[/THINK\]", re.S | re.I)
-_THOUGHT_END = re.compile(r".*</(?:think(?:ing)?|thought|reasoning|reflection)>|.*\[/THINK\]", re.S | re.I)
-_THOUGHT_BEGIN = re.compile(r"<(?:think(?:ing)?|thought|reasoning|reflection)>|\[THINK\]", re.I)
+_TAG = r"(?:think(?:ing)?|thought|reasoning|reflection)"
+_BEGIN, _END = rf"(?:[<◁]{_TAG}[>▷]|\[THINK\])", rf"(?:[<◁]/{_TAG}[>▷]|\[/THINK\])"
+_THOUGHT = re.compile(rf"{_BEGIN}.*?{_END}", re.S | re.I)
+_THOUGHT_END = re.compile(rf".*{_END}", re.S | re.I)
+_THOUGHT_BEGIN = re.compile(_BEGIN, re.I)
 
 _NAMED = r"\b(?:(?:final|correct|right|short)\s+)?answer(?:\s+to\s+(?:the|this|that|your)\s+question)?"
 _BOXED = r"\\f?boxed\s*\{"
@@ -29,6 +31,7 @@ _CLOSING = re.compile(
     rf"""{_NAMED}[*_"]*(?:\s+(?:is|was))?(?:\s+(?:therefore|thus|simply|clearly))?[*_"]*\s*[:：][*_]*
     | \bfinal\s+answer[*_]*(?:\s+is\b|\s*\n)
     | ^[#*\s]*answer[*\s]*$
+    | (?P<tag><answer>)
     | (?:答案(?:是|为|為)?|答え(?:は)?|回答|정답(?:은)?)\s*[:：]
     | \b(?:antwort(?:\s+(?:ist|lautet))?|r[eé]ponse(?:\s+finale)?(?:\s+est)?|respuesta(?:\s+final)?(?:\s+es)?
       |risposta(?:\s+è)?|resposta(?:\s+é)?|ответ)[*_]*\s*[:：]
@@ -114,8 +117,11 @@ def stated_answer(response: str) -> Stated:
     found = [*_CLOSING.finditer(shown)] or [*_SENTENCE.finditer(shown)]
     if found:
         last, tail = found[-1], shown[found[-1].end() :]
-        if last.groupdict().get("box"):
+        kind = last.groupdict()
+        if kind.get("box"):
             lines = [_balanced(tail)]
+        elif kind.get("tag"):
+            lines = re.split("</answer>", tail, flags=re.I)[0].splitlines()
         elif '"' in last.group() and (value := re.match(r'\s*("(?:[^"\\]|\\.)*")', tail)):
             lines = [json.loads(value.group(1), strict=False)]
         else:
@@ -147,7 +153,8 @@ def is_right(stated: Stated, answers: Iterable[str], *, literal: bool = False) -
     if literal:
         text = _squad(stated.text)
         return any(answer and answer in text for answer in map(_squad, answers))
-    form, refusal = searchable(stated.text), is_refusal(stated.text)
+    refusal = is_refusal(stated.text)
+    form = searchable(_without_refusals(stated.text) if refusal else stated.text)
     return any(_matches(stated.text, form, refusal, answer) for answer in answers)
 
 
@@ -157,7 +164,18 @@ def _matches(text: str, form: str, refusal: bool, answer: str) -> bool:
         return not refusal and _says(text, _POLAR[normal])
     if not any(map(str.isalnum, answer)):
         return bool(normal) and answer.strip() in text
-    return (not refusal or is_refusal(answer) or normal == normalize(text)) and holds(form, [searchable(answer)])
+    if refusal and (is_refusal(answer) or normal == normalize(text)):
+        form = searchable(text)
+    return holds(form, [searchable(answer)])
+
+
+def _without_refusals(text: str) -> str:
+    """Return a text without its refusing clauses: "Oslo (the passages do not say more)" states Oslo.
+
+    A text whose first clause refuses is empty: "There is no information about Oslo, Norway".
+    """
+    clauses = re.split(r"[,;(.—]|\s[-–]\s", text)
+    return "" if is_refusal(clauses[0]) else ", ".join(clause for clause in clauses if not is_refusal(clause))
 
 
 def _says(text: str, word: str) -> bool:
@@ -167,8 +185,8 @@ def _says(text: str, word: str) -> bool:
         return False
     rest = begins.group(1)
     words = normalize(rest).split()
-    if not words:
-        return True
+    if not words or is_refusal(rest):
+        return not words
     other = {normalize(one) for one in (_NO if word in _YES else _YES)}
     if re.match(r"\s*/", rest) or (words[0] in ("and", "or", "but") and other.intersection(words[1:2])):
         return False

@@ -236,3 +236,20 @@ def test_a_proxy_is_named_where_it_fails(make: Make, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(proxies, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"HTTP_PROXY=socks5://p:1: a SOCKS proxy needs the package socksio"):
         ServerBackend(SAMPLING, URL)
+
+
+def test_a_server_that_comes_back_with_another_model_ends_the_run(make: Make) -> None:
+    probe, other = choices(1, text="A river."), choices(1, text="The river.")
+    gone = httpx.ConnectError("refused")
+    backend, _ = make(
+        [probe, gone, choices(5), models("m"), probe, choices(5), gone, choices(5), models("m"), *[other] * 3]
+    )
+    known = backend.fingerprint(None)
+    assert len(backend.sample(ASK, 0)) == 5, "the same model"
+    assert len(backend.sample(ASK, 0)) == 5, "compared once"
+    with pytest.raises(UserError, match="came back with another model under the name m"):
+        backend.sample(ASK, 0)
+    again, _ = make([*[other] * 2, probe])
+    assert again.fingerprint(known) == known, "a busy server may differ in a few of its answers"
+    newer, _ = make([probe], first=httpx.Response(200, json={"data": [{"id": "m", "root": "/models/step_20"}]}))
+    assert newer.fingerprint(None) != known

@@ -87,7 +87,7 @@ method that is not there     | peft=dora                               | peft
 method by its name           | peft.name=lora                          | peft=lora
 rank without adapters        | peft.rank=8                             | peft=lora
 rank zero                    | peft=lora peft.rank=0                   | peft.rank
-rank that is no number       | peft=lora peft.rank=high                | peft.rank
+LoRA rank that is no number  | peft=lora peft.rank=high                | peft.rank
 rank null                    | peft=lora peft.rank=null                | peft.rank
 alpha of adapters zero       | peft=lora peft.alpha=0                  | peft.alpha
 dropout of everything        | peft=lora peft.dropout=1                | peft.dropout

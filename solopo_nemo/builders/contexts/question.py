@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from solopo_nemo.data.normal_form import normalize, searchable
+from solopo_nemo.data.normal_form import normal_of, searchable
 from solopo_nemo.runtime.errors import UserError
 
 _NAME_WORDS = 6
@@ -28,12 +28,16 @@ class Paragraph:
     @cached_property
     def normal(self) -> str:
         """Title and text in the form in which :func:`~solopo_nemo.data.normal_form.holds` searches answers."""
-        return f"{searchable(self.title)} {searchable(self.text)}"
+        return f"{searchable(self.title)} {self._form}"
 
     @cached_property
     def key(self) -> str:
         """The text in normal form. Paragraphs with the same key are duplicates."""
-        return normalize(self.text)
+        return normal_of(self._form)
+
+    @cached_property
+    def _form(self) -> str:
+        return searchable(self.text)
 
 
 @dataclass(frozen=True)

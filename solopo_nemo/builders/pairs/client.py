@@ -92,6 +92,8 @@ class ServerClient:
         self._model, self.url, self._patience = model, base_url.rstrip("/"), patience
         self._stop = threading.Event()
         self._answered = False
+        # set while the server is away; the first answer afterwards is compared with the fingerprint
+        self._away, self._known, self._compares = threading.Event(), "", threading.Lock()
         self._unsupported: set[str] = set()
         self._key = os.environ.get(KEY_VARIABLE, "").strip()
         if not self._key.isascii():
@@ -122,6 +124,12 @@ class ServerClient:
             Refused: The server does not answer this prompt, though it answers others.
             UserError: The server answers no prompt until the user corrects something.
         """
+        reply = self._ask(prompt, max_tokens, n, options)
+        if self._away.is_set():
+            self._require_same_model()
+        return reply
+
+    def _ask(self, prompt: Prompt, max_tokens: int, n: int, options: dict[str, Any]) -> Reply:
         started, tries, own = time.monotonic(), 0, 0
         while True:
             try:
@@ -154,19 +162,33 @@ class ServerClient:
         """
         for _ in range(1 if earlier is None else 3):
             try:
-                (probe,) = self.ask(PROBE, _PROBE_TOKENS, temperature=0.0).samples[:1]
+                (probe,) = self._ask(PROBE, _PROBE_TOKENS, 1, {"temperature": 0.0}).samples[:1]
                 text = probe.text
             except Refused:
                 text = ""
-            found = sha256(json.dumps([self._model, self._entry, text]).encode()).hexdigest()[:16]
-            if found == earlier:
+            self._known = sha256(json.dumps([self._model, self._entry, text]).encode()).hexdigest()[:16]
+            if self._known == earlier:
                 break
-        return found
+        return self._known
 
     def close(self) -> None:
         """Abort requests in progress and release all resources."""
         self._stop.set()
         self._client.close()
+
+    def _require_same_model(self) -> None:
+        """Refuse a server that was away and came back with another model; the answer at hand is dropped."""
+        with self._compares:
+            known = self._known
+            if self._away.is_set() and known:
+                self._entry = self._check()
+                if self.fingerprint(known) != known:
+                    self._known = known
+                    raise UserError(
+                        f"--base-url {self.url}: the server was away and came back with another model under the name "
+                        f"{self._model}: serve the first one, and start the same command again"
+                    )
+            self._away.clear()
 
     def _check(self) -> dict[str, Any]:
         """Return the server's description of the model. A server need not list its models."""
@@ -205,6 +227,8 @@ class ServerClient:
                 failure = (error.status_code, self._words(error.body), error.response.headers)
             except APIConnectionError as error:
                 own = not isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError)
+                if not own:
+                    self._away.set()
                 raise _Temporary(self._unreachable(error), own=own) from error
             except ErrorBody as error:
                 failure = (error.code, self._words(error.value), httpx.Headers())
