@@ -17,6 +17,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow
+from pyarrow.compute import list_value_length
 
 from solopo_nemo.data.chat_template import DROPPED, ChatTemplate, common_length, not_joined, require_beginning
 from solopo_nemo.data.messages import Message
@@ -34,6 +36,28 @@ def vocabulary_ids(column: Any) -> np.ndarray:
     """The ids of a column of tokens, scored or not, int64 ``[tokens]``."""
     ids = np.asarray(column, dtype=np.int64)
     return np.where(ids < 0, ~ids, ids)
+
+
+def answer_lengths(column: pyarrow.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens, and scored tokens, of each answer of a column, fp64 ``[samples]``."""
+    lengths, scored = [], []
+    for chunk in column.chunks:
+        lengths.append(list_value_length(chunk).to_numpy())
+        counted = np.concatenate(([0], np.cumsum(chunk.flatten().to_numpy() >= 0)))
+        ends = np.cumsum(lengths[-1])
+        scored.append(counted[ends] - counted[ends - lengths[-1]])
+    return np.concatenate(lengths).astype(np.float64), np.concatenate(scored).astype(np.float64)
+
+
+def end_tokens(column: pyarrow.ChunkedArray) -> set[int]:
+    """The ids that end a scored turn of any answer of a column; no answer is empty."""
+    found = set[int]()
+    for chunk in column.chunks:
+        ids = chunk.flatten().to_numpy()
+        is_end = np.append(ids[1:] < 0, True)
+        is_end[np.cumsum(list_value_length(chunk).to_numpy()) - 1] = True
+        found |= set(ids[is_end & (ids >= 0)].tolist())
+    return found
 
 
 def rewritten_turns(found: Mapping[str, str]) -> str:

@@ -19,6 +19,7 @@ from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.data.balance import balanced_order
 from solopo_nemo.data.packing import Batch, pack
 from solopo_nemo.data.triplets import answer_columns, sequence_columns
+from solopo_nemo.data.turns import answer_lengths
 from solopo_nemo.nemo_model.policy import packing_layout
 from solopo_nemo.objectives import Objective
 from solopo_nemo.planning import ModelShape, forward_flops
@@ -89,21 +90,10 @@ def sample_costs(samples: datasets.Dataset, sequences: Sequence[str], shape: Mod
         prompt_column, response_column = sequence_columns()[name]
         prompt = list_value_length(samples.data.column(prompt_column)).to_numpy().astype(np.float64)
         for column in answer_columns(names, response_column):
-            response, scored = _response_lengths(samples, column)
+            response, scored = answer_lengths(samples.data.column(column))
             flops = forward_flops(shape, Lengthed(name, prompt + response - 1, scored)).total  # type: ignore[arg-type]
             costs += (response > 0) * flops
     return costs
-
-
-def _response_lengths(samples: datasets.Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens, and scored tokens, of each sample's response, fp64 ``[samples]``."""
-    lengths, scored = [], []
-    for chunk in samples.data.column(column).chunks:
-        lengths.append(list_value_length(chunk).to_numpy())
-        counted = np.concatenate(([0], np.cumsum(chunk.flatten().to_numpy() >= 0)))
-        ends = np.cumsum(lengths[-1])
-        scored.append(counted[ends] - counted[ends - lengths[-1]])
-    return np.concatenate(lengths).astype(np.float64), np.concatenate(scored).astype(np.float64)
 
 
 class TripletDataModule(pl.LightningDataModule):

@@ -21,6 +21,7 @@ from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, check_writable
 from solopo_nemo.runtime.units import token_count
 from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
+from solopo_nemo.training.failures.memory_advice import longest_answer
 from solopo_nemo.training.paths import Paths
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def dry_run_recipe(recipe: str, arguments: Sequence[str]) -> int:
     if found.fits:
         return 0
     long = max(size for name, size in lengths.items() if name.startswith("prompt"))
-    response = max(lengths.get("chosen", 1), lengths.get("rejected", 1))
+    response = longest_answer(lengths)
     of_sample = Lengths(long, lengths.get("prompt_short", long), response)
     print(f"by the planner: {advise(config, model, of_sample, machine, GPU if on_gpu else CPU)}")
     return cli.EXIT_USER_ERROR
@@ -114,4 +115,4 @@ def _lengths(config: RunConfig, model: ModelDescription, world: int, on_gpu: boo
         samples = start.prepared.dataset
         costs = sample_costs(samples, config.build_objective().sequences, model)
         row = samples[int(np.argmax(costs))]
-        return {name: len(tokens) for name, tokens in row.items() if name != "id"}
+        return {name: len(tokens) for name, tokens in row.items() if name != "id" and len(tokens)}

@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from chat_templates import END
 from template_tokenizers import BEGINS, TOKENIZERS, trained, with_chat_template
 
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.triplets import Needs, Triplet, read_triplets
-from solopo_nemo.data.turns import vocabulary_ids
+from solopo_nemo.data.turns import answer_lengths, end_tokens, vocabulary_ids
 from solopo_nemo.runtime.errors import UserError
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -146,6 +147,14 @@ def test_the_example_of_the_documentation() -> None:
     assert scored(encoder, ids["chosen"]) == [call.format("Oslo", "Oslo"), "Theansweris:717,710<|im_end|>"]
     assert scored(encoder, ids["rejected"]) == [call.format("Bergen", "Bergen"), "Theansweris:291,940<|im_end|>"]
     assert scored(encoder, ids["rejected_2"]) == ["Theansweris:1million<|im_end|>"]
+
+
+def test_lengths_and_end_tokens_of_a_column() -> None:
+    answers = [[5, 6, 2, ~7, ~8, 9, 3], [~4, ~2, 9, 2], [7, 2], [~1, 8]]
+    whole = pyarrow.chunked_array([pyarrow.array([[1, 1], *answers[:2]])[1:], pyarrow.array(answers[2:])])
+    lengths, scored_ = answer_lengths(whole)
+    assert (lengths.tolist(), scored_.tolist()) == ([7, 4, 2, 2], [5, 2, 2, 1])
+    assert end_tokens(whole) == {2, 3, 8}
 
 
 REFUSED: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any], str]] = {

@@ -14,10 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from pyarrow.compute import list_value_length
-
 from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.data.turns import end_tokens
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.hf import is_checkpoint, read_config
 from solopo_nemo.nemo_model.adapters import initial_adapter
@@ -78,11 +76,8 @@ class RunRecord:
     def of(cls, start: Start) -> RunRecord:
         """The record of a start whose data are prepared, under a new id."""
         samples, ends = start.prepared.dataset, set[int]()
-        for chunk in samples.data.column("chosen").chunks if "chosen" in samples.column_names else ():
-            ids = chunk.flatten().to_numpy()
-            follows = np.append(ids[1:] < 0, True)  # a token that is not scored: a turn of the answer ends here
-            follows[np.cumsum(list_value_length(chunk).to_numpy()) - 1] = True
-            ends |= set(ids[follows & (ids >= 0)].tolist())
+        if "chosen" in samples.column_names:
+            ends = end_tokens(samples.data.column("chosen"))
         return cls(
             id=uuid.uuid4().hex[:16],
             computation=COMPUTATION,

@@ -13,15 +13,19 @@ from solopo_nemo.training.paths import Paths
 
 
 def longest_lengths(summary: Mapping[str, Any]) -> Lengths:
-    """The longest prompts and the longest answer of tokenized data, as of one sample.
+    """The longest prompts and the longest answer of tokenized data, as of one sample with one rejected answer.
 
     Args:
         summary: of the data.
     """
     longest = {column: int(statistics["max"]) for column, statistics in summary["tokens"].items()}
     long = max(size for column, size in longest.items() if column.startswith("prompt"))
-    response = max(longest.get("chosen", 1), longest.get("rejected", 1))
-    return Lengths(long, longest.get("prompt_short", long), response)
+    return Lengths(long, longest.get("prompt_short", long), longest_answer(longest))
+
+
+def longest_answer(lengths: Mapping[str, int]) -> int:
+    """Tokens of the longest answer, of lengths by column."""
+    return max((size for column, size in lengths.items() if not column.startswith("prompt")), default=1)
 
 
 def this_machine(world: int, ranks_here: int) -> tuple[str, Machine]:
