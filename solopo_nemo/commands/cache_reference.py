@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from solopo_nemo.commands.dispatch import split_recipe
+from solopo_nemo.runtime.errors import require
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -18,6 +19,16 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
+    from solopo_nemo.config.schema import load_config
     from solopo_nemo.training.launch import run_recipe
 
-    return run_recipe(*split_recipe(arguments), only_reference=True)
+    recipe, overrides = split_recipe(arguments)
+    config = load_config(recipe, overrides)
+    needed = bool(config.build_objective().reference_sequences)
+    require(needed, f"objective={config.objective['name']}: has no reference policy, so there is nothing to compute")
+    require(
+        config.reference == "cached",
+        f"objective.reference={config.reference}: this reference policy scores each batch in the run itself; "
+        "objective.reference=cached has its scores computed before",
+    )
+    return run_recipe(recipe, overrides, only_reference=True)

@@ -52,9 +52,8 @@ def dispatch(words: Sequence[str]) -> int | None:
         UserError: the command does not exist, or it raised the error.
     """
     name, *arguments = words or ["--help"]
-    name = name if name.startswith("-") else name.replace("-", "_")
-    if name in TOOLS:
-        return import_module(f"solopo_nemo.commands.{name}").main(arguments)
+    if (tool := name.replace("-", "_")) in TOOLS:
+        return import_module(f"solopo_nemo.commands.{tool}").main(arguments)
     if name in recipes():
         return _run_recipe(name, arguments)
     from importlib.metadata import entry_points

@@ -96,7 +96,7 @@ class Adapter(torch.nn.Module):
 
     def __init__(self, layer: Any, name: str, lora: LoRA, config: Any, number: int, group: Any) -> None:
         super().__init__()
-        self.number = number
+        self.number, self.layer = number, (layer,)  # in a tuple: its parameters are not the adapter's
         self.lora, self.group, self.sequence_parallel = lora, group, config.sequence_parallel
         self.column = name.endswith(("qkv", "fc1"))
         self.fused = isinstance(layer, NormColumnParallelLinear | SwiGLURowParallelLinear) and not lora.dropout
@@ -232,16 +232,6 @@ def add_adapters(model: Any, lora: LoRA) -> None:
 def adapters_of(model: torch.nn.Module) -> list[Adapter]:
     """All adapters of a model, bare or in any wrapper."""
     return [module for module in model.modules() if isinstance(module, Adapter)]
-
-
-def adapted_layers(model: Any) -> Iterator[tuple[Adapter, Any]]:
-    """The adapters of a bare ``GPTModel``, each with its layer."""
-    for layer in model.decoder.layers:
-        for name in LINEARS:
-            if adapter := getattr(
-                layer.get_submodule(name.split(".")[0]), name.split(".")[1].replace("linear", "lora"), None
-            ):
-                yield adapter, layer.get_submodule(name)
 
 
 @contextmanager

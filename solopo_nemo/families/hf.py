@@ -61,6 +61,11 @@ def read_config(
         UserError: a file cannot be read, or Megatron's layers would compute the model differently.
     """
     file = folder / "config.json"
+    if not file.is_file() and (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder}: a LoRA adapter without its model: solopo merge-adapter HF_FOLDER {folder} MERGED makes a model "
+            "of both; training goes on from it with peft=lora model.adapter"
+        )
     model = ModelDescription.from_hf(read_json(file), str(file), rope_scaling=rope_scaling, rope_key=rope_key)
     generation, stated = folder / "generation_config.json", {file: model.token_ids}
     if generation.exists():

@@ -136,11 +136,11 @@ def _export_adapter(progress: Progress, checkpoint: Path, folder: Path) -> dict[
 
 def merge_into_weights(module: Any) -> None:
     """Add the adapters of a Megatron model of one rank to its weights, in fp32, and turn them off."""
-    from solopo_nemo.core.lora import adapted_layers
+    from solopo_nemo.core.lora import adapters_of
 
     with torch.no_grad():
-        for adapter, layer in adapted_layers(module):
-            down, up = adapter()
+        for adapter in adapters_of(module):
+            (layer,), (down, up) = adapter.layer, adapter()
             scale = adapter.lora.alpha / adapter.lora.rank
             layer.weight.copy_(layer.weight.float().addmm_(up.float(), down.float(), alpha=scale))
             adapter.active = False

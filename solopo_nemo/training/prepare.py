@@ -107,8 +107,14 @@ def file_states(folder: Path, files: Iterable[Path]) -> list[Any]:
 
 
 def source_states(config: RunConfig) -> dict[str, Any]:
-    """The files of ``data.train`` and ``model.init``, to be compared without reading them; a name that is no path."""
-    found: dict[str, Any] = {"data": config.data.train, "weights": config.model.init}
+    """The files of ``data.train``, ``model.init`` and ``model.adapter``, to be compared without reading them.
+
+    A name that is no path stands for itself.
+    """
+    adapter = config.model.adapter
+    found: dict[str, Any] = {"data": config.data.train, "weights": config.model.init, "adapter": adapter}
+    if adapter and Path(adapter).is_dir():
+        found["adapter"] = file_states(Path(adapter), sorted(Path(adapter).glob("adapter_*")))
     data, model = Path(config.data.train), Path(config.model.init)
     if data.exists():
         found["data"] = file_states(data.parent, data_files(data))

@@ -106,6 +106,7 @@ def compare() -> dict[str, Any]:
 
     from solopo_nemo.core import cpu_patches, device
     from solopo_nemo.core.layers.rotary import FreshRotaryEmbedding, LocalRotaryEmbedding
+    from solopo_nemo.core.lora import LoRA
     from solopo_nemo.core.model import build_model
     from solopo_nemo.core.step import score_sequences
     from solopo_nemo.runtime import device as runtime_device
@@ -121,33 +122,43 @@ def compare() -> dict[str, Any]:
     tensor_parallel.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
     batch = a_batch(1)
 
-    def built(gpu: bool) -> Any:
+    def built(gpu: bool, lora: Any = None) -> Any:
         device.cuda = runtime_device.cuda = lambda: gpu
         device.current = runtime_device.current = lambda: torch.device("cpu")
-        return build_model(a_config(torch.bfloat16), 256, 128)
+        return build_model(a_config(torch.bfloat16), 256, 128, lora=lora)
 
     def scored(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         scores = score_sequences(model, device.to_device(batch))
         scores.sum().backward()
-        return scores.detach(), {name: p.grad.float() for name, p in model.named_parameters()}
+        return scores.detach(), {name: p.grad.float() for name, p in model.named_parameters() if p.requires_grad}
+
+    def difference(gradients: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> dict[str, float]:
+        return {name: float((g - others[name]).norm() / g.norm()) for name, g in gradients.items()}
 
     plain = built(gpu=False)
     scores, gradients = scored(plain)
     other = built(gpu=True)
     other.load_state_dict(plain.state_dict())  # strict: the same names, extra states too
     theirs, their_gradients = scored(other)
+    calls, adapted = engine_stand_in.DotProductAttention.calls, built(gpu=False, lora=LoRA(3, 7.0))
+    for name, parameter in adapted.named_parameters():
+        if name.endswith("_B"):
+            torch.nn.init.normal_(parameter, 0.0, 0.05)
+    _, of_adapters = scored(adapted)
+    adapted_other = built(gpu=True, lora=LoRA(3, 7.0))
+    adapted_other.load_state_dict(adapted.state_dict())
+    _, of_their_adapters = scored(adapted_other)
     layer = other.decoder.layers[0]
     return {
         "traced": {f"{dtype} {mode} {cp} {window}": traced(dtype, mode, cp, window) for dtype, mode, cp, window in TRACED},
         "rotary": [isinstance(plain.rotary_pos_emb, LocalRotaryEmbedding), isinstance(other.rotary_pos_emb, FreshRotaryEmbedding)],
         "fused": [other.config.apply_rope_fusion, other.config.bias_activation_fusion],
         "layers": [type(m).__name__ for m in (layer.self_attention.linear_qkv, layer.self_attention.core_attention, layer.mlp.linear_fc2)],
-        "calls": engine_stand_in.DotProductAttention.calls,
+        "calls": calls,
         "names": gradients.keys() == their_gradients.keys() and plain.state_dict().keys() - other.state_dict().keys() == set(),
         "scores": float((scores - theirs).abs().max() / scores.abs().max()),
-        "gradients": {
-            name: float((gradients[name] - their_gradients[name]).norm() / gradients[name].norm()) for name in gradients
-        },
+        "gradients": difference(gradients, their_gradients),
+        "gradients of adapters": difference(of_adapters, of_their_adapters),
     }  # fmt: skip
 
 
@@ -173,6 +184,12 @@ def test_names_scores_and_gradients_agree_with_the_layers_of_the_cpu(found: dict
     assert found["names"]
     assert found["scores"] < 0.01
     assert max(found["gradients"].values()) < 0.05, found["gradients"]
+
+
+def test_adapters_beside_the_engines_layers_have_the_gradients_of_those_in_ours(found: dict[str, Any]) -> None:
+    of_adapters = found["gradients of adapters"]
+    assert len(of_adapters) == 2 * 2 * 7  # A and B of the modules of two layers
+    assert max(of_adapters.values()) < 0.05, of_adapters
 
 
 @pytest.mark.parametrize("case", TRACED, ids=str)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pyarrow
 import pytest
-from chat_templates import END, MORE, TEMPLATES
+from chat_templates import END
 from template_tokenizers import BEGINS, TOKENIZERS, trained, with_chat_template
 
 from solopo_nemo.data.tokenize import TripletEncoder
@@ -149,66 +147,6 @@ def test_the_example_of_the_documentation() -> None:
     assert scored(encoder, ids["chosen"]) == [call.format("Oslo", "Oslo"), "Theansweris:717,710<|im_end|>"]
     assert scored(encoder, ids["rejected"]) == [call.format("Bergen", "Bergen"), "Theansweris:291,940<|im_end|>"]
     assert scored(encoder, ids["rejected_2"]) == ["Theansweris:1million<|im_end|>"]
-
-
-ODD = [
-    *(
-        "Ann.",
-        " Ann",
-        "Ann \n",
-        "\n\nAnn",
-        "\t",
-        "é日本",
-        "1960",
-        "<think>\nSo.\n</think>\n\nAnn.",
-        "So.\n</think>\n\nAnn.",
-    ),
-    *(
-        "</tool_call>",
-        "a </s> b",
-        "<|im_end|>",
-        "[INST] x [/INST]",
-        "<|im_start|>assistant\nAnn.",
-        "Ann " * 40,
-        "{{ x }}",
-    ),
-]
-
-
-def odd_answer(random: Random) -> list[dict[str, Any]]:
-    """Messages of an answer with odd texts, calls and reasoning."""
-    answer: list[dict[str, Any]] = []
-    for _ in range(random.randint(1, 3)):
-        said: dict[str, Any] = {"role": "assistant", "content": random.choice(ODD)}
-        said |= {"tool_calls": [CALL]} if random.random() < 0.3 else {}
-        said |= {"reasoning_content": random.choice(ODD)} if random.random() < 0.2 else {}
-        answer += [said, {"role": "tool" if "tool_calls" in said else "user", "content": random.choice(ODD)}]
-    return [*answer, {"role": "assistant", "content": random.choice(ODD)}]
-
-
-def test_odd_answers_are_as_rendered_or_refused() -> None:
-    random, outcomes = Random(0), Counter[str]()
-    encoders = [TripletEncoder(with_chat_template(k, t)) for k in TOKENIZERS for t in (*TEMPLATES, *MORE)]
-    for number in range(600):
-        encoder, answer = encoders[number % len(encoders)], odd_answer(random)
-        sample = Triplet("a", f"f:{number}", prompt_long=USER, chosen=answer)
-        try:
-            (ids,) = encoder.encode([sample], Needs(("long_chosen",)))
-        except UserError as error:
-            outcomes["refused"] += 1
-            assert re.fullmatch(rf"f:{number}: field chosen.*", str(error)), (error, answer)
-            continue
-        outcomes["rewritten" if f"f:{number}: field chosen" in encoder.rewritten else "as rendered"] += 1
-        opened = encoder.tokenizer.apply_chat_template(USER, tokenize=False, add_generation_prompt=True)
-        whole = encoder.tokenizer.apply_chat_template([*USER, *answer], tokenize=False)
-        prompt, joint = encoder.tokenizer([opened, whole], add_special_tokens=False)["input_ids"]
-        both = ids["prompt_long"] + vocabulary_ids(ids["chosen"]).tolist()
-        assert ids["prompt_long"] == prompt
-        assert both == joint[: len(both)]
-        assert not encoder.tokenizer.decode(joint[len(both) :]).strip(" ▁\n-"), "more follows than the end of the turn"
-        turns = sum(message["role"] == "assistant" for message in answer)
-        assert len(scored(encoder, ids["chosen"])) == turns
-    assert min(outcomes[name] for name in ("refused", "rewritten", "as rendered")) >= 10, outcomes
 
 
 def test_lengths_and_end_tokens_of_a_column() -> None:

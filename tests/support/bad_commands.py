@@ -244,6 +244,14 @@ cache, unknown recipe   | cache_reference  | no_recipe                          
 cache, override         | cache_reference  | solo_dpo {recipe} objective.bta=1                       | objective.bta
 cache, layout           | cache_reference  | {recipe} parallel.tensor=3                              | parallel.tensor
 cache, data             | cache_reference  | {recipe} data.train=/no/such.jsonl                      | /no/such.jsonl
+reference, none needed  | cache_reference  | solo_simpo {recipe}                                     | no reference policy
+reference, of adapters  | cache_reference  | solo_dpo {recipe} peft=lora                             | objective.reference=cached
+merge, what             | merge_adapter    |                                                         | ADAPTER
+merge, no model         | merge_adapter    | /no/such {bad}/adapter {tmp}/out                        | /no/such
+merge, swapped          | merge_adapter    | {bad}/adapter {model} {tmp}/out                         | LoRA adapter
+merge, no adapter       | merge_adapter    | {model} {bad}/empty {tmp}/out                           | adapter_config.json
+merge, destination      | merge_adapter    | {model} {bad}/adapter {bad}/foreign                     | foreign
+convert, an adapter     | convert          | import {bad}/adapter {tmp}/out.ck                       | LoRA adapter
 convert what            | convert          |                                                         | export
 convert, other way      | convert          | across {model} {tmp}/out.ck                             | across
 convert, no folder      | convert          | import /no/such {tmp}/out.ck                            | /no/such

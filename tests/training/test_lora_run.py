@@ -62,19 +62,28 @@ def test_a_run_goes_on_from_its_adapters_to_the_bit(adapted: Path, tmp_path: Pat
 def test_another_layout_and_a_cached_reference_go_on_from_the_folder(
     finished: Path, adapted: Path, tmp_path: Path
 ) -> None:
-    """Sixteen settings at once: base, adapter, cached reference, tensor and sequence parallelism, merged weights."""
-    asked = [*LORA, f"model.adapter={adapted / 'hf_adapter'}", "trainer.max_steps=2"]
+    """From the folder on, with a cached reference, TP, SP and merged weights; and from a checkpoint on, with PP."""
+    asked = [*LORA, f"model.adapter={adapted / 'hf_adapter'}", "trainer.max_steps=2", "trainer.checkpoint_every=1"]
     one, two = (started(finished, tmp_path / name) for name in ("one", "two"))
     run(one, *asked)
     run(two, *asked, "objective.reference=cached", "parallel.tensor=2", "parallel.sequence=true", "peft.merge=true")
     for got, want in zip(rows(two), rows(one), strict=True):
         assert got["rewards/chosen"] != 0  # the reference is the base, not the adapters at the start
-        for key in ("loss", "loss/po", "rewards/chosen", "logps/chosen_long", "grad_norm"):
-            assert got[key] == pytest.approx(want[key], rel=2e-5 if got["step"] == 1 else 1e-3, abs=1e-5), key
+        agree(got, want)
     merge_adapter(EMBEDDED_MODEL, two / "hf_adapter", tmp_path / "merged")
     got_hf, want_hf = (load_file(folder / "model.safetensors") for folder in (two / "hf", tmp_path / "merged"))
     for name, tensor in want_hf.items():
         torch.testing.assert_close(got_hf[name], tensor, rtol=1e-5, atol=1e-6)
+    want = rows(one)
+    for part in ("checkpoints/step_000002", "hf_adapter", "report"):
+        shutil.rmtree(one / part)
+    run(one, *asked, "parallel.pipeline=2")
+    agree(rows(one)[1], want[1])
+
+
+def agree(got: dict[str, Any], want: dict[str, Any]) -> None:
+    for key in ("loss", "loss/po", "rewards/chosen", "logps/chosen_long", "grad_norm"):
+        assert got[key] == pytest.approx(want[key], rel=2e-5 if got["step"] == 1 else 1e-3, abs=1e-5), key
 
 
 def test_the_adapter_says_what_it_is(adapted: Path) -> None:

@@ -21,6 +21,7 @@ from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 from solopo_nemo.training.checkpoints.files import record_file, write_manifest
 from solopo_nemo.training.launch import run_recipe
 from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.prepare import find_model
 
 STARTED = 101
 """What a start gives that would train."""
@@ -193,6 +194,27 @@ def test_whatever_decides_the_result_is_compared(here: Place) -> None:
     with pytest.raises(UserError, match=r"run\.json: not readable by this version"):
         here.start()
     assert here.start("trainer.resume=never") == STARTED
+
+
+def test_adapters_and_weights_are_different_runs_and_another_adapter_is_another_run(here: Place) -> None:
+    adapted = ["peft=lora", "objective.reference=adapter_off"]
+    with pytest.raises(UserError, match=r"peft\.alpha: None there, 32\.0 here.*peft\.name: none there, lora here"):
+        here.start(*adapted)
+    checkpoint = here.save(2)
+    (checkpoint / "run.json").write_text(
+        json.dumps(json.loads((checkpoint / "run.json").read_text()) | {"adapter": "x"})
+    )
+    write_manifest(checkpoint, {"run.json": record_file(checkpoint / "run.json")})
+    with pytest.raises(UserError, match=r"initial adapters \(model\.adapter\): x there"):
+        here.start()
+    with pytest.raises(UserError, match="holds adapters alone"):
+        find_model(str(_of_adapters(checkpoint)))
+
+
+def _of_adapters(checkpoint: Path) -> Path:
+    file = checkpoint / "config.yaml"
+    file.write_text(file.read_text().replace("name: none\n  rank: null", "name: lora\n  rank: 4"))
+    return checkpoint
 
 
 def test_data_that_grew_is_refused_without_the_tokenized_data_too(here: Place) -> None:

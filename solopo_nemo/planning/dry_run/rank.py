@@ -211,6 +211,10 @@ class _Step:
             tracker.keep("reference")
             if parallel_state.get_pipeline_model_parallel_world_size() == 1:
                 reference = OnlineReference(names, self.frozen, lambda _: packed(names))
+        elif (
+            names and config.reference == "adapter_off" and parallel_state.get_pipeline_model_parallel_world_size() == 1
+        ):
+            reference = OnlineReference(names, self.model, lambda _: packed(names))
         self.reference, self.forward_step = reference, ForwardStep(self.objective, reference)
 
     def run(self) -> None:

@@ -141,12 +141,14 @@ def write_record(start: Start) -> None:
 def same_sources(paths: Paths, earlier: RunConfig, config: RunConfig) -> bool:
     """Whether data and weights are known to be those of a finished run; no file is read, names count where none is."""
     record = RunRecord.read(paths.record)
-    names = [{"data": one.data.train, "weights": one.model.init} for one in (earlier, config)]
+    names = [
+        {"data": one.data.train, "weights": one.model.init, "adapter": one.model.adapter} for one in (earlier, config)
+    ]
     if record is None or not saved_checkpoints(paths.checkpoints):
         return names[0] == names[1]
     now = source_states(config)
     return all(
-        now[key] == (name if isinstance(now[key], str) else record.sources[key]) for key, name in names[0].items()
+        now[key] == (name if isinstance(now[key], str) else record.sources.get(key)) for key, name in names[0].items()
     )
 
 
