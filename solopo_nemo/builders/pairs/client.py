@@ -259,7 +259,8 @@ class ServerClient:
         if "max_completion_tokens" in said and "max_tokens" not in gone:
             fields.add("max_tokens")
         for name in fields - self._unsupported:
-            logger.warning("%s: the server does not take %s (%s); the run goes on without it", self.url, name, words)
+            hint = "; --batch may ask for fewer at once" if name == "n" else ""
+            logger.warning("%s: the server does not take %s (%s); goes on without it%s", self.url, name, words, hint)
         self._unsupported |= fields
         return bool(fields)
 
