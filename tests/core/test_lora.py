@@ -31,6 +31,10 @@ CASES = {
     "tp2, some targets, one product recomputed": (Layout("tp2", 2, tp=2, recompute="mlp"), SOME, 0.0),
 }
 """Layout, targets and dropout."""
+DROPPED = {
+    "tp2, dropout": (Layout("tp2", 2, tp=2), ALL, 0.5),
+    "tp2 sp, dropout": (Layout("tp2_sp", 2, tp=2, sp=True), ALL, 0.5),
+}
 
 
 def one_case(layout: Layout, targets: tuple[str, ...], dropout: float) -> dict[str, Any]:
@@ -57,11 +61,22 @@ def one_case(layout: Layout, targets: tuple[str, ...], dropout: float) -> dict[s
         "on is not": not any(map(torch.equal, off, on)),
         "gradients": sum(buffer.grad_data.numel() for buffer in model.module.buffers),
         "trained": sum(p.numel() for p in trained.values()),
+        "replicas agree": replicas_agree([p for p in trained.values() if not p.tensor_model_parallel]),  # type: ignore[attr-defined]
     }
 
 
+def replicas_agree(parameters: list[torch.nn.Parameter]) -> bool:
+    """Whether all ranks have the same gradients."""
+    import torch.distributed as dist
+
+    own: list[Any] = [p.main_grad for p in parameters]  # type: ignore[attr-defined]
+    found: list[Any] = [None, None]
+    dist.all_gather_object(found, own)
+    return all(map(torch.equal, *found))
+
+
 def all_cases() -> dict[str, dict[str, Any]]:
-    return {name: one_case(*case) for name, case in CASES.items()}
+    return {name: one_case(*case) for name, case in (CASES | DROPPED).items()}
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +139,8 @@ def test_without_its_adapters_the_model_is_its_base_to_the_bit(found: dict[str, 
 def test_only_adapters_have_gradient_memory(found: dict[str, dict[str, Any]], case: str) -> None:
     trained = found[case]["trained"]
     assert trained <= found[case]["gradients"] < trained + 1024  # Megatron pads buffers
+
+
+@pytest.mark.parametrize("case", [name for name, (layout, _, _) in (CASES | DROPPED).items() if layout.tp == 2])
+def test_what_is_on_every_rank_has_the_same_gradient_there(found: dict[str, dict[str, Any]], case: str) -> None:
+    assert found[case]["replicas agree"]
