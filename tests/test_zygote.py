@@ -66,7 +66,7 @@ def test_it_has_what_its_command_gives_it_and_ends_as_a_program_does(program: Pa
 
     forked = zygote.warm().forked  # type: ignore[union-attr]
     process = start(program, "--flag", "a b", env=os.environ | {"OWN": "x=y"}, start_new_session=True)
-    out, err = process.communicate("given", timeout=60)
+    out, err = process.communicate("given", timeout=300)
     assert (process.returncode, err) == (7, "to stderr\n")
     line, last = out.splitlines()
     assert last == "atexit"
@@ -85,8 +85,8 @@ def test_kill_and_signals_reach_it_and_nothing_of_it_stays(program: Path) -> Non
         helper = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
         assert process.poll() is None
         process.send_signal(number)
-        assert process.wait(timeout=60) == -number
-        assert process.communicate(timeout=60) == ("", "")  # its helper holds no end of the pipes
+        assert process.wait(timeout=300) == -number
+        assert process.communicate(timeout=300) == ("", "")  # its helper holds no end of the pipes
         end = time.monotonic() + 60
         while Path(f"/proc/{helper}").exists():
             assert time.monotonic() < end
@@ -96,7 +96,7 @@ def test_kill_and_signals_reach_it_and_nothing_of_it_stays(program: Path) -> Non
 def test_an_error_is_a_traceback_and_exit_code_1(program: Path) -> None:
     program.write_text("raise ValueError('wrong')")
     process = start(program)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (1, "")
     assert err.rstrip().endswith("ValueError: wrong")
 

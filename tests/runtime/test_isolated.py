@@ -192,7 +192,7 @@ def test_processes_end_with_the_one_that_started_them(
         wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == processes)
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # as a terminal does
-            assert process.communicate(timeout=60) == ("", f"{cli.STOPPED}\n")
+            assert process.communicate(timeout=300) == ("", f"{cli.STOPPED}\n")
             assert process.returncode == cli.EXIT_RESUMABLE
         else:
             process.kill()

@@ -86,6 +86,6 @@ def test_an_interruption_leaves_no_process(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_measured([sys.executable, "-c", parent], 1, tmp_path / "out.log", "a step")
-    psutil.wait_procs([psutil.Process(pid) for pid in [int(started.read_text())] if psutil.pid_exists(pid)], timeout=10)
+    psutil.wait_procs([psutil.Process(pid) for pid in [int(started.read_text())] if psutil.pid_exists(pid)], timeout=60)
     pid = int(started.read_text())
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

@@ -156,8 +156,11 @@ class LocalSlurm:
                 daemon.wait()
 
     def ask(self, *command: str) -> str:
-        """Run a Slurm command and return what it prints; empty where it fails."""
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False, timeout=60)
+        """Run a Slurm command and return what it prints; empty where it fails, or has no answer within a minute."""
+        try:
+            done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False, timeout=60)
+        except subprocess.TimeoutExpired:
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
     def job(self, job: str) -> dict[str, str]:

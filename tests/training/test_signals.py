@@ -75,7 +75,7 @@ cli.run(lambda: cli.EXIT_RESUMABLE)
 
 
 def test_a_signal_while_python_shuts_down_does_not_change_the_exit_code() -> None:
-    done = subprocess.run([sys.executable, "-c", ENDING], env=ENVIRONMENT, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", ENDING], env=ENVIRONMENT, check=False, timeout=300)
     assert done.returncode == EXIT_RESUMABLE
 
 
@@ -104,7 +104,7 @@ sys.exit(-helper.wait())
 
 
 def test_a_signal_to_all_processes_spares_what_a_rank_has_started() -> None:
-    done = subprocess.run([sys.executable, "-c", SPARING], env=ENVIRONMENT, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", SPARING], env=ENVIRONMENT, check=False, timeout=300)
     assert done.returncode == signal.SIGTERM
 
 
@@ -138,7 +138,7 @@ def test_two_signals_end_a_piece_of_work_in_a_process_of_its_own(tmp_path: Path)
     process.send_signal(signal.SIGUSR1)
     process.send_signal(signal.SIGTERM)
     try:
-        assert process.wait(timeout=60) == EXIT_RESUMABLE
+        assert process.wait(timeout=300) == EXIT_RESUMABLE
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -160,7 +160,7 @@ def test_a_signal_while_the_process_is_started_ends_the_work_as_any_other(tmp_pa
     program = tmp_path / "program.py"
     program.write_text(ISOLATED.replace("def main():", EARLY + "def main():"))
     done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path / "begun")], env=ENVIRONMENT, check=False, timeout=60,
+        [sys.executable, str(program), str(tmp_path / "begun")], env=ENVIRONMENT, check=False, timeout=300,
         capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (EXIT_RESUMABLE, f"{cli.STOPPED}\n")
