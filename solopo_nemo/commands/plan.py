@@ -1,8 +1,8 @@
 """Predict memory and time of a recipe on GPUs: whether it fits, the fastest layouts, and the longest context.
 
 The default RECIPE is solo_dpo. The prediction needs no GPU and measures nothing. Models with a file in conf/model
-need neither their folder nor the network. Formulas and assumptions are in solopo_nemo/planning. --trace runs the code
-of the fastest layout with fake tensors (dry_run=true), which takes seconds to minutes, and shows both peaks.
+need neither their folder nor the network. Memory and traffic are computed from traces of tiny models. --trace runs the
+code of the fastest layout with fake tensors (dry_run=true), which takes seconds to minutes, and shows both peaks.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _parser() -> ArgumentParser:
     option("--samples N", samples, **count)
     state = "optimizer state over the data- and context-parallel ranks, on each, or in host memory"
     option("--optimizer", state, "sharded", choices=OPTIMIZERS)
-    option("--trace", "trace the fastest layout: its peak with torch's layers beside the modelled one")
+    option("--trace", "trace the fastest layout itself: its peak beside the computed one")
     option = parser.options("assumptions")
     option("--mfu SHARE", "share of the peak that a GPU reaches while it computes", machine.mfu, type=_share)
     option("--tflops N", "peak of a GPU in bf16, by default of an H100", machine.tflops, **number)

@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from solopo_nemo.planning import cpu_layers, gpu_layers
-from solopo_nemo.planning.layout import Share
-from solopo_nemo.planning.run import GPU, Run
-from solopo_nemo.planning.sizes import Sizes
-from solopo_nemo.planning.state import device_share, training_state, weights
-from solopo_nemo.planning.timeline import GIB, Step, Tensor, Timeline, kept
-
-
-class Layers(Protocol):
-    """The memory model of a device: :mod:`solopo_nemo.planning.gpu_layers` or ``cpu_layers``."""
-
-    def inputs(self, z: Sizes) -> tuple[Tensor, ...]:
-        """Tensors of a micro-batch outside the layers: token ids, rotary table."""
-
-    def forward(self, z: Sizes, selective: bool) -> list[Step]:
-        """Forward steps of one layer, from ``layer input`` to ``layer output``."""
-
-    def backward(self, z: Sizes, selective: bool) -> list[Step]:
-        """Backward steps of one layer, from ``gradient`` to ``gradient``."""
-
-    def head(self, z: Sizes) -> list[Step]:
-        """Steps of the final norm and the response head, from ``layer output`` to ``gradient``."""
-
-    def embedding_backward(self, z: Sizes) -> list[Step]:
-        """Steps at the end of backward on the first stage."""
-
-    def optimizer(self, run: Run, stage: int) -> list[Step]:
-        """Steps of the optimizer."""
+from solopo_nemo.planning.parameters import StageParameters
+from solopo_nemo.planning.run import Run
+from solopo_nemo.planning.state import GIB, Tensor, device_share, training_state, weights
+from solopo_nemo.planning.traced import Kind, Sizes, traced_step
 
 
 @dataclass(frozen=True)
@@ -40,12 +16,12 @@ class Memory:
     """Peak memory of one rank.
 
     Attributes:
-        peak: peak in bytes, including the loaded model, the CUDA context and communication buffers.
+        peak: peak in bytes, including the loaded model and what the device's libraries take.
         above_model: peak in bytes above the loaded model, as the benchmarks measure it. It includes gradients and
-            optimizer state, but not weights.
+            optimizer state, but not weights; of the libraries' memory only what a CPU's take during training.
         stage: pipeline stage with the highest peak.
-        moment: name of the step at the peak.
-        parts: name -> bytes of the tensors alive at the peak, largest first.
+        moment: name of what runs at the peak.
+        parts: name -> bytes of what is alive at the peak, largest first.
         formulas: name -> formula of each part.
     """
 
@@ -78,49 +54,42 @@ def memory(run: Run) -> Memory:
 
 
 def _stage(run: Run, stage: int) -> Memory:
-    layers: Layers = gpu_layers if run.device == GPU else cpu_layers
-    pipeline, share = run.layout.pipeline, Share.of(run.workload.policy, run.micro_batch, run.layout)
-    z = Sizes.of(run.shape, run.layout, share, run.logits_chunk_size, run.itemsize)
-    count = run.shape.num_hidden_layers // pipeline
-    in_flight = min(pipeline - stage, run.micro_batches)  # 1F1B schedule
-    selective, full = run.recompute == "selective", run.recompute == "full"
-
-    forward = layers.forward(z, selective)
-    (entry,) = z.tensors(layer_input=z.T * z.h / z.s * z.e)
-    saved = [t for t in kept([Step("input", (entry,)), *forward]) if t.name != "layer output"]
-    one_layer = entry.bytes if full else sum(tensor.bytes for tensor in saved)
-    others = "P_layers - 1 layers, saved" if not full else "P_layers - 1 layer inputs"
-    own = Tensor("other layers of the micro-batch", (count - 1) * one_layer, others)
-    queued = in_flight - 1
-    waiting = Tensor("other micro-batches in flight", queued * count * one_layer, f"{queued} x all layers")
-
-    resident = (weights(run, stage), *training_state(run, stage), *device_share(run, stage))
-    timeline = Timeline((*resident, *layers.inputs(z)))
-    timeline.run([Step("forward of the other layers", (waiting, own, entry))])
-    discarded = tuple(tensor.name for tensor in saved if tensor.name != "layer input")
-    timeline.run([*forward, *([Step("layer checkpoint", drops=discarded)] if full else [])])
-    if stage == pipeline - 1:
-        timeline.run(layers.head(z))
-    else:
-        timeline.run(
-            [Step("gradient of the next stage", z.tensors(gradient=z.T * z.h / z.s * z.e), drops=("layer output",))]
-        )
-    if full:
-        timeline.run(layers.forward(z, False))
-    timeline.run(layers.backward(z, selective))
-    if full:  # Megatron's checkpoint frees the output after its own backward (tensor_parallel/random.py)
-        timeline.run([Step("layer checkpoint backward", drops=("layer output",))])
-    timeline.run([Step("backward of the other layers", drops=(own.name,))])
-    if stage == 0 and run.adapter_rank is None:
-        timeline.run(layers.embedding_backward(z))
-    timeline.run([Step("end of backward", drops=("gradient", waiting.name)), *layers.optimizer(run, stage)])
-
-    parts = sorted(timeline.at_peak, key=lambda tensor: -tensor.bytes)
+    sizes = Sizes(run)
+    last = run.layout.pipeline - 1
+    without = ("embedding",) * (stage > 0 or run.adapter_rank is not None) + ("head",) * (stage < last)
+    moment, formulas = traced_step(Kind.of(run)).highest(sizes, without)
+    step = [Tensor(part, sizes(formula), formula.text(sizes)) for part, formula in formulas.items()]
+    step.append(_waiting(run, stage, sizes))
+    clipping = _clipping(run, stage)
+    if clipping.bytes > sum(part.bytes for part in step):
+        moment, step = "optimizer", [clipping]
+    model, device = weights(run, stage), device_share(run, stage)
+    parts = [part for part in (model, *training_state(run, stage), *device, *step) if part.bytes]
+    peak = sum(part.bytes for part in parts)
     return Memory(
-        peak=timeline.peak,
-        above_model=timeline.peak - resident[0].bytes - sum(t.bytes for t in device_share(run, stage)),
+        peak=peak,
+        above_model=peak - model.bytes - sum(part.bytes for part in device if part.loaded),
         stage=stage,
-        moment=timeline.moment,
-        parts={tensor.name: tensor.bytes for tensor in parts if tensor.bytes},
-        formulas={tensor.name: tensor.formula for tensor in parts if tensor.bytes},
+        moment=moment,
+        parts={part.name: part.bytes for part in sorted(parts, key=lambda part: -part.bytes)},
+        formulas={part.name: part.formula for part in parts},
     )
+
+
+def _waiting(run: Run, stage: int, sizes: Sizes) -> Tensor:
+    """What the other micro-batches in flight hold on a pipeline stage, in Megatron's 1F1B schedule."""
+    traced, pipeline = traced_step(Kind.of(run)), run.layout.pipeline
+    queued, layers = min(pipeline - stage, run.micro_batches) - 1, run.shape.num_hidden_layers // pipeline
+    size = queued * (layers * sizes(traced.saved) + sizes(traced.outside))
+    formula = f"{queued} x ({layers} x ({traced.saved.text(sizes)}) + {traced.outside.text(sizes)})"
+    return Tensor("other micro-batches in flight", size, formula)
+
+
+def _clipping(run: Run, stage: int) -> Tensor:
+    """Megatron's clipping copies one gradient at a time; torch's fused AdamW works in place."""
+    parameters = StageParameters.of(run.shape, run.layout.tensor, run.layout.pipeline, stage)
+    largest = max(parameters.embedding, parameters.head)
+    if run.adapter_rank is not None:
+        largest = run.adapter_rank * run.shape.intermediate_size
+    shard = largest / (run.layout.data * run.layout.context)
+    return Tensor("scaled gradient", shard * 4, "P_largest / (DP * CP) * 4")

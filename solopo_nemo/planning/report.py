@@ -9,7 +9,7 @@ from solopo_nemo.pages.tables import Table
 from solopo_nemo.planning.overview import Overview
 from solopo_nemo.planning.parameters import StageParameters
 from solopo_nemo.planning.search import Plan
-from solopo_nemo.planning.timeline import GIB
+from solopo_nemo.planning.state import GIB
 
 SMALL = 0.01
 """Parts below this share of the peak are combined into one row."""
@@ -47,8 +47,8 @@ def print_overview(found: Overview, recipe: str, model: str, console: Console) -
         console.print(_best(found).terminal())
         if traced := found.traced:
             console.print(
-                f"the first traced, with torch's layers in place of Transformer Engine's: {traced.peak_gib:.1f} GiB, "
-                f"{'fits' if traced.fits else 'does not fit'} (in {traced.seconds:.0f} s, not run)"
+                f"the first, traced itself: {traced.peak_gib:.1f} GiB, {'fits' if traced.fits else 'does not fit'} "
+                f"(in {traced.seconds:.0f} s, not run)"
             )
     else:
         console.print("no layout of these GPUs fits at this length")

@@ -9,6 +9,7 @@ from solopo_nemo.planning.layout import Layout
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.workload import Lengths, Workload
 from solopo_nemo.runtime.device import default_precision
+from solopo_nemo.runtime.kernels import ENGINE
 
 if TYPE_CHECKING:
     from solopo_nemo.config.schema import RunConfig
@@ -26,7 +27,7 @@ class Run:
         shape: shape of the model.
         workload: sequences of one sample.
         layout: parallel layout.
-        device: ``gpu`` (Transformer Engine) or ``cpu`` (this project's layers).
+        device: ``gpu`` or ``cpu``, which has torch's layers alone.
         precision: ``bf16`` or ``fp32``.
         recompute: ``none``, ``selective`` or ``full``.
         logits_chunk_size: response positions in a chunk of the head.
@@ -34,6 +35,7 @@ class Run:
         global_batch: samples in an optimizer step.
         online_reference: True if the frozen reference policy runs in every step; a copy in memory, unless the policy
             has adapters.
+        layers: ``transformer_engine`` or ``torch``.
         optimizer: ``sharded`` (over data- and context-parallel ranks, as in the recipes), ``replicated``, or
             ``offloaded`` (sharded, in host memory).
         adapter_rank: of LoRA's adapters, which alone are trained; None if all weights are trained.
@@ -50,6 +52,7 @@ class Run:
     micro_batch: int = 1
     global_batch: int = 64
     online_reference: bool = False
+    layers: str = ENGINE
     optimizer: str = "sharded"
     adapter_rank: int | None = None
     adapter_targets: tuple[str, ...] = ()
@@ -73,7 +76,12 @@ class Run:
             world: number of ranks.
             device: ``gpu`` or ``cpu``. It selects the default precision.
             optimizer: see the class.
+
+        Raises:
+            UserError: no layers run it.
         """
+        from solopo_nemo.config.world import layers_of
+
         objective = config.build_objective()
         return cls(
             shape=shape,
@@ -86,6 +94,7 @@ class Run:
             micro_batch=config.trainer.micro_batch,
             global_batch=config.trainer.global_batch,
             online_reference=config.reference != "cached" and bool(objective.reference_sequences),
+            layers=layers_of(config, shape, device == GPU).name,
             optimizer=optimizer,
             adapter_rank=config.peft.rank if config.peft.on else None,
             adapter_targets=config.peft.modules if config.peft.on else (),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from solopo_nemo.planning.parameters import LayerParameters, StageParameters, adapter_parameters
 from solopo_nemo.planning.run import GPU, Run
-from solopo_nemo.planning.timeline import GIB, Tensor
 
+GIB = 2**30
+RUNTIME = 30 * 2**20
+"""Library code that the first step loads on a CPU, and small blocks that malloc retains. Measured: 12 to 54 MiB."""
 CUDA_CONTEXT = 1.0 * GIB
 """Assumed: CUDA context, loaded kernels, and the workspaces of cuBLAS, cuDNN and Transformer Engine."""
 NCCL_GROUP = 0.25 * GIB
@@ -14,6 +18,23 @@ MAIN_GRADIENT = 4
 """Bytes of a gradient: Megatron's DDP accumulates in fp32 (``grad_reduce_in_fp32``)."""
 MOMENTS, MASTER = 8, 4
 """Bytes per parameter of AdamW's two fp32 moments, and of the fp32 master weight in bf16 training."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A part of a rank's memory.
+
+    Attributes:
+        name: unique among the parts.
+        bytes: size on one rank.
+        formula: how it is computed.
+        loaded: it is there before the training.
+    """
+
+    name: str
+    bytes: float
+    formula: str
+    loaded: bool = False
 
 
 def weights(run: Run, stage: int) -> Tensor:
@@ -42,17 +63,17 @@ def training_state(run: Run, stage: int) -> tuple[Tensor, ...]:
 
 
 def device_share(run: Run, stage: int) -> tuple[Tensor, ...]:
-    """Memory of the device and its libraries. It is empty on a CPU, where the process has it before training."""
+    """Memory of the device and its libraries; on a CPU what the first step loads."""
     if run.device != GPU:
-        return ()
+        return (Tensor("libraries and heap", RUNTIME, "measured"),)
     layout = run.layout
     groups = 1 + sum(size > 1 for size in (layout.tensor, layout.context, layout.pipeline, layout.data))
     layer = LayerParameters.of(run.shape, layout.tensor)
     return (
-        Tensor("CUDA context and workspaces", CUDA_CONTEXT, "assumed"),
-        Tensor("NCCL buffers", NCCL_GROUP * groups, f"{groups} groups, assumed"),
+        Tensor("CUDA context and workspaces", CUDA_CONTEXT, "assumed", True),
+        Tensor("NCCL buffers", NCCL_GROUP * groups, f"{groups} groups, assumed", True),
         # fused weight-gradient accumulation returns a placeholder gradient to autograd, one for each weight shape
-        Tensor("weight-gradient placeholders", (layer.total - layer.norms) * run.itemsize, "P_layer * e"),
+        Tensor("weight-gradient placeholders", (layer.total - layer.norms) * run.itemsize, "P_layer * e", True),
     )
 
 

@@ -2,14 +2,16 @@
 
 usage: python studies/benchmarks/planner.py table
        python studies/benchmarks/planner.py trace
+       python studies/benchmarks/planner.py steps
        python studies/benchmarks/planner.py check [--work FOLDER] [--out FILE]
 
 `table` writes docs/planning.md, its JSON (layouts, public figures) and its plot. `trace` adds traced peaks
 (dry_run=true) to the layouts there, one after the other; what is traced already is not traced again, so that it may be
-stopped at any time. `check` trains every configuration of planner_check.py in new processes on this machine, and writes
-measured, predicted and traced peaks to --out, from which docs/performance.md is generated. Runs in --out are not
-measured again; predictions and traces are always made again. The exit code is 1 if a prediction differs from the
-measurement by more than 10 %.
+stopped at any time. `steps` makes the planner's formulas anew (solopo_nemo/assets/traced_steps.json, some 6 minutes),
+after a change of what layers, head or schedule hold. `check` trains every configuration of planner_check.py in new
+processes on this machine, and writes measured, predicted and traced peaks to --out, from which docs/performance.md is
+generated. Runs in --out are not measured again; predictions and traces are always made again. The exit code is 1 if a
+prediction differs from the measurement by more than 10 %.
 """
 
 from __future__ import annotations
@@ -32,13 +34,15 @@ LAYOUTS, PUBLIC = planning.RESULTS / "layouts.json", planning.RESULTS / "public.
 def main() -> int:
     """Run the command."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("command", choices=("table", "trace", "check"))
+    parser.add_argument("command", choices=("table", "trace", "steps", "check"))
     option = parser.options()
     option("--work FOLDER", "models and samples of `check`", Path("outputs/benchmark/work"), type=Path)
     option("--out FILE", "results of `check` (default docs/performance/planner.json)", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "check":
         return _check(arguments.work, arguments.out or suite.RESULTS / "planner.json")
+    if arguments.command == "steps":
+        return _steps()
     return _table() if arguments.command == "table" else _trace()
 
 
@@ -62,6 +66,16 @@ def _trace() -> int:
         cell["plans"][str(long)][planning.TRACED] = planning.traced_peak(cell, long)
         results.save()
         planning.write_document(results, figures, planning.DOCUMENT)
+    return 0
+
+
+def _steps() -> int:
+    from solopo_nemo.core.device import prepare_process
+
+    prepare_process()
+    from studies.benchmarks import traced_steps
+
+    traced_steps.write()
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import engine_stand_in
 import pytest
 
+from solopo_nemo.planning.dry_run.engine import PER_STEP, SAVED
 from solopo_nemo.runtime import kernels
 
 PACKAGE = Path(kernels.__file__).parents[1]
@@ -91,3 +92,24 @@ def test_the_table_says_what_the_sources_say(engine: zipfile.Path) -> None:
     joined = cp.split('if cp_comm_type == "a2a+p2p":')[1].split("else:")[0]
     assert 'qkv_format != "thd"' in joined
     assert not kernels.takes_mode("a2a+p2p", kernels.Installed(pinned), False)
+
+
+def test_what_is_saved_for_backward_is_what_the_planner_and_the_dry_run_add(engine: zipfile.Path) -> None:
+    """Of each name: torch's layers hold it too, it is a weight's, it is None without a mean, or it is in the table."""
+    beside = {"inputmat", "weightmat", "weight", "bias", "ln_weight", "mu"}
+    for file, names in SAVED.items():
+        calls = [n for n in ast.walk(ast.parse((engine / file).read_text())) if isinstance(n, ast.Call)]
+        saving = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "prepare_for_saving"]
+        (first,) = {tuple(a.id for a in c.args if isinstance(a, ast.Name)) for c in saving}
+        assert {*first} - beside == {*names}, file
+    ring = (engine / f"{ATTENTION}/context_parallel.py").read_text().split("class AttnFuncWithCPAndKVP2P(")[1]
+    ring = re.split(r"\n(?:class|def) ", ring)[0]
+    assert all(f"{name} = [None for _ in range(cp_size)]" in ring for name in PER_STEP)
+    rotary = re.findall(r"save_for_backward\((.*?)\)", (engine / "attention/rope.py").read_text())
+    assert all(
+        set(re.split(r", ", saved)) <= {"freqs", "q_freqs", "k_freqs", "cu_seqlens", "start_positions"}
+        for saved in rotary
+    )
+    import megatron.core.fusions.fused_bias_swiglu as swiglu
+
+    assert "ctx.save_for_backward(input_for_backward)" in inspect.getsource(swiglu.SwiGLUFunction.forward)

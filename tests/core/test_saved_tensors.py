@@ -12,9 +12,8 @@ from layouts import SINGLE
 from spawn import run_ranks
 
 from solopo_nemo.objectives import build_objective
-from solopo_nemo.planning import cpu_layers
-from solopo_nemo.planning.sizes import Size, Sizes
-from solopo_nemo.planning.timeline import kept
+from solopo_nemo.planning import CPU, ModelShape, Run, Sequence, Workload
+from solopo_nemo.planning.traced import Kind, Sizes, traced_step
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -50,13 +49,10 @@ def saved_by_a_layer() -> tuple[int, int]:
 
 def test_a_layer_saves_what_the_planner_lists(tmp_path: Path) -> None:
     tokens, measured = run_ranks(1, saved_by_a_layer, (), tmp_path / "out.pt")
-    head = engine.HIDDEN // engine.HEADS
-    numbers = dict(
-        T=tokens, s=1, h=engine.HIDDEN, f=engine.FFN, a=engine.HIDDEN, k=engine.KV_HEADS * head, d=head, n=engine.HEADS,
-        v=engine.VOCAB, R=1, C=1, S=tokens, t=1, c=1, e=4,
-    )  # fmt: skip
-    z = Sizes(**{name: Size(number, name) for name, number in numbers.items()}, mode="p2p")
-    listed = {tensor.name: tensor.bytes for tensor in kept(cpu_layers.forward(z, selective=False))}
-    assert listed.pop("layer output")
-    expected = sum(listed.values()) + float(z.T * z.h * z.e)
-    assert measured == pytest.approx(expected, rel=0.01), listed
+    sizes = {
+        "model_type": "qwen2", "hidden_size": engine.HIDDEN, "intermediate_size": engine.FFN, "num_hidden_layers": 4,
+        "num_attention_heads": engine.HEADS, "num_key_value_heads": engine.KV_HEADS, "vocab_size": engine.VOCAB,
+        "max_position_embeddings": 4096,
+    }  # fmt: skip
+    run = Run(ModelShape.from_hf(sizes), Workload((Sequence("all", tokens, 1),)), device=CPU, precision="fp32")
+    assert measured == pytest.approx(Sizes(run)(traced_step(Kind.of(run)).saved), rel=0.01)

@@ -33,6 +33,7 @@ CELLS: dict[str, tuple[int, int, list[str]]] = {  # rank, world, overrides
     ),
     "ring": (1, 2, [*CPU, "parallel.context=2", "parallel.cp_comm_type=p2p"]),
     "gpu": (0, 1, GPU),
+    "gpu, engine": (0, 1, [*GPU, "model.layers=auto"]),
     "gpu, longer": (0, 1, GPU),
     "gpu, fp32": (0, 1, [*GPU, "trainer.precision=fp32"]),
     "gpu ring": (1, 2, [*GPU, "parallel.context=2", "parallel.cp_comm_type=p2p"]),
@@ -161,6 +162,13 @@ def test_a_gpu_trace_holds_no_blocks_of_a_cpu_and_the_gpus_fused_norm(traces: di
     short, longer = traces["gpu"].operations, traces["gpu, longer"].operations
     assert short["mm"] == longer["mm"]  # a CPU's blocks of 512 rows are four times as many
     assert "rsqrt" not in short
+
+
+def test_transformer_engines_layers_hold_the_tensors_of_its_table_beside(traces: dict[str, Any]) -> None:
+    model, tokens = load_shape("builtin"), 677
+    own, beside = (traces[cell].peak.by("layer", "activations")["layer 1"] for cell in ("gpu", "gpu, engine"))
+    norms = 2 * (2 * model.hidden_size + 4)
+    assert beside - own == tokens * (norms + 2 * model.intermediate_size)
 
 
 def test_on_a_gpu_weights_are_bf16_and_the_optimizer_has_fp32_ones_too(traces: dict[str, Any]) -> None:

@@ -207,7 +207,7 @@ def test_selective_recomputation_is_the_mlp_on_a_gpu_and_attention_on_a_cpu() ->
         run = Run(shape, workload, Layout(4, True, 2, "p2p"), device, recompute=recompute)
         sent[device, recompute] = communication(run)
     assert sent[GPU, "selective"].context == sent[GPU, "none"].context
-    assert sent[GPU, "selective"].tensor == pytest.approx(sent[GPU, "none"].tensor * 12 / 10)
+    assert sent[GPU, "selective"].tensor == pytest.approx(sent[GPU, "none"].tensor * 12 / 10, rel=0.002)  # embedding
     assert sent[CPU, "selective"].context > sent[CPU, "none"].context
     assert sent[CPU, "selective"].tensor == sent[CPU, "none"].tensor
     runs = [Run(shape, workload, Layout(4, True, 2, "p2p"), GPU, recompute=r) for r in ("none", "selective", "full")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.process_groups_config import ProcessGroupCollection
 from nemo.lightning._strategy_lib import set_model_parallel_attributes
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.variable import Variable
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import _disable_current_modes
@@ -31,8 +33,10 @@ from solopo_nemo.data.packing import pack
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.nemo_model import compat
 from solopo_nemo.nemo_model.policy import build_model, ddp_config, optimizer_config, packing_layout, parallel_sizes
+from solopo_nemo.planning.dry_run import engine
 from solopo_nemo.planning.dry_run.tracker import Peak, Tracker
 from solopo_nemo.runtime import device
+from solopo_nemo.runtime.kernels import TORCH
 
 SAMPLE = "longest"
 """Id of the sample that a trace runs."""
@@ -90,6 +94,12 @@ class _KernelsOfCuda(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.nn.functional.rms_norm:
             return _FusedNorm.apply(args[0], args[2] if len(args) > 2 else kwargs["weight"])
+        if func is torch.autograd.backward:  # of recomputation: torch switches the mode off for all that it calls
+            tensors, gradients = (*args, kwargs.get("grad_tensors"))[:2]
+            with self:
+                return Variable._execution_engine.run_backward(
+                    tuple(tensors), tuple(gradients), False, False, (), allow_unreachable=True, accumulate_grad=True
+                )
         return func(*args, **kwargs)
 
 
@@ -119,6 +129,7 @@ def trace_rank(
     rank: int,
     world: int,
     progress: Callable[[str], None] = lambda _: None,
+    tracker: Tracker | None = None,
 ) -> RankTrace:
     """Trace an optimizer step of one rank.
 
@@ -135,16 +146,21 @@ def trace_rank(
         lengths: tokens of a sample by column, such as ``prompt_long``; every sample of the trace is like it.
         rank, world: the rank, and how many there are.
         progress: told what is done next.
+        tracker: a new one, for whoever wants to read more of it than the result has.
 
     Raises:
         Exception: whatever the run would raise, :class:`~solopo_nemo.planning.dry_run.tracker.HostSync` included.
     """
-    mode, tracker = FakeTensorMode(allow_non_fake_inputs=True), Tracker()
+    layers = config.model.layers
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=TORCH))
+    mode, tracker = FakeTensorMode(allow_non_fake_inputs=True), tracker or Tracker()
     kernels = _KernelsOfCuda() if config.dry_run.device == "cuda" else nullcontext()
     with device.tracing(config.dry_run.device), _fake_ranks(config, rank, world), mode, tracker, kernels:
         progress("building the model")
         step = _Step(config, model, tracker)
         step.prepare(lengths, mode)
+        if config.dry_run.device == "cuda" and layers != TORCH:
+            engine.hold(step.core, max(step.batch["lengths"]))
         progress("forward and backward")
         step.run()
         progress("optimizer")

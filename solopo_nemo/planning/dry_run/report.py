@@ -16,12 +16,12 @@ from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.pages.tables import Table
 from solopo_nemo.planning.layout import Layout
 from solopo_nemo.planning.search import with_layout
-from solopo_nemo.planning.state import CUDA_CONTEXT, NCCL_GROUP
+from solopo_nemo.planning.state import CUDA_CONTEXT, GIB, NCCL_GROUP
 from solopo_nemo.planning.step_time import Machine
-from solopo_nemo.planning.timeline import GIB
 from solopo_nemo.planning.workload import Lengths
 from solopo_nemo.runtime import logs
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.kernels import ENGINE
 
 if TYPE_CHECKING:
     from solopo_nemo.planning.dry_run.rank import RankTrace
@@ -80,6 +80,7 @@ class DryRun:
             "recipe": self.config.recipe,
             "model": self.config.model.init,
             "device": self.config.dry_run.device,
+            "layers": self.config.model.layers,
             "layout": dataclasses.asdict(self.layout),
             "world": self.layout.world,
             "lengths": dict(self.lengths),
@@ -131,11 +132,12 @@ def dry_run(
     Raises:
         UserError: what the run would fail of.
     """
+    from solopo_nemo.config.world import layers_of
     from solopo_nemo.planning.dry_run.rank import trace_rank
 
     doing = "start"
-    if config.dry_run.device == "cuda":  # Transformer Engine's layers run on a GPU alone
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, layers="torch"))
+    layers = layers_of(config, model, config.dry_run.device == "cuda").name
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=layers))
     started, traces, layout = time.perf_counter(), list[Any](), Layout.of(config.parallel, world)
     for rank in ranks_that_differ(layout, model, config, lengths):
         stage = rank * layout.pipeline // world
@@ -259,7 +261,9 @@ def print_dry_run(found: DryRun, console: Console) -> None:
     highest, target = found.traces[0], found.config.dry_run.device
     sample = ", ".join(f"{name} {size:,}" for name, size in found.lengths.items())
     console.print(f"{found.config.recipe} of {found.config.model.init}, {found.layout}")
-    console.print(f"traced for {target}, layers in plain torch")
+    engine = found.config.model.layers == ENGINE
+    beside = ", with what Transformer Engine's hold beside them" * engine
+    console.print(f"traced for {target}: torch's layers{beside}")
     console.print(f"longest sample: {sample} tokens; {found.config.trainer.micro_batch} a micro-batch")
     shown = [("peak", *(gib(trace.peak.bytes) for trace in found.traces))]
     shown += [

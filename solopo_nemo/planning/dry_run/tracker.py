@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from collections import Counter, defaultdict
@@ -24,8 +25,6 @@ _ATTENTION = ("_flash_attention_forward", "_efficient_attention_forward")
 _CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 NOT_THE_PLACE = (*(f"dry_run/{name}.py" for name in ("tracker", "rank", "report")), "core/cpu_patches.py")
 """Files that stand between an operation and whoever asked for it."""
-_LARGE = 2**20
-"""Bytes from which a tensor's place in the source is kept."""
 
 
 class HostSync(RuntimeError):
@@ -99,8 +98,11 @@ class Tracker(TorchDispatchMode):
         flops, sent: floating-point operations; bytes sent by group.
         operations: how often each operation ran, by name.
         lengths: of the packed sequences, over all context-parallel ranks.
+        places_from: bytes from which a tensor's place in the source is kept.
         whole: sizes of a dimension that no tensor of a context-parallel rank should have.
         too_long: tensors that have one.
+        events: what was allocated (bytes) and freed (negative bytes), in order: bytes, storage, moment.
+        transfers: of each collective since :meth:`start`: group, elements, dtype, and which multiple of them is sent.
     """
 
     groups: dict[str, str] = field(default_factory=dict)
@@ -111,13 +113,15 @@ class Tracker(TorchDispatchMode):
     sent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     operations: Counter[str] = field(default_factory=Counter)
     lengths: Sequence[int] = ()
+    places_from: int = 2**20
     whole: frozenset[int] = frozenset()
     too_long: list[Storage] = field(default_factory=list)
+    events: list[tuple[int, Storage, str]] = field(default_factory=list)
+    transfers: list[tuple[str, int, str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
         self._live: dict[int, tuple[Storage, Any]] = {}
-        self._events: list[tuple[int, Storage, str]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -138,6 +142,8 @@ class Tracker(TorchDispatchMode):
         else:
             out = func(*args, **kwargs)
         self.operations[name] += 1
+        if name == "_flash_attention_backward":
+            self._pass(name, _workspace(*args[1:3]))
         if func.namespace in ("c10d", "_c10d_functional"):
             self._count_traffic(name, args)
         else:
@@ -155,7 +161,7 @@ class Tracker(TorchDispatchMode):
         if key in self._live:
             return
         size = storage.nbytes()
-        place = _place() if size >= _LARGE else ""
+        place = _place() if size >= self.places_from else ""
         dtype = str(tensor.dtype).removeprefix("torch.")
         made = Storage(size, operation, self.layer, "temporaries", tuple(tensor.shape), dtype, place)
         if self.whole and tensor.is_floating_point() and self.whole & set(made.shape):
@@ -164,10 +170,19 @@ class Tracker(TorchDispatchMode):
 
         def freed(_: Any) -> None:
             del self._live[key]
-            self._events.append((-made.bytes, made, self.moment))
+            self.events.append((-made.bytes, made, self.moment))
 
         self._live[key] = (made, weakref.ref(storage, freed))
-        self._events.append((size, made, self.moment))
+        self.events.append((size, made, self.moment))
+
+    def _pass(self, operation: str, tensors: Iterable[tuple[tuple[int, ...], torch.dtype]]) -> None:
+        """Count tensors that an operation makes and frees itself."""
+        made = [
+            Storage(math.prod(shape) * dtype.itemsize, operation, self.layer, "temporaries", shape, str(dtype)[6:], "")
+            for shape, dtype in tensors
+        ]
+        self.events += [(one.bytes, one, self.moment) for one in made]
+        self.events += [(-one.bytes, one, self.moment) for one in made]
 
     def mark(self, tensors: Iterable[torch.Tensor], kind: str) -> None:
         """Say what the storages of tensors are."""
@@ -191,23 +206,23 @@ class Tracker(TorchDispatchMode):
     def start(self, moment: str) -> None:
         """Begin to count; what is alive stays, and the host may read nothing from here on."""
         self.syncs, self.moment = False, moment
-        self._events = [(made.bytes, made, "rest") for made, _ in self._live.values()]
-        self.flops, self.sent = 0.0, defaultdict(float)
+        self.events = [(made.bytes, made, "rest") for made, _ in self._live.values()]
+        self.flops, self.sent, self.transfers = 0.0, defaultdict(float), []
 
     def peak(self) -> Peak:
         """The highest moment since :meth:`start`."""
         now = most = at = 0
-        for index, (change, _, _) in enumerate(self._events):
+        for index, (change, _, _) in enumerate(self.events):
             now += change
             if now > most:
                 most, at = now, index
         live: dict[int, Storage] = {}
-        for change, made, _ in self._events[: at + 1]:
+        for change, made, _ in self.events[: at + 1]:
             if change >= 0:
                 live[id(made)] = made
             else:
                 live.pop(id(made), None)
-        return Peak(most, sorted(live.values(), key=lambda s: -s.bytes), self._events[at][2] if self._events else "")
+        return Peak(most, sorted(live.values(), key=lambda s: -s.bytes), self.events[at][2] if self.events else "")
 
     @contextmanager
     def layers(self, model: Any) -> Iterator[None]:
@@ -248,12 +263,15 @@ class Tracker(TorchDispatchMode):
         if group is None or group.size() == 1:
             return
         ranks = group.size()
-        size = sum(x.numel() * x.element_size() for x in tree_iter(args[0]) if isinstance(x, torch.Tensor))
+        tensors = [x for x in tree_iter(args[0]) if isinstance(x, torch.Tensor)]
+        elements, dtype = sum(x.numel() for x in tensors), tensors[0].dtype if tensors else torch.uint8
         ring = (ranks - 1) / ranks
         share = {"allreduce_": 2 * ring, "send": 1.0, "recv_": 0.0, "barrier": 0.0}.get(name, ring)
         if "reduce_scatter" in name:  # its first argument is the part that stays
             share = ranks - 1.0
-        self.sent[self.groups.get(group.group_name, "other")] += size * share
+        name_of = self.groups.get(group.group_name, "other")
+        self.sent[name_of] += elements * dtype.itemsize * share
+        self.transfers.append((name_of, elements, str(dtype).removeprefix("torch."), share))
 
 
 def _attention(name: str, args: Any, lengths: Sequence[int]) -> float:
@@ -276,6 +294,17 @@ def _attention(name: str, args: Any, lengths: Sequence[int]) -> float:
     # flash: is_causal, and its other flags are false; memory-efficient: custom_mask_type, 0 without a mask
     causal = any(x is True or (type(x) is int and x == 1) for x in args)
     return pairs * heads * dim * (10 if backward else 4) * (0.5 if causal else 1.0)
+
+
+def _workspace(q: torch.Tensor, k: torch.Tensor) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """What flash attention's backward makes beside its results, for packed ``[tokens, heads, dim]``.
+
+    Its fake implementation does not say: the gradient of the queries and a sum of each in fp32, and the gradients of
+    grouped keys and values for each query head (mha_varlen_bwd in flash_api.cpp).
+    """
+    found = [(tuple(q.shape), torch.float32), (tuple(q.shape[:2]), torch.float32)]
+    grouped = q.shape[1] != k.shape[1]
+    return found + 2 * [((k.shape[0], q.shape[1], q.shape[2]), q.dtype)] * grouped
 
 
 def _coalesced(func: Any, args: Any) -> Any:
