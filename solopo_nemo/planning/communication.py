@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from solopo_nemo.planning.parameters import StageParameters
-from solopo_nemo.planning.run import Run
+from solopo_nemo.planning.run import GPU, Run
 from solopo_nemo.planning.state import MAIN_GRADIENT
 from solopo_nemo.planning.traced import Formula, Kind, Sizes, traced_step
 
@@ -21,8 +21,8 @@ class Communication:
         tensor: bytes to tensor-parallel ranks.
         context: bytes to context-parallel ranks.
         pipeline: bytes to the neighbouring stages.
-        data: bytes of the reduce-scatter of gradients and the all-gather of weights, to data- and context-parallel
-            ranks.
+        data: bytes of the reduce-scatter of gradients (without a GPU an all-reduce, ``core/cpu_patches.py``) and the
+            all-gather of weights, to data- and context-parallel ranks.
     """
 
     tensor: float
@@ -40,7 +40,7 @@ def communication(run: Run) -> Communication:
     def of_group(name: str, ranks: int) -> float:
         return sizes(sent[name]) * (ranks - 1) / ranks * run.micro_batches if ranks > 1 else 0.0
 
-    ranks = layout.data * layout.context
+    ranks, reductions = layout.data * layout.context, 1 if run.device == GPU else 2
     return Communication(
         tensor=of_group("tensor", layout.tensor),
         context=of_group("context", layout.context),
@@ -48,5 +48,5 @@ def communication(run: Run) -> Communication:
         / (layout.tensor if layout.sequence else 1)
         * run.micro_batches
         * (layout.pipeline > 1),
-        data=parameters * (MAIN_GRADIENT + run.itemsize) * (ranks - 1) / ranks,
+        data=parameters * (reductions * MAIN_GRADIENT + run.itemsize) * (ranks - 1) / ranks,
     )
