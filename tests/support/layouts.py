@@ -18,7 +18,7 @@ class Layout:
     recompute: str = ""
     family: str = "qwen2"
     again: bool = False
-    """Its parallelism is another line's too: the gate takes the objectives :data:`SAMPLED` alone."""
+    """Its kinds of parallelism are other lines' too: the gate takes the objectives :data:`SAMPLED` alone."""
     turns: bool = False
     """Answers of several turns, whose scored tokens have gaps, and several rejected answers in some samples."""
 
@@ -38,11 +38,11 @@ LAYOUTS = (
     Layout("cp2_sel_recompute", 2, cp=2, recompute="core_attn", again=True),
     Layout("tp2_sp_llama", 2, tp=2, sp=True, family="llama", again=True),
     Layout("tp2_sp_qwen3", 2, tp=2, sp=True, family="qwen3", again=True),
-    Layout("tp2_cp2_sp", 4, tp=2, cp=2, sp=True),
-    Layout("tp2_pp2_sp", 4, tp=2, pp=2, sp=True),
+    Layout("tp2_cp2_sp", 4, tp=2, cp=2, sp=True, again=True),
+    Layout("tp2_pp2_sp", 4, tp=2, pp=2, sp=True, again=True),
     Layout("cp4_p2p", 4, cp=4, again=True),
     Layout("cp4_a2a_kv_repeated", 4, cp=4, cp_mode="a2a", again=True),
-    Layout("cp2_pp2", 4, cp=2, pp=2),
+    Layout("cp2_pp2", 4, cp=2, pp=2, again=True),
     Layout("cp2_turns", 2, cp=2, turns=True, again=True),
 )
 

@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[2]
 JOB = yaml.safe_load((ROOT / "deploy" / "kubernetes.yaml").read_text())
 TASK = yaml.safe_load((ROOT / "deploy" / "skypilot.yaml").read_text())
 SKYPILOT = "skypilot==0.14.1"
-RANK = "import os; print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'])\n"
-"""Stands in for the recipe."""
+RANK = "import os; os.write(1, 'rank {RANK} of {WORLD_SIZE}\\n'.format(**os.environ).encode())\n"
+"""Stands in for the recipe; one write, since two ranks share a pipe."""
 
 
 def unpacked(tmp_path: Path, *packages: str) -> Path:
