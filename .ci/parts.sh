@@ -68,7 +68,7 @@ set_up() { # COMMAND=PACKAGES...: Debian's packages while pip installs Python's
     local packages
     install_packages "$@" >"$log_folder/packages.log" 2>&1 &
     packages=$!
-    PIP_NO_COMPILE=0 tools/setup.sh --dev # "no": pip reads negated options so. What is imported is compiled then
+    tools/setup.sh --dev
     wait "$packages"
     cat "$log_folder/packages.log"
     printf '\n== set-up: %d s\n' "$SECONDS"
