@@ -42,9 +42,11 @@ def main(arguments: Sequence[str]) -> None:
             from solopo_nemo.builders.pairs.hf import HuggingFaceBackend
 
             return HuggingFaceBackend(sampling, given.device)
+        from solopo_nemo.builders.pairs.client import ServerClient
         from solopo_nemo.builders.pairs.server import ServerBackend
 
-        return ServerBackend(sampling, given.base_url, concurrency=given.concurrency, patience=given.patience)
+        options = {"concurrency": given.concurrency, "patience": given.patience}
+        return ServerBackend(sampling, ServerClient(sampling.model, given.base_url, **options))
 
     sampling, settings = settings_of(given, Sampling), settings_of(given, PairSettings)
     require(

@@ -32,7 +32,6 @@ class ServerModel(LM):
         client: the server.
         switches: keyword arguments of the chat template.
         tokens: counts the tokens of a prompt; None: the prompts' lengths are not compared with what the server reads.
-        concurrency: concurrent requests.
     """
 
     tokenizer_name = ""
@@ -42,16 +41,15 @@ class ServerModel(LM):
         client: ServerClient,
         switches: dict[str, Any] | None,
         tokens: Callable[[str], int] | None,
-        concurrency: int,
     ) -> None:
         super().__init__()
-        self._client, self._switches, self._tokens, self._concurrency = client, switches, tokens, concurrency
+        self._client, self._switches, self._tokens = client, switches, tokens
         self.cut_prompts = 0
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Generate one text for each request. A prompt that the server refuses has an empty answer with a reason."""
         answers: list[str] = [""] * len(requests)
-        pool, good, lost = ThreadPoolExecutor(self._concurrency), 0, 0
+        pool, good, lost = ThreadPoolExecutor(self._client.concurrency), 0, 0
         try:
             pending = {pool.submit(self._answer, *request.args): number for number, request in enumerate(requests)}
             for future in as_completed(pending):
@@ -75,8 +73,14 @@ class ServerModel(LM):
         return ""
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Chat servers return no log-probabilities of given texts; the suites that need them refuse a server."""
-        raise NotImplementedError
+        """Refused: chat servers return no log-probabilities of given texts.
+
+        Raises:
+            UserError: always; a suite that needs them says so before it starts.
+        """
+        raise UserError(
+            "--base-url: a chat server returns no log-probabilities of given texts: evaluate the model folder"
+        )
 
     loglikelihood_rolling = loglikelihood
 

@@ -238,7 +238,7 @@ class EvaluatedModel:
         from solopo_nemo.evaluation.lm import ServerModel
 
         tokens = self.tokens if self._settings.tokenizer else None
-        return ServerModel(self.client, self._settings.chat_template_kwargs, tokens, self._settings.concurrency)
+        return ServerModel(self.client, self._settings.chat_template_kwargs, tokens)
 
     def _local(self) -> Any:
         from solopo_nemo.evaluation.lm import LocalModel

@@ -13,7 +13,7 @@ import pytest
 
 from solopo_nemo.builders.pairs import client, proxies
 from solopo_nemo.builders.pairs.backend import Refused, Request, Sampling
-from solopo_nemo.builders.pairs.client import KEY_VARIABLE
+from solopo_nemo.builders.pairs.client import KEY_VARIABLE, ServerClient
 from solopo_nemo.builders.pairs.server import ServerBackend
 from solopo_nemo.runtime.errors import UserError
 
@@ -52,9 +52,8 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
                 raise reply
             return reply
 
-        return ServerBackend(
-            options.pop("sampling", SAMPLING), URL + "/", transport=httpx.MockTransport(answer), **options
-        ), asked
+        sampling, transport = options.pop("sampling", SAMPLING), httpx.MockTransport(answer)
+        return ServerBackend(sampling, ServerClient(sampling.model, URL + "/", transport=transport, **options)), asked
 
     return start
 
@@ -176,9 +175,9 @@ def test_a_server_need_not_list_its_models(make: Make, first: httpx.Response) ->
 
 def test_nobody_there_is_one_line_at_once() -> None:
     with pytest.raises(UserError, match=r"--base-url http://127\.0\.0\.1:1/v1: the server cannot be reached"):
-        ServerBackend(SAMPLING, URL)
+        ServerClient("m", URL)
     with pytest.raises(UserError, match="--base-url nowhere"):
-        ServerBackend(SAMPLING, "nowhere")
+        ServerClient("m", "nowhere")
 
 
 def test_the_key_is_sent_and_never_shown(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +234,7 @@ def test_a_proxy_is_named_where_it_fails(make: Make, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HTTP_PROXY", "socks5://p:1")
     monkeypatch.setattr(proxies, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"HTTP_PROXY=socks5://p:1: a SOCKS proxy needs the package socksio"):
-        ServerBackend(SAMPLING, URL)
+        ServerClient("m", URL)
 
 
 def test_a_server_that_comes_back_with_another_model_ends_the_run(make: Make) -> None:

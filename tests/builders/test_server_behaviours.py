@@ -187,7 +187,8 @@ def test_sampling(served: tuple[Case, httpx.MockTransport], write_rows: RowWrite
 
     def run() -> dict[str, Any]:
         return sample_pairs(
-            PairSettings(contexts=contexts, out=out), SAMPLING, lambda given: ServerBackend(given, URL, concurrency=1, transport=transport)
+            PairSettings(contexts=contexts, out=out), SAMPLING,
+            lambda given: ServerBackend(given, client.ServerClient(given.model, URL, concurrency=1, transport=transport)),
         )  # fmt: skip
 
     if case.stops:
@@ -212,7 +213,7 @@ def test_evaluation(served: tuple[Case, httpx.MockTransport], tmp_path: Path) ->
     case, transport = served
     opened = client.ServerClient("m", URL, concurrency=1, transport=transport)
     opened.fingerprint()
-    model = ServerModel(opened, None, lambda prompt: 900 if "odd" in prompt else 5, concurrency=1)
+    model = ServerModel(opened, None, lambda prompt: 900 if "odd" in prompt else 5)
     requests: list[Any] = [
         SimpleNamespace(args=(json.dumps([{"role": "user", "content": text}]), {"max_gen_toks": 9}))
         for text in ("one", "odd", "two")

@@ -64,6 +64,7 @@ class ServerClient:
 
     Attributes:
         url: Base address of the API.
+        concurrency: Number of concurrent requests.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class ServerClient:
             UserError: The server is unreachable, rejects the key, or does not have the model.
         """
         self._model, self.url, self._patience = model, base_url.rstrip("/"), patience
+        self.concurrency = concurrency
         self._stop = threading.Event()
         self._answered = False
         # set while the server is away; the first answer afterwards is compared with the fingerprint

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import httpx
-
 from solopo_nemo.builders.pairs.backend import Request, Sample, Sampling
 from solopo_nemo.builders.pairs.client import ServerClient
 
@@ -17,30 +15,17 @@ SHORTER = 0.7
 
 
 class ServerBackend:
-    """Requests several answers per call from a server; see :class:`~.client.ServerClient`."""
+    """Requests several answers per call from a server.
 
-    def __init__(
-        self,
-        sampling: Sampling,
-        base_url: str,
-        *,
-        concurrency: int = 16,
-        patience: float = 600.0,
-        timeout: float = 600.0,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        """See :class:`~.client.ServerClient`; `model` of the settings is the model name on the server."""
-        self.concurrency = concurrency
+    Args:
+        sampling: Settings; `model` is the client's.
+        client: The server.
+    """
+
+    def __init__(self, sampling: Sampling, client: ServerClient) -> None:
+        self.concurrency = client.concurrency
         self.cut_prompts = 0
-        self._sampling = sampling
-        self._client = ServerClient(
-            sampling.model,
-            base_url,
-            concurrency=concurrency,
-            patience=patience,
-            timeout=timeout,
-            transport=transport,
-        )
+        self._sampling, self._client = sampling, client
 
     def fingerprint(self, earlier: str | None) -> str | None:
         """See `Backend`."""
