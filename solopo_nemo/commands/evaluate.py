@@ -19,6 +19,7 @@ from solopo_nemo.evaluation.suites import SUITES
 from solopo_nemo.runtime.cli import (
     ArgumentParser,
     add_literal,
+    add_serve,
     add_template_kwargs,
     list_of,
     path_or_name,
@@ -69,6 +70,7 @@ def _name(model: str) -> str:
 
 
 def _evaluate(given: Any, out: Path) -> Any:
+    from solopo_nemo.builders.pairs.serving import serving
     from solopo_nemo.evaluation.models import ModelSettings
     from solopo_nemo.evaluation.run import evaluate
     from solopo_nemo.evaluation.settings import SuiteSettings
@@ -83,8 +85,10 @@ def _evaluate(given: Any, out: Path) -> Any:
 
     if given.tokenizer:
         given.tokenizer = find_tokenizer(given.tokenizer)
-    model, settings = settings_of(given, ModelSettings), settings_of(given, SuiteSettings)
-    return evaluate(model, find_suites(given.suite), settings, out)
+    suites, settings = find_suites(given.suite), settings_of(given, SuiteSettings)
+    with serving(given.serve, given.model, given.base_url, given.patience, out / "server.log") as server:
+        given.base_url, given.alive = server
+        return evaluate(settings_of(given, ModelSettings), suites, settings, out)
 
 
 def _parser() -> ArgumentParser:
@@ -121,7 +125,7 @@ def _parser() -> ArgumentParser:
     option("--tokenizer FOLDER", tokenizer, type=path_or_name)
     option("--window N", "longest sequence that the server takes, in tokens", type=token_count)
     option("--concurrency N", "prompts at once", 16)
-    option("--patience S", "seconds to go on asking a server that is away or busy", 600.0)
+    add_serve(option)
     parser.add_json()
-    parser.set_defaults(date=None)
+    parser.set_defaults(date=None, alive=None)
     return parser

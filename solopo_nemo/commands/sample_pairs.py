@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from solopo_nemo.runtime.cli import (
     STOPPED,
     ArgumentParser,
     add_literal,
+    add_serve,
     add_template_kwargs,
     path_or_name,
     settings_of,
@@ -44,18 +46,23 @@ def main(arguments: Sequence[str]) -> None:
             return HuggingFaceBackend(sampling, given.device)
         from solopo_nemo.builders.pairs.client import ServerClient
         from solopo_nemo.builders.pairs.server import ServerBackend
+        from solopo_nemo.builders.pairs.serving import serving
 
+        log = given.out.with_name(f"{given.out.name}.server.log")
+        server = stack.enter_context(serving(given.serve, given.model, given.base_url, given.patience, log))
         options = {"concurrency": given.concurrency, "patience": given.patience}
-        return ServerBackend(sampling, ServerClient(sampling.model, given.base_url, **options))
+        return ServerBackend(sampling, ServerClient(sampling.model, server.url or "", alive=server.alive, **options))
 
     sampling, settings = settings_of(given, Sampling), settings_of(given, PairSettings)
     require(
-        given.backend == "hf" or given.base_url,
-        "--base-url: needed with --backend openai, such as http://127.0.0.1:8000/v1",
+        bool(given.backend == "hf" or given.base_url or given.serve),
+        "--base-url: needed with --backend openai, such as http://127.0.0.1:8000/v1 (or --serve)",
     )
+    require(given.backend == "openai" or not given.serve, "--serve: starts a server; give --backend openai")
     require(given.concurrency >= 1, f"--concurrency {given.concurrency}: must be at least 1")
     try:
-        summary = sample_pairs(settings, sampling, make_backend)
+        with ExitStack() as stack:
+            summary = sample_pairs(settings, sampling, make_backend)
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr, flush=True)
         # sys.exit would wait for the threads, which wait for their answers
@@ -107,7 +114,7 @@ def _parser() -> ArgumentParser:
     )
     option("--base-url URL", "such as http://127.0.0.1:8000/v1")
     option("--concurrency N", "prompts at once", 16)
-    option("--patience S", "seconds to go on asking a server that is away or busy", 600.0)
+    add_serve(option)
     parser.add_json()
     parser.set_defaults(date=None, server=None)
     return parser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +66,7 @@ class ModelSettings:
         patience: seconds to go on asking a server that is away or busy.
         chat_template_kwargs: keyword arguments of the chat template.
         date: date that the chat template prints; None uses the default of :func:`load_tokenizer`.
+        alive: raises if the server has ended for good.
     """
 
     model: str
@@ -76,6 +78,7 @@ class ModelSettings:
     patience: float = 600.0
     chat_template_kwargs: dict[str, Any] | None = None
     date: str | None = None
+    alive: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         for option, value in (("tokenizer", self.tokenizer), ("window", self.window)):
@@ -232,7 +235,13 @@ class EvaluatedModel:
 
         given = self._settings
         assert given.base_url is not None
-        return ServerClient(given.model, given.base_url, concurrency=given.concurrency, patience=given.patience)
+        return ServerClient(
+            given.model,
+            given.base_url,
+            concurrency=given.concurrency,
+            patience=given.patience,
+            alive=given.alive,
+        )
 
     def _server(self) -> Any:
         from solopo_nemo.evaluation.lm import ServerModel

@@ -97,6 +97,13 @@ def add_literal(option: Callable[..., None]) -> None:
     option("--literal", what)
 
 
+def add_serve(option: Callable[..., None]) -> None:
+    """Add ``--serve`` and ``--patience``, which :mod:`solopo_nemo.builders.pairs.serving` follows."""
+    what = "start this server first, stop it at the end; in place of --base-url: 'vllm serve {model} --port {port}'"
+    option("--serve COMMAND", what)
+    option("--patience S", "seconds to wait for a server that starts, is away or busy", 600.0)
+
+
 def settings_of(arguments: argparse.Namespace, kind: type[T]) -> T:
     """A dataclass out of the arguments of its fields' names; what was not given keeps the dataclass's default."""
     given = {field.name: getattr(arguments, field.name) for field in fields(kind)}  # type: ignore[arg-type]

@@ -75,6 +75,7 @@ class ServerClient:
         concurrency: int = 16,
         patience: float = 600.0,
         timeout: float = 600.0,
+        alive: Callable[[], None] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """Check that the server is reachable and has the model.
@@ -85,13 +86,15 @@ class ServerClient:
             concurrency: Number of concurrent requests.
             patience: Seconds without an answer to a prompt before the run fails.
             timeout: Timeout of one request in seconds.
+            alive: Raises if the server has ended for good; called after each failure that could pass. Such a server
+                runs on this machine: no proxy is used.
             transport: Replaces the network, for tests.
 
         Raises:
             UserError: The server is unreachable, rejects the key, or does not have the model.
         """
         self._model, self.url, self._patience = model, base_url.rstrip("/"), patience
-        self.concurrency = concurrency
+        self.concurrency, self._alive = concurrency, alive
         self._stop = threading.Event()
         self._answered = False
         # set while the server is away; the first answer afterwards is compared with the fingerprint
@@ -101,6 +104,8 @@ class ServerClient:
         if not self._key.isascii():
             raise UserError(f"{KEY_VARIABLE}: holds characters that no key has: set it again")
         self._headers = {} if self._key else {"Authorization": Omit()}
+        if alive is not None and transport is None:
+            transport = httpx.HTTPTransport(limits=httpx.Limits(max_connections=concurrency))
         try:
             self._client = OpenAI(
                 api_key=self._key or "none",
@@ -139,6 +144,8 @@ class ServerClient:
             except _Temporary as problem:
                 if self._stop.is_set():
                     raise UserError(_STOPPED) from problem
+                if self._alive:
+                    self._alive()
                 tries, own = tries + 1, own + problem.own
                 wait = max(problem.wait, _backoff(tries - 1))
                 over = time.monotonic() + wait - started > self._patience
@@ -297,7 +304,7 @@ class ServerClient:
 
     def _proxy_hint(self, code: int) -> str:
         proxy = proxy_of(self.url)
-        if proxy is None or code not in (502, 503, 504):
+        if proxy is None or self._alive is not None or code not in (502, 503, 504):
             return ""
         return f"; the request went through the proxy {proxy.name}: NO_PROXY={httpx.URL(self.url).host} leaves it out"
 

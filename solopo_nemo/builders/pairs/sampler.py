@@ -12,7 +12,7 @@ from solopo_nemo.builders.pairs.backend import REFUSALS_TO_GIVE_UP, Backend, Ref
 from solopo_nemo.builders.pairs.meter import Meter
 from solopo_nemo.builders.pairs.source import Asked, Source
 from solopo_nemo.builders.pairs.store import PAIR, Entry, SampleStore
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import RunFault, UserError
 
 REFUSED = "refused"
 
@@ -77,7 +77,7 @@ class Sampler:
                     unit = pending.pop(future)
                     if not self._finish(unit, future, meter):
                         begun.append(unit)
-        except UserError:
+        except (UserError, RunFault):
             self._keep_finished(pending, meter)
             raise
         finally:

@@ -1,0 +1,138 @@
+"""Servers that a command starts for itself (`--serve`), and that end with it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+from rich.console import Console
+
+from solopo_nemo.builders.pairs import guard
+from solopo_nemo.runtime.environment import without_ranks
+from solopo_nemo.runtime.errors import RunFault, UserError, require
+from solopo_nemo.runtime.output import check_writable
+from solopo_nemo.runtime.signals import stopping_at_once
+
+_LOOK_EVERY = 0.5
+_LAST_BYTES, _LAST_LINES = 4000, 3
+
+
+class Address(NamedTuple):
+    """A server for :class:`~solopo_nemo.builders.pairs.client.ServerClient`.
+
+    Attributes:
+        url: Base address of the API; None if no server was named.
+        alive: Raises if the server has ended for good; None for a server that was not started here.
+    """
+
+    url: str | None
+    alive: Callable[[], None] | None = None
+
+
+@contextmanager
+def serving(command: str | None, model: str, base_url: str | None, patience: float, log: Path) -> Iterator[Address]:
+    """Start a server, wait until it lists its models, and stop it when the block ends.
+
+    The server runs in a process group of its own, outside the ranks of this job. The group is stopped on success, on an
+    error, on a signal and when this process is killed: SIGTERM, and SIGKILL 10 seconds later.
+
+    Args:
+        command: Command of the server, with `{model}` and `{port}`; None to use `base_url`.
+        model: Replaces `{model}`; the name that the server must list.
+        base_url: Address of a server that runs already.
+        patience: Seconds to wait for the server.
+        log: File for its output.
+
+    Raises:
+        UserError: The command cannot be run, or the server ends or does not answer in time.
+        RunFault: From `Address.alive`: the server has ended.
+    """
+    if command is None:
+        yield Address(base_url)
+        return
+    require(base_url is None, "--serve: starts the server; leave --base-url out")
+    url, words = _prepare(command, model)
+    check_writable(log.parent, "--out")
+    with stopping_at_once(), log.open("wb") as output:
+        script = [sys.executable, "-I", "-S", guard.__file__, *words]
+        environment = without_ranks()
+        process = subprocess.Popen(script, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment)
+        try:
+            _wait(process, words[0], url, patience, log)
+            yield Address(url, lambda: _require_running(process, log))
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def _prepare(command: str, model: str) -> tuple[str, list[str]]:
+    """Return the address and the words of the command."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserError(f"--serve {command}: cannot be split into words ({error})") from None
+    for name in ("{model}", "{port}"):
+        example = "such as --serve 'vllm serve {model} --port {port}'"
+        require(name in command, f"--serve {command}: needs {name}, {example}")
+    require(
+        shutil.which(words[0]) is not None,
+        f"--serve {command}: {words[0]} is no program here (a variable is set by env NAME=VALUE before it)",
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return f"http://127.0.0.1:{port}/v1", [
+        word.replace("{model}", model).replace("{port}", str(port)) for word in words
+    ]
+
+
+def _wait(process: subprocess.Popen[bytes], name: str, url: str, patience: float, log: Path) -> None:
+    """Wait until the server answers."""
+    console, begun = Console(stderr=True, highlight=False), time.monotonic()
+    console.print(f"starting {name} (log: {log})", soft_wrap=True, markup=False)
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with console.status("waiting for the server"), httpx.Client(trust_env=False, headers=headers) as client:
+        while True:
+            code = process.poll()
+            require(code is None, f"--serve: the server ended with exit code {code} before it answered: {_words(log)}")
+            try:
+                if client.get(f"{url}/models").status_code < 500:
+                    break
+            except httpx.HTTPError:
+                pass
+            require(
+                time.monotonic() - begun < patience,
+                f"--serve: the server did not answer at {url}/models within {patience:g} s (--patience changes that): "
+                + _words(log),
+            )
+            time.sleep(_LOOK_EVERY)
+    console.print(f"{name} answers after {time.monotonic() - begun:.0f} s", markup=False)
+
+
+def _require_running(process: subprocess.Popen[bytes], log: Path) -> None:
+    code = process.poll()
+    if code is not None:
+        raise RunFault(
+            f"--serve: the server ended with exit code {code}: {_words(log)}: start the same command again, finished "
+            "answers are kept"
+        )
+
+
+def _words(log: Path) -> str:
+    """Return the last lines of the log in one line, and where it is."""
+    with log.open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _LAST_BYTES))
+        lines = stream.read().decode(errors="replace").split("\n")
+    last = [" ".join(line.split()) for line in lines if line.strip()][-_LAST_LINES:]
+    return f"{' / '.join(last) or 'it said nothing'} (log: {log})"
