@@ -21,6 +21,13 @@ SYSTEMS = {
     "trl_best": Look("TRL at its best", "orange", "^"),
     "trl_as_is": Look("TRL as it is", "purple", "v"),
 }
+ADAPTERS = {
+    "solo_dpo": "SoLo-DPO, all weights",
+    "solo_dpo+lora": "SoLo-DPO, LoRA, cached reference",
+    "solo_dpo+lora_off": "SoLo-DPO, LoRA, adapters off",
+    "trl_best+lora": "TRL, LoRA, reference before training",
+    "trl_best+lora_off": "TRL, LoRA, adapters off",
+}
 HEADS = {
     "full": Look("full logits", "orange", "^"),
     "chunked": Look("every position, in chunks", "green", "s"),

@@ -10,7 +10,7 @@ from typing import Any
 from solopo_nemo.pages.render import write_page
 from solopo_nemo.pages.tables import Table
 from studies.benchmarks.agreement import TOLERANCE, check_agreement
-from studies.benchmarks.charts import HEADS, ONE_RANK, SYSTEMS, by_length, draw_all, head_peaks
+from studies.benchmarks.charts import ADAPTERS, HEADS, ONE_RANK, SYSTEMS, by_length, draw_all, head_peaks
 from studies.benchmarks.goals import GOALS, Goal
 from studies.benchmarks.results import BUDGET_GIB, Collected, Spread, peak_gib, step_seconds
 from studies.benchmarks.suite import SUITE, read_suite
@@ -38,7 +38,7 @@ def write(folder: Path, document: Path) -> Path:
         UserError: a JSON file is not a results file.
     """
     results, suite = Collected.read(folder), read_suite(SUITE)
-    worst = check_agreement(results.select(ONE_RANK))
+    worst = check_agreement(results.select((*ONE_RANK, "lora")))
     return write_page(
         document,
         ASSETS / "performance.md.jinja",
@@ -49,6 +49,7 @@ def write(folder: Path, document: Path) -> Path:
         commands=_commands(results, suite),
         seconds=_by_length(results, step_seconds, seconds),
         peaks=_by_length(results, peak_gib, gib),
+        lora=_lora(results),
         budget=f"{BUDGET_GIB:g}",
         longest=_longest(results),
         scaling=_scaling(results),
@@ -165,6 +166,15 @@ def _longest(results: Collected) -> Table:
             if found:
                 rows.append([SYSTEMS[system].label, what, *(f"{long:,}" if long else "not tried" for long in found)])
     return Table(("system", "layout", "longest that fits", "shortest measured that does not"), rows, "llr")
+
+
+def _lora(results: Collected) -> Table:
+    rows = []
+    for long in sorted({run["spec"]["long"] for run in results.select("lora")}):
+        for system, label in ADAPTERS.items():
+            cells = _cells(results, "lora", {"system": system, "long": long})
+            rows += [[f"{long:,}", label, *cells]] if cells[0] else []
+    return Table(("long prompt", "system", "seconds a step", "peak (GiB)"), rows, "rlrr")
 
 
 def _scaling(results: Collected) -> Table:

@@ -61,6 +61,20 @@ def _steps(above: str, below: str, long: int, source: str) -> Measure:
     return measure
 
 
+def _lora_steps(long: int) -> Measure:
+    """Step time of SoLo-DPO with LoRA over the faster of TRL's two ways to score the reference policy."""
+
+    def measure(results: Collected) -> Spread | None:
+        own, scored, off = (
+            results.select("lora", system=system, long=long)
+            for system in ("solo_dpo+lora", "trl_best+lora", "trl_best+lora_off")
+        )
+        found = ratio(own, scored, step_seconds), ratio(own, off, step_seconds)
+        return max((spread for spread in found if spread), key=lambda spread: spread.median, default=None)
+
+    return measure
+
+
 def _speed_up(long: int) -> Measure:
     """Measured speed-up of SoLo-DPO over Long-DPO, divided by the speed-up from the FLOP counts."""
 
@@ -80,7 +94,7 @@ def modelled_flops(run: Run) -> float:
     from solopo_nemo.planning import Lengths, ModelShape, Workload, model_flops
 
     spec = StepSpec.from_json(run["spec"])
-    objective = load_config(spec.system, list(spec.overrides)).build_objective()
+    objective = load_config(spec.recipe, list(spec.overrides)).build_objective()
     workload = Workload.of(objective, Lengths(spec.long, spec.short, spec.response))
     return model_flops(ModelShape.from_hf(spec.shape.hf_config()), workload.policy).total
 
@@ -95,10 +109,21 @@ def slope(results: Collected, system: str, source: str, low: int, high: int) -> 
     return {number: (at[1][number] - at[0][number]) / (high - low) * K for number in shared}
 
 
-def _slopes(results: Collected) -> Spread | None:
-    own, peer = (slope(results, system, "speed", 8 * K, 32 * K) for system in ("solo_dpo", "trl_best"))
-    shared = sorted(own.keys() & peer.keys())
-    return Spread.of(own[n] / peer[n] for n in shared) if shared else None
+def _slopes(source: str, above: str, below: str) -> Measure:
+    def measure(results: Collected) -> Spread | None:
+        own, peer = (slope(results, system, source, 8 * K, 32 * K) for system in (above, below))
+        shared = sorted(own.keys() & peer.keys())
+        return Spread.of(own[n] / peer[n] for n in shared) if shared else None
+
+    return measure
+
+
+def _peaks(above: str, below: str, long: int, source: str) -> Measure:
+    def measure(results: Collected) -> Spread | None:
+        first, second = (results.select(source, system=system, long=long) for system in (above, below))
+        return ratio(first, second, peak_gib)
+
+    return measure
 
 
 def _longest(above: tuple[str, str, int], below: tuple[str, str, int]) -> Measure:
@@ -181,7 +206,15 @@ MEASURES: dict[str, Measure] = {
     "vanilla_best_32k": _steps("long_po", "trl_best", 32 * K, "speed"),
     "speed_up_8k": _speed_up(8 * K),
     "speed_up_32k": _speed_up(32 * K),
-    "slope": _slopes,
+    "slope": _slopes("speed", "solo_dpo", "trl_best"),
+    "lora_best_8k": _lora_steps(8 * K),
+    "lora_best_32k": _lora_steps(32 * K),
+    "lora_slope": _slopes("lora", "solo_dpo+lora", "trl_best+lora"),
+    "lora_time_8k": _steps("solo_dpo+lora", "solo_dpo", 8 * K, "lora"),
+    "lora_time_32k": _steps("solo_dpo+lora", "solo_dpo", 32 * K, "lora"),
+    "lora_peak_8k": _peaks("solo_dpo+lora", "solo_dpo", 8 * K, "lora"),
+    "lora_peak_32k": _peaks("solo_dpo+lora", "solo_dpo", 32 * K, "lora"),
+    "lora_off_32k": _steps("solo_dpo+lora_off", "solo_dpo+lora", 32 * K, "lora"),
     "longest": _longest(("memory", "solo_dpo", 1), ("memory", "trl_best", 1)),
     "longest_recompute": _longest(("memory_recompute", "solo_dpo", 1), ("memory_recompute", "trl_best", 1)),
     "longest_cp4": _longest(("memory_cp4", "solo_dpo", 4), ("memory", "solo_dpo", 1)),

@@ -14,8 +14,13 @@ from solopo_nemo.runtime.errors import UserError
 GIB = 2**30
 WINDOW = 1 << 22
 """Value of ``max_position_embeddings``; no result depends on it."""
-PEERS = ("trl_best", "trl_as_is")
-"""TRL's DPOTrainer in two settings. Every other system is a recipe of this project."""
+LORA, LORA_OFF = "+lora", "+lora_off"
+"""Suffixes of a system that trains LoRA adapters on all linear layers. The reference policy is scored before training,
+or in each step by the model with its adapters off."""
+PEERS = ("trl_best", "trl_as_is", f"trl_best{LORA}", f"trl_best{LORA_OFF}")
+"""TRL's DPOTrainer in its settings. Every other system is a recipe of this project, with or without a suffix."""
+ADAPTERS = {"rank": 16, "alpha": 32.0}
+"""LoRA's settings, the same for all systems."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,8 @@ class StepSpec(Spec):
     """Training steps on one sample, in new processes.
 
     Attributes:
-        system: a recipe (``solo_dpo``, ``long_po``, ...) or one of :data:`PEERS`.
+        system: a recipe (``solo_dpo``, ``long_po``, ...), such a name with :data:`LORA` or :data:`LORA_OFF`, or one of
+            :data:`PEERS`.
         long, short, response: tokens of the long and the short prompt, and of each response with its end token.
         recompute: ``none``, ``selective`` or ``full``.
         shape: shape of the model.
@@ -103,6 +109,21 @@ class StepSpec(Spec):
     threads: int = 2
     steps: int = 3
     overrides: tuple[str, ...] = ()
+
+    @property
+    def recipe(self) -> str:
+        """The system without its suffix."""
+        return self.system.partition("+")[0]
+
+    @property
+    def lora(self) -> bool:
+        """True if adapters are trained."""
+        return self.system.endswith((LORA, LORA_OFF))
+
+    @property
+    def adapters_off(self) -> bool:
+        """True if the reference policy is the model with its adapters off."""
+        return self.system.endswith(LORA_OFF)
 
     @property
     def ranks(self) -> int:

@@ -13,7 +13,7 @@ from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.runtime.errors import UserError
 from studies.benchmarks.material import Material, ids_digest, make_checkpoint, make_material
 from studies.benchmarks.peer import SCRIPT
-from studies.benchmarks.spec import PEERS, StepSpec
+from studies.benchmarks.spec import ADAPTERS, LORA, LORA_OFF, PEERS, StepSpec
 from studies.pool import run_measured
 from studies.results import machine, versions
 
@@ -61,8 +61,9 @@ def check(spec: StepSpec) -> None:
     from solopo_nemo.runtime.paths import CONF
 
     recipes = sorted(p.stem for p in CONF.glob("*.yaml") if p.stem != "base")
-    if spec.system not in (*recipes, *PEERS):
-        raise UserError(f"--systems {spec.system}: must be one of {', '.join((*recipes, *PEERS))}")
+    if spec.system not in PEERS and (spec.recipe not in recipes or spec.system != spec.recipe and not spec.lora):
+        known = f"{', '.join(recipes)} (with {LORA} or {LORA_OFF} for adapters), {', '.join(PEERS)}"
+        raise UserError(f"--systems {spec.system}: must be one of {known}")
     for name in ("long", "short", "response", "steps", "threads"):
         if getattr(spec, name) < 1:
             raise UserError(f"--{name} {getattr(spec, name)}: must be at least 1")
@@ -71,7 +72,7 @@ def check(spec: StepSpec) -> None:
             raise UserError(f"{spec.system}: TRL runs on one rank here, without overrides and selective recompute")
         return
     nowhere = Path("nowhere")
-    config = load_config(spec.system, overrides_of(spec, Material(nowhere, nowhere, nowhere, nowhere), nowhere))
+    config = load_config(spec.recipe, overrides_of(spec, Material(nowhere, nowhere, nowhere, nowhere), nowhere))
     check_world(config, spec.ranks)
     check_model(config, ModelDescription.from_hf(spec.shape.hf_config()))
 
@@ -100,8 +101,14 @@ def overrides_of(spec: StepSpec, material: Material, output: Path) -> list[str]:
         "optim.warmup_ratio=0",
         "logger.tensorboard=false",
         "evaluation.name=none",
+        *(_adapters(spec) if spec.lora else ()),
         *spec.overrides,
     ]
+
+
+def _adapters(spec: StepSpec) -> list[str]:
+    reference = "adapter_off" if spec.adapters_off else "cached"
+    return ["peft=lora", *(f"peft.{key}={value}" for key, value in ADAPTERS.items()), f"objective.reference={reference}"]
 
 
 def _own(spec: StepSpec, material: Material, run: Path) -> dict[str, Any]:
@@ -113,12 +120,12 @@ def _own(spec: StepSpec, material: Material, run: Path) -> dict[str, Any]:
 
     make_checkpoint(material)
     overrides = overrides_of(spec, material, run / "out")
-    config = load_config(spec.system, overrides)
+    config = load_config(spec.recipe, overrides)
     start = Start(config, spec.ranks)
     check_all(start, EVERYWHERE)
     prepare(start)
     paths = Paths(config.output)
-    request = {"recipe": spec.system, "overrides": overrides, "steps": spec.steps, "results": str(run)}
+    request = {"recipe": spec.recipe, "overrides": overrides, "steps": spec.steps, "results": str(run)}
     (run / "request.json").write_text(json.dumps(request))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={spec.ranks}"]
     command = [*torchrun, "-m", "studies.benchmarks.rank", str(run / "request.json")]
@@ -146,7 +153,9 @@ def _peer(spec: StepSpec, material: Material, run: Path, python: Path | None) ->
     request = {
         "model": str(material.hf),
         "data": str(material.ids),
-        "setting": spec.system.removeprefix("trl_"),
+        "setting": spec.recipe.removeprefix("trl_"),
+        "lora": ADAPTERS if spec.lora else None,
+        "adapters_off": spec.adapters_off,
         "steps": spec.steps,
         "recompute": spec.recompute,
         "beta": BETA,

@@ -22,6 +22,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import utils as trl_utils
@@ -45,6 +46,8 @@ class _Request:
         model: Hugging Face folder with weights and tokenizer.
         data: JSON file with the token ids ``prompt_long``, ``chosen``, ``rejected``.
         setting: ``as_is``; or ``best``, which scores the reference before training and response positions only.
+        lora: None, or rank and alpha of adapters on all linear layers.
+        adapters_off: with ``best``: score the reference policy in each step, by the model with its adapters off.
         steps: optimizer steps, all on the same sample.
         recompute: ``none`` or ``full`` (gradient checkpointing).
         lr, beta1, beta2, eps, weight_decay, clip_grad: settings of AdamW with a constant schedule.
@@ -55,6 +58,8 @@ class _Request:
     model: str
     data: str
     setting: str
+    lora: dict[str, float] | None
+    adapters_off: bool
     steps: int
     recompute: str
     lr: float
@@ -139,6 +144,13 @@ def _score_response_rows_only() -> list[int]:
     return rows
 
 
+def _adapters(request: _Request) -> LoraConfig | None:
+    if request.lora is None:
+        return None
+    rank, alpha = int(request.lora["rank"]), request.lora["alpha"]
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
 def _measure(request: _Request) -> dict[str, Any]:
     rows = _score_response_rows_only() if request.setting == "best" else []
     ids = json.loads(Path(request.data).read_text())
@@ -153,7 +165,7 @@ def _measure(request: _Request) -> dict[str, Any]:
             model_init_kwargs={"dtype": "float32", "attn_implementation": "sdpa"},
             max_length=None,
             beta=request.beta,
-            precompute_ref_log_probs=request.setting == "best",
+            precompute_ref_log_probs=request.setting == "best" and not request.adapters_off,
             per_device_train_batch_size=1,
             max_steps=request.steps,
             learning_rate=request.lr,
@@ -173,6 +185,7 @@ def _measure(request: _Request) -> dict[str, Any]:
             disable_tqdm=True,
         ),
         callbacks=[meter],
+        peft_config=_adapters(request),
     )
     meter.trainer = trainer
     trainer.train()
