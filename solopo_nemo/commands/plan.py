@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     check_model(config, shape, on_gpu=True)
     window = config.data.max_tokens or shape.max_position_embeddings
     long = given.length or max(window - given.response, 1)
-    lengths = Lengths(long, min(given.short, long), given.response)
+    lengths = Lengths(long, min(given.short, long), given.response, given.rejected)
     counted = None if given.samples else count_samples(config)
     samples = given.samples or counted or SAMPLES
     found = overview(config, shape, lengths, machine, samples, given.optimizer)
@@ -110,6 +110,7 @@ def _parser() -> ArgumentParser:
     option("--length N", length, **count)
     option("--short N", "of the short prompt", 1024, **count)
     option("--response N", "of a response", 128, **count)
+    option("--rejected N", "rejected responses of a sample", 1, **count)
     samples = f"of an epoch (default: those of data.train where it is at hand, else {SAMPLES})"
     option("--samples N", samples, **count)
     state = "optimizer state over the data- and context-parallel ranks, on each, or in host memory"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from solopo_nemo.planning.parameters import StageParameters
 from solopo_nemo.planning.run import GPU, Run
-from solopo_nemo.planning.state import MAIN_GRADIENT
+from solopo_nemo.planning.state import MAIN_GRADIENT, trained_parameters
 from solopo_nemo.planning.traced import Formula, Kind, Sizes, traced_step
 
 BOUNDARY = Formula("2*T*h*e")
@@ -35,7 +34,7 @@ def communication(run: Run) -> Communication:
     """The communication of the rank that sends most in one optimizer step, with embedding and head on each stage."""
     layout, sizes = run.layout, Sizes(run)
     sent = traced_step(Kind.of(run)).sent
-    parameters = StageParameters.of(run.shape, layout.tensor, layout.pipeline, 0).total
+    parameters = trained_parameters(run, 0)
 
     def of_group(name: str, ranks: int) -> float:
         return sizes(sent[name]) * (ranks - 1) / ranks * run.micro_batches if ranks > 1 else 0.0

@@ -6,7 +6,7 @@ A multiply-add counts as two operations. Norms, activations, rotary embedding an
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from solopo_nemo.planning.parameters import LayerParameters
 from solopo_nemo.planning.shape import ModelShape
@@ -67,14 +67,23 @@ def forward_flops(shape: ModelShape, sequence: Sequence) -> Flops:
     )
 
 
-def model_flops(shape: ModelShape, sequences: Iterable[Sequence]) -> Flops:
-    """FLOPs of forward and backward without recomputation, as counted in model FLOPs utilisation."""
+def model_flops(shape: ModelShape, sequences: Iterable[Sequence], frozen: bool = False) -> Flops:
+    """FLOPs of forward and backward without recomputation, as counted in model FLOPs utilisation.
+
+    With ``frozen`` weights a linear layer and the head have one gradient product, that of their input.
+    """
     forward = sum((forward_flops(shape, sequence) for sequence in sequences), Flops())
-    return forward * (1 + BACKWARD_OVER_FORWARD)
+    trained = forward * (1 + BACKWARD_OVER_FORWARD)
+    return replace(trained, linear=2 * forward.linear, head=2 * forward.head) if frozen else trained
 
 
 def hardware_flops(
-    shape: ModelShape, workload: Workload, recompute: str, online_reference: bool = False, gpu: bool = True
+    shape: ModelShape,
+    workload: Workload,
+    recompute: str,
+    online_reference: bool = False,
+    gpu: bool = True,
+    adapters: int | None = None,
 ) -> Flops:
     """FLOPs of one sample on the hardware: model FLOPs, recomputation in backward, and the reference policy.
 
@@ -85,6 +94,7 @@ def hardware_flops(
             every layer). The head always recomputes its logits in backward.
         online_reference: True if the frozen reference policy runs in every step; False if it runs before training.
         gpu: True for a run on GPUs.
+        adapters: elements that LoRA's adapters of one layer multiply with each token; None if all weights are trained.
     """
     layer, selective = LayerParameters.of(shape), recompute == "selective"
     mlp = (layer.fc1 + layer.fc2) / (layer.fc1 + layer.fc2 + layer.proj + shape.hidden_size * _qkv_width(shape))
@@ -96,4 +106,7 @@ def hardware_flops(
     )
     reference = workload.reference if online_reference else ()
     frozen = sum((forward_flops(shape, sequence) for sequence in reference), Flops())
-    return forward * (1 + BACKWARD_OVER_FORWARD) + again + frozen
+    tokens = sum(sequence.inputs for sequence in workload.policy)
+    products = 1 + BACKWARD_OVER_FORWARD + (recompute == "full")
+    beside = Flops(linear=2.0 * tokens * (adapters or 0) * shape.num_hidden_layers * products)
+    return model_flops(shape, workload.policy, adapters is not None) + again + frozen + beside

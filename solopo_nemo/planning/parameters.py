@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from solopo_nemo.families.family import LINEARS
 from solopo_nemo.planning.shape import ModelShape
 
 
@@ -55,6 +56,17 @@ def adapter_parameters(shape: ModelShape, rank: int, targets: Collection[str], t
     h, f, a, k = shape.hidden_size, shape.intermediate_size, shape.query_size, shape.kv_size
     split = {"q_proj": a, "k_proj": k, "v_proj": k, "o_proj": a, "gate_proj": f, "up_proj": f, "down_proj": f}
     return sum(rank * (h + split[module] // tensor) for module in targets)
+
+
+def fused_adapter_weights(shape: ModelShape, rank: int, targets: Collection[str]) -> int:
+    """Elements that the adapters of one layer multiply with each token: ``rank * modules * (in + out)`` a linear layer.
+
+    A linear layer of several modules multiplies with the zeros of its fused ``B`` too (``core/lora.py``).
+    """
+    h, f = shape.hidden_size, shape.intermediate_size
+    widths = (h + shape.query_size + 2 * shape.kv_size, shape.query_size + h, h + 2 * f, f + h)
+    modules = [[path.split(".")[1] for path in paths] for paths in LINEARS.values()]
+    return sum(rank * len({*names} & {*targets}) * width for names, width in zip(modules, widths, strict=True))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from solopo_nemo.planning.layout import Layout
+from solopo_nemo.planning.parameters import fused_adapter_weights
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.workload import Lengths, Workload
 from solopo_nemo.runtime.device import default_precision
@@ -99,6 +100,13 @@ class Run:
             adapter_rank=config.peft.rank if config.peft.on else None,
             adapter_targets=config.peft.modules if config.peft.on else (),
         )
+
+    @property
+    def adapter_weights(self) -> int | None:
+        """Elements that the adapters of one layer multiply with each token; None if all weights are trained."""
+        if self.adapter_rank is None:
+            return None
+        return fused_adapter_weights(self.shape, self.adapter_rank, self.adapter_targets)
 
     @property
     def itemsize(self) -> int:

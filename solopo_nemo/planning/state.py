@@ -69,11 +69,12 @@ def device_share(run: Run, stage: int) -> tuple[Tensor, ...]:
     layout = run.layout
     groups = 1 + sum(size > 1 for size in (layout.tensor, layout.context, layout.pipeline, layout.data))
     layer = LayerParameters.of(run.shape, layout.tensor)
+    placed = (layer.total - layer.norms) * run.itemsize if run.adapter_rank is None else 0
     return (
         Tensor("CUDA context and workspaces", CUDA_CONTEXT, "assumed", True),
         Tensor("NCCL buffers", NCCL_GROUP * groups, f"{groups} groups, assumed", True),
         # fused weight-gradient accumulation returns a placeholder gradient to autograd, one for each weight shape
-        Tensor("weight-gradient placeholders", (layer.total - layer.norms) * run.itemsize, "P_layer * e", True),
+        Tensor("weight-gradient placeholders", placed, "P_layer * e", True),
     )
 
 

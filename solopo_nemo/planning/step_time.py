@@ -79,7 +79,9 @@ def step_time(run: Run, machine: Machine) -> StepTime:
     """
     layout, batches = run.layout, run.micro_batches
     rate = machine.tflops * 1e12 * machine.mfu
-    of_sample = hardware_flops(run.shape, run.workload, run.recompute, run.online_reference, run.device == GPU)
+    of_sample = hardware_flops(
+        run.shape, run.workload, run.recompute, run.online_reference, run.device == GPU, run.adapter_weights
+    )
     of_rank = run.micro_batch * batches / layout.model_ranks
     compute = of_sample.total * of_rank / rate
     sent = communication(run)
@@ -96,7 +98,7 @@ def step_time(run: Run, machine: Machine) -> StepTime:
     }
     busy = compute + exposed["tensor"] + exposed["context"]
     bubble = busy / batches * (layout.pipeline - 1)
-    model = model_flops(run.shape, run.workload.policy).total * run.global_batch
+    model = model_flops(run.shape, run.workload.policy, run.adapter_rank is not None).total * run.global_batch
     whole = busy + exposed["data"] + bubble
     utilisation = model / (whole * machine.tflops * 1e12 * layout.world)
     return StepTime(compute, exposed, bubble, model, utilisation)

@@ -17,21 +17,23 @@ class Lengths:
     Attributes:
         long, short: tokens of the two prompts.
         response: tokens of each response, its end token included.
+        rejected: rejected responses.
     """
 
     long: int
     short: int
     response: int = 128
+    rejected: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("long", "short", "response"):
+        for name in ("long", "short", "response", "rejected"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """One sequence of a sample, as the model sees it.
+    """One sequence of a sample, as the model sees it. A sample has one for each of its rejected responses.
 
     Attributes:
         name: name in ``objective.sequences``.
@@ -69,4 +71,7 @@ def _sequences(names: Iterable[str], lengths: Lengths) -> tuple[Sequence, ...]:
         prompt = lengths.long if SEQUENCES[name].prompt == "long" else lengths.short
         return Sequence(name, prompt + lengths.response - 1, lengths.response)
 
-    return tuple(one(name) for name in names)
+    def count(name: str) -> int:
+        return lengths.rejected if SEQUENCES[name].answer == "rejected" else 1
+
+    return tuple(one(name) for name in names for _ in range(count(name)))

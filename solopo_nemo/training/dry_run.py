@@ -15,13 +15,13 @@ from rich.console import Console
 
 from solopo_nemo.config.schema import RunConfig, load_config
 from solopo_nemo.config.world import check_model
-from solopo_nemo.planning import CPU, GPU, Lengths, Machine, advise, load_shape
+from solopo_nemo.planning import CPU, GPU, Machine, advise, load_shape
 from solopo_nemo.runtime import cli, device, logs
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, check_writable
 from solopo_nemo.runtime.units import token_count
 from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
-from solopo_nemo.training.failures.memory_advice import longest_answer
+from solopo_nemo.training.failures.memory_advice import of_sample
 from solopo_nemo.training.paths import Paths
 
 if TYPE_CHECKING:
@@ -68,10 +68,7 @@ def dry_run_recipe(recipe: str, arguments: Sequence[str]) -> int:
         stream.write(json.dumps(found.as_json(), indent=2) + "\n")
     if found.fits:
         return 0
-    long = max(size for name, size in lengths.items() if name.startswith("prompt"))
-    response = longest_answer(lengths)
-    of_sample = Lengths(long, lengths.get("prompt_short", long), response)
-    print(f"by the planner: {advise(config, model, of_sample, machine, GPU if on_gpu else CPU)}")
+    print(f"by the planner: {advise(config, model, of_sample(lengths), machine, GPU if on_gpu else CPU)}")
     return cli.EXIT_USER_ERROR
 
 

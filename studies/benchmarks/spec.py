@@ -19,7 +19,7 @@ LORA, LORA_OFF = "+lora", "+lora_off"
 or in each step by the model with its adapters off."""
 PEERS = ("trl_best", "trl_as_is", f"trl_best{LORA}", f"trl_best{LORA_OFF}")
 """TRL's DPOTrainer in its settings. Every other system is a recipe of this project, with or without a suffix."""
-ADAPTERS = {"rank": 16, "alpha": 32.0}
+ADAPTERS = {"rank": 16, "alpha": 32}
 """LoRA's settings, the same for all systems."""
 
 

@@ -61,7 +61,7 @@ def check(spec: StepSpec) -> None:
     from solopo_nemo.runtime.paths import CONF
 
     recipes = sorted(p.stem for p in CONF.glob("*.yaml") if p.stem != "base")
-    if spec.system not in PEERS and (spec.recipe not in recipes or spec.system != spec.recipe and not spec.lora):
+    if spec.system not in PEERS and (spec.recipe not in recipes or (spec.system != spec.recipe and not spec.lora)):
         known = f"{', '.join(recipes)} (with {LORA} or {LORA_OFF} for adapters), {', '.join(PEERS)}"
         raise UserError(f"--systems {spec.system}: must be one of {known}")
     for name in ("long", "short", "response", "steps", "threads"):
@@ -108,7 +108,11 @@ def overrides_of(spec: StepSpec, material: Material, output: Path) -> list[str]:
 
 def _adapters(spec: StepSpec) -> list[str]:
     reference = "adapter_off" if spec.adapters_off else "cached"
-    return ["peft=lora", *(f"peft.{key}={value}" for key, value in ADAPTERS.items()), f"objective.reference={reference}"]
+    return [
+        "peft=lora",
+        *(f"peft.{key}={value}" for key, value in ADAPTERS.items()),
+        f"objective.reference={reference}",
+    ]
 
 
 def _own(spec: StepSpec, material: Material, run: Path) -> dict[str, Any]:

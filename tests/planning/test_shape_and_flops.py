@@ -182,10 +182,18 @@ def test_the_embedded_model_and_folders_have_shapes(tmp_path: Path) -> None:
     assert load_shape(str(tmp_path)).head_dim == 24
 
 
-@pytest.mark.parametrize("field", ["long", "short", "response"])
+def test_each_rejected_response_is_a_sequence_of_its_own() -> None:
+    objective = build_objective("dpo")
+    workload = Workload.of(objective, Lengths(8192, 1024, 128, rejected=3))
+    names = [sequence.name for sequence in workload.policy]
+    assert {name: names.count(name) for name in names} == {"short_chosen": 1, "short_rejected": 3, "long_chosen": 1}
+    assert len(workload.reference) == len(Workload.of(objective, Lengths(8192, 1024)).reference) + 2
+
+
+@pytest.mark.parametrize("field", ["long", "short", "response", "rejected"])
 def test_lengths_must_be_positive(field: str) -> None:
     with pytest.raises(ValueError, match=field):
-        Lengths(**{"long": 1, "short": 1, "response": 1} | {field: 0})
+        Lengths(**{"long": 1, "short": 1, "response": 1, "rejected": 1} | {field: 0})
 
 
 def test_selective_recomputation_is_the_mlp_on_a_gpu_and_attention_on_a_cpu() -> None:

@@ -32,6 +32,7 @@ from solopo_nemo.planning.traced import STEPS, Formula, Kind, traced_step
 RENEW = "run python studies/benchmarks/planner.py steps"
 SPLIT = ["parallel.tensor=2", "parallel.sequence=true"]
 RING, HEADS = ["parallel.context=4", "parallel.cp_comm_type=p2p"], ["parallel.context=2", "parallel.cp_comm_type=a2a"]
+LORA = ["peft=lora"]
 STAGES = ["parallel.pipeline=2", "trainer.global_batch=4"]
 QWEN, LLAMA, QWEN3 = "Qwen/Qwen2.5-7B-Instruct", "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-8B"
 SMALL = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -44,7 +45,10 @@ GRID: list[Point] = [
     ("cuda", LLAMA, 8, 32768, [*STAGES, *SPLIT]),
     ("cuda", QWEN3, 4, 32768, [*HEADS, "model.layers=torch"]),
     ("cuda", QWEN, 4, 8192, ["parallel.tensor=2", "trainer.micro_batch=2", "trainer.global_batch=2"]),
+    ("cuda", QWEN, 4, 32768, LORA),
+    ("cuda", QWEN, 6, 65536, [*SPLIT, *RING, *LORA, "peft.targets=[q_proj,v_proj,down_proj]"]),
     ("cpu", SMALL, 4, 2048, []),
+    ("cpu", SMALL, 4, 4096, [*SPLIT, *LORA, "model.recompute=full"]),
     ("cpu", SMALL, 8, 2048, STAGES),
     ("cpu", SMALL, 4, 4096, [*SPLIT, "model.recompute=full"]),
     ("cpu", SMALL, 4, 4096, [*HEADS, "model.recompute=selective"]),
@@ -113,7 +117,8 @@ def compare(point: Point, trace: Any) -> None:
     for group in ("tensor", "context", "data"):
         assert getattr(sent, group) == pytest.approx(trace.sent.get(group, 0.0), rel=0.02, abs=2e6), (point, group)
     if run.layout.pipeline == 1 and (run.device == "gpu" or run.layout.context == 1):  # on a CPU these two compute more
-        flops = hardware_flops(run.shape, run.workload, run.recompute, gpu=run.device == "gpu").total
+        online, adapters = run.online_reference, run.adapter_weights
+        flops = hardware_flops(run.shape, run.workload, run.recompute, online, run.device == "gpu", adapters).total
         # attention's kernels run five products in backward: the scores once more, which model FLOPs leave out
         flops += sum(forward_flops(run.shape, sequence).attention for sequence in run.workload.policy) / 2
         of_rank = flops * run.global_batch / run.layout.model_ranks

@@ -13,19 +13,20 @@ from solopo_nemo.training.paths import Paths
 
 
 def longest_lengths(summary: Mapping[str, Any]) -> Lengths:
-    """The longest prompts and the longest answer of tokenized data, as of one sample with one rejected answer.
+    """The longest prompts and answers of tokenized data, as of one sample.
 
     Args:
         summary: of the data.
     """
-    longest = {column: int(statistics["max"]) for column, statistics in summary["tokens"].items()}
-    long = max(size for column, size in longest.items() if column.startswith("prompt"))
-    return Lengths(long, longest.get("prompt_short", long), longest_answer(longest))
+    return of_sample({column: int(statistics["max"]) for column, statistics in summary["tokens"].items()})
 
 
-def longest_answer(lengths: Mapping[str, int]) -> int:
-    """Tokens of the longest answer, of lengths by column."""
-    return max((size for column, size in lengths.items() if not column.startswith("prompt")), default=1)
+def of_sample(lengths: Mapping[str, int]) -> Lengths:
+    """The planner's lengths of a sample, from its tokens by column; every answer counts as the longest."""
+    prompts = {column: size for column, size in lengths.items() if column.startswith("prompt")}
+    answers = {column: size for column, size in lengths.items() if column not in prompts}
+    long, rejected = max(prompts.values()), sum(column.startswith("rejected") for column in answers)
+    return Lengths(long, prompts.get("prompt_short", long), max(answers.values(), default=1), max(rejected, 1))
 
 
 def this_machine(world: int, ranks_here: int) -> tuple[str, Machine]:

@@ -58,7 +58,7 @@ class _Request:
     model: str
     data: str
     setting: str
-    lora: dict[str, float] | None
+    lora: dict[str, int] | None
     adapters_off: bool
     steps: int
     recompute: str
@@ -147,7 +147,7 @@ def _score_response_rows_only() -> list[int]:
 def _adapters(request: _Request) -> LoraConfig | None:
     if request.lora is None:
         return None
-    rank, alpha = int(request.lora["rank"]), request.lora["alpha"]
+    rank, alpha = request.lora["rank"], request.lora["alpha"]
     return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
