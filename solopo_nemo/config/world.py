@@ -86,6 +86,7 @@ def layers_of(config: RunConfig, model: ModelDescription | None, on_gpu: bool) -
         model.head_dim if model else None,
         model is not None and model.attention_window is not None,
         config.parallel.cp_comm_type if config.parallel.context > 1 else None,
+        model.family.own if model else "",
     )
     return kernels.choose_layers(config.model.layers, kernels.Installed.of_run(on_gpu), need)
 

@@ -94,12 +94,15 @@ def configure(config: TransformerConfig, layers: str = "auto") -> None:
 
 
 def _need(config: TransformerConfig) -> kernels.Need:
-    """What a model's config asks of its attention."""
+    """What a model's config asks of its layers."""
+    from solopo_nemo.core.layers.extras import torch_alone
+
     return kernels.Need(
         "fp32" if config.params_dtype == torch.float32 and not (config.bf16 or config.fp16) else "bf16",
         config.kv_channels,
         config.window_size is not None,
         (config.cp_comm_type or "p2p") if config.context_parallel_size > 1 else None,
+        torch_alone(config),
     )
 
 

@@ -8,7 +8,7 @@ an ``A`` and a ``B`` for each module, as peft does, and computes with both of th
     up   = rows of B_q in the columns of A_q, and so on, zero elsewhere, in the order of the layer's output rows
 
 which is the same sum exactly. ``x`` is what the layer's own weight is multiplied with: the normed hidden states, or the
-SwiGLU's output.
+output of the gated activation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from megatron.core.tensor_parallel import (
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
-from solopo_nemo.core.layers.spec import NormColumnParallelLinear, SwiGLURowParallelLinear
+from solopo_nemo.core.layers.blockwise import gamma_of, norm
+from solopo_nemo.core.layers.spec import GatedRowParallelLinear, NormColumnParallelLinear
 from solopo_nemo.families.family import LINEARS, TARGETS
 
 MARK = ".lora_"
@@ -96,10 +97,11 @@ class Adapter(torch.nn.Module):
 
     def __init__(self, layer: Any, name: str, lora: LoRA, config: Any, number: int, group: Any) -> None:
         super().__init__()
+        self.config = config
         self.number, self.layer = number, (layer,)  # in a tuple: its parameters are not the adapter's
         self.lora, self.group, self.sequence_parallel = lora, group, config.sequence_parallel
         self.column = name.endswith(("qkv", "fc1"))
-        self.fused = isinstance(layer, NormColumnParallelLinear | SwiGLURowParallelLinear) and not lora.dropout
+        self.fused = isinstance(layer, NormColumnParallelLinear | GatedRowParallelLinear) and not lora.dropout
         tp, rank = group.size(), group.rank()
         out, width = layer.weight.shape
         modules = [path.split(".")[1] for path in LINEARS[name]]
@@ -156,10 +158,12 @@ class Adapter(torch.nn.Module):
         down, up = self()
         x, sequence, group = inputs[0], self.sequence_parallel, self.group
         if hasattr(layer, "layer_norm_weight"):
-            x = F.rms_norm(x, x.shape[-1:], layer.layer_norm_weight, layer.eps)
-        elif isinstance(layer, SwiGLURowParallelLinear):
+            weight, shape = layer.layer_norm_weight, x.shape[-1:]
+            centered = self.config.layernorm_zero_centered_gamma
+            x = norm(x, gamma_of(weight, True), layer.eps) if centered else F.rms_norm(x, shape, weight, layer.eps)
+        elif isinstance(layer, GatedRowParallelLinear):
             gate, value = x.chunk(2, -1)
-            x = F.silu(gate) * value
+            x = self.config.activation_func(gate) * value
         if self.column and sequence:
             down = copy_to_tensor_model_parallel_region(down, group=group)
             h = gather_from_sequence_parallel_region(self._down(x, down), group=group)

@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from solopo_nemo.core import device
 from solopo_nemo.core.head import LOGITS_CHUNK_SIZE, ResponseHead
+from solopo_nemo.core.layers.extras import ScaledEmbedding, extras
 from solopo_nemo.core.layers.rotary import keep_no_tables
 from solopo_nemo.core.lora import LoRA, add_adapters
 
@@ -46,7 +47,7 @@ def build_model(
 
     Raises:
         UserError: such layers do not run here.
-        ValueError: with torch's layers, a model that is no RMSNorm and SwiGLU model.
+        ValueError: with torch's layers, a model that is no RMSNorm model with a gated MLP.
     """
     device.prepare_process()
     device.configure(config, layers)
@@ -71,6 +72,8 @@ def complete(model: GPTModel, logits_chunk_size: int = LOGITS_CHUNK_SIZE, lora: 
         lora: settings of the adapters, or ``None``.
     """
     keep_no_tables(model)
+    if model.pre_process and extras(model.config).scaled_embedding:
+        model.embedding.__class__ = ScaledEmbedding  # Megatron names the class that it makes itself
     if model.post_process and not isinstance(model.output_layer, ResponseHead):
         model.output_layer = ResponseHead.from_output_layer(model.output_layer, logits_chunk_size)
     if lora is not None:

@@ -13,13 +13,13 @@ from typing import Any
 
 from solopo_nemo.families.family import FAMILIES, SUPPORTED, Family
 from solopo_nemo.families.reading import SIZES, SLIDING, Reader
-from solopo_nemo.families.rope import RopeScaling, normal_scaling, read_rope
+from solopo_nemo.families.rope import LAYER_TYPES, LOCAL, RopeScaling, normal_scaling, read_rope
 from solopo_nemo.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A dense decoder with RMSNorm, RoPE, grouped-query attention and SwiGLU. Names are those of Hugging Face.
+    """A dense decoder with RMSNorm, RoPE, grouped-query attention and a gated MLP. Names are those of Hugging Face.
 
     Attributes:
         model_type: key of the family in :data:`~solopo_nemo.families.family.FAMILIES`.
@@ -33,6 +33,9 @@ class ModelDescription:
         dtype: name of the weights' dtype in the file, or ``None``.
         token_ids: the keys ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` that the file contains.
         source: content of the file.
+        rope_local_base_freq: rotary base of the sliding-window layers, without scaling; ``None``: they have that of
+            all layers.
+        query_pre_attn_scalar: scores are divided by its square root; ``None``: by that of ``head_dim``.
     """
 
     model_type: str
@@ -54,6 +57,8 @@ class ModelDescription:
     dtype: str | None
     token_ids: Mapping[str, Any] = field(repr=False)
     source: Mapping[str, Any] = field(repr=False, compare=False)
+    rope_local_base_freq: float | None = None
+    query_pre_attn_scalar: float | None = None
 
     @classmethod
     def from_hf(
@@ -89,11 +94,15 @@ class ModelDescription:
         head_dim = read.whole("head_dim", nothing=max(hidden // heads, 1))
         if head_dim % 2:
             raise UserError(f"{where}: head_dim={head_dim} is odd: rotary embeddings need pairs")
-        theta, scaling = read_rope(config, stated, where)
+        rope, family = read_rope(config, stated, where, read.family.defaults), read.family
         if rope_scaling is not None:
-            scaling = normal_scaling(rope_scaling, stated, rope_key)
+            own, scaling = rope["rope_scaling"], normal_scaling(rope_scaling, stated, rope_key)
+            rope["rope_scaling"] = scaling
             if scaling and scaling["rope_type"] != "linear":
                 stated = max(stated, int(scaling["factor"] * scaling["original_max_position_embeddings"]))
+            elif family.states_window:
+                linear = [s["factor"] if s and s["rope_type"] == "linear" else 1.0 for s in (scaling, own)]
+                stated = int(stated * linear[0] / linear[1])
         layers = read.whole("num_hidden_layers", most=10_000)
         sliding_window, sliding_layers = read.sliding(layers)
         return cls(
@@ -109,13 +118,13 @@ class ModelDescription:
             initializer_range=read.number("initializer_range", 0.02),
             rms_norm_eps=read.number("rms_norm_eps", 1e-6),
             tie_word_embeddings=read.truth("tie_word_embeddings"),
-            rope_theta=theta,
-            rope_scaling=scaling,
+            **rope,
             sliding_window=sliding_window,
             sliding_layers=sliding_layers,
             dtype=read.dtype(),
             token_ids=read.token_ids(),
             source=config,
+            query_pre_attn_scalar=read.optional("query_pre_attn_scalar"),
         )
 
     @property
@@ -148,11 +157,13 @@ class ModelDescription:
         """Maximum sequence length in tokens, rope scaling included.
 
         - YaRN: ``factor * original_max_position_embeddings``.
-        - Linear: ``factor * max_position_embeddings``.
+        - Linear: ``factor * max_position_embeddings``, or ``max_position_embeddings`` in a family that states it so.
         - Llama 3 and no scaling: ``max_position_embeddings``. Llama 3 files state the extended window there.
         """
         scaling, stated = self.rope_scaling, self.max_position_embeddings
         if scaling is None or scaling["rope_type"] == "llama3":
+            return stated
+        if scaling["rope_type"] == "linear" and self.family.states_window:
             return stated
         return int(scaling["factor"] * scaling.get("original_max_position_embeddings", stated))
 
@@ -160,9 +171,10 @@ class ModelDescription:
     def attention_window(self) -> tuple[int, list[bool]] | None:
         """Sliding window in tokens (the query's own included), and for each layer whether it applies.
 
-        ``None`` if no layer has a sliding window, or if the window covers the whole context.
+        ``None`` if no layer has a sliding window, or if the window covers the whole context and the rotary bases do not
+        differ.
         """
-        if self.sliding_window is None or self.sliding_window >= self.window:
+        if self.sliding_window is None or (self.sliding_window >= self.window and self.rope_local_base_freq is None):
             return None
         return self.sliding_window, list(self.sliding_layers)
 
@@ -170,6 +182,8 @@ class ModelDescription:
         """What the model computes, as one text: the same for every spelling of the same values in ``config.json``."""
         without = ("initializer_range", "dtype", "token_ids", "source")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in without}
+        # a later field that a model does not have leaves its text, and the names of caches, as they were
+        values = {name: value for name, value in values.items() if name not in _LATER or value is not None}
         return json.dumps(_as_floats(values), sort_keys=True)
 
     def changes(self) -> dict[str, Any]:
@@ -187,7 +201,11 @@ class ModelDescription:
         if source.get("rope_scaling") == {}:  # transformers 4 fails
             found["rope_scaling"] = None
         if source.get("rope_parameters") is not None:
-            newer = {"rope_type": "default"} | (self.rope_scaling or {}) | {"rope_theta": self.rope_theta}
+            newer: dict[str, Any] = {"rope_type": "default"} | (self.rope_scaling or {})
+            newer |= {"rope_theta": self.rope_theta}
+            if (local := self.rope_local_base_freq) is not None:
+                newer = dict(zip(LAYER_TYPES, (newer, {"rope_type": "default", "rope_theta": local}), strict=True))
+                found[LOCAL] = local
             found |= {"rope_theta": self.rope_theta, "rope_scaling": self.rope_scaling, "rope_parameters": newer}
             found |= {"torch_dtype": self.dtype} if self.dtype else {}
         return {key: value for key, value in found.items() if key not in source or source[key] != value}
@@ -204,11 +222,17 @@ class ModelDescription:
         values = {name: getattr(self, name) for name in (*names, "rms_norm_eps", "tie_word_embeddings", "dtype")}
         values |= {"rope_theta": self.rope_theta, "rope_scaling": self.rope_scaling and dict(self.rope_scaling)}
         values |= {"architectures": [self.family.architecture], "sliding_window": self.sliding_window}
-        if self.family.sliding == "layers":
+        if self.family.sliding in ("layers", "pattern"):
             values["layer_types"] = [SLIDING[sliding] for sliding in self.sliding_layers]
+        if self.family.sliding == "layers":
             values["use_sliding_window"] = self.sliding_window is not None
+        values |= {name: getattr(self, name) for name in _LATER if getattr(self, name) is not None}
         values |= {key: value for key, value in self.token_ids.items() if key != "pad_token_id"}
         return AutoConfig.for_model(self.model_type, **values, **({"auto_map": code} if code else {}))
+
+
+_LATER = (LOCAL, "query_pre_attn_scalar")
+"""Fields that only some families have, under their keys in ``config.json``."""
 
 
 def _as_floats(value: Any) -> Any:

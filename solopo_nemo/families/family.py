@@ -6,10 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from solopo_nemo.families.rope import LOCAL
+from solopo_nemo.runtime.kernels import lacking
+
+_ATTENTION_NORM, _MLP_NORM = "self_attention.linear_qkv.layer_norm_weight", "mlp.linear_fc1.layer_norm_weight"
+POST_NORMS = ("self_attention.post_norm.weight", "mlp.post_norm.weight")
+"""Megatron names of the norms behind attention and MLP."""
+_PRE_NORMS = {"input_layernorm.weight": _ATTENTION_NORM, "post_attention_layernorm.weight": _MLP_NORM}
+_SANDWICH_NORMS = {
+    "input_layernorm.weight": _ATTENTION_NORM,
+    "post_attention_layernorm.weight": POST_NORMS[0],
+    "pre_feedforward_layernorm.weight": _MLP_NORM,
+    "post_feedforward_layernorm.weight": POST_NORMS[1],
+}
+
 
 @dataclass(frozen=True)
 class Family:
-    """The properties that differ between families. All have RMSNorm, RoPE, grouped-query attention and SwiGLU.
+    """The properties that differ between families. All have RMSNorm, RoPE, grouped-query attention and a gated MLP.
 
     Attributes:
         model_type: name in ``config.json``.
@@ -19,7 +33,16 @@ class Family:
         qkv_bias: the query, key and value projections always have biases; no key of ``config.json`` controls them.
         qk_norm: queries and keys are normalized per head.
         sliding: layers with sliding-window attention. ``"layers"``: those that ``use_sliding_window``,
-            ``max_window_layers`` and ``layer_types`` select. ``"all"``: every layer. ``None``: no layer.
+            ``max_window_layers`` and ``layer_types`` select. ``"all"``: every layer. ``"pattern"``: those that
+            ``layer_types`` names, or all but each ``sliding_window_pattern``-th; they have the rotary base
+            ``rope_local_base_freq``. ``None``: no layer.
+        activation: of the MLP's gate, by its name in ``config.json``.
+        norms: Hugging Face name of each norm of a layer over the hidden size, and its name in Megatron, in the order of
+            transformers.
+        zero_centered: a norm multiplies with ``1 + weight``.
+        states_window: ``max_position_embeddings`` is the window with linear scaling; else it is that without.
+        scaled_embedding: the embedding is multiplied with ``sqrt(hidden_size)``, rounded to its dtype.
+        only: keys of this family with a single supported value.
     """
 
     model_type: str
@@ -28,13 +51,50 @@ class Family:
     defaults: Mapping[str, Any] = field(repr=False)
     qkv_bias: bool = False
     qk_norm: bool = False
-    sliding: Literal["layers", "all"] | None = None
+    sliding: Literal["layers", "all", "pattern"] | None = None
+    activation: str = "silu"
+    norms: Mapping[str, str] = field(default_factory=lambda: _PRE_NORMS, repr=False)
+    zero_centered: bool = False
+    states_window: bool = False
+    scaled_embedding: bool = False
+    only: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def post_norms(self) -> bool:
+        """True if the outputs of attention and MLP are normalized before they are added to the residual."""
+        return POST_NORMS[0] in self.norms.values()
+
+    @property
+    def own(self) -> str:
+        """What Transformer Engine's layers lack of the family, for messages; empty: nothing."""
+        return lacking(self.post_norms, LOCAL in self.defaults)
 
 
 _SOME_LAYERS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 _QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768, **_SOME_LAYERS}
 _LLAMA = {"num_key_value_heads": None, "head_dim": None, "max_position_embeddings": 2048}
 _MISTRAL = {"num_key_value_heads": 8, "head_dim": None, "max_position_embeddings": 131072, "sliding_window": 4096}
+_GEMMA3: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 6,
+    "_sliding_window_pattern": 6,
+    "rope_theta": 1e6,
+    LOCAL: 10000.0,
+    "tie_word_embeddings": True,
+    "cache_implementation": None,
+}
+_GELU = "gelu_pytorch_tanh"
+_GEMMA3_ONLY = {
+    "hidden_activation": _GELU,
+    "hidden_act": _GELU,
+    "use_bidirectional_attention": False,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+}
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -43,6 +103,20 @@ FAMILIES: dict[str, Family] = {
         Family("qwen3", "Qwen3ForCausalLM", "Qwen3", _QWEN | {"head_dim": 128}, qk_norm=True, sliding="layers"),
         Family("llama", "LlamaForCausalLM", "Llama 2 and 3.x", _LLAMA),
         Family("mistral", "MistralForCausalLM", "Mistral", _MISTRAL, sliding="all"),
+        Family(
+            "gemma3_text",
+            "Gemma3ForCausalLM",
+            "Gemma 3 (text)",
+            _GEMMA3,
+            qk_norm=True,
+            sliding="pattern",
+            activation=_GELU,
+            norms=_SANDWICH_NORMS,
+            zero_centered=True,
+            states_window=True,
+            scaled_embedding=True,
+            only=_GEMMA3_ONLY,
+        ),
     )
 }
 """The supported families by ``model_type``."""

@@ -104,7 +104,9 @@ def transformers_config(folder: Path) -> Any:
             f"{folder}/config.json: rope_parameters, as transformers 5 writes it, is misread by transformers "
             f"{__version__}, which is installed; save the model with transformers 4, or ask a server"
         )
-    config.rope_theta, config.rope_scaling = read_rope(raw, config.max_position_embeddings, f"{folder}/config.json")
+    defaults = FAMILIES[config.model_type].defaults
+    for key, value in read_rope(raw, config.max_position_embeddings, f"{folder}/config.json", defaults).items():
+        setattr(config, key, value)
     return config
 
 

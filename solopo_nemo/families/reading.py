@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from solopo_nemo.families.family import Family
-from solopo_nemo.families.rope import LARGEST, is_number, is_whole
+from solopo_nemo.families.rope import LARGEST, LAYER_TYPES, is_number, is_whole
 from solopo_nemo.runtime.errors import UserError
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -45,25 +45,25 @@ remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_sup
 WITHOUT_EFFECT = {*" ".join((PROVENANCE, RUNNING, OTHER_TASKS, SAMPLING)).split()}
 """Keys that occur in published files and have no effect on training."""
 DTYPES = ("float32", "bfloat16", "float16")
-SLIDING = ("full_attention", "sliding_attention")
-"""Entries of ``layer_types``."""
+SLIDING = LAYER_TYPES
+"""Entries of ``layer_types``, by whether the layer slides."""
 
 
 class Reader:
     """Reads validated values from a ``config.json``. Every method raises ``UserError`` for an invalid value."""
 
     def __init__(self, config: Mapping[str, Any], family: Family, where: str) -> None:
-        self._config, self._family, self._where = config, family, where
+        self._config, self.family, self._where = config, family, where
 
     def _wrong(self, key: str, value: Any, what: str) -> UserError:
         return UserError(f"{self._where}: {key}={value!r} is not valid; it must be {what}")
 
     def _value(self, key: str, default: Any = None) -> Any:
-        return self._config.get(key, self._family.defaults.get(key, default))
+        return self._config.get(key, self.family.defaults.get(key, default))
 
     def check_keys(self) -> None:
         """Refuse missing, unknown and unsupported keys."""
-        config, where, family = self._config, self._where, self._family
+        config, where, family = self._config, self._where, self.family
         if missing := [key for key in SIZES if key not in config]:
             raise UserError(f"{where}: no {', '.join(missing)}")
         named = config.get("architectures")
@@ -75,11 +75,12 @@ class Reader:
             )
         if config.get("quantization_config"):
             raise UserError(f"{where}: quantization_config: quantized weights cannot be trained; take the original")
-        for key, only in SUPPORTED_VALUES.items():
+        values = SUPPORTED_VALUES | {**family.only}
+        for key, only in values.items():
             value = config.get(key, only)
             if isinstance(value, bool) != isinstance(only, bool) or value != only:
                 raise UserError(f"{where}: {key}={value} is not supported, only {only}")
-        known = READ | WITHOUT_EFFECT | SUPPORTED_VALUES.keys() | family.defaults.keys()
+        known = READ | WITHOUT_EFFECT | values.keys() | family.defaults.keys()
         if family.sliding is None:  # keys that switch sliding windows off are correct
             off = (None, False)
             known |= {k for k in ("sliding_window", "use_sliding_window") if any(config.get(k) is o for o in off)}
@@ -101,7 +102,7 @@ class Reader:
 
     def _allows_null(self, key: str) -> bool:
         # for Qwen2, head_dim may be absent but not null: transformers cannot build that model
-        return key != "head_dim" or key not in self._config or self._family.defaults.get(key, 0) is None
+        return key != "head_dim" or key not in self._config or self.family.defaults.get(key, 0) is None
 
     def number(self, key: str, default: float) -> float:
         """A positive number."""
@@ -109,6 +110,10 @@ class Reader:
         if not is_number(value) or value <= 0:
             raise self._wrong(key, value, "a positive number")
         return value
+
+    def optional(self, key: str) -> float | None:
+        """A positive number of a family that has the key."""
+        return self.number(key, 0.0) if key in self.family.defaults else None
 
     def truth(self, key: str) -> bool:
         """``true`` or ``false``."""
@@ -136,12 +141,15 @@ class Reader:
 
     def sliding(self, layers: int) -> tuple[int | None, tuple[bool, ...]]:
         """The sliding window in tokens, and for each of ``layers`` layers whether it applies."""
-        if self._family.sliding is None:
+        if self.family.sliding is None:
             return self._against_types(None, (False,) * layers)
-        on = self._family.sliding == "all" or self.truth("use_sliding_window")
+        if self.family.sliding == "pattern":
+            every, types = self.whole("sliding_window_pattern"), self._layer_types(layers)
+            return self.whole("sliding_window"), types or tuple(bool((i + 1) % every) for i in range(layers))
+        on = self.family.sliding == "all" or self.truth("use_sliding_window")
         size = None if self._value("sliding_window") is None else self.whole("sliding_window")
         size = size if on else None
-        if self._family.sliding == "all":
+        if self.family.sliding == "all":
             return self._against_types(size, (size is not None,) * layers)
         first = self._value("max_window_layers")
         if not is_whole(first, 0, LARGEST):
@@ -157,7 +165,7 @@ class Reader:
         types = self._layer_types(len(which))
         if types is not None and types != which:
             raise UserError(
-                f"{self._where}: layer_types contradicts sliding_window={size}, and {self._family.models} models in "
+                f"{self._where}: layer_types contradicts sliding_window={size}, and {self.family.models} models in "
                 "transformers go by the latter"
             )
         return size, which

@@ -20,6 +20,10 @@ KEYS: dict[str, tuple[set[str], set[str]]] = {
 WITHOUT_EFFECT = {"finetuned": True, "extrapolation_factor": 1.0, "attn_factor": 1.0}
 """Keys and values of other programs for YaRN, with which it computes what it computes without them."""
 DEFAULT_THETA = 10000.0
+LOCAL = "rope_local_base_freq"
+"""Rotary base of the sliding-window layers, which a family may have."""
+LAYER_TYPES = ("full_attention", "sliding_attention")
+"""Keys of ``rope_parameters`` where there are two bases."""
 LARGEST = 2**31 - 1
 RopeScaling = dict[str, Any]
 
@@ -34,26 +38,51 @@ def is_whole(value: Any, least: int, most: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def read_rope(config: Mapping[str, Any], window: int, where: str) -> tuple[float, RopeScaling | None]:
+def read_rope(
+    config: Mapping[str, Any], window: int, where: str, defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Read ``rope_theta`` and the scaling from a ``config.json``.
 
-    transformers 4 writes ``rope_theta`` and ``rope_scaling``. transformers 5 writes both into ``rope_parameters``.
+    transformers 4 writes ``rope_theta`` and ``rope_scaling``. transformers 5 writes both into ``rope_parameters``. A
+    model with two bases has ``rope_local_base_freq`` too, or in transformers 5 a mapping for each layer type.
 
     Args:
         config: content of the file.
         window: ``max_position_embeddings`` of the file.
         where: name of the file in error messages.
+        defaults: of the family's keys.
 
     Returns:
-        ``rope_theta``, and the scaling as :func:`normal_scaling` returns it.
+        ``rope_theta``; ``rope_scaling`` as :func:`normal_scaling` returns it; ``rope_local_base_freq`` in a family
+        that has it.
 
     Raises:
         UserError: a value is not supported, or the two forms contradict each other.
     """
+    defaults = defaults or {}
+    found, nested = dict[str, Any](), config.get("rope_parameters")
+    if LOCAL in defaults:
+        local = {"rope_theta": config[LOCAL]} if LOCAL in config else {}
+        if nested is not None:
+            if not (isinstance(nested, Mapping) and {*nested} == {*LAYER_TYPES}):
+                raise UserError(f"{where}: rope_parameters: must have one mapping for each of {', '.join(LAYER_TYPES)}")
+            local["rope_parameters"] = nested[LAYER_TYPES[1]]
+            config = {**config, "rope_parameters": nested[LAYER_TYPES[0]]}
+        found[LOCAL], scaling = _read(local, window, f"{where}: {LAYER_TYPES[1]}", defaults[LOCAL])
+        if scaling:
+            raise UserError(
+                f"{where}: rope_parameters: {LAYER_TYPES[1]} has {scaling}; only default is supported there"
+            )
+    theta, scaling = _read(config, window, where, defaults.get("rope_theta", DEFAULT_THETA))
+    return {"rope_theta": theta, "rope_scaling": scaling, **found}
+
+
+def _read(config: Mapping[str, Any], window: int, where: str, default: float) -> tuple[float, RopeScaling | None]:
+    """Base and scaling of one kind of layer."""
     stated = config.get("rope_parameters")
     if stated is None:
         scaling = normal_scaling(config.get("rope_scaling"), window, f"{where}: rope_scaling")
-        return _theta(config, where), scaling
+        return _theta(config, where, default), scaling
     key = f"{where}: rope_parameters"
     if not isinstance(stated, Mapping):
         raise UserError(f"{key}: must be a mapping such as {{rope_type: default, rope_theta: 10000.0}}, not {stated!r}")
@@ -63,8 +92,8 @@ def read_rope(config: Mapping[str, Any], window: int, where: str) -> tuple[float
             raise UserError(f"{key}: {name} is a mapping: one for each layer type is not supported, only one for all")
     if (rotated := parameters.pop("partial_rotary_factor", 1.0)) != 1.0:
         raise UserError(f"{key}: partial_rotary_factor={rotated} is not supported, only 1.0")
-    theta = _theta(parameters if "rope_theta" in parameters else config, key)
-    if "rope_theta" in config and (other := _theta(config, where)) != theta:
+    theta = _theta(parameters if "rope_theta" in parameters else config, key, default)
+    if "rope_theta" in config and (other := _theta(config, where, default)) != theta:
         raise UserError(f"{key}: rope_theta={theta} contradicts rope_theta={other} beside it; remove the wrong one")
     parameters.pop("rope_theta", None)
     if not {"rope_type", "type"} & parameters.keys():
@@ -77,8 +106,8 @@ def read_rope(config: Mapping[str, Any], window: int, where: str) -> tuple[float
     return theta, scaling
 
 
-def _theta(values: Mapping[str, Any], where: str) -> float:
-    theta: float = values.get("rope_theta", DEFAULT_THETA)
+def _theta(values: Mapping[str, Any], where: str, default: float) -> float:
+    theta: float = values.get("rope_theta", default)
     if not is_number(theta) or theta <= 1:
         raise UserError(f"{where}: rope_theta={theta!r} is not valid; it must be a number above 1")
     return theta

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.families.family import Family
 from solopo_nemo.families.hf import read_json
 from solopo_nemo.runtime.errors import UserError
 
@@ -30,14 +31,12 @@ MODEL = {
 }
 """Hugging Face name -> Megatron name."""
 LAYER = {
-    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
     "self_attn.q_norm.weight": "self_attention.q_layernorm.weight",
     "self_attn.k_norm.weight": "self_attention.k_layernorm.weight",
     "self_attn.o_proj.weight": "self_attention.linear_proj.weight",
-    "post_attention_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
     "mlp.down_proj.weight": "mlp.linear_fc2.weight",
 }
-"""Hugging Face name below ``model.layers.N`` -> Megatron name below ``decoder.layers.N``."""
+"""Hugging Face name below ``model.layers.N`` -> Megatron name below ``decoder.layers.N``; besides ``Family.norms``."""
 FUSED = {
     "self_attention.linear_qkv.weight": tuple(f"self_attn.{x}_proj.weight" for x in "qkv"),
     "self_attention.linear_qkv.bias": tuple(f"self_attn.{x}_proj.bias" for x in "qkv"),
@@ -63,7 +62,7 @@ def expected_tensors(model: ModelDescription, dtype: torch.dtype) -> dict[str, t
         layer |= {"self_attn.q_norm.weight": (head,), "self_attn.k_norm.weight": (head,)}
     layer |= {"mlp.gate_proj.weight": (ffn, hidden), "mlp.up_proj.weight": (ffn, hidden)}
     layer |= {"mlp.down_proj.weight": (hidden, ffn)}
-    layer |= {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    layer |= dict.fromkeys(model.family.norms, (hidden,))
     for number in range(model.num_hidden_layers):
         shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
     shapes["model.norm.weight"] = (hidden,)
@@ -237,7 +236,7 @@ class LazyState(Mapping[str, torch.Tensor]):
         return len(self._files)
 
 
-def to_megatron(source: LazyState, target: Any) -> None:
+def to_megatron(source: LazyState, target: Any, family: Family) -> None:
     """Load the weights of a Hugging Face folder into a NeMo model that was built on the meta device.
 
     NeMo raises an error for a parameter that stays on the meta device, so no parameter keeps its initial value.
@@ -245,6 +244,7 @@ def to_megatron(source: LazyState, target: Any) -> None:
     Args:
         source: tensors by Hugging Face name.
         target: NeMo model.
+        family: of the model.
     """
     from nemo.lightning import io
     from nemo.lightning.io.state import TransformFns
@@ -254,7 +254,7 @@ def to_megatron(source: LazyState, target: Any) -> None:
     mapping = {hf: megatron for hf, megatron in MODEL.items() if hf in held}
     mapping |= {
         f"model.layers.*.{hf}": f"decoder.layers.*.{megatron}"
-        for hf, megatron in LAYER.items()
+        for hf, megatron in (LAYER | {**family.norms}).items()
         if f"model.layers.0.{hf}" in held
     }
     transforms = [
@@ -269,28 +269,29 @@ def to_megatron(source: LazyState, target: Any) -> None:
     io.apply_transforms(source, target, mapping=mapping, transforms=transforms)
 
 
-def hf_tensors(module: Any, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+def hf_tensors(module: Any, names: Iterable[str], family: Family) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a Megatron model of one rank with their Hugging Face names, in the order of ``names``."""
-    state = _HFState(module)
+    state = _HFState(module, family)
     for name in names:
         yield name, state[name].detach()
 
 
 class _HFState:
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, family: Family) -> None:
         from nemo.lightning.io.state import TransformCTX
 
         self._state = {k: v for k, v in module.state_dict().items() if not k.endswith("_extra_state")}
         self._context = TransformCTX(source=module, source_state=self._state, target=None, target_state={})
         self._parts: dict[str, torch.Tensor] = {}
+        self._layer = LAYER | {**family.norms}
         self._fused = {hf: megatron for megatron, parts in FUSED.items() for hf in parts}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name in MODEL:
             return self._state[MODEL[name]]
         layer, own = name.removeprefix("model.layers.").split(".", 1)
-        if own in LAYER:
-            return self._state[f"decoder.layers.{layer}.{LAYER[own]}"]
+        if own in self._layer:
+            return self._state[f"decoder.layers.{layer}.{self._layer[own]}"]
         if name not in self._parts:  # the parts of a fused tensor are requested one after the other
             fused = self._fused[own]
             split = self._split(fused)(self._state[f"decoder.layers.{layer}.{fused}"])
@@ -309,6 +310,7 @@ class _HFState:
 def write_weights(
     module: Any,
     expected: Mapping[str, torch.Tensor],
+    family: Family,
     folder: Path,
     max_shard_size: str,
     wrote: Callable[[], None],
@@ -320,6 +322,7 @@ def write_weights(
     Args:
         module: Megatron model of one rank.
         expected: tensors of :func:`expected_tensors` in the dtype to write.
+        family: of the model.
         folder: output folder.
         max_shard_size: as in ``save_pretrained``, such as ``5GB``.
         wrote: called after each tensor, for a progress bar.
@@ -329,7 +332,7 @@ def write_weights(
     )
     for file, names in plan.filename_to_tensors.items():
         shard = {}
-        for name, tensor in hf_tensors(module, names):
+        for name, tensor in hf_tensors(module, names, family):
             shard[name] = tensor.contiguous()
             wrote()
         save_file(shard, folder / file, metadata={"format": "pt"})

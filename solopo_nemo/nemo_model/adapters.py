@@ -129,7 +129,7 @@ def _export_adapter(progress: Progress, checkpoint: Path, folder: Path) -> dict[
             base = Path(base).name
         write_adapter(folder, tensors, base, run.peft.rank, run.peft.alpha, run.peft.dropout)  # type: ignore[arg-type]
         got = verify.megatron_logits(module, sequences, progress)
-        state = dict(hf_tensors(module, expected_tensors(description, dtype)))
+        state = dict(hf_tensors(module, expected_tensors(description, dtype), description.family))
     want = verify.adapted_logits(state, folder, description, dtype, sequences, progress)
     return verify.compare(got, want, f"export of {checkpoint} to {SETTINGS}")
 

@@ -24,11 +24,14 @@ from nemo.collections import llm
 from nemo.lightning import io, teardown
 
 from solopo_nemo.core import device
+from solopo_nemo.core.layers.blockwise import gelu_tanh
+from solopo_nemo.core.layers.extras import LayerExtras
 from solopo_nemo.core.lora import adapters_of
 from solopo_nemo.core.scoring import load_weights
 from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.families import hf
 from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.families.family import Family
 from solopo_nemo.families.weights import (
     LazyState,
     WeightFiles,
@@ -81,13 +84,48 @@ class SoLoMistralModel(SoLoPOMixin, llm.MistralModel):
     """Mistral."""
 
 
+@dataclass
+class SoLoGPTConfig(RopeScaled, LayerExtras, llm.GPTConfig):
+    """Any other family: what it computes is in its description, and in no class."""
+
+    normalization: str = "RMSNorm"
+    gated_linear_unit: bool = True
+    add_bias_linear: bool = False
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    position_embedding_type: str = "rope"
+
+
+class SoLoGPTModel(SoLoPOMixin, llm.GPTModel):
+    """Any other family."""
+
+
 MODELS: dict[str, tuple[Any, Any]] = {
     "qwen2": (SoLoQwen2Model, SoLoQwen2Config),
     "qwen3": (SoLoQwen3Model, SoLoQwen3Config),
     "llama": (SoLoLlamaModel, SoLoLlamaConfig),
     "mistral": (SoLoMistralModel, SoLoMistralConfig),
 }
-"""Model and config class by the name of the family's record."""
+"""Model and config class of a family with a class in NeMo, by the name of its record."""
+ACTIVATIONS = {"silu": torch.nn.functional.silu, "gelu_pytorch_tanh": gelu_tanh}
+"""By the name in a family's record."""
+
+
+def classes_of(family: str) -> tuple[Any, Any]:
+    """Model and config class of a family."""
+    return MODELS.get(family, (SoLoGPTModel, SoLoGPTConfig))
+
+
+def family_settings(family: Family) -> dict[str, Any]:
+    """The fields of :class:`SoLoGPTConfig` that a family's record decides."""
+    return {
+        "qk_layernorm": family.qk_norm,
+        "add_qkv_bias": family.qkv_bias,
+        "activation_func": ACTIVATIONS[family.activation],
+        "layernorm_zero_centered_gamma": family.zero_centered,
+        "post_norms": family.post_norms,
+        "scaled_embedding": family.scaled_embedding,
+    }
 
 
 def megatron_config(model: ModelDescription, dtype: torch.dtype) -> Any:
@@ -97,8 +135,12 @@ def megatron_config(model: ModelDescription, dtype: torch.dtype) -> Any:
         model: its description.
         dtype: of the parameters.
     """
-    sliding = model.attention_window
-    return MODELS[model.model_type][1](
+    sliding, family = model.attention_window, model.family
+    settings: dict[str, Any] = {}
+    if model.model_type not in MODELS:
+        scalar, base = model.query_pre_attn_scalar, model.rope_local_base_freq
+        settings = family_settings(family) | {"query_pre_attn_scalar": scalar, "rotary_base_local": base}
+    return classes_of(model.model_type)[1](
         num_layers=model.num_hidden_layers,
         hidden_size=model.hidden_size,
         ffn_hidden_size=model.intermediate_size,
@@ -119,12 +161,13 @@ def megatron_config(model: ModelDescription, dtype: torch.dtype) -> Any:
         fp16=dtype == torch.float16,
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
+        **settings,
     )
 
 
 def nemo_model(model: ModelDescription, dtype: torch.dtype, **kwargs: Any) -> Any:
     """The NeMo model of a description, not yet built; ``kwargs`` as :class:`SoLoPOMixin` takes them."""
-    return MODELS[model.model_type][0](megatron_config(model, dtype), **kwargs)
+    return classes_of(model.model_type)[0](megatron_config(model, dtype), **kwargs)
 
 
 @contextmanager
@@ -205,7 +248,11 @@ class HFImporter(io.ModelConnector[Any, Any]):
             target = nemo_model(self.description, weights.dtype, tokenizer=AutoTokenizer(assets))
             target.config.init_model_with_meta_device = True
             trainer = self.nemo_setup(target)
-            to_megatron(LazyState(weights, self.progress("reading weights", len(weights.files))), target)
+            to_megatron(
+                LazyState(weights, self.progress("reading weights", len(weights.files))),
+                target,
+                self.description.family,
+            )
             saved = self.progress("saving", 1)
             self.nemo_save(output_path, trainer)
             saved()
@@ -253,10 +300,10 @@ class HFExporter(io.ModelConnector[Any, Any]):
         add_end_tokens(Path(self), output_path)
         expected = expected_tensors(self.description, self.dtype)
         wrote = self.progress("writing weights", len(expected))
-        write_weights(module, expected, output_path, self.max_shard_size, wrote)
+        write_weights(module, expected, self.description.family, output_path, self.max_shard_size, wrote)
         return sum(tensor.numel() for tensor in expected.values())
 
 
-for _model, _ in MODELS.values():
+for _model in (SoLoGPTModel, *(_model for _model, _ in MODELS.values())):
     io.model_importer(_model, "hf")(HFImporter)
     io.model_exporter(_model, "hf")(HFExporter)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from solopo_nemo.core.layers.extras import extras
+
 
 @dataclass
 class RopeScaled:
@@ -23,21 +25,28 @@ class RopeScaled:
 
     Attributes:
         rope_scaling: the Hugging Face mapping with ``rope_type``, or ``None``.
+        query_pre_attn_scalar: scores are divided by its square root; ``None``: by that of the head size.
     """
 
     rope_scaling: dict[str, Any] | None = None
+    query_pre_attn_scalar: float | None = None
 
     def configure_model(self, *args: Any, **kwargs: Any) -> Any:
         """Build the Megatron model, with the scaled frequencies in its rotary embedding."""
-        base: Any = super()
-        if self.rope_scaling is None:
-            return base.configure_model(*args, **kwargs)
-        frequencies, attention_factor = self._scaled()
         config: Any = self
-        config.softmax_scale = attention_factor**2 / math.sqrt(config.kv_channels)
+        base: Any = super()
+        scaling, local = self.rope_scaling, extras(config).rotary_base_local is not None
+        frequencies, factor = self._scaled() if scaling else (None, 1.0)
+        if scaling or self.query_pre_attn_scalar:
+            of_all = 1.0 if local else factor**2
+            config.softmax_scale = of_all / math.sqrt(self.query_pre_attn_scalar or config.kv_channels)
         model = base.configure_model(*args, **kwargs)
-        rotary = model.rotary_pos_emb
-        rotary.inv_freq = frequencies.to(rotary.inv_freq.device)
+        if frequencies is not None:
+            rotary = model.rotary_pos_emb
+            rotary.inv_freq = frequencies.to(rotary.inv_freq.device)
+        for layer in model.decoder.layers if local and factor != 1.0 else ():
+            if not layer.self_attention.rotary_kind:  # the layers with a base of their own are not scaled
+                layer.self_attention.core_attention.softmax_scale *= factor**2
         return model
 
     def _scaled(self) -> tuple[torch.Tensor, float]:

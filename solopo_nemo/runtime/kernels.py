@@ -117,12 +117,25 @@ class Need:
         head_dim: of the model; None: not known yet.
         window: the model has sliding windows.
         mode: of context parallelism; None: there is one context rank.
+        own: what Transformer Engine's layers lack of the model; empty: nothing.
     """
 
     precision: str
     head_dim: int | None = None
     window: bool = False
     mode: str | None = None
+    own: str = ""
+
+
+def lacking(post_norms: bool, local_base: bool) -> str:
+    """What Transformer Engine's layers in Megatron-core lack of a model, for messages; empty: nothing.
+
+    Args:
+        post_norms: the model normalizes the outputs of attention and MLP.
+        local_base: its sliding-window layers have a rotary base of their own.
+    """
+    parts = {"norms behind attention and MLP": post_norms, "rotary base for each kind of layer": local_base}
+    return " and no ".join(part for part, asked in parts.items() if asked)
 
 
 @cache
@@ -216,6 +229,8 @@ def engine_refuses(on: Installed, need: Need) -> str | None:
             "Transformer Engine is not installed: install transformer-engine[pytorch]"
             f"=={PINNED['transformer-engine']} (tools/setup.sh --engine)"
         )
+    if need.own:
+        return f"Megatron-core's layers of Transformer Engine have no {need.own}: set model.layers=auto"
     if need.precision not in PRECISIONS:
         return (
             f"Transformer Engine's packed attention takes {', '.join(PRECISIONS)} alone: set "

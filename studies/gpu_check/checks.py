@@ -119,12 +119,12 @@ def _norm_linear(dtype: torch.dtype) -> float:
     )  # fmt: skip
 
 
-def _swiglu_linear(dtype: torch.dtype) -> float:
+def _gated_linear(dtype: torch.dtype) -> float:
     def exact(y: Tensor, w: Tensor) -> Tensor:
         gate, value = y.chunk(2, -1)
         return F.linear(F.silu(gate) * value, w)
 
-    return _differences(blockwise.swiglu_linear, exact, dtype, (1100, 1, 256), (96, 128))
+    return _differences(blockwise.gated_linear, exact, dtype, (1100, 1, 256), (96, 128))
 
 
 def _head(dtype: torch.dtype) -> float:
@@ -164,7 +164,7 @@ CHECKS: dict[str, Callable[[torch.dtype], float]] = {
     "sliding window": lambda dtype: _attention(dtype, 50),
     "ring attention": _ring_attention,
     "norm and linear": _norm_linear,
-    "SwiGLU and linear": _swiglu_linear,
+    "SwiGLU and linear": _gated_linear,
     "response-only head": _head,
     "training step, torch's layers": lambda dtype: _training_step(dtype, "torch"),
     "training step, auto's layers": lambda dtype: _training_step(dtype, "auto"),

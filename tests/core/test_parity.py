@@ -28,7 +28,7 @@ def check_gradients(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor])
 
 
 def single_process(layout: Layout) -> Layout:
-    return Layout("single", 1, tied=layout.tied, family=layout.family, turns=layout.turns)
+    return Layout("single", 1, tied=layout.tied, family=layout.family, window=layout.window, turns=layout.turns)
 
 
 Cells = dict[Layout, dict[str, int]]

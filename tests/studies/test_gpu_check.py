@@ -34,7 +34,7 @@ def test_a_wrong_kernel_is_a_wrong_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert {*checks.CHECKS} == {*cli.CHECKED}
     assert checks.check("SwiGLU and linear", "fp32")["ok"]
-    monkeypatch.setattr(checks.blockwise, "swiglu_linear", lambda y, w: y[..., :128] @ w.t())
+    monkeypatch.setattr(checks.blockwise, "gated_linear", lambda y, w: y[..., :128] @ w.t())
     found = checks.check("SwiGLU and linear", "fp32")
     assert not found["ok"]
 

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from layouts import OBJECTIVES, Layout
 
+from solopo_nemo.families.family import FAMILIES
+
 VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, FFN = 256, 64, 4, 4, 2, 128
 SAMPLES, MICRO_BATCH = 8, 2
 
@@ -70,9 +72,9 @@ def build(layout: Layout, lora: Any = None) -> Any:
     """A NeMo model with the mixin, Megatron's DDP around it, weights seeded by name."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 
-    from solopo_nemo.nemo_model.models import MODELS
+    from solopo_nemo.nemo_model.models import classes_of, family_settings
 
-    cls, config_cls = MODELS[layout.family]
+    cls, config_cls = classes_of(layout.family)
     recompute: dict[str, Any] = {}
     if layout.recompute == "full":
         recompute = dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
@@ -80,6 +82,11 @@ def build(layout: Layout, lora: Any = None) -> Any:
         recompute = dict(recompute_granularity="selective", recompute_modules=[layout.recompute])
     if layout.family == "qwen3":
         recompute["kv_channels"] = 2 * HIDDEN // HEADS
+    if layout.family == "gemma3_text":
+        recompute |= family_settings(FAMILIES[layout.family]) | dict(
+            kv_channels=24, query_pre_attn_scalar=20, rotary_base_local=500.0, window_size=(layout.window - 1, 0),
+            window_attn_skip_freq=[1, 0, 1, 1],
+        )  # fmt: skip
     config = config_cls(
         **dict(
             num_layers=LAYERS, hidden_size=HIDDEN, ffn_hidden_size=FFN, num_attention_heads=HEADS,
@@ -132,7 +139,8 @@ def seed_weights(model: Any) -> None:
             shape[p.partition_dim] *= n
         g = torch.Generator().manual_seed(zlib.crc32(full_name.encode()))
         # random norm weights: with all ones, a norm that was never loaded would go unseen
-        full = torch.randn(shape, generator=g) * 0.15 + (1.0 if "norm" in full_name else 0.0)
+        mean = "norm" in full_name and not model.config.layernorm_zero_centered_gamma
+        full = torch.randn(shape, generator=g) * 0.15 + float(mean)
         if _is_split(p):
             halves = full.chunk(2, p.partition_dim) if "linear_fc1" in full_name else (full,)
             full = torch.cat([h.chunk(n, p.partition_dim)[r] for h in halves], p.partition_dim)

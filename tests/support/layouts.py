@@ -19,6 +19,8 @@ class Layout:
     family: str = "qwen2"
     again: bool = False
     """Its kinds of parallelism are other lines' too: the gate takes the objectives :data:`SAMPLED` alone."""
+    window: int = 0
+    """Sliding window of Gemma 3's local layers, in tokens; a context rank has 10 to 35 tokens of a long sequence."""
     turns: bool = False
     """Answers of several turns, whose scored tokens have gaps, and several rejected answers in some samples."""
 
@@ -43,6 +45,10 @@ LAYOUTS = (
     Layout("cp4_p2p", 4, cp=4, again=True),
     Layout("cp4_a2a_kv_repeated", 4, cp=4, cp_mode="a2a", again=True),
     Layout("cp2_pp2", 4, cp=2, pp=2, again=True),
+    Layout("tp2_sp_gemma3", 2, tp=2, sp=True, tied=True, family="gemma3_text", window=6, again=True),
+    Layout("cp2_a2a_gemma3", 2, cp=2, cp_mode="a2a", tied=True, family="gemma3_text", window=6, again=True),
+    Layout("cp2_a2a_gemma3_wide", 2, cp=2, cp_mode="a2a", tied=True, family="gemma3_text", window=45, again=True),
+    Layout("pp2_gemma3", 2, pp=2, tied=True, family="gemma3_text", window=6, again=True),
     Layout("cp2_turns", 2, cp=2, turns=True, again=True),
 )
 

@@ -1,13 +1,13 @@
 """A decoder in plain torch, from the papers: it shares no code with the package, Megatron or transformers.
 
 RMSNorm, rotary embeddings (plain, linear, Llama 3, YaRN), grouped-query attention with sliding window, SwiGLU,
-biases and norms where the weights have them. The values come from the caller, the weights from the safetensors.
+biases and norms where the weights have them; Gemma 3 where the values say so. The values come from the caller, the weights from the safetensors.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,12 @@ class Values:
     window: int = 0
     epsilon: float = 1e-6
     sliding: tuple[int | None, ...] = field(default=())
+    local_theta: float | None = None
+    """Base of the sliding layers, which are then not scaled."""
+    scalar: float | None = None
+    """Scores are divided by its square root."""
+    gemma: bool = False
+    """Scaled embedding, zero-centred norms, norms behind each block, GELU by its tanh formula."""
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -70,6 +76,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) * weight
 
 
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
 def linear(w: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
 
@@ -78,16 +88,23 @@ def linear(w: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tens
 def logits(w: dict[str, torch.Tensor], values: Values, ids: list[int]) -> torch.Tensor:
     """Logits ``[tokens, vocabulary]`` in fp32."""
     n, d = len(ids), values.head_dim
-    inverse, attention_factor = frequencies(values)
-    angles = torch.arange(n, dtype=torch.float64)[:, None] * inverse
-    cos, sin = ((f(angles) * attention_factor).float()[:, None] for f in (torch.cos, torch.sin))
+    own = values if values.local_theta is None else replace(values, theta=values.local_theta, scaling=None)
+    tables = {}
+    for local, of in ((False, values), (True, own)):
+        inverse, attention_factor = frequencies(of)
+        angles = torch.arange(n, dtype=torch.float64)[:, None] * inverse
+        tables[local] = [(f(angles) * attention_factor).float()[:, None] for f in (torch.cos, torch.sin)]
 
-    def rotated(x: torch.Tensor) -> torch.Tensor:
+    def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         first, second = x.split(d // 2, -1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
     distance = torch.arange(n)[:, None] - torch.arange(n)
     x = w["model.embed_tokens.weight"][torch.tensor(ids)]
+    if values.gemma:
+        x = x * math.sqrt(x.shape[-1])
+        w = {name: tensor + 1 if "norm" in name else tensor for name, tensor in w.items()}
+    pre_mlp = "pre_feedforward_layernorm" if values.gemma else "post_attention_layernorm"
     for layer, window in enumerate(values.sliding):
         at = f"model.layers.{layer}"
         y = rms_norm(x, w[f"{at}.input_layernorm.weight"], values.epsilon)
@@ -95,14 +112,20 @@ def logits(w: dict[str, torch.Tensor], values: Values, ids: list[int]) -> torch.
         if f"{at}.self_attn.q_norm.weight" in w:
             q = rms_norm(q, w[f"{at}.self_attn.q_norm.weight"], values.epsilon)
             k = rms_norm(k, w[f"{at}.self_attn.k_norm.weight"], values.epsilon)
-        q, k = rotated(q), rotated(k)
+        q, k = (rotated(t, *tables[window is not None]) for t in (q, k))
         k, v = (t.repeat_interleave(values.heads // t.shape[1], 1) for t in (k, v))
-        scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(d)
+        scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(values.scalar or d)
         seen = (distance >= 0) & (distance < (window or n))
         weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
-        x = x + linear(w, f"{at}.self_attn.o_proj", torch.einsum("hqk,khd->qhd", weights, v).reshape(n, -1))
-        y = rms_norm(x, w[f"{at}.post_attention_layernorm.weight"], values.epsilon)
-        gate = torch.nn.functional.silu(linear(w, f"{at}.mlp.gate_proj", y))
-        x = x + linear(w, f"{at}.mlp.down_proj", gate * linear(w, f"{at}.mlp.up_proj", y))
+        y = linear(w, f"{at}.self_attn.o_proj", torch.einsum("hqk,khd->qhd", weights, v).reshape(n, -1))
+        if values.gemma:
+            y = rms_norm(y, w[f"{at}.post_attention_layernorm.weight"], values.epsilon)
+        x = x + y
+        y = rms_norm(x, w[f"{at}.{pre_mlp}.weight"], values.epsilon)
+        gate = (gelu if values.gemma else torch.nn.functional.silu)(linear(w, f"{at}.mlp.gate_proj", y))
+        y = linear(w, f"{at}.mlp.down_proj", gate * linear(w, f"{at}.mlp.up_proj", y))
+        if values.gemma:
+            y = rms_norm(y, w[f"{at}.post_feedforward_layernorm.weight"], values.epsilon)
+        x = x + y
     head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
     return rms_norm(x, w["model.norm.weight"], values.epsilon) @ head.T

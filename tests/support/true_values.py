@@ -10,21 +10,29 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096},
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768, "sliding_window": 4096},
     "llama": {"max_position_embeddings": 2048},
+    "gemma3_text": {
+        "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072, "sliding_window": 4096,
+        "rope_theta": 1e6, "rope_local_base_freq": 1e4, "query_pre_attn_scalar": 256,
+    },
     "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
-}
+}  # fmt: skip
 """From the configuration classes of transformers 4.57.6, 5.0.0 and 5.24.0, which agree."""
 
 
 def to_version_5(config: dict[str, Any]) -> dict[str, Any]:
     """A ``config.json`` of transformers 4 as transformers 5 writes it."""
-    config = dict(config)
+    config, of_family = dict(config), DEFAULTS.get(str(config.get("model_type")), {})
+    theta = of_family.get("rope_theta", 10000.0)
     scaling = dict(config.pop("rope_scaling", None) or {})
     kind = scaling.pop("type", None)
-    parameters = {"rope_type": kind or "default"} | scaling | {"rope_theta": config.pop("rope_theta", 10000.0)}
+    parameters = {"rope_type": kind or "default"} | scaling | {"rope_theta": config.pop("rope_theta", theta)}
     if parameters["rope_type"] in ("yarn", "llama3"):
         parameters.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
     if "torch_dtype" in config:
         config["dtype"] = config.pop("torch_dtype")
+    if "rope_local_base_freq" in of_family:
+        local = {"rope_type": "default", "rope_theta": config.pop("rope_local_base_freq", 1e4)}
+        parameters = {"full_attention": parameters, "sliding_attention": local}
     return config | {"rope_parameters": parameters, "transformers_version": "5.0.0"}
 
 
@@ -36,7 +44,12 @@ def true_values(config: dict[str, Any], five: bool) -> tuple[Values, int]:
     family = config["model_type"]
     full = DEFAULTS[family] | config
     heads, window = full["num_attention_heads"], full["max_position_embeddings"]
-    if five:
+    local = full.get("rope_local_base_freq")
+    if five and local:
+        nested = full["rope_parameters"]
+        rope, local = dict(nested["full_attention"]), nested["sliding_attention"]["rope_theta"]
+        theta = rope.pop("rope_theta")
+    elif five:
         rope = dict(full.get("rope_scaling") or full.get("rope_parameters") or {})
         theta = rope.pop("rope_theta", full.get("rope_theta", 10000.0))
     else:
@@ -45,6 +58,9 @@ def true_values(config: dict[str, Any], five: bool) -> tuple[Values, int]:
     scaling = None if kind == "default" else {k: v for k, v in rope.items() if k != "type"} | {"rope_type": kind}
     layers = range(full["num_hidden_layers"])
     sliding: list[int | None] = [None for _ in layers]
+    if local:
+        types = full.get("layer_types") or [*["sliding_attention"] * 5, "full_attention"] * len(layers)
+        sliding = [full["sliding_window"] if types[i] == "sliding_attention" else None for i in layers]
     if family == "mistral":
         sliding = [full["sliding_window"] for _ in layers]
     elif family.startswith("qwen") and full.get("use_sliding_window", False):
@@ -59,5 +75,8 @@ def true_values(config: dict[str, Any], five: bool) -> tuple[Values, int]:
         window=window,
         epsilon=full.get("rms_norm_eps", 1e-6),
         sliding=tuple(sliding),
+        local_theta=local,
+        scalar=full.get("query_pre_attn_scalar"),
+        gemma=bool(local),
     )
     return values, full.get("num_key_value_heads") or heads

@@ -1,4 +1,4 @@
-"""Norm + linear and SwiGLU + linear in plain torch, as Transformer Engine fuses them.
+"""Norm + linear and gated activation + linear in plain torch, as Transformer Engine fuses them.
 
 Both process the tokens in blocks of rows, and save only their input for backward. The normalized or activated tensor in
 between never exists whole: backward makes it again, block by block. No matrix product runs twice. On a CPU a block fits
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from solopo_nemo.core.products import add_product
@@ -133,9 +134,14 @@ class _NormLinear(torch.autograd.Function):
             dx = own
         elif ctx.group.size() > 1:
             dist.all_reduce(dx, group=ctx.group)
-        grad_gamma = (_norm_gradient_on_gpu if device.cuda() else _norm_gradient)(rows, gamma, ctx.eps, dx)
+        grad_gamma = _of_norm()(rows, gamma, ctx.eps, dx)
         grad_weight, grad_down, *_ = _weight_gradients(factors)
         return dx.view(x.shape), grad_gamma.to(gamma.dtype), grad_weight, grad_bias, None, None, None, grad_down
+
+
+def _of_norm() -> Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor], torch.Tensor]:
+    """The gradient of a norm on this device."""
+    return _norm_gradient_on_gpu if device.cuda() else _norm_gradient
 
 
 def _norm_gradient(rows: torch.Tensor, gamma: torch.Tensor, eps: float, dx: torch.Tensor) -> torch.Tensor:
@@ -165,7 +171,40 @@ def _norm_gradient_on_gpu(rows: torch.Tensor, gamma: torch.Tensor, eps: float, d
 
 
 def _normalized(rows: torch.Tensor, gamma: torch.Tensor, eps: float) -> torch.Tensor:
-    return torch.nn.functional.rms_norm(rows, (rows.shape[-1],), gamma, eps)
+    """Computed in the type of ``gamma``, returned in that of ``rows``."""
+    return F.rms_norm(rows.to(gamma.dtype), (rows.shape[-1],), gamma, eps).to(rows.dtype)
+
+
+class _Norm(torch.autograd.Function):
+    """``rms_norm(x) * gamma``, block by block. Memory: saved is ``x`` alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, gamma: torch.Tensor, eps: float) -> torch.Tensor:
+        ctx.save_for_backward(x, gamma)
+        ctx.eps = eps
+        rows, out = x.flatten(0, -2), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        for part in _blocks(rows.shape[0]):
+            out.flatten(0, -2)[part] = _normalized(rows[part], gamma, eps)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, gamma = ctx.saved_tensors
+        dx = grad.clone(memory_format=torch.contiguous_format)
+        grad_gamma = _of_norm()(x.flatten(0, -2), gamma, ctx.eps, dx.flatten(0, -2))
+        return dx, grad_gamma.to(gamma.dtype), None
+
+
+def norm(x: torch.Tensor, gamma: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm over the last dimension of ``x``, computed in the type of ``gamma``, in the type of ``x``."""
+    out: torch.Tensor = _Norm.apply(x, gamma, eps)
+    return out
+
+
+def gamma_of(weight: torch.Tensor, zero_centered: bool) -> torch.Tensor:
+    """What a norm multiplies with: its weight, or ``1 + weight``, at least in fp32."""
+    return 1 + weight.to(torch.promote_types(weight.dtype, torch.float32)) if zero_centered else weight
 
 
 def _gathered(rows: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
@@ -203,8 +242,23 @@ def norm_linear(
     return _NormLinear.apply(x, gamma, weight, bias, eps, group, sequence_parallel, down)
 
 
-class _SwiGLULinear(torch.autograd.Function):
-    """``(silu(y1) * y2) @ weight.T`` with ``y = [y1 | y2]``.
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """GELU by its tanh formula, ``gelu_pytorch_tanh`` in a ``config.json``."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[Activation, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    F.silu: torch.ops.aten.silu_backward,
+    gelu_tanh: partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+}
+"""The gate's activations: the gradient of each from the gradient of its output, and its input."""
+
+
+class _GatedLinear(torch.autograd.Function):
+    """``(activation(y1) * y2) @ weight.T`` with ``y = [y1 | y2]``; SwiGLU where the activation is SiLU.
 
     1. Forward: activate a block of rows and multiply it with the weight.
     2. Backward: activate the block again for the weight's gradient, which is summed in fp32, and for the gradient of
@@ -215,15 +269,16 @@ class _SwiGLULinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, y: torch.Tensor, weight: torch.Tensor, down: torch.Tensor | None
+        ctx: Any, y: torch.Tensor, weight: torch.Tensor, down: torch.Tensor | None, activation: Activation
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         ctx.save_for_backward(y, weight, down)
+        ctx.activation = activation
         rows = y.flatten(0, -2)
         weights = [weight] if down is None else [weight, down]
         outs = [rows.new_empty(rows.shape[0], w.shape[0]) for w in weights]
         for part in _blocks(rows.shape[0]):
             gate, value = rows[part].chunk(2, -1)
-            activated = torch.nn.functional.silu(gate).mul_(value)
+            activated = activation(gate).mul_(value)
             for w, out in zip(weights, outs, strict=True):
                 torch.mm(activated, w.t(), out=out[part])
         shaped = tuple(out.view(*y.shape[:-1], out.shape[1]) for out in outs)
@@ -236,11 +291,13 @@ class _SwiGLULinear(torch.autograd.Function):
         rows = y.flatten(0, -2)
         dy = torch.empty_like(rows)
         factors = _factors(ctx, grads, (1, weight), (2, down))
-        gradient = _swiglu_gradient_on_gpu if device.cuda() else _swiglu_gradient
+        gradient: Any = partial(_gated_gradient, ctx.activation)
+        if ctx.activation is F.silu and not device.cuda():
+            gradient = _swiglu_gradient
         for part in _blocks(rows.shape[0]):
             gradient(rows[part], factors, part, dy[part])
         grad_weight, grad_down, *_ = _weight_gradients(factors)
-        return dy.view(y.shape), grad_weight, grad_down
+        return dy.view(y.shape), grad_weight, grad_down, None
 
 
 def _swiglu_gradient(y: torch.Tensor, factors: list[Factor], part: slice, dy: torch.Tensor) -> None:
@@ -257,25 +314,30 @@ def _swiglu_gradient(y: torch.Tensor, factors: list[Factor], part: slice, dy: to
     d_gate.copy_(d.mul_(value).mul_(slope))
 
 
-def _swiglu_gradient_on_gpu(y: torch.Tensor, factors: list[Factor], part: slice, dy: torch.Tensor) -> None:
+def _gated_gradient(
+    activation: Activation, y: torch.Tensor, factors: list[Factor], part: slice, dy: torch.Tensor
+) -> None:
     """As :func:`_swiglu_gradient`, in few kernels that compute in fp32 and keep what they make in the type of ``y``."""
     (gate, value), (d_gate, d_value) = y.chunk(2, -1), dy.chunk(2, -1)
-    silu = torch.nn.functional.silu(gate)
-    _add_weight_gradients(factors, part, lambda: silu * value)
+    activated = activation(gate)
+    _add_weight_gradients(factors, part, lambda: activated * value)
     d = _input_gradient(factors, part)
-    torch.mul(silu, d, out=d_value)
-    d_gate.copy_(torch.ops.aten.silu_backward(d.mul_(value), gate))
+    torch.mul(activated, d, out=d_value)
+    d_gate.copy_(ACTIVATIONS[activation](d.mul_(value), gate))
 
 
-def swiglu_linear(y: torch.Tensor, weight: torch.Tensor, down: torch.Tensor | None = None) -> Any:
-    """SwiGLU and the linear layer behind it.
+def gated_linear(
+    y: torch.Tensor, weight: torch.Tensor, down: torch.Tensor | None = None, activation: Activation = F.silu
+) -> Any:
+    """A gated activation and the linear layer behind it.
 
     Args:
         y: ``[s, b, 2 * ffn / TP]``, gate and value side by side.
         weight: ``[hidden, ffn / TP]``.
         down: ``[n, ffn / TP]``, another weight for the same rows, or ``None``.
+        activation: of the gate, one of :data:`ACTIVATIONS`.
 
     Returns:
         ``[s, b, hidden]``, this tensor-parallel rank's summand; with ``down`` also ``[s, b, n]``, likewise.
     """
-    return _SwiGLULinear.apply(y, weight, down)
+    return _GatedLinear.apply(y, weight, down, activation)

@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.utils import is_layer_window_attention
+
+from solopo_nemo.core.layers.extras import extras
 
 
 class LocalRotaryEmbedding(torch.nn.Module):
@@ -23,7 +26,7 @@ class LocalRotaryEmbedding(torch.nn.Module):
     Valid under TP, SP, CP, PP and DP: positions are those of the rank's share, packed.
 
     Args:
-        inv_freq: inverse frequencies, ``[head_dim / 2]`` fp32.
+        inv_freq: inverse frequencies, ``[kinds, head_dim / 2]`` fp32; a layer takes those of its own kind.
     """
 
     def __init__(self, inv_freq: torch.Tensor) -> None:
@@ -40,10 +43,10 @@ class LocalRotaryEmbedding(torch.nn.Module):
         return 0
 
     def forward(self, *_: Any, **__: Any) -> torch.Tensor:
-        """Cosines and sines, fp32 ``[2, tokens, head_dim / 2]``."""
+        """Cosines and sines, fp32 ``[2, tokens, kinds, head_dim / 2]``."""
         assert self._positions is not None
-        angles = torch.outer(self._positions.to(self.inv_freq.dtype), self.inv_freq)
-        return torch.stack((angles.cos(), angles.sin()))
+        angles = torch.outer(self._positions.to(self.inv_freq.dtype), self.inv_freq.flatten())
+        return torch.stack((angles.cos(), angles.sin())).unflatten(-1, self.inv_freq.shape)
 
 
 class FreshRotaryEmbedding(torch.nn.Module):
@@ -83,8 +86,17 @@ def keep_no_tables(model: Any) -> None:
         return
     if model.config.rotary_interleaved or model.rotary_percent != 1.0:
         raise ValueError("without Transformer Engine rotary embeddings are neither interleaved nor partial")
-    local = model.rotary_pos_emb = LocalRotaryEmbedding(rotary.inv_freq)
+    kinds, base = [rotary.inv_freq], extras(model.config).rotary_base_local
+    if base is not None:  # by Megatron's formula (rotary_pos_embedding.py), which is transformers'
+        dim = 2 * rotary.inv_freq.numel()
+        kinds.append(1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float32, device=rotary.inv_freq.device) / dim))
+    local = model.rotary_pos_emb = LocalRotaryEmbedding(torch.stack(kinds))
     model.register_forward_pre_hook(lambda _, arguments: local.at(arguments[1]))  # input_ids, position_ids, ...
+
+
+def has_window(config: Any, layer_number: int) -> bool:
+    """Whether a layer, counted from 1, has a sliding window."""
+    return bool(is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number))
 
 
 class LocalRotaryAttention(SelfAttention):
@@ -92,11 +104,16 @@ class LocalRotaryAttention(SelfAttention):
 
     _table: torch.Tensor | None = None
 
+    @property
+    def rotary_kind(self) -> int:
+        """Which of the table's inverse frequencies this layer has: 1 for the local base, else 0."""
+        return int(extras(self.config).rotary_base_local is not None and has_window(self.config, self.layer_number))
+
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, *, rotary_pos_emb: Any, **kwargs: Any
     ) -> Any:
-        """As ``SelfAttention``; ``rotary_pos_emb`` is the table, ``None`` for a model without."""
-        self._table = rotary_pos_emb
+        """As ``SelfAttention``; ``rotary_pos_emb`` is the table of all kinds, ``None`` for a model without."""
+        self._table = None if rotary_pos_emb is None else rotary_pos_emb[:, :, self.rotary_kind]
         try:
             return super().forward(hidden_states, attention_mask, rotary_pos_emb=None, **kwargs)
         finally:

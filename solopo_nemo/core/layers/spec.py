@@ -23,9 +23,11 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from solopo_nemo.core.layers.attention import SDPACoreAttention
-from solopo_nemo.core.layers.blockwise import norm_linear, swiglu_linear
+from solopo_nemo.core.layers.blockwise import ACTIVATIONS, gamma_of, gated_linear, norm, norm_linear
+from solopo_nemo.core.layers.extras import extras
 from solopo_nemo.core.layers.rotary import LocalRotaryAttention
 from solopo_nemo.core.layers.window import WindowCoreAttention
 from solopo_nemo.runtime import device
@@ -55,7 +57,20 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=_where(config))
+        self.zero_centered = config.layernorm_zero_centered_gamma
+        if self.zero_centered:
+            torch.nn.init.zeros_(self.weight)
         _mark_for_sequence_parallel(self.weight, config)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` ``[..., hidden_size]``, normalized."""
+        if self.zero_centered:
+            return norm(x, gamma_of(self.weight, True), self.eps or 0.0)
+        return super().forward(x)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), *_: Any, **__: Any) -> Any:
+        """As Megatron's default for a norm; its ``MLP`` asks each of its parts."""
+        return make_sharded_tensors_for_checkpoint(self.state_dict(keep_vars=True), prefix, {}, sharded_offsets)
 
     def get_extra_state(self) -> torch.Tensor:
         """Nothing: uint8 ``[0]``."""
@@ -73,11 +88,17 @@ class NormColumnParallelLinear(ColumnParallelLinear):
 
     def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any) -> None:
         super().__init__(input_size, output_size, config=config, **kwargs)
+        self.zero_centered = config.layernorm_zero_centered_gamma
         self.layer_norm_weight = torch.nn.Parameter(
-            torch.ones(input_size, dtype=config.params_dtype, device=_where(config))
+            torch.full((input_size,), 1.0 - self.zero_centered, dtype=config.params_dtype, device=_where(config))
         )
         _mark_for_sequence_parallel(self.layer_norm_weight, config)
         self.eps = config.layernorm_epsilon
+
+    @property
+    def gamma(self) -> torch.Tensor:
+        """What the norm multiplies with, ``[input_size]``."""
+        return gamma_of(self.layer_norm_weight, self.zero_centered)
 
     def _forward_impl(
         self,
@@ -89,9 +110,7 @@ class NormColumnParallelLinear(ColumnParallelLinear):
         tp_group: torch.distributed.ProcessGroup,
         **_: Any,
     ) -> torch.Tensor:
-        product = partial(
-            norm_linear, input, self.layer_norm_weight, weight, bias, self.eps, tp_group, sequence_parallel
-        )
+        product = partial(norm_linear, input, self.gamma, weight, bias, self.eps, tp_group, sequence_parallel)
         return _adapted(self.adapters, product)
 
 
@@ -103,32 +122,60 @@ class Pass(MegatronModule):
         return x
 
 
-class SwiGLURowParallelLinear(RowParallelLinear):
-    """SwiGLU, then a row-parallel linear, fused."""
+class GatedRowParallelLinear(RowParallelLinear):
+    """A gated activation, then a row-parallel linear, fused."""
 
     adapters: tuple[Any, ...] = ()
     """One of :mod:`solopo_nemo.core.lora`, or none."""
 
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **_: Any) -> torch.Tensor:
-        return _adapted(self.adapters, partial(swiglu_linear, input, weight))
+        product = partial(gated_linear, input, weight, activation=self.config.activation_func)
+        return _adapted(self.adapters, product)
+
+
+class _PostNorm(torch.nn.Module):
+    """Normalizes the output of a part of a layer, before it is added to the residual."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.post_norm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the part."""
+        output, bias = super().forward(*args, **kwargs)
+        return self.post_norm(output), bias
+
+
+class PostNormAttention(_PostNorm, LocalRotaryAttention):
+    """Self-attention, then a norm."""
+
+
+MLP_PARTS = MLPSubmodules(linear_fc1=NormColumnParallelLinear, activation_func=Pass, linear_fc2=GatedRowParallelLinear)
+
+
+class PostNormMLP(_PostNorm, MLP):
+    """An MLP, then a norm. It names its parts itself: Megatron warns of a spec with another class than ``MLP``."""
+
+    def __init__(self, config: TransformerConfig, **kwargs: Any) -> None:
+        super().__init__(config, MLP_PARTS, **kwargs)
 
 
 def torch_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
-    """Layers for RMSNorm models (Qwen2, Qwen2.5, Qwen3, Llama, Mistral), on any device.
+    """Layers for RMSNorm models with a gated MLP, which are those of all supported families, on any device.
 
     Valid under TP, SP, CP, PP and DP. A block rather than a layer spec, because the block's final norm
     has to allow sequence parallelism too.
     """
     if config.normalization != "RMSNorm":
         raise ValueError(f"normalization={config.normalization!r}: without Transformer Engine only RMSNorm models run")
-    if not config.gated_linear_unit or config.activation_func is not torch.nn.functional.silu:
-        raise ValueError("without Transformer Engine only SwiGLU models run")
-    norm_of_heads = RMSNorm if config.qk_layernorm else IdentityOp
+    if not config.gated_linear_unit or config.activation_func not in ACTIVATIONS:
+        raise ValueError("without Transformer Engine only models with a gated MLP of SiLU or tanh GELU run")
+    norm_of_heads, post_norms = RMSNorm if config.qk_layernorm else IdentityOp, extras(config).post_norms
     layer = ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             self_attention=ModuleSpec(
-                module=LocalRotaryAttention,
+                module=PostNormAttention if post_norms else LocalRotaryAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=NormColumnParallelLinear,
@@ -139,14 +186,7 @@ def torch_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> 
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(
-                    linear_fc1=NormColumnParallelLinear,
-                    activation_func=Pass,
-                    linear_fc2=SwiGLURowParallelLinear,
-                ),
-            ),
+            mlp=PostNormMLP if post_norms else ModuleSpec(module=MLP, submodules=MLP_PARTS),
             mlp_bda=get_bias_dropout_add,
         ),
     )

@@ -1,4 +1,4 @@
-"""Sliding-window attention without Transformer Engine (Mistral 7B v0.1 and relatives)."""
+"""Sliding-window attention without Transformer Engine (Mistral 7B v0.1, Gemma 3 and relatives)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.utils import is_layer_window_attention
 
 from solopo_nemo.core.layers.attention import SDPACoreAttention
 from solopo_nemo.core.layers.packed_kernels import Sequences
+from solopo_nemo.core.layers.rotary import has_window
 from solopo_nemo.runtime import device
 
 
@@ -24,8 +24,7 @@ class WindowCoreAttention(SDPACoreAttention):
         super().__init__(config, layer_number, *args, **kwargs)
         if self.cp_group.size() > 1 and self.cp_comm_type != "a2a":
             raise ValueError(f"cp_comm_type {self.cp_comm_type!r}: sliding-window attention needs a2a")
-        window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
-        self.before = config.window_size[0] if window else None
+        self.before = config.window_size[0] if has_window(config, layer_number) else None
 
     def _attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequences: Sequences, before: int | None = None
