@@ -10,7 +10,8 @@ usage() {
 usage: tools/launch.sh [options] recipes/solo_dpo.py [overrides]     in a checkout
        solopo launch [options] solo_dpo [overrides]                  anywhere, with the package installed
 
-Submits a recipe, or another program for torchrun, to Slurm: one torchrun a node, every argument as it stands. Ahead of
+Submits a recipe, a tool, or another program for torchrun, to Slurm: one torchrun a node, every argument as it stands
+(sampling, evaluation and growth are one process on one node, which may start its own server: --serve). Ahead of
 the time limit and on preemption the run saves and goes back into the queue, as it does after a crash or the failure of
 a node, until it has finished. The batch script and the commit are kept in OUTPUT_DIR/slurm, the log in OUTPUT_DIR/logs.
 
@@ -246,6 +247,15 @@ check_program() {
         recipe=$(basename "${program[0]}" .py) overrides=("${program[@]:1}")
         if [[ ${program[0]} -ef recipes/$recipe.py || ${program[0]} -ef tools/cache_reference.py ]]; then is_recipe=true; fi
     fi
+    case $recipe in
+        sample_pairs | evaluate | build_contexts | build_questions | grow)
+            if [[ ${program[0]} == -m || ${program[0]} -ef tools/$recipe.py ]]; then
+                ((nodes == 1 && (gpus || ranks == 1))) ||
+                    fail "--nodes $nodes, --ranks-per-node $ranks: $recipe is one process: give one node, and its GPUs"
+                ranks=1
+            fi
+            ;;
+    esac
     if $is_recipe && [[ $recipe == cache_reference ]]; then # its first argument may name a recipe
         recipe=solo_dpo
         if [[ ${overrides[0]-=} != *=* ]]; then recipe=${overrides[0]} overrides=("${overrides[@]:1}"); fi

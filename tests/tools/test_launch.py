@@ -168,6 +168,30 @@ def test_what_a_tool_writes_is_watched(cluster: StubCluster, tmp_path: Path) -> 
         assert "without a new checkpoint" in done.stdout
 
 
+def test_a_tool_is_one_process_and_starts_its_server(cluster: StubCluster, tmp_path: Path) -> None:
+    serve = "vllm serve {model} --port {port} --tensor-parallel-size 8"
+    sampling = [
+        "--backend",
+        "openai",
+        "--model",
+        "/models/Qwen 7B",
+        "--serve",
+        serve,
+        "--out",
+        str(tmp_path / "p.jsonl"),
+    ]
+    script = cluster.script("--gpus-per-node", "8", "tools/sample_pairs.py", *sampling)
+    assert "#SBATCH --gpus-per-node=8\n" in script and "--nodes 1 --nproc-per-node 1 " in script.replace(
+        "nnodes", "nodes"
+    )
+    cluster.output = tmp_path
+    cluster.run_job(script, SRUN_CODE="0")
+    assert cluster.calls("srun")[-1][-len(sampling) :] == sampling
+    for options in (["--nodes", "2"], ["--ranks-per-node", "2"]):
+        done = cluster.launch("--dry-run", *options, "tools/sample_pairs.py", *sampling)
+        assert done.returncode == 2 and "sample_pairs is one process" in done.stderr
+
+
 def test_a_dry_run_needs_no_container_runtime_and_an_odd_cdpath_does_no_harm(
     cluster: StubCluster, program: list[str], tmp_path: Path
 ) -> None:
