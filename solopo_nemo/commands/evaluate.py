@@ -19,7 +19,7 @@ from solopo_nemo.evaluation.suites import SUITES
 from solopo_nemo.runtime.cli import (
     ArgumentParser,
     add_literal,
-    add_serve,
+    add_server,
     add_template_kwargs,
     list_of,
     path_or_name,
@@ -125,7 +125,7 @@ def _parser() -> ArgumentParser:
     option("--tokenizer FOLDER", tokenizer, type=path_or_name)
     option("--window N", "longest sequence that the server takes, in tokens", type=token_count)
     option("--concurrency N", "prompts at once", 16)
-    add_serve(option)
+    add_server(option)
     parser.add_json()
     parser.set_defaults(date=None, alive=None)
     return parser

@@ -20,7 +20,7 @@ from solopo_nemo.runtime.cli import (
     STOPPED,
     ArgumentParser,
     add_literal,
-    add_serve,
+    add_server,
     add_template_kwargs,
     path_or_name,
     settings_of,
@@ -98,6 +98,7 @@ def _parser() -> ArgumentParser:
     option("--samples N", "answers a prompt", 32)
     option("--temperature T", "of the softmax", 0.85)
     option("--top-p P", "nucleus sampling; 1 is none", 1.0)
+    option("--top-k N", "draw from the N most probable tokens (default: all; with a server its own default)", type=int)
     option("--max-new-tokens N", "longest answer in tokens", 512, type=token_count)
     batch = (
         "answers to a prompt that are asked for at once, 0 for all of them: fewer where they do not fit on the "
@@ -109,12 +110,12 @@ def _parser() -> ArgumentParser:
     parser.options("with --backend hf")("--device DEVICE", "torch device (default: the GPU where there is one)")
     option = parser.options(
         "with --backend openai; the key is taken from OPENAI_API_KEY",
-        "what is not given here is the server's default, such as top_k and repetition_penalty, which vLLM takes from "
+        "what is not given here is the server's default, such as --top-k and repetition_penalty, which vLLM takes from "
         "the model's generation_config.json unless it is started with --generation-config vllm",
     )
     option("--base-url URL", "such as http://127.0.0.1:8000/v1")
     option("--concurrency N", "prompts at once", 16)
-    add_serve(option)
+    add_server(option)
     parser.add_json()
     parser.set_defaults(date=None, server=None)
     return parser

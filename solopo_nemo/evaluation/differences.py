@@ -7,7 +7,7 @@ from typing import Any
 
 from solopo_nemo.evaluation.measured import Measured
 
-_RECORD = ("window", "yarn", "chat_template_kwargs", "date")
+_RECORD = ("window", "yarn", "chat_template_kwargs", "extra_body", "date")
 
 
 def differences(models: Sequence[Measured], names: Sequence[str]) -> list[str]:

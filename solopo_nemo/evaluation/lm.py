@@ -30,7 +30,7 @@ class ServerModel(LM):
 
     Args:
         client: the server.
-        switches: keyword arguments of the chat template.
+        extra: further fields of each request.
         tokens: counts the tokens of a prompt; None: the prompts' lengths are not compared with what the server reads.
     """
 
@@ -39,11 +39,11 @@ class ServerModel(LM):
     def __init__(
         self,
         client: ServerClient,
-        switches: dict[str, Any] | None,
+        extra: dict[str, Any],
         tokens: Callable[[str], int] | None,
     ) -> None:
         super().__init__()
-        self._client, self._switches, self._tokens = client, switches, tokens
+        self._client, self._extra, self._tokens = client, extra, tokens
         self.cut_prompts = 0
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
@@ -88,9 +88,7 @@ class ServerModel(LM):
         messages = json.loads(context)
         options = {name: generation[name] for name in ("seed",) if name in generation}
         # vLLM and SGLang take penalties from generation_config.json; greedy means greedy
-        extra: dict[str, Any] = {"repetition_penalty": 1.0}
-        if self._switches:
-            extra["chat_template_kwargs"] = self._switches
+        extra = {"repetition_penalty": 1.0, **self._extra}
         temperature = generation.get("temperature", 0.0)
         try:
             reply = self._client.ask(

@@ -66,6 +66,7 @@ class ModelSettings:
         patience: seconds to go on asking a server that is away or busy.
         chat_template_kwargs: keyword arguments of the chat template.
         date: date that the chat template prints; None uses the default of :func:`load_tokenizer`.
+        extra_body: further fields of requests to a server.
         alive: raises if the server has ended for good.
     """
 
@@ -78,12 +79,15 @@ class ModelSettings:
     patience: float = 600.0
     chat_template_kwargs: dict[str, Any] | None = None
     date: str | None = None
+    extra_body: dict[str, Any] | None = None
     alive: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         for option, value in (("tokenizer", self.tokenizer), ("window", self.window)):
             if value is not None and self.base_url is None:
                 raise UserError(f"--{option} {value}: is for a server (--base-url); a folder brings its own")
+        if self.extra_body and self.base_url is None:
+            raise UserError("--extra-body: is for a server (--base-url)")
         if self.base_url is not None and self.yarn is not None:
             raise UserError(f"--yarn {self.yarn:g}: a server extends its model itself; start it with YaRN")
         if self.yarn is not None and self.yarn <= 1:
@@ -135,6 +139,8 @@ class EvaluatedModel:
                 what.append("without penalties")  # earlier versions answered with them
         if settings.chat_template_kwargs:
             what.append(settings.chat_template_kwargs)
+        if settings.extra_body:
+            what.append({"extra_body": settings.extra_body})
         self.identity = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
     @cached_property
@@ -247,7 +253,10 @@ class EvaluatedModel:
         from solopo_nemo.evaluation.lm import ServerModel
 
         tokens = self.tokens if self._settings.tokenizer else None
-        return ServerModel(self.client, self._settings.chat_template_kwargs, tokens)
+        extra = dict(self._settings.extra_body or {})
+        if self._settings.chat_template_kwargs:
+            extra["chat_template_kwargs"] = self._settings.chat_template_kwargs
+        return ServerModel(self.client, extra, tokens)
 
     def _local(self) -> Any:
         from solopo_nemo.evaluation.lm import LocalModel

@@ -136,6 +136,7 @@ def _settle(out: Path, model: ModelSettings, opened: EvaluatedModel) -> None:
         "base_url": model.base_url,
         "yarn": model.yarn,
         "chat_template_kwargs": model.chat_template_kwargs,
+        "extra_body": model.extra_body,
         "window": opened.window,
         "identity": opened.identity,
         "server": server,

@@ -85,6 +85,19 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
+_OWN_FIELDS = (
+    "model messages prompt n seed stream temperature top_p top_k max_tokens max_completion_tokens chat_template_kwargs"
+)
+
+
+def extra_fields(text: str) -> dict[str, Any]:
+    """Argument type: a JSON object of request fields that no option sets."""
+    value = json_object(text)
+    if own := ", ".join(sorted(value.keys() & _OWN_FIELDS.split())):
+        raise argparse.ArgumentTypeError(f"{own}: set by this command and its other options")
+    return value
+
+
 def add_template_kwargs(option: Callable[..., None]) -> None:
     """Add ``--chat-template-kwargs``, which is ``data.chat_template_kwargs`` outside a run."""
     what = "switches of the chat template, as data.chat_template_kwargs of the run: '{\"enable_thinking\": false}'"
@@ -97,10 +110,12 @@ def add_literal(option: Callable[..., None]) -> None:
     option("--literal", what)
 
 
-def add_serve(option: Callable[..., None]) -> None:
-    """Add ``--serve`` and ``--patience``, which :mod:`solopo_nemo.builders.pairs.serving` follows."""
+def add_server(option: Callable[..., None]) -> None:
+    """Add the options of a server: ``--serve``, ``--extra-body`` and ``--patience``."""
     what = "start this server first, stop it at the end; in place of --base-url: 'vllm serve {model} --port {port}'"
     option("--serve COMMAND", what)
+    fields = "more fields of each request, such as '{\"min_p\": 0.05}'"
+    option("--extra-body JSON", fields, type=extra_fields)
     option("--patience S", "seconds to wait for a server that starts, is away or busy", 600.0)
 
 
@@ -154,7 +169,7 @@ def list_of(one: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
 # argparse puts the names into its messages
 positive_number.__name__, positive_count.__name__ = "positive number", "positive whole number"
 token_count.__name__ = "number of tokens, such as 8192 or 8K"
-json_object.__name__ = "JSON object"
+json_object.__name__ = extra_fields.__name__ = "JSON object"
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

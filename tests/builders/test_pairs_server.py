@@ -79,11 +79,13 @@ def test_a_server_that_gives_fewer_is_asked_for_the_rest_with_another_seed(make:
     assert len({body["seed"] for body in bodies}) == 3
 
 
-def test_switches_of_the_chat_template_are_sent(make: Make) -> None:
+def test_switches_of_the_chat_template_and_more_fields_are_sent(make: Make) -> None:
     switches = {"enable_thinking": False}
-    backend, asked = make([choices(5)], sampling=replace(SAMPLING, chat_template_kwargs=switches))
+    more = {"top_k": 20, "extra_body": {"min_p": 0.1}}
+    backend, asked = make([choices(5)], sampling=replace(SAMPLING, chat_template_kwargs=switches, **more))
     backend.sample(ASK, 0)
-    assert json.loads(asked[1].content)["chat_template_kwargs"] == switches
+    body = json.loads(asked[1].content)
+    assert (body["chat_template_kwargs"], body["top_k"], body["min_p"]) == (switches, 20, 0.1)
 
 
 def test_plain_strings_are_completed(make: Make) -> None:

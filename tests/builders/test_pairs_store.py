@@ -230,7 +230,16 @@ def test_two_processes_do_not_share_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"samples": 1}, {"temperature": 0.0}, {"top_p": 0.0}, {"max_new_tokens": 0}, {"batch": -1}]
+    "change",
+    [
+        {"samples": 1},
+        {"temperature": 0.0},
+        {"top_p": 0.0},
+        {"max_new_tokens": 0},
+        {"batch": -1},
+        {"top_k": 0},
+        {"extra_body": {"min_p": 0.1}},
+    ],
 )
 def test_settings_that_cannot_work(change: dict[str, object]) -> None:
     with pytest.raises(UserError, match="--" + next(iter(change)).replace("_", "-")):

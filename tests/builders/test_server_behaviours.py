@@ -213,7 +213,7 @@ def test_evaluation(served: tuple[Case, httpx.MockTransport], tmp_path: Path) ->
     case, transport = served
     opened = client.ServerClient("m", URL, concurrency=1, transport=transport)
     opened.fingerprint()
-    model = ServerModel(opened, None, lambda prompt: 900 if "odd" in prompt else 5)
+    model = ServerModel(opened, {}, lambda prompt: 900 if "odd" in prompt else 5)
     requests: list[Any] = [
         SimpleNamespace(args=(json.dumps([{"role": "user", "content": text}]), {"max_gen_toks": 9}))
         for text in ("one", "odd", "two")

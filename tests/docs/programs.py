@@ -149,6 +149,9 @@ def _launch(arguments: Sequence[str]) -> None:
         _known([option], known)
         if option not in ("--dry-run", "--help"):
             given[option] = value if separate else words.pop(0)
+    if words[0].startswith("tools/") and words[0] != "tools/cache_reference.py":  # one process
+        _python(words)
+        return
     ranks = given.get("--gpus-per-node", given.get("--ranks-per-node", "1"))
     _program(words, int(given["--nodes"]) * int(ranks))
 

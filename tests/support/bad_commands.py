@@ -209,6 +209,9 @@ pairs, backend          | sample_pairs     | {pairs} --backend grpc             
 pairs, no address       | sample_pairs     | {pairs} --backend openai                                | --base-url
 pairs, no server        | sample_pairs     | {pairs} --backend openai --base-url http://127.0.0.1:9/v1 --patience 0.1 | --base-url
 pairs, odd address      | sample_pairs     | {pairs} --backend openai --base-url nowhere --patience 0.1 | --base-url
+pairs, own field        | sample_pairs     | {pairs} --backend openai --base-url x --extra-body {"n":2} | --extra-body: n:
+pairs, serve and hf     | sample_pairs     | {pairs} --serve x                                       | --serve
+evaluate, serve         | evaluate         | {evaluate} --serve x                                    | --serve x
 pairs, switch           | sample_pairs     | {pairs} --chat-template-kwargs {"think":1}              | --chat-template-kwargs.think
 pairs, switches         | sample_pairs     | {pairs} --chat-template-kwargs think                    | --chat-template-kwargs
 contexts, switch        | build_contexts   | {contexts} --chat-template-kwargs {"think":1}           | --chat-template-kwargs.think

@@ -30,6 +30,8 @@ class Sampling:
         date: Date that the chat template of a local model prints, such as 2026-11-29; None if it prints none.
         chat_template_kwargs: Keyword arguments of the chat template.
         server: Fingerprint of a server's model; None for a local one.
+        top_k: Most probable tokens to draw from; None for all (`hf`), or for the server's default.
+        extra_body: Further fields of requests to a server.
     """
 
     backend: str
@@ -43,6 +45,8 @@ class Sampling:
     date: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     server: str | None = None
+    top_k: int | None = None
+    extra_body: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 2:
@@ -51,6 +55,10 @@ class Sampling:
             raise UserError(f"--temperature {self.temperature}: must be above 0, else all answers are the same")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top-p {self.top_p}: must be above 0 and at most 1")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"--top-k {self.top_k}: must be at least 1; leave it out to draw from all tokens")
+        if self.backend == "hf" and self.extra_body:
+            raise UserError("--extra-body: is for a server (--backend openai)")
         if self.max_new_tokens < 1:
             raise UserError(f"--max-new-tokens {self.max_new_tokens}: must be at least 1")
         if self.batch < 0:

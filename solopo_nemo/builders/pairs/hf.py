@@ -96,7 +96,7 @@ class HuggingFaceBackend:
             temperature=self._sampling.temperature,
             top_p=self._sampling.top_p,
             # override the model's generation defaults, which would sharpen the distribution
-            top_k=0,
+            top_k=self._sampling.top_k or 0,
             repetition_penalty=1.0,
             eos_token_id=self._ends,
             pad_token_id=self._ends[0] if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id,

@@ -39,8 +39,11 @@ class ServerBackend:
             "top_p": sampling.top_p,
             "seed": sampling.seed_of(request, have),
         }
-        if not isinstance(request.prompt, str) and sampling.chat_template_kwargs:
-            options["extra_body"] = {"chat_template_kwargs": sampling.chat_template_kwargs}
+        switches = sampling.chat_template_kwargs if not isinstance(request.prompt, str) else None
+        own = {"top_k": sampling.top_k, "chat_template_kwargs": switches}
+        extra = {name: value for name, value in own.items() if value} | (sampling.extra_body or {})
+        if extra:
+            options["extra_body"] = extra
         reply = self._client.ask(request.prompt, sampling.max_new_tokens, n, **options)
         if is_cut(reply.prompt_tokens, request.tokens):
             self.cut_prompts += not have
