@@ -68,7 +68,9 @@ set_up() { # COMMAND=PACKAGES...: Debian's packages while pip installs Python's
     local packages
     install_packages "$@" >"$log_folder/packages.log" 2>&1 &
     packages=$!
-    tools/setup.sh --dev
+    # every process of the gate may keep what it compiles, so pip need not compile what nobody imports
+    unset PYTHONDONTWRITEBYTECODE
+    PIP_NO_COMPILE=1 tools/setup.sh --dev
     wait "$packages"
     cat "$log_folder/packages.log"
     printf '\n== set-up: %d s\n' "$SECONDS"

@@ -78,11 +78,16 @@ def test_the_card_says_what_was_trained(tmp_path: Path) -> None:
     assert str(tmp_path) not in text, "a path of this machine"
 
 
-def test_the_policy_is_uploaded_without_its_record(tmp_path: Path, hub: type[Hub]) -> None:
-    push(run(tmp_path, "hub.push=me/mine"))
+@pytest.mark.parametrize(("adapters", "folder"), [((), "hf"), (("peft=lora",), "hf_adapter")])
+def test_the_policy_is_uploaded_without_its_record(
+    tmp_path: Path, hub: type[Hub], adapters: tuple[str, ...], folder: str
+) -> None:
+    config = run(tmp_path, "hub.push=me/mine", *adapters)
+    (tmp_path / "hf").rename(tmp_path / folder)
+    push(config)
     (repository, given), (_, upload) = hub.asked
     assert (repository, given) == ("me/mine", {"private": True, "exist_ok": True})
-    assert (upload["repo_id"], upload["folder_path"]) == ("me/mine", tmp_path / "hf")
+    assert (upload["repo_id"], upload["folder_path"]) == ("me/mine", tmp_path / folder)
     assert upload["ignore_patterns"] == ["conversion.json"], "it names paths of this machine"
 
 
