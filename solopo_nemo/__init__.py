@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", message="The pynvml package is deprecated")  # torch/cuda/__init__.py:64, on import
 
 __all__ = ["SoLoPOMixin"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
