@@ -29,6 +29,7 @@ CASES = {case.name: case for case in cases()}
 CONTEXTS = (
     "--source {bad}/questions.jsonl --tokenizer {model} --short-tokens 100 --long-tokens 200 --out {tmp}/out.jsonl"
 )
+QUESTIONS = "--source {bad}/text.txt --tokenizer {model} --backend hf --model {model} --out {tmp}/out.jsonl"
 PAIRS = "--contexts {bad}/contexts.jsonl --backend hf --model {model} --out {tmp}/out.jsonl"
 EVALUATE = "--model {model} --suite builtin --out {tmp}/out"
 RECIPE = "output_dir={tmp}/out data.builtin.samples=2"
@@ -51,7 +52,13 @@ def words_of(bad: Path, tmp_path: Path) -> Callable[[Case], list[str]]:
         return text
 
     def words(case: Case) -> list[str]:
-        groups = {"{contexts}": CONTEXTS, "{pairs}": PAIRS, "{evaluate}": EVALUATE, "{recipe}": RECIPE}
+        groups = {
+            "{contexts}": CONTEXTS,
+            "{pairs}": PAIRS,
+            "{questions}": QUESTIONS,
+            "{evaluate}": EVALUATE,
+            "{recipe}": RECIPE,
+        }
         given = [part for word in case.arguments for part in groups.get(word, word).split()]
         if case.command == "solo_dpo":
             own = any(word.startswith("output_dir=") for word in given)

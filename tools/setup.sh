@@ -152,7 +152,7 @@ else
 fi
 
 tools=()
-if $dev; then tools=(requirements/dev.txt); fi
+if $dev; then tools=(requirements/dev.txt requirements/documents.txt); fi
 install "torch" requirements/cpu.txt
 install "requirements, some minutes" requirements/cpu.txt requirements/base.txt "${tools[@]}"
 if $engine; then

@@ -9,6 +9,7 @@ from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import CONF
 
 TOOLS = (
+    "build_questions",
     "build_contexts",
     "sample_pairs",
     "convert_pairs",

@@ -232,7 +232,7 @@ def test_two_processes_do_not_share_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"samples": 1},
+        {"samples": 0},
         {"temperature": 0.0},
         {"top_p": 0.0},
         {"max_new_tokens": 0},

@@ -69,6 +69,7 @@ def test_without_the_requirements_every_command_ends_with_one_line(path: Path, t
             "--out",
             "c.jsonl",
         ],
+        "build_questions": ["--source", "a", "--tokenizer", "b", "--backend", "hf", "--model", "c", "--out", "d.jsonl"],
         "sample_pairs": ["--contexts", "a", "--backend", "hf", "--model", "b", "--out", "c.jsonl"],
         "benchmark": ["step"],
     }

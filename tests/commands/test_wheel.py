@@ -76,7 +76,8 @@ def test_the_extras_are_the_requirements_files(wheel: Path) -> None:
     metadata = Parser().parsestr(archive.read(f"{wheel.name.split('-py3')[0]}.dist-info/METADATA").decode())
     requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
     assert all(requirement.marker for requirement in requirements), "installing the bare package brings something"
-    for extra, files in {"cpu": ("cpu", "base"), "gpu": ("gpu", "base"), "dev": ("dev",)}.items():
+    extras = {"cpu": ("cpu", "base"), "gpu": ("gpu", "base"), "dev": ("dev",), "documents": ("documents",)}
+    for extra, files in extras.items():
         lines = [line.split("#")[0].strip() for f in files for line in (ROOT / f"requirements/{f}.txt").open()]
         found = {str(r).split(";")[0].strip() for r in requirements if r.marker and r.marker.evaluate({"extra": extra})}
         assert found == {str(Requirement(line)) for line in lines if line}

@@ -201,6 +201,16 @@ contexts, pool          | build_contexts   | {contexts} --pool /no/such.jsonl   
 contexts, pool rows     | build_contexts   | {contexts} --pool {bad}/ok.jsonl                        | ok.jsonl:1
 contexts, out           | build_contexts   | {contexts} --out {tmp}/out.json                         | --out
 contexts, option        | build_contexts   | {contexts} --fast                                       | --fast
+questions of nothing    | build_questions  |                                                         | --source
+questions, no source    | build_questions  | {questions} --source /no/such.txt                       | /no/such.txt
+questions, no folder    | build_questions  | {questions} --source /no/such                           | /no/such
+questions, no documents | build_questions  | {questions} --source {bad}/empty                        | empty
+questions, empty file   | build_questions  | {questions} --source {bad}/empty_file.jsonl             | empty_file.jsonl
+questions, no text      | build_questions  | {questions} --source {bad}/ok.jsonl                     | ok.jsonl:1
+questions, prompts      | build_questions  | {questions} --prompts /no/such                          | --prompts /no/such
+questions, passages     | build_questions  | {questions} --passage-tokens 3                          | --passage-tokens
+questions, no address   | build_questions  | {questions} --backend openai                            | --base-url
+questions, out          | build_questions  | {questions} --out {tmp}/out.json                        | --out
 pairs of nothing        | sample_pairs     |                                                         | --contexts
 pairs, no contexts      | sample_pairs     | {pairs} --contexts /no/such.jsonl                       | /no/such.jsonl
 pairs, no answers       | sample_pairs     | {pairs} --contexts {bad}/ok.jsonl                       | answers

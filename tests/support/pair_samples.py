@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from solopo_nemo.builders.pairs.backend import Refused, Request, Sample, Sampling
+from solopo_nemo.builders.pairs.backend import Cost, Refused, Request, Sample, Sampling
 
 SAMPLING = Sampling(backend="fake", model="fake", samples=4, seed=3)
 RIGHT, WRONG = "Clear. The answer is: Gold", "Hm. The answer is: Tin"
@@ -32,6 +32,7 @@ class FakeBackend:
         self.at_once = at_once
         self.requests: list[tuple[str, str]] = []
         self.closed = False
+        self.cost = Cost()
         self._lock = threading.Lock()
 
     cut_prompts = 0

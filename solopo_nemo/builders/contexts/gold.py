@@ -92,13 +92,22 @@ def _kind(answer: str) -> str:
 
 
 def _candidates(kind: str, answer: str, paragraph: Paragraph) -> Iterator[str]:
+    if kind == "name":
+        yield from names(paragraph.text)
+        return
     unit = _NUMBER_WITH_UNIT.fullmatch(answer) if kind == "number" else None
     for match in _KINDS[kind].finditer(paragraph.text):
+        yield match.group() + (unit.group(2) if unit else "")
+
+
+def names(text: str) -> Iterator[str]:
+    """Yield the names in a text, by their capitals: several words, or one that does not begin a sentence."""
+    for match in _KINDS["name"].finditer(text):
         found = match.group()
-        if kind == "name" and (opening := _OPENING_WORDS.match(found + " ")):
+        if opening := _OPENING_WORDS.match(found + " "):
             found = found[opening.end() :]
-        if found and (kind != "name" or found[0].isupper()):
-            yield found + (unit.group(2) if unit else "")
+        if found and found[0].isupper():
+            yield found
 
 
 def _likeness(candidate: str, answer: str) -> tuple[bool, bool, bool]:

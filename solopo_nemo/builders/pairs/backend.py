@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from solopo_nemo.runtime.errors import UserError
 
 REFUSALS_TO_GIVE_UP = 8
 """Refused prompts after which a run ends, if no prompt was answered."""
+WRITTEN = "written"
+"""Side of the prompts that ask for one text and not for `Sampling.samples` answers."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Sampling:
     Attributes:
         backend: `hf` or `openai`.
         model: Folder of the model, or its name on the server.
-        samples: Answers per prompt.
+        samples: Answers per prompt; a prompt of the side `WRITTEN` has one.
         temperature: Sampling temperature.
         top_p: Threshold of nucleus sampling; 1 disables it.
         max_new_tokens: Maximum answer length in tokens.
@@ -49,8 +52,8 @@ class Sampling:
     extra_body: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise UserError(f"--samples {self.samples}: a pair needs at least 2 answers a prompt")
+        if self.samples < 1:
+            raise UserError(f"--samples {self.samples}: must be at least 1")
         if self.temperature <= 0:
             raise UserError(f"--temperature {self.temperature}: must be above 0, else all answers are the same")
         if not 0 < self.top_p <= 1:
@@ -64,9 +67,14 @@ class Sampling:
         if self.batch < 0:
             raise UserError(f"--batch {self.batch}: must be at least 1, or 0 for all answers of a prompt at once")
 
-    def next_batch(self, have: int) -> int:
+    def wanted(self, side: str) -> int:
+        """Return the number of answers to a prompt of a side."""
+        return 1 if side == WRITTEN else self.samples
+
+    def next_batch(self, side: str, have: int) -> int:
         """Return the size of the next batch when `have` answers are present."""
-        return min(self.batch or self.samples, self.samples - have)
+        left = self.wanted(side) - have
+        return min(self.batch or left, left)
 
     def seed_of(self, request: Request, have: int) -> int:
         """Return the seed of a batch. It is independent of other prompts and of the order of calls."""
@@ -95,7 +103,7 @@ class Request:
 
     Attributes:
         id: Id of the question.
-        side: `short` or `long`.
+        side: `short`, `long` or another name of the kind of prompt.
         prompt: Messages or a plain string.
         tokens: Its length in tokens, as the contexts file counts it; None if unknown.
     """
@@ -110,6 +118,27 @@ class Refused(Exception):
     """One prompt cannot be answered, for example because it is too long for the model. Sampling continues."""
 
 
+class Cost:
+    """Answered requests, with the tokens of their prompts and answers. Several threads may add at the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.counts = {"requests": 0, "prompt_tokens": 0, "answer_tokens": 0, "without_usage": 0}
+
+    def add(self, prompt: int | None, answer: int | None) -> None:
+        """Add a request; None where a server does not tell the tokens."""
+        with self._lock:
+            self.counts["requests"] += 1
+            self.counts["prompt_tokens"] += prompt or 0
+            self.counts["answer_tokens"] += answer or 0
+            self.counts["without_usage"] += prompt is None or answer is None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompts and answers."""
+        return self.counts["prompt_tokens"] + self.counts["answer_tokens"]
+
+
 def kind_of(reason: str) -> str:
     """Return a reason without its longer numbers, so that like ones are counted together."""
     return re.sub(r"\d{4,}", "N", reason.split(" (to n=")[0])
@@ -121,10 +150,12 @@ class Backend(Protocol):
     Attributes:
         concurrency: Number of threads that call it at the same time.
         cut_prompts: Number of prompts that the model read only in part.
+        cost: What this process has asked for.
     """
 
     concurrency: int
     cut_prompts: int
+    cost: Cost
 
     def fingerprint(self, earlier: str | None) -> str | None:
         """Return what identifies a model that has only a name; None if the settings do.
@@ -134,7 +165,7 @@ class Backend(Protocol):
         """
 
     def sample(self, request: Request, have: int) -> list[Sample]:
-        """Return the next answers to a prompt: at least one, at most `Sampling.next_batch(have)`.
+        """Return the next answers to a prompt: at least one, at most `Sampling.next_batch(side, have)`.
 
         Args:
             request: The prompt.

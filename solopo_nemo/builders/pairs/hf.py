@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from solopo_nemo.builders.pairs.backend import Refused, Request, Sample, Sampling
+from solopo_nemo.builders.pairs.backend import Cost, Refused, Request, Sample, Sampling
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.data.vocabulary import check_tokenizer, require_token
@@ -38,6 +38,7 @@ class HuggingFaceBackend:
         Raises:
             UserError: The model cannot be loaded, or the device does not exist.
         """
+        self.cost = Cost()
         folder = Path(sampling.model)
         self._sampling = sampling
         self._tokenizer = load_tokenizer(folder, day=sampling.date)
@@ -71,7 +72,7 @@ class HuggingFaceBackend:
         limit = getattr(self._model.config, "max_position_embeddings", None)
         if limit and len(ids) + self._sampling.max_new_tokens > limit:
             raise Refused(f"{len(ids)} tokens and {self._sampling.max_new_tokens} new ones exceed the model's {limit}")
-        count = self._sampling.next_batch(have)
+        count = self._sampling.next_batch(request.side, have)
         torch.manual_seed(self._sampling.seed_of(request, have))
         try:
             return self._generate(torch.tensor([ids], device=self._model.device), count)
@@ -102,6 +103,8 @@ class HuggingFaceBackend:
             pad_token_id=self._ends[0] if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id,
         )
         new = out[:, prompts.shape[1] :].tolist()
+        ends = (next((place + 1 for place, token in enumerate(ids) if token in self._ends), len(ids)) for ids in new)
+        self.cost.add(prompt.shape[1], sum(ends))
         texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
         cuts = [set(self._ends).isdisjoint(ids) for ids in new]
         return [Sample(text.strip(), cut, "length" if cut else "") for text, cut in zip(texts, cuts, strict=True)]

@@ -8,6 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from solopo_nemo.builders.pairs.backend import Cost
+
 _SECONDS_A_LINE = 60.0
 
 
@@ -18,14 +20,17 @@ class Meter:
         samples: Answers that this process has received.
     """
 
-    def __init__(self, questions: int, size: int) -> None:
+    def __init__(self, questions: int, size: int, what: str = "sampling", cost: Cost | None = None) -> None:
         """Start the clock.
 
         Args:
             questions: Number of all questions.
             size: Number of accepted questions to reach.
+            what: Name of the work, for the line.
+            cost: Its tokens are shown.
         """
         self.samples = 0
+        self._what, self._cost = what, cost
         self._questions, self._size = questions, size
         self._done = self._accepted = 0
         self._started = self._printed = time.monotonic()
@@ -34,7 +39,7 @@ class Meter:
         self._console = console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
         self._bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task("sampling", total=self.expected(), status="")
+        self._task = self._bar.add_task(what, total=self.expected(), status="")
 
     def __enter__(self) -> Meter:
         self._bar.start()
@@ -77,7 +82,7 @@ class Meter:
         self._bar.update(self._task, completed=self._done, total=self.expected(), status=self._status())
         if not self._console.is_terminal and time.monotonic() - self._printed >= _SECONDS_A_LINE:
             self._printed = time.monotonic()
-            self._console.print(f"sampling: {self._status()}", highlight=False, soft_wrap=True)
+            self._console.print(f"{self._what}: {self._status()}", highlight=False, soft_wrap=True)
 
     def _status(self) -> str:
         parts = [
@@ -85,6 +90,8 @@ class Meter:
             f"{self.samples / self.seconds:.1f} samples/s",
             f"{100 * self.acceptance:.0f} % accepted",
         ]
+        if self._cost and self._cost.tokens:
+            parts.append(f"{self._cost.tokens / 1e6:.2f}M tokens")
         sampled = self._done - self._free
         if sampled:
             left = self.seconds / sampled * (self.expected() - self._done)

@@ -20,10 +20,12 @@ class Reply:
     Attributes:
         samples: The answers, in the order of the server's indices.
         prompt_tokens: Length of the prompt that the server read, in tokens; None if it does not tell.
+        answer_tokens: Length of all answers in tokens; None if it does not tell.
     """
 
     samples: list[Sample]
     prompt_tokens: int | None
+    answer_tokens: int | None = None
 
 
 class NoAnswer(Exception):
@@ -60,8 +62,9 @@ def read_reply(text: str, n: int) -> Reply:
     if not samples:
         raise NoAnswer("the server aborts the answer" if choices else "the server gives no answer (choices is empty)")
     usage = value.get("usage")
-    tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    return Reply(samples[:n], tokens if isinstance(tokens, int) and tokens > 0 else None)
+    told = usage if isinstance(usage, dict) else {}
+    tokens = (told.get(name) for name in ("prompt_tokens", "completion_tokens"))
+    return Reply(samples[:n], *(count if isinstance(count, int) and count > 0 else None for count in tokens))
 
 
 def _raise_error(value: dict[str, Any]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from solopo_nemo.builders.pairs.source import SIDES, Source
 from solopo_nemo.builders.pairs.store import Entry, SampleStore, sampled_setting, samples_file
 from solopo_nemo.data.template_date import pinned_date
 from solopo_nemo.data.tokenizer_files import load_tokenizer
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 from solopo_nemo.runtime.output import atomic_text, beside, write_json_line
 
 
@@ -83,16 +83,12 @@ def sample_pairs(
         refuse_bad_rows([bad.error for bad in source.bad], settings.skip_bad)
         if not len(source):
             raise UserError(f"{source.bad[0].error} (and no row is good)")
-        if sampling.backend == "hf":
-            day = sampled_setting(samples_file(settings.out), "date")
-            sampling = replace(sampling, date=pinned_date(load_tokenizer(sampling.model, day=day)))
-        backend = make_backend(sampling)
-        sampling = replace(sampling, server=backend.fingerprint(sampled_setting(samples_file(settings.out), "server")))
-        with SampleStore(samples_file(settings.out), sampling, literal=settings.literal) as store:
-            sampler = Sampler(source, store, backend, settings.sides, settings.size, sampling.seed)
-            with Meter(len(source), settings.size) as meter:
+        require(sampling.samples >= 2, f"--samples {sampling.samples}: a pair needs at least 2 answers a prompt")
+        with opened(settings.out, sampling, make_backend, literal=settings.literal) as (backend, store):
+            sampler = Sampler(source, store, backend, settings.sides, settings.size)
+            with Meter(len(source), settings.size, cost=backend.cost) as meter:
                 settled = sampler.run(meter)
-            counts, shared = _write(settings, sampling, source, store, sampler, settled)
+            counts, shared = _write(settings, store.sampling, source, store, sampler, settled)
             reasons = store.reasons()
     sampled = [entry for known in sampler.entries.values() for entry in known.values() if entry is not None]
     main = settings.sides[0]
@@ -105,11 +101,37 @@ def sample_pairs(
         "not_whole": reasons,
         "refused": dict(Counter(kind_of(reason) for reason in sampler.refusals.values())),
         "cut_prompts": backend.cut_prompts,
+        "cost": backend.cost.counts,
         "answer_rule": store.rule,
         "acceptance": round(meter.acceptance, 4),
         "samples_per_second": round(meter.samples / meter.seconds, 2),
         "seconds": round(meter.seconds, 1),
     }
+
+
+@contextmanager
+def opened(
+    out: Path, sampling: Sampling, make_backend: Callable[[Sampling], Backend], *, literal: bool = False
+) -> Iterator[tuple[Backend, SampleStore]]:
+    """Open the backend, and the samples beside an output, and close both.
+
+    Args:
+        out: The output.
+        sampling: Sampling settings. Those of the store also have the template's date and the server's fingerprint.
+        make_backend: Creates the backend.
+        literal: See `SampleStore`.
+
+    Raises:
+        UserError: The stored samples have other settings, or the backend cannot be made.
+    """
+    file = samples_file(out)
+    if sampling.backend == "hf":
+        day = sampled_setting(file, "date")
+        sampling = replace(sampling, date=pinned_date(load_tokenizer(sampling.model, day=day)))
+    with closing(make_backend(sampling)) as backend:
+        sampling = replace(sampling, server=backend.fingerprint(sampled_setting(file, "server")))
+        with SampleStore(file, sampling, literal=literal) as store:
+            yield backend, store
 
 
 def _write(

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from random import Random
+from typing import Protocol
 
 from solopo_nemo.builders.pairs.backend import REFUSALS_TO_GIVE_UP, Backend, Refused, Request, Sample
 from solopo_nemo.builders.pairs.meter import Meter
-from solopo_nemo.builders.pairs.source import Asked, Source
+from solopo_nemo.builders.pairs.source import Asked
 from solopo_nemo.builders.pairs.store import PAIR, Entry, SampleStore
 from solopo_nemo.runtime.errors import RunFault, UserError
 
 REFUSED = "refused"
+
+Entries = dict[str, Entry | None]
+"""Side -> sample counts; None if the prompt was refused."""
+
+
+class Questions(Protocol):
+    """What is asked, by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Asked: ...
+
+
+def is_pair(entries: Entries) -> bool:
+    """True if a question yields a pair on every side."""
+    return all(entry is not None and entry.verdict == PAIR for entry in entries.values())
 
 
 @dataclass(frozen=True)
@@ -28,27 +45,33 @@ class Sampler:
     """Samples the questions in a seeded random order, so every prefix of the order is a random sample.
 
     Attributes:
-        entries: Question number -> side -> sample counts; None if the prompt was refused.
+        entries: Question number -> its sample counts.
         refusals: Question number and side -> why the prompt was refused.
         asked: Number of prompts that this process sampled.
         reused: Number of prompts that an earlier process sampled.
     """
 
     def __init__(
-        self, source: Source, store: SampleStore, backend: Backend, sides: Sequence[str], size: int, seed: int
+        self,
+        source: Questions,
+        store: SampleStore,
+        backend: Backend,
+        sides: Sequence[str],
+        size: int,
+        accepts: Callable[[Entries], bool] = is_pair,
     ) -> None:
-        self.entries: dict[int, dict[str, Entry | None]] = {}
+        self.entries: dict[int, Entries] = {}
         self.asked = 0
         self.reused = 0
         self._source, self._store, self._backend = source, store, backend
-        self._sides, self._size = tuple(sides), size
+        self._sides, self._size, self._accepts = tuple(sides), size, accepts
         self._order = list(range(len(source)))
-        Random(f"{seed}:order").shuffle(self._order)
+        Random(f"{store.sampling.seed}:order").shuffle(self._order)
         self._accepted = 0
         self.refusals: dict[tuple[int, str], str] = {}
 
     def run(self, meter: Meter) -> list[int]:
-        """Sample until `size` questions yield a pair on every side, or until all questions are sampled.
+        """Sample until `size` questions are accepted, by default as pairs, or until all questions are sampled.
 
         Returns:
             The numbers of the candidate questions: the shortest prefix of the order with `size` such questions. It
@@ -81,8 +104,9 @@ class Sampler:
             self._keep_finished(pending, meter)
             raise
         finally:
-            self._backend.close()
-            # an interrupted run does not wait for requests in flight
+            if pending:
+                # an interrupted run does not wait for requests in flight
+                self._backend.close()
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _units(self, meter: Meter) -> Iterator[_Unit]:
@@ -122,12 +146,9 @@ class Sampler:
         known = self.entries.setdefault(number, {})
         known[side] = entry
         if len(known) == len(self._sides):
-            accepted = self._is_accepted(number)
+            accepted = self._accepts(known)
             self._accepted += accepted
             meter.add_question(accepted)
-
-    def _is_accepted(self, number: int) -> bool:
-        return all(entry is not None and entry.verdict == PAIR for entry in self.entries[number].values())
 
     def _settled(self) -> list[int]:
         settled: list[int] = []
@@ -136,7 +157,7 @@ class Sampler:
             if accepted == self._size or number not in self.entries:
                 break
             settled.append(number)
-            accepted += self._is_accepted(number)
+            accepted += self._accepts(self.entries[number])
         return settled
 
     def _keep_finished(self, pending: dict[Future[list[Sample]], _Unit], meter: Meter) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from solopo_nemo.builders.pairs.backend import Request, Sample, Sampling
+from solopo_nemo.builders.pairs.backend import Cost, Request, Sample, Sampling
 from solopo_nemo.builders.pairs.client import ServerClient
 
 logger = logging.getLogger("solopo_nemo")
@@ -25,6 +25,7 @@ class ServerBackend:
     def __init__(self, sampling: Sampling, client: ServerClient) -> None:
         self.concurrency = client.concurrency
         self.cut_prompts = 0
+        self.cost = Cost()
         self._sampling, self._client = sampling, client
 
     def fingerprint(self, earlier: str | None) -> str | None:
@@ -33,7 +34,7 @@ class ServerBackend:
 
     def sample(self, request: Request, have: int) -> list[Sample]:
         """See `Backend`."""
-        sampling, n = self._sampling, self._sampling.next_batch(have)
+        sampling, n = self._sampling, self._sampling.next_batch(request.side, have)
         options: dict[str, Any] = {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -45,6 +46,7 @@ class ServerBackend:
         if extra:
             options["extra_body"] = extra
         reply = self._client.ask(request.prompt, sampling.max_new_tokens, n, **options)
+        self.cost.add(reply.prompt_tokens, reply.answer_tokens)
         if is_cut(reply.prompt_tokens, request.tokens):
             self.cut_prompts += not have
             if self.cut_prompts == 1:

@@ -76,6 +76,7 @@ class SampleStore:
 
     Attributes:
         path: The file.
+        sampling: Sampling settings.
         rule: Rule of the scores; see :func:`~solopo_nemo.data.answers.rule_name`.
     """
 
@@ -92,7 +93,7 @@ class SampleStore:
         """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._settings, self._samples = asdict(sampling), sampling.samples
+        self._settings, self.sampling = asdict(sampling), sampling
         self._literal, self.rule, self._stale = literal, rule_name(literal), False
         self._db = _connect(path)
         try:
@@ -121,9 +122,9 @@ class SampleStore:
         if entry is not None and entry.digest != asked.digest(side):
             raise UserError(
                 f"{self.path}: holds samples of {asked.id!r} for another {side} prompt or other answers: "
-                "give the contexts file it was made with, or another --out"
+                "give the files it was made with, or another --out"
             )
-        return entry if entry is not None and entry.samples >= self._samples else None
+        return entry if entry is not None and entry.samples >= self.sampling.wanted(side) else None
 
     def count(self, asked: Asked, side: str) -> int:
         """Return the number of stored samples of a prompt."""
