@@ -2,8 +2,8 @@
 
 Both prompts of a question contain every supporting paragraph. Distractors are added until the prompt, chat template
 and question included, is within one paragraph of its token target and not above it. The long context contains the
-short one. The output depends on the seed and not on the number of workers. To resume an interrupted run, start the
-same command again.
+short one. With --long document the contexts are the document of the evidence in its natural order. The output depends
+on the seed and not on the number of workers. To resume an interrupted run, start the same command again.
 """
 
 from __future__ import annotations
@@ -68,6 +68,11 @@ def _parser() -> ArgumentParser:
         "paragraph_text, or of text, or questions as --source takes them"
     )
     option("--pool PATH", pool, type=path_or_name, nargs="+")
+    long = (
+        "document: the document of the evidence in its natural order, whole or a window, with other documents around "
+        "it where it is shorter; needs --pool with the passages of build_questions"
+    )
+    option("--long KIND", long, "shuffled", choices=["shuffled", "document"])
     pairs = "gold: also write chosen (gold answer) and rejected (wrong answer of the same kind), without sampling"
     option("--pairs", pairs, "none", choices=["none", "gold"])
     add_template_kwargs(option)

@@ -9,13 +9,14 @@ from random import Random
 from typing import Any
 
 from solopo_nemo.builders.contexts.compose import Composer, Context, Dropped
+from solopo_nemo.builders.contexts.documents import DocumentComposer, DocumentPool
 from solopo_nemo.builders.contexts.gold import gold_pair
 from solopo_nemo.builders.contexts.pool import ParagraphPool
 from solopo_nemo.builders.contexts.question import BadRow, Question, refuse_bad_rows
 from solopo_nemo.builders.contexts.report import write_report
-from solopo_nemo.builders.contexts.settings import BuildSettings
+from solopo_nemo.builders.contexts.settings import DOCUMENT, BuildSettings
 from solopo_nemo.builders.contexts.shards import ShardFolder
-from solopo_nemo.builders.contexts.sources import read_pool, read_questions
+from solopo_nemo.builders.contexts.sources import read_passages, read_pool, read_questions
 from solopo_nemo.builders.contexts.sources.source import RowSource
 from solopo_nemo.builders.contexts.statistics import BuildStatistics, new_facts, note_contexts, note_dropped
 from solopo_nemo.builders.contexts.targets import Targets
@@ -54,7 +55,11 @@ def build_contexts(settings: BuildSettings, encoder: TripletEncoder) -> dict[str
     source = RowSource(settings.source, settings.subset, settings.split)
     pool_sources = [RowSource(name) for name in settings.pool]
     rows, pool = _scan(settings, source, pool_sources)
-    composer = Composer(pool, encoder, targets=settings.targets, seed=settings.seed)
+    composer: Composer | DocumentComposer
+    if isinstance(pool, DocumentPool):
+        composer = DocumentComposer(pool, encoder, settings.targets, settings.seed, settings.allow_answer_leak)
+    else:
+        composer = Composer(pool, encoder, targets=settings.targets, seed=settings.seed)
     _check_pool(composer, len(pool), settings.targets)
     shards = -(-rows // settings.shard_rows)
     folder = ShardFolder(settings.work)
@@ -84,7 +89,9 @@ def build_contexts(settings: BuildSettings, encoder: TripletEncoder) -> dict[str
     return summary
 
 
-def _scan(settings: BuildSettings, source: RowSource, pool_sources: list[RowSource]) -> tuple[int, ParagraphPool]:
+def _scan(
+    settings: BuildSettings, source: RowSource, pool_sources: list[RowSource]
+) -> tuple[int, ParagraphPool | DocumentPool]:
     """Validate the source and collect the pool; return the number of rows to use, and the pool."""
     pool = ParagraphPool(allow_answer_leak=settings.allow_answer_leak)
     rows = 0
@@ -99,12 +106,16 @@ def _scan(settings: BuildSettings, source: RowSource, pool_sources: list[RowSour
     refuse_bad_rows(bad, settings.skip_bad)
     if not rows:
         raise UserError(f"{settings.source}: no questions in it: give a file with at least one row")
+    rows = min(rows, settings.limit or rows)
+    if settings.long == DOCUMENT:
+        passages = chain.from_iterable(map(read_passages, pool_sources))
+        return rows, DocumentPool(with_progress(passages, "reading the documents"))
     for paragraph in with_progress(chain.from_iterable(map(read_pool, pool_sources)), "reading the pool"):
         pool.add(paragraph)
-    return min(rows, settings.limit or rows), pool
+    return rows, pool
 
 
-def _check_pool(composer: Composer, paragraphs: int, targets: Targets) -> None:
+def _check_pool(composer: Composer | DocumentComposer, paragraphs: int, targets: Targets) -> None:
     """Raise before composing if the pool is too small for the longest target."""
     tokens, longest = composer.count_pool(), targets.long[-1]
     # the evidence may be outside the pool; it fits into the short prompt, so short.high is an upper bound
@@ -130,7 +141,7 @@ def _tasks(settings: BuildSettings, source: RowSource, missing: set[int]) -> Ite
 class _ShardWriter:
     """Composes and writes shards. Each worker process has one instance."""
 
-    def __init__(self, composer: Composer, settings: BuildSettings, folder: ShardFolder) -> None:
+    def __init__(self, composer: Composer | DocumentComposer, settings: BuildSettings, folder: ShardFolder) -> None:
         self._composer = composer
         self._settings = settings
         self._folder = folder

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from random import Random
 
 from solopo_nemo.builders.contexts.counting import TokenCounter
@@ -15,12 +14,10 @@ from solopo_nemo.builders.contexts.question import Paragraph, Question
 from solopo_nemo.builders.contexts.targets import Target, Targets
 from solopo_nemo.data.messages import Message
 from solopo_nemo.data.tokenize import TripletEncoder
-from solopo_nemo.runtime.progress import with_progress
 
 PATIENCE = 24
 """A context is full after this many candidates that do not fit."""
 _REPAIRS = 8
-_COUNTED_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -83,11 +80,7 @@ class Composer:
 
     def count_pool(self) -> int:
         """Count the tokens of each pool paragraph once, on all cores; return their sum as passages of one prompt."""
-        paragraphs = with_progress(self._pool, "counting tokens", len(self._pool))
-        bodies = 0
-        while batch := list(islice(paragraphs, _COUNTED_AT_ONCE)):
-            bodies += sum(self._counter.count_ahead(batch))
-        return bodies + sum(self._counter.header(number) for number in range(1, len(self._pool) + 1))
+        return self._counter.count_all(self._pool, len(self._pool))
 
     def compose(self, question: Question) -> Contexts | Dropped:
         """Return the contexts of a question, or the rule that excludes it.
@@ -153,7 +146,7 @@ class _Filling:
             self._tokens,
             limit,
             tuple(self._distractors),
-            tuple(_positions(order, self._question.supporting)),
+            tuple(self._positions(order)),
         )
 
     def _fill(self, limit: int) -> None:
@@ -191,13 +184,16 @@ class _Filling:
     def _exact(self, order: list[Paragraph]) -> int:
         return self._counter.prompt(render_prompt(self._question.question, order), f"question {self._question.id}")
 
+    def _positions(self, order: list[Paragraph]) -> Iterator[float]:
+        keys = {paragraph.key for paragraph in self._question.supporting}
+        lengths = [len(passage_body(paragraph)) for paragraph in order]
+        return positions(lengths, [paragraph.key in keys for paragraph in order])
 
-def _positions(order: list[Paragraph], supporting: tuple[Paragraph, ...]) -> Iterator[float]:
-    """Yield the positions of the supporting passages by characters, from 0 (first) to 1 (last)."""
-    keys = {paragraph.key for paragraph in supporting}
-    lengths = [len(passage_body(paragraph)) for paragraph in order]
+
+def positions(lengths: Sequence[int], marked: Sequence[bool]) -> Iterator[float]:
+    """Yield the positions of the marked passages by characters, from 0 (first) to 1 (last)."""
     total, start = sum(lengths), 0
-    for paragraph, length in zip(order, lengths, strict=True):
-        if paragraph.key in keys:
+    for length, is_marked in zip(lengths, marked, strict=True):
+        if is_marked:
             yield start / (total - length) if total > length else 0.0
         start += length

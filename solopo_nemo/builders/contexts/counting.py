@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from solopo_nemo.builders.contexts.prompt import passage_body, passage_header
 from solopo_nemo.builders.contexts.question import Paragraph
 from solopo_nemo.data.messages import Message
 from solopo_nemo.data.tokenize import TripletEncoder
+from solopo_nemo.runtime.progress import with_progress
 
 # the text around a passage, so that tokens across its borders are counted as in a prompt
 _BEFORE, _AFTER = "Passage 1:\n", "Passage"
 _BETWEEN = ".\n\n"
+_COUNTED_AT_ONCE = 512
 
 
 class TokenCounter:
@@ -45,6 +48,18 @@ class TokenCounter:
         if count is None:
             count = self._headers[number] = self._count(_BETWEEN + passage_header(number) + _AFTER) - self._gap
         return count
+
+    def body(self, paragraph: Paragraph) -> int:
+        """Return the tokens of a passage without its header."""
+        return self.passage(paragraph, 1) - self.header(1)
+
+    def count_all(self, paragraphs: Iterable[Paragraph], size: int) -> int:
+        """Count `size` paragraphs once, on all cores; return their sum as passages of one prompt."""
+        shown = iter(with_progress(paragraphs, "counting tokens", size))
+        bodies = 0
+        while batch := list(islice(shown, _COUNTED_AT_ONCE)):
+            bodies += sum(self.count_ahead(batch))
+        return bodies + sum(self.header(number) for number in range(1, size + 1))
 
     def count_ahead(self, paragraphs: Sequence[Paragraph]) -> list[int]:
         """Count paragraphs without their headers, on all cores, and cache the counts."""

@@ -50,7 +50,7 @@ class ParagraphPool:
         if self._sorted is None:
             self._sorted = [self._entries[key] for key in sorted(self._entries)]
         support = {paragraph.key for paragraph in question.supporting}
-        for index in _permutation(len(self._sorted), random):
+        for index in permutation(len(self._sorted), random):
             paragraph, owner = self._sorted[index]
             if owner == question.id or paragraph.key in support:
                 continue
@@ -58,7 +58,7 @@ class ParagraphPool:
                 yield paragraph
 
 
-def _permutation(size: int, random: Random) -> Iterator[int]:
+def permutation(size: int, random: Random) -> Iterator[int]:
     """Yield 0..size-1 in random order. Time and memory are proportional to the values taken, not to `size`."""
     moved: dict[int, int] = {}
     for index in range(size):

@@ -16,7 +16,10 @@ from solopo_nemo.builders.contexts.targets import Targets
 from solopo_nemo.data.normal_form import RULE
 from solopo_nemo.data.template_date import pinned_date
 from solopo_nemo.data.tokenizer_files import tokenizer_state
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
+
+SHUFFLED, DOCUMENT = "shuffled", "document"
+"""Values of `--long`: passages in random order, or the documents of the evidence in natural order."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class BuildSettings:
         short_tokens: Maximum tokens of the short prompt: a number, a range or a file; see `targets`.
         long_tokens: Maximum tokens of the long prompt, in the same form; several targets are separated by commas.
         pool: Sources of distractor paragraphs; empty uses the paragraphs of the other questions.
+        long: How contexts are made: `SHUFFLED` or `DOCUMENT`.
         subset: Subset of the source dataset; None if it has only one.
         split: Split of the source dataset; None if it has only one.
         schema: Schema of the source; None detects it.
@@ -47,6 +51,7 @@ class BuildSettings:
     short_tokens: int | str
     long_tokens: int | str
     pool: tuple[Path | str, ...] = ()
+    long: str = SHUFFLED
     subset: str | None = None
     split: str | None = None
     schema: str | None = None
@@ -65,6 +70,10 @@ class BuildSettings:
             raise UserError(f"--limit {self.limit}: must be at least 1")
         if self.workers < 1:
             raise UserError(f"--workers {self.workers}: must be at least 1")
+        require(
+            self.long == SHUFFLED or bool(self.pool),
+            "--long document: give --pool the passages of the documents, such as questions.jsonl.passages.jsonl",
+        )
         if self.out.suffix != ".jsonl":
             raise UserError(f"--out {self.out}: must end in .jsonl")
 
@@ -89,14 +98,21 @@ class BuildSettings:
     def plan(self, source: RowSource, pool: list[RowSource], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         """Return everything that determines the result; files are identified by a hash of their content."""
         date = pinned_date(tokenizer)
-        return ({"date": date} if date else {}) | {
-            "version": solopo_nemo.__version__,
-            "answer_rule": str(RULE),
-            "source": f"{source.name} {source.digest()}",
-            "pool": " ".join(part.digest() for part in pool),
-            "tokenizer": hashlib.sha256(json.dumps(tokenizer_state(tokenizer), sort_keys=True).encode()).hexdigest(),
-            "targets": repr(self.targets),
-            "choices": repr(
-                (self.schema, self.seed, self.limit, self.gold_pairs, self.allow_answer_leak, self.shard_rows)
-            ),
-        }
+        other = {} if self.long == SHUFFLED else {"long": self.long}
+        return (
+            ({"date": date} if date else {})
+            | other
+            | {
+                "version": solopo_nemo.__version__,
+                "answer_rule": str(RULE),
+                "source": f"{source.name} {source.digest()}",
+                "pool": " ".join(part.digest() for part in pool),
+                "tokenizer": hashlib.sha256(
+                    json.dumps(tokenizer_state(tokenizer), sort_keys=True).encode()
+                ).hexdigest(),
+                "targets": repr(self.targets),
+                "choices": repr(
+                    (self.schema, self.seed, self.limit, self.gold_pairs, self.allow_answer_leak, self.shard_rows)
+                ),
+            }
+        )

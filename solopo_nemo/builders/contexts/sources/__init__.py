@@ -10,7 +10,7 @@ from solopo_nemo.builders.contexts.question import BadRow, Paragraph, Question
 from solopo_nemo.builders.contexts.sources import generic, hotpot, musique, squad
 from solopo_nemo.builders.contexts.sources.paragraphs import is_paragraph, pool_paragraph
 from solopo_nemo.builders.contexts.sources.source import RowSource
-from solopo_nemo.data.fields import bad_field
+from solopo_nemo.data.fields import bad_field, has, text
 from solopo_nemo.data.json_rows import Row
 from solopo_nemo.runtime.errors import UserError
 
@@ -65,6 +65,20 @@ def read_pool(source: RowSource) -> Iterator[Paragraph]:
         if isinstance(question, BadRow):
             raise UserError(question.error)
         yield from (*question.supporting, *question.others)
+
+
+def read_passages(source: RowSource) -> Iterator[tuple[str, Paragraph]]:
+    """Yield the name of its document and each passage, in order.
+
+    Raises:
+        UserError: A row is bad, or the file type is unknown.
+    """
+    for row in source.rows():
+        fields = row.fields()
+        if not has(fields, "document"):
+            what = "missing: --long document takes the passages that build_questions writes"
+            raise bad_field(row.where, "document", what)
+        yield text(fields["document"], "document", row.where), pool_paragraph(fields, row.where)
 
 
 def _flat_rows(source: RowSource) -> Iterator[Row]:
