@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class ModelConfig:
     logits_chunk_size: int = number(minimum=1)
     layers: str = choice(allowed=kernels.LAYERS, default="auto")  # absent in the configuration of earlier runs
     adapter: str | None = path(None)  # likewise
+    moe_aux_loss: float | None = number(None, minimum=0, optional=True)  # likewise
+    moe_z_loss: float = number(0.0, minimum=0)  # likewise
 
 
 @dataclass(kw_only=True)
@@ -79,11 +82,24 @@ class ParallelConfig:
     cp_comm_type: str = choice(allowed=kernels.OFFERED)
     pipeline: int = number(minimum=1)
     data: int | None = number(minimum=1, optional=True)
+    expert: int = number(1, minimum=1)  # absent in the configuration of earlier runs
+    expert_tensor: int | None = number(None, minimum=1, optional=True)  # likewise
 
     @property
     def model_ranks(self) -> int:
-        """Ranks that hold one copy of the model: tensor x context x pipeline."""
+        """Ranks that hold one copy of all but the experts: tensor x context x pipeline."""
         return self.tensor * self.context * self.pipeline
+
+    @property
+    def expert_tensor_size(self) -> int:
+        """Ranks that share each expert's channels: by default one, or the tensor ranks where experts are not split."""
+        return self.expert_tensor or (1 if self.expert > 1 else self.tensor)
+
+    @property
+    def least_data(self) -> int:
+        """The data-parallel size where ``data`` is null, on a machine without GPUs: as few as hold all experts."""
+        ranks = self.tensor * self.context
+        return self.data or lcm(ranks, self.expert * self.expert_tensor_size) // ranks
 
 
 @dataclass(kw_only=True)
@@ -288,6 +304,15 @@ def _check(config: RunConfig) -> None:
     require(
         not parallel.sequence or parallel.tensor > 1,
         "parallel.sequence=true needs parallel.tensor of 2 or more: sequence parallelism splits over the tensor ranks",
+    )
+    require(
+        parallel.tensor % parallel.expert_tensor_size == 0,
+        f"parallel.expert_tensor={parallel.expert_tensor}: must divide parallel.tensor={parallel.tensor}",
+    )
+    require(
+        parallel.expert > 1 or parallel.expert_tensor_size == parallel.tensor,
+        f"parallel.expert_tensor={parallel.expert_tensor}: differs from parallel.tensor={parallel.tensor} only with "
+        "parallel.expert of 2 or more",
     )
     require(
         builtin.long_paragraphs <= MAX_PARAGRAPHS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from solopo_nemo.config.schema import ParallelConfig, RunConfig
 from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.families.family import MODULES
 from solopo_nemo.runtime import device, kernels
 from solopo_nemo.runtime.errors import require
 
@@ -21,6 +22,12 @@ def check_world(config: RunConfig, world: int) -> None:
         f"{shape} = {p.model_ranks} ranks does not divide the world of {world} ranks: change parallel.*",
     )
     data = world // p.model_ranks
+    experts = p.expert * p.expert_tensor_size
+    require(
+        p.tensor * p.context * data % experts == 0,
+        f"parallel.expert={p.expert} x expert_tensor={p.expert_tensor_size} does not divide tensor={p.tensor} x "
+        f"context={p.context} x {data} data-parallel ranks, among which the experts are split",
+    )
     require(
         p.data in (None, data),
         f"parallel.data={p.data}: {shape} leaves {data} data-parallel ranks of {world}; set it to {data} or to null",
@@ -43,9 +50,11 @@ def check_model(config: RunConfig, model: ModelDescription, on_gpu: bool | None 
     Raises:
         UserError: with the key to change.
     """
+    on_gpu = device.cuda() if on_gpu is None else on_gpu
     check_tensor(config.parallel, model)
+    check_experts(config, model, on_gpu)
     check_pipeline(config.parallel, model)
-    check_context(config, model, device.cuda() if on_gpu is None else on_gpu)
+    check_context(config, model, on_gpu)
 
 
 def check_tensor(p: ParallelConfig, model: ModelDescription) -> None:
@@ -61,6 +70,42 @@ def check_tensor(p: ParallelConfig, model: ModelDescription) -> None:
         model.vocab_size % p.tensor == 0,
         f"parallel.tensor={p.tensor} does not divide the model's vocabulary of {model.vocab_size}; transformers' "
         "resize_token_embeddings(pad_to_multiple_of=64) pads it",
+    )
+
+
+def check_experts(config: RunConfig, model: ModelDescription, on_gpu: bool) -> None:
+    """Check what concerns mixture-of-experts layers alone; see :func:`check_model`."""
+    p, experts, settings = config.parallel, model.experts, config.model
+    if experts is None:
+        none = f"the model, a {model.family.models}, has no experts: leave it out"
+        require(p.expert == 1, f"parallel.expert={p.expert}: {none}")
+        require(settings.moe_aux_loss is None, f"model.moe_aux_loss={settings.moe_aux_loss}: {none}")
+        require(not settings.moe_z_loss, f"model.moe_z_loss={settings.moe_z_loss}: {none}")
+        return
+    require(
+        experts.count % p.expert == 0,
+        f"parallel.expert={p.expert} does not divide the model's {experts.count} experts",
+    )
+    require(
+        experts.size % p.expert_tensor_size == 0,
+        f"parallel.expert_tensor={p.expert_tensor_size} does not divide the {experts.size} channels of the model's "
+        "experts",
+    )
+    require(
+        p.tensor == 1 or p.sequence,
+        f"parallel.tensor={p.tensor}: a model with experts needs parallel.sequence=true with it, so that no token is "
+        "sent to its experts twice",
+    )
+    require(
+        on_gpu or p.expert == 1 or p.expert_tensor_size == 1,
+        f"parallel.expert_tensor={p.expert_tensor_size} with parallel.expert={p.expert}: gloo, which connects ranks on "
+        "CPUs, gathers no unequal numbers of tokens; set parallel.expert_tensor=1",
+    )
+    attention = [name for name, path in MODULES.items() if path.startswith("self_attn.")]
+    require(
+        not config.peft.on or set(config.peft.modules) <= {*attention},
+        f"peft.targets={config.peft.targets}: adapters of a model with experts are for its attention alone; give "
+        f"'peft.targets=[{','.join(attention)}]'",
     )
 
 
@@ -112,4 +157,4 @@ def local_world(config: RunConfig) -> int:
     p = config.parallel
     if p.data is None and device.cuda():
         return max(device.count() // p.model_ranks, 1) * p.model_ranks
-    return p.model_ranks * (p.data or 1)
+    return p.model_ranks * p.least_data

@@ -106,6 +106,7 @@ def install() -> None:
     megatron_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
 
     _patch_buffers()
+    _patch_dispatcher()
     _return_freed_memory()
     _mode = _CudaMeansCpu()
     _mode.__enter__()  # for the life of the process
@@ -149,6 +150,16 @@ def _patch_buffers() -> None:
 
     buffers.dist_reduce_scatter_func = reduce_in_place
     buffers.dist_all_gather_func = gather_in_place
+
+
+def _patch_dispatcher() -> None:
+    """Sizes that Megatron's dispatcher of tokens copies from a GPU are plain numbers on the CPU, too."""
+    from megatron.core.transformer.moe import token_dispatcher
+
+    # moe_utils.py:1093 leaves a tensor of the CPU as it is, and gloo takes no tensor for the sizes of an exchange
+    token_dispatcher.maybe_move_tensor_to_cpu = lambda sizes, as_numpy=False, record_stream=False: (
+        sizes.numpy() if as_numpy and torch.is_tensor(sizes) else sizes
+    )
 
 
 def install_optimizer() -> None:

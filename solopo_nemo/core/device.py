@@ -75,6 +75,8 @@ def configure(config: TransformerConfig, layers: str = "auto") -> None:
             "apply_rope_fusion": not config.multi_latent_attention,
             "bias_activation_fusion": config.gated_linear_unit and config.activation_func is F.silu,
         }
+        if config.num_moe_experts is not None:
+            settings |= {"moe_grouped_gemm": True, "moe_permute_fusion": True}
     else:
         settings |= {
             "transformer_impl": "local",
@@ -106,24 +108,34 @@ def _need(config: TransformerConfig) -> kernels.Need:
     )
 
 
-def recomputed_modules() -> list[str]:
+def recomputed_modules(experts: bool = False) -> list[str]:
     """What ``model.recompute=selective`` computes again in backward, as Megatron names it.
 
     On a GPU the MLP, whose tensors are the largest of a layer: fused attention saves no scores, and to run it again
     costs the most at long prompts (transformer_config.py:974 warns). On a CPU core attention.
+
+    Args:
+        experts: the model has mixture-of-experts layers, whose routing and exchange are computed again, too.
     """
-    return ["mlp"] if cuda() else ["core_attn"]
+    return ["mlp", *["moe"] * experts] if cuda() else ["core_attn"]
 
 
-def layer_spec(config: TransformerConfig) -> Any:
+def layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> Any:
     """The transformer layers of a config that :func:`configure` has set, under the same names either way."""
     if config.transformer_impl == "local":
         from solopo_nemo.core.layers.spec import torch_layer_spec
 
-        return torch_layer_spec(config)
+        return torch_layer_spec(config, vp_stage)
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+    from megatron.core.transformer.moe.moe_layer import MoELayer
 
-    return get_gpt_decoder_block_spec(config, use_transformer_engine=True)
+    from solopo_nemo.core.layers.experts import Router
+
+    block = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+    for layer in block.layer_specs:
+        if layer.submodules.mlp.module is MoELayer:
+            layer.submodules.mlp.submodules.router = Router
+    return block
 
 
 def optimizers_of(optimizer: Any) -> list[Any]:

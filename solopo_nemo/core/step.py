@@ -18,6 +18,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from solopo_nemo.core import device
+from solopo_nemo.core.experts import padding_of
 from solopo_nemo.core.head import ResponseHead, sum_by_sequence
 from solopo_nemo.core.layers.attention import PackedSequences
 from solopo_nemo.data.packing import Batch
@@ -82,7 +83,8 @@ def score_sequences(model: Any, batch: Batch) -> torch.Tensor:
     packed = PackedSequences.of(batch["lengths"], batch["cu_seqlens"], group.size())
     head = next((m for m in model.modules() if isinstance(m, ResponseHead)), None)
     with head.scoring(batch["logit_positions"], batch["labels"]) if head else nullcontext():
-        out = model(batch["tokens"], batch["position_ids"], None, packed_seq_params=packed)
+        padding = padding_of(batch, model.config)
+        out = model(batch["tokens"], batch["position_ids"], None, packed_seq_params=packed, **padding)
     if head is None:
         return out
     return sum_by_sequence(out[0], batch["sequence_ids"], len(batch["response_tokens"]), group)

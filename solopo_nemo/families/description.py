@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from solopo_nemo.families.experts import Experts, read_experts
 from solopo_nemo.families.family import FAMILIES, SUPPORTED, Family
 from solopo_nemo.families.reading import SIZES, SLIDING, Reader
 from solopo_nemo.families.rope import LAYER_TYPES, LOCAL, RopeScaling, normal_scaling, read_rope
@@ -19,7 +20,7 @@ from solopo_nemo.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A dense decoder with RMSNorm, RoPE, grouped-query attention and a gated MLP. Names are those of Hugging Face.
+    """A decoder with RMSNorm, RoPE, grouped-query attention and gated MLPs. Names are those of Hugging Face.
 
     Attributes:
         model_type: key of the family in :data:`~solopo_nemo.families.family.FAMILIES`.
@@ -30,6 +31,7 @@ class ModelDescription:
         sliding_window: tokens that a query of a sliding-window layer attends to, its own included; ``None`` if no layer
             has a sliding window.
         sliding_layers: for each layer, True if it has a sliding window.
+        experts: the mixture-of-experts layers, or ``None``.
         dtype: name of the weights' dtype in the file, or ``None``.
         token_ids: the keys ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` that the file contains.
         source: content of the file.
@@ -54,6 +56,7 @@ class ModelDescription:
     rope_scaling: RopeScaling | None
     sliding_window: int | None
     sliding_layers: tuple[bool, ...]
+    experts: Experts | None
     dtype: str | None
     token_ids: Mapping[str, Any] = field(repr=False)
     source: Mapping[str, Any] = field(repr=False, compare=False)
@@ -121,6 +124,7 @@ class ModelDescription:
             **rope,
             sliding_window=sliding_window,
             sliding_layers=sliding_layers,
+            experts=read_experts(read, layers),
             dtype=read.dtype(),
             token_ids=read.token_ids(),
             source=config,
@@ -184,6 +188,8 @@ class ModelDescription:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in without}
         # a later field that a model does not have leaves its text, and the names of caches, as they were
         values = {name: value for name, value in values.items() if name not in _LATER or value is not None}
+        if self.experts is not None:
+            values["experts"] = {k: v for k, v in asdict(self.experts).items() if k != "aux_loss"}
         return json.dumps(_as_floats(values), sort_keys=True)
 
     def changes(self) -> dict[str, Any]:
@@ -226,13 +232,17 @@ class ModelDescription:
             values["layer_types"] = [SLIDING[sliding] for sliding in self.sliding_layers]
         if self.family.sliding == "layers":
             values["use_sliding_window"] = self.sliding_window is not None
-        values |= {name: getattr(self, name) for name in _LATER if getattr(self, name) is not None}
+        values |= {name: getattr(self, name) for name in _OF_SOME if getattr(self, name) is not None}
+        if self.experts is not None:
+            values |= self.experts.changes(self.family.experts)
         values |= {key: value for key, value in self.token_ids.items() if key != "pad_token_id"}
         return AutoConfig.for_model(self.model_type, **values, **({"auto_map": code} if code else {}))
 
 
-_LATER = (LOCAL, "query_pre_attn_scalar")
+_OF_SOME = (LOCAL, "query_pre_attn_scalar")
 """Fields that only some families have, under their keys in ``config.json``."""
+_LATER = (*_OF_SOME, "experts")
+"""Fields that earlier versions did not have."""
 
 
 def _as_floats(value: Any) -> Any:

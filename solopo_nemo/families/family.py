@@ -22,6 +22,25 @@ _SANDWICH_NORMS = {
 
 
 @dataclass(frozen=True)
+class ExpertNames:
+    """How a family with mixture-of-experts layers names them.
+
+    Attributes:
+        module: of a layer, with ``gate`` (the router) and ``experts``.
+        projections: linear layers of an expert, in the order of the files.
+        count: key of ``config.json`` with the number of experts.
+        size: key of ``config.json`` with the width of an expert.
+        normalized: the chosen experts' weights always sum to 1; else the key ``norm_topk_prob`` says so.
+    """
+
+    module: str
+    projections: tuple[str, str, str]
+    count: str
+    size: str
+    normalized: bool = False
+
+
+@dataclass(frozen=True)
 class Family:
     """The properties that differ between families. All have RMSNorm, RoPE, grouped-query attention and a gated MLP.
 
@@ -43,6 +62,7 @@ class Family:
         states_window: ``max_position_embeddings`` is the window with linear scaling; else it is that without.
         scaled_embedding: the embedding is multiplied with ``sqrt(hidden_size)``, rounded to its dtype.
         only: keys of this family with a single supported value.
+        experts: names of the mixture-of-experts layers; ``None``: every layer has one MLP.
     """
 
     model_type: str
@@ -58,6 +78,7 @@ class Family:
     states_window: bool = False
     scaled_embedding: bool = False
     only: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    experts: ExpertNames | None = None
 
     @property
     def post_norms(self) -> bool:
@@ -95,6 +116,31 @@ _GEMMA3_ONLY = {
     "attn_logit_softcapping": None,
     "final_logit_softcapping": None,
 }
+_ROUTER = {"router_aux_loss_coef": 0.001, "output_router_logits": False}
+_QWEN_MOE = {
+    "num_key_value_heads": 4,
+    "head_dim": None,
+    "max_position_embeddings": 32768,
+    "max_window_layers": None,  # the files have it, and no window
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": False,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": None,
+    **_ROUTER,
+}
+_MIXTRAL = {
+    **_MISTRAL,
+    "sliding_window": None,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    **_ROUTER,
+}
+_QWEN_EXPERTS = ExpertNames("mlp", ("gate_proj", "up_proj", "down_proj"), "num_experts", "moe_intermediate_size")
+_MIXTRAL_EXPERTS = ExpertNames("block_sparse_moe", ("w1", "w2", "w3"), "num_local_experts", "intermediate_size", True)
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -117,6 +163,8 @@ FAMILIES: dict[str, Family] = {
             scaled_embedding=True,
             only=_GEMMA3_ONLY,
         ),
+        Family("qwen3_moe", "Qwen3MoeForCausalLM", "Qwen3-MoE", _QWEN_MOE, qk_norm=True, experts=_QWEN_EXPERTS),
+        Family("mixtral", "MixtralForCausalLM", "Mixtral", _MIXTRAL, sliding="all", experts=_MIXTRAL_EXPERTS),
     )
 }
 """The supported families by ``model_type``."""

@@ -19,6 +19,7 @@ SUPPORTED_VALUES: dict[str, Any] = {
     "partial_rotary_factor": 1.0,
     "rope_interleaved": False,
     "use_mrope": False,
+    "router_jitter_noise": 0.0,
     "is_encoder_decoder": False,
     "add_cross_attention": False,
 }
@@ -53,22 +54,24 @@ class Reader:
     """Reads validated values from a ``config.json``. Every method raises ``UserError`` for an invalid value."""
 
     def __init__(self, config: Mapping[str, Any], family: Family, where: str) -> None:
-        self._config, self.family, self._where = config, family, where
+        self._config, self.family, self.where = config, family, where
 
-    def _wrong(self, key: str, value: Any, what: str) -> UserError:
-        return UserError(f"{self._where}: {key}={value!r} is not valid; it must be {what}")
+    def wrong(self, key: str, value: Any, what: str) -> UserError:
+        """The error of an invalid value."""
+        return UserError(f"{self.where}: {key}={value!r} is not valid; it must be {what}")
 
-    def _value(self, key: str, default: Any = None) -> Any:
+    def value(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or the family's default."""
         return self._config.get(key, self.family.defaults.get(key, default))
 
     def check_keys(self) -> None:
         """Refuse missing, unknown and unsupported keys."""
-        config, where, family = self._config, self._where, self.family
+        config, where, family = self._config, self.where, self.family
         if missing := [key for key in SIZES if key not in config]:
             raise UserError(f"{where}: no {', '.join(missing)}")
         named = config.get("architectures")
         if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
-            raise self._wrong("architectures", named, "a list of names")
+            raise self.wrong("architectures", named, "a list of names")
         if named and family.architecture not in named:
             raise UserError(
                 f"{where}: architectures {named}: only {family.architecture}, the language model itself, is supported"
@@ -93,11 +96,11 @@ class Reader:
 
     def whole(self, key: str, most: int = LARGEST, nothing: int | None = None) -> int:
         """A positive integer up to ``most``. ``nothing`` replaces ``null`` if the family allows ``null``."""
-        value = self._value(key)
+        value = self.value(key)
         if value is None and nothing is not None and self._allows_null(key):
             return nothing
         if not is_whole(value, 1, most):
-            raise self._wrong(key, value, f"a whole number from 1 to {most}")
+            raise self.wrong(key, value, f"a whole number from 1 to {most}")
         return value
 
     def _allows_null(self, key: str) -> bool:
@@ -106,9 +109,9 @@ class Reader:
 
     def number(self, key: str, default: float) -> float:
         """A positive number."""
-        value = self._value(key, default)
+        value = self.value(key, default)
         if not is_number(value) or value <= 0:
-            raise self._wrong(key, value, "a positive number")
+            raise self.wrong(key, value, "a positive number")
         return value
 
     def optional(self, key: str) -> float | None:
@@ -117,9 +120,9 @@ class Reader:
 
     def truth(self, key: str) -> bool:
         """``true`` or ``false``."""
-        value = self._value(key, False)
+        value = self.value(key, False)
         if not isinstance(value, bool):
-            raise self._wrong(key, value, "true or false")
+            raise self.wrong(key, value, "true or false")
         return value
 
     def dtype(self) -> str | None:
@@ -127,16 +130,16 @@ class Reader:
         stated = {key: self._config[key] for key in ("dtype", "torch_dtype") if self._config.get(key) is not None}
         for key, value in stated.items():
             if value not in DTYPES:
-                raise self._wrong(key, value, f"one of {', '.join(DTYPES)}")
+                raise self.wrong(key, value, f"one of {', '.join(DTYPES)}")
         if len({*stated.values()}) > 1:
-            raise UserError(f"{self._where}: dtype={stated['dtype']} contradicts torch_dtype={stated['torch_dtype']}")
+            raise UserError(f"{self.where}: dtype={stated['dtype']} contradicts torch_dtype={stated['torch_dtype']}")
         return next(iter(stated.values()), None)
 
     def token_ids(self) -> dict[str, Any]:
         """The ids of the special tokens."""
         found = {key: self._config[key] for key in TOKEN_IDS if key in self._config}
         for key, value in found.items():
-            check_token_ids(value, key, self._where)
+            check_token_ids(value, key, self.where)
         return found
 
     def sliding(self, layers: int) -> tuple[int | None, tuple[bool, ...]]:
@@ -147,17 +150,17 @@ class Reader:
             every, types = self.whole("sliding_window_pattern"), self._layer_types(layers)
             return self.whole("sliding_window"), types or tuple(bool((i + 1) % every) for i in range(layers))
         on = self.family.sliding == "all" or self.truth("use_sliding_window")
-        size = None if self._value("sliding_window") is None else self.whole("sliding_window")
+        size = None if self.value("sliding_window") is None else self.whole("sliding_window")
         size = size if on else None
         if self.family.sliding == "all":
             return self._against_types(size, (size is not None,) * layers)
-        first = self._value("max_window_layers")
+        first = self.value("max_window_layers")
         if not is_whole(first, 0, LARGEST):
-            raise self._wrong("max_window_layers", first, "a whole number")
+            raise self.wrong("max_window_layers", first, "a whole number")
         types = self._layer_types(layers)
         which = tuple(size is not None and layer >= first for layer in range(layers)) if types is None else types
         if any(which) and size is None:
-            raise UserError(f"{self._where}: layer_types has sliding_attention, and sliding_window is off")
+            raise UserError(f"{self.where}: layer_types has sliding_attention, and sliding_window is off")
         return (size if any(which) else None), which
 
     def _against_types(self, size: int | None, which: tuple[bool, ...]) -> tuple[int | None, tuple[bool, ...]]:
@@ -165,7 +168,7 @@ class Reader:
         types = self._layer_types(len(which))
         if types is not None and types != which:
             raise UserError(
-                f"{self._where}: layer_types contradicts sliding_window={size}, and {self.family.models} models in "
+                f"{self.where}: layer_types contradicts sliding_window={size}, and {self.family.models} models in "
                 "transformers go by the latter"
             )
         return size, which
@@ -175,9 +178,7 @@ class Reader:
         if types is None:
             return None
         if not isinstance(types, list) or len(types) != layers or any(kind not in SLIDING for kind in types):
-            raise self._wrong(
-                "layer_types", types, f"a list of {' or '.join(SLIDING)}, one for each of {layers} layers"
-            )
+            raise self.wrong("layer_types", types, f"a list of {' or '.join(SLIDING)}, one for each of {layers} layers")
         return tuple(kind == SLIDING[True] for kind in types)
 
 

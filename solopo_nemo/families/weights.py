@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.families.expert_weights import NORM, ExpertLayers, expert_shapes, expert_tensor, in_layer
 from solopo_nemo.families.family import Family
 from solopo_nemo.families.hf import read_json
 from solopo_nemo.runtime.errors import UserError
@@ -60,11 +61,12 @@ def expected_tensors(model: ModelDescription, dtype: torch.dtype) -> dict[str, t
     layer["self_attn.o_proj.weight"] = (hidden, model.query_size)
     if model.qk_norm:
         layer |= {"self_attn.q_norm.weight": (head,), "self_attn.k_norm.weight": (head,)}
-    layer |= {"mlp.gate_proj.weight": (ffn, hidden), "mlp.up_proj.weight": (ffn, hidden)}
-    layer |= {"mlp.down_proj.weight": (hidden, ffn)}
-    layer |= dict.fromkeys(model.family.norms, (hidden,))
+    mlp = {"mlp.gate_proj.weight": (ffn, hidden), "mlp.up_proj.weight": (ffn, hidden)}
+    mlp |= {"mlp.down_proj.weight": (hidden, ffn)}
+    norms, experts = dict.fromkeys(model.family.norms, (hidden,)), expert_shapes(model)
     for number in range(model.num_hidden_layers):
-        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
+        own = experts if model.experts and model.experts.layers[number] else mlp
+        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in (layer | own | norms).items()}
     shapes["model.norm.weight"] = (hidden,)
     if not model.tie_word_embeddings:
         shapes["lm_head.weight"] = (model.vocab_size, hidden)
@@ -250,22 +252,25 @@ def to_megatron(source: LazyState, target: Any, family: Family) -> None:
     from nemo.lightning.io.state import TransformFns
 
     held = set(source)
+    in_layers = {in_layer(name)[1] for name in held}
+    experts = any(".experts." in name for name in in_layers)
     merges = {"weight": TransformFns.merge_qkv, "bias": TransformFns.merge_qkv_bias}
     mapping = {hf: megatron for hf, megatron in MODEL.items() if hf in held}
     mapping |= {
         f"model.layers.*.{hf}": f"decoder.layers.*.{megatron}"
         for hf, megatron in (LAYER | {**family.norms}).items()
-        if f"model.layers.0.{hf}" in held
+        if hf in in_layers and not (experts and hf == NORM)
     }
-    transforms = [
+    transforms: list[Any] = [
         io.state_transform(
             source_key=tuple(f"model.layers.*.{hf}" for hf in parts),
             target_key=f"decoder.layers.*.{megatron}",
             fn=merges[megatron.rsplit(".", 1)[1]] if len(parts) == 3 else TransformFns.merge_fc1,
         )
         for megatron, parts in FUSED.items()
-        if f"model.layers.0.{parts[0]}" in held
+        if parts[0] in in_layers
     ]
+    transforms += [ExpertLayers(family.norms[NORM])] if experts else []
     io.apply_transforms(source, target, mapping=mapping, transforms=transforms)
 
 
@@ -289,12 +294,15 @@ class _HFState:
     def __getitem__(self, name: str) -> torch.Tensor:
         if name in MODEL:
             return self._state[MODEL[name]]
-        layer, own = name.removeprefix("model.layers.").split(".", 1)
+        layer, own = in_layer(name)
+        at = f"decoder.layers.{layer}"
+        if (of_experts := expert_tensor(self._state, at, own)) is not None:
+            return of_experts
         if own in self._layer:
-            return self._state[f"decoder.layers.{layer}.{self._layer[own]}"]
+            return self._state[f"{at}.{self._layer[own]}"]
         if name not in self._parts:  # the parts of a fused tensor are requested one after the other
             fused = self._fused[own]
-            split = self._split(fused)(self._state[f"decoder.layers.{layer}.{fused}"])
+            split = self._split(fused)(self._state[f"{at}.{fused}"])
             self._parts |= {f"model.layers.{layer}.{hf}": x for hf, x in zip(FUSED[fused], split, strict=True)}
         return self._parts.pop(name)
 

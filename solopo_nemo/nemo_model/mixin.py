@@ -11,7 +11,6 @@ from nemo.collections.llm.gpt.model.base import default_layer_spec
 
 from solopo_nemo.core import device
 from solopo_nemo.core.head import LOGITS_CHUNK_SIZE
-from solopo_nemo.core.layers.spec import torch_layer_spec
 from solopo_nemo.core.lora import LoRA
 from solopo_nemo.core.model import complete
 from solopo_nemo.core.step import Batch, Reference, score_sequences
@@ -74,14 +73,21 @@ class SoLoPOMixin:
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Build the Megatron model with its layers and the response head.
 
-        A layer spec that the user chose stays; NeMo's own is replaced where torch's layers are taken.
+        A layer spec that the user chose stays; NeMo's own is replaced where torch's layers are taken, and in a model
+        with experts, whose router is this project's.
         """
         compat.prepare_process()
         device.configure(self.config, self.layers)
-        if self.config.transformer_impl == "local" and self.config.transformer_layer_spec is default_layer_spec:
-            self.config.transformer_layer_spec = torch_layer_spec
+        own = self.config.transformer_impl == "local" or self.config.num_moe_experts is not None
+        if own and self.config.transformer_layer_spec is default_layer_spec:
+            self.config.transformer_layer_spec = device.layer_spec
         super().configure_model(vp_stage=vp_stage)  # type: ignore[misc]
         complete(self.module, self.logits_chunk_size, self.lora)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The Megatron model's output; NeMo's own method leaves out ``padding_mask``."""
+        out: torch.Tensor = self.module(*args, **kwargs)
+        return out
 
     def data_step(self, dataloader_iter: Iterator[Any]) -> Batch:
         """Next micro-batch, already this context-parallel rank's share, on this rank's device."""

@@ -162,7 +162,25 @@ def megatron_config(model: ModelDescription, dtype: torch.dtype) -> Any:
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         **settings,
+        **_expert_settings(model),
     )
+
+
+def _expert_settings(model: ModelDescription) -> dict[str, Any]:
+    experts = model.experts
+    if experts is None:
+        return {}
+    return {
+        "num_moe_experts": experts.count,
+        "moe_ffn_hidden_size": experts.size,
+        "moe_layer_freq": 1 if all(experts.layers) else [int(has) for has in experts.layers],
+        "moe_router_topk": experts.chosen,
+        "moe_router_pre_softmax": not experts.normalized,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "aux_loss",
+        "moe_aux_loss_coeff": experts.aux_loss,
+        "moe_permute_fusion": False,
+    }
 
 
 def nemo_model(model: ModelDescription, dtype: torch.dtype, **kwargs: Any) -> Any:

@@ -51,7 +51,12 @@ def build_model(
     if config.model.recompute == "full":
         settings |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     elif config.model.recompute == "selective":
-        settings |= {"recompute_granularity": "selective", "recompute_modules": recomputed_modules()}
+        modules = recomputed_modules(description.experts is not None)
+        settings |= {"recompute_granularity": "selective", "recompute_modules": modules}
+    if description.experts is not None:
+        settings["moe_z_loss_coeff"] = config.model.moe_z_loss or None
+        if config.model.moe_aux_loss is not None:
+            settings["moe_aux_loss_coeff"] = config.model.moe_aux_loss
     for key, value in settings.items():
         setattr(model.config, key, value)
     return model
@@ -63,6 +68,8 @@ def parallel_sizes(config: RunConfig) -> dict[str, Any]:
         "tensor_model_parallel_size": config.parallel.tensor,
         "pipeline_model_parallel_size": config.parallel.pipeline,
         "context_parallel_size": config.parallel.context,
+        "expert_model_parallel_size": config.parallel.expert,
+        "expert_tensor_parallel_size": config.parallel.expert_tensor_size,
         "sequence_parallel": config.parallel.sequence,
         "pipeline_dtype": dtype_of(config),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from solopo_nemo.planning.parameters import LayerParameters
+from solopo_nemo.planning.parameters import LayerParameters, StageParameters
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.workload import Sequence, Workload
 
@@ -50,7 +50,7 @@ def _qkv_width(shape: ModelShape) -> int:
 def forward_flops(shape: ModelShape, sequence: Sequence) -> Flops:
     """FLOPs of a forward pass over one sequence with ``S`` input tokens and ``R`` scored positions.
 
-    - ``linear = 2 * S * layers * (qkv + proj + fc1 + fc2 weights)``
+    - ``linear = 2 * S * layers * (qkv + proj + fc1 + fc2 weights)``, of experts the weights that a token is sent to
     - ``attention = 2 * S^2 * a * layers``: two products of ``2 * S^2 * a``, half of which the causal mask removes.
     - ``head = 2 * R * v * h``
 
@@ -58,10 +58,12 @@ def forward_flops(shape: ModelShape, sequence: Sequence) -> Flops:
         shape: shape of the model.
         sequence: lengths of the sequence.
     """
-    layer = LayerParameters.of(shape)
-    weights = layer.total - layer.norms - _qkv_width(shape) * shape.qkv_bias
+    stage, layer = StageParameters.of(shape), LayerParameters.of(shape)
+    outside = stage.embedding + stage.head + stage.final_norm
+    of_layer = layer.norms + _qkv_width(shape) * shape.qkv_bias
+    weights = stage.active(shape) - outside - of_layer * shape.num_hidden_layers
     return Flops(
-        linear=2.0 * sequence.inputs * weights * shape.num_hidden_layers,
+        linear=2.0 * sequence.inputs * weights,
         attention=2.0 * sequence.inputs**2 * shape.query_size * shape.num_hidden_layers,
         head=2.0 * sequence.rows * shape.vocab_size * shape.hidden_size,
     )
@@ -96,8 +98,11 @@ def hardware_flops(
         gpu: True for a run on GPUs.
         adapters: elements that LoRA's adapters of one layer multiply with each token; None if all weights are trained.
     """
-    layer, selective = LayerParameters.of(shape), recompute == "selective"
-    mlp = (layer.fc1 + layer.fc2) / (layer.fc1 + layer.fc2 + layer.proj + shape.hidden_size * _qkv_width(shape))
+    layer, selective, experts = LayerParameters.of(shape), recompute == "selective", shape.experts
+    own = layer.fc1 + layer.fc2
+    if experts:
+        own = (3 * experts.chosen * experts.size + experts.count) * shape.hidden_size
+    mlp = own / (own + layer.proj + shape.hidden_size * _qkv_width(shape))
     forward = sum((forward_flops(shape, sequence) for sequence in workload.policy), Flops())
     again = Flops(
         linear=forward.linear * (mlp * (selective and gpu) + (recompute == "full")),

@@ -20,6 +20,8 @@ class Layout:
         tensor, context, pipeline, data: parallel sizes; their product is the world size.
         sequence: True for sequence parallelism.
         cp_comm_type: communication of context parallelism, as in ``parallel.cp_comm_type``.
+        expert, expert_tensor: ranks that the experts, and each expert's channels, are split over; they are among the
+            tensor, context and data ranks.
     """
 
     tensor: int = 1
@@ -28,6 +30,8 @@ class Layout:
     cp_comm_type: str = "a2a"
     pipeline: int = 1
     data: int = 1
+    expert: int = 1
+    expert_tensor: int = 1
 
     @classmethod
     def of(cls, parallel: ParallelConfig, world: int) -> Layout:
@@ -39,7 +43,14 @@ class Layout:
             cp_comm_type=parallel.cp_comm_type,
             pipeline=parallel.pipeline,
             data=max(world // parallel.model_ranks, 1),
+            expert=parallel.expert,
+            expert_tensor=parallel.expert_tensor_size,
         )
+
+    @property
+    def expert_data(self) -> int:
+        """Ranks that hold the same experts: ``tensor * context * data / (expert * expert_tensor)``."""
+        return self.tensor * self.context * self.data // (self.expert * self.expert_tensor)
 
     @property
     def model_ranks(self) -> int:
@@ -61,12 +72,16 @@ class Layout:
         }
         if self.context > 1:
             values["cp_comm_type"] = self.cp_comm_type
+        if self.expert > 1:
+            values |= {"expert": self.expert, "expert_tensor": self.expert_tensor}
         return [f"parallel.{key}={value}" for key, value in values.items()]
 
     def __str__(self) -> str:
         sequence = "+SP" if self.sequence else ""
         mode = f" {self.cp_comm_type}" if self.context > 1 else ""
-        return f"TP{self.tensor}{sequence} CP{self.context}{mode} PP{self.pipeline} DP{self.data}"
+        split = f"x{self.expert_tensor}" if self.expert_tensor > 1 else ""
+        experts = f" EP{self.expert}{split}" if self.expert > 1 else ""
+        return f"TP{self.tensor}{sequence} CP{self.context}{mode} PP{self.pipeline} DP{self.data}{experts}"
 
 
 @dataclass(frozen=True)

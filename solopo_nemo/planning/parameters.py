@@ -18,8 +18,10 @@ class LayerParameters:
     Attributes:
         qkv: ``(a + 2k) * h / t``, plus ``(a + 2k) / t`` for a bias.
         proj: ``a * h / t``.
-        fc1: ``2 * f * h / t`` (gate and up projection).
-        fc2: ``f * h / t``.
+        fc1: ``2 * f * h / t`` (gate and up projection); 0 with experts.
+        fc2: ``f * h / t``; 0 with experts.
+        router: ``experts * h`` with experts; replicated on every rank.
+        experts: ``experts * 3 * size * h / x`` with experts, on one of ``x`` ranks that they are split over.
         norms: ``2h``, plus ``2 * head_dim`` for normalized queries and keys; replicated on every rank.
     """
 
@@ -28,24 +30,29 @@ class LayerParameters:
     fc1: int
     fc2: int
     norms: int
+    router: int = 0
+    experts: int = 0
 
     @classmethod
-    def of(cls, shape: ModelShape, tensor: int = 1) -> LayerParameters:
-        """The parameters of one layer of a model."""
-        h, f = shape.hidden_size, shape.intermediate_size
+    def of(cls, shape: ModelShape, tensor: int = 1, expert_ranks: int = 0) -> LayerParameters:
+        """The parameters of one layer of a model: with experts on one of ``expert_ranks`` ranks, or with one MLP."""
+        h, f, experts = shape.hidden_size, shape.intermediate_size, shape.experts if expert_ranks else None
         a, k = shape.query_size, shape.kv_size
+        f = 0 if experts else f
         return cls(
             qkv=(a + 2 * k) * (h + shape.qkv_bias) // tensor,
             proj=a * h // tensor,
             fc1=2 * f * h // tensor,
             fc2=f * h // tensor,
             norms=2 * h + 2 * shape.head_dim * shape.qk_norm,
+            router=experts.count * h if experts else 0,
+            experts=experts.count * 3 * experts.size * h // expert_ranks if experts else 0,
         )
 
     @property
     def total(self) -> int:
         """The sum of all parts."""
-        return self.qkv + self.proj + self.fc1 + self.fc2 + self.norms
+        return self.qkv + self.proj + self.fc1 + self.fc2 + self.norms + self.router + self.experts
 
 
 def adapter_parameters(shape: ModelShape, rank: int, targets: Collection[str], tensor: int = 1) -> int:
@@ -74,28 +81,35 @@ class StageParameters:
     """Parameters of one pipeline stage on one tensor-parallel rank (``v`` vocabulary).
 
     Attributes:
-        layers: parameters of its ``layers / pipeline`` layers.
+        layers: parameters of its ``layers / pipeline`` layers without experts.
+        experts: parameters of its experts, on one of the ranks that they are split over.
         embedding: ``v * h / t`` on the first stage, else 0.
         head: ``v * h / t`` on the last stage, else 0; also 0 if it is tied to an embedding on the same stage.
         final_norm: ``h`` on the last stage, else 0.
     """
 
     layers: int
+    experts: int
     embedding: int
     head: int
     final_norm: int
 
     @classmethod
-    def of(cls, shape: ModelShape, tensor: int = 1, pipeline: int = 1, stage: int = 0) -> StageParameters:
+    def of(
+        cls, shape: ModelShape, tensor: int = 1, pipeline: int = 1, stage: int = 0, expert_ranks: int = 1
+    ) -> StageParameters:
         """The parameters of stage ``stage`` of ``pipeline``.
 
         The vocabulary is split evenly and not padded: the importers keep the model's vocabulary size, and the recipes
         refuse a tensor-parallel size that does not divide it.
         """
         first, last = stage == 0, stage == pipeline - 1
-        vocabulary = shape.vocab_size * shape.hidden_size // tensor
+        vocabulary, count = shape.vocab_size * shape.hidden_size // tensor, shape.num_hidden_layers // pipeline
+        mixed = sum(shape.experts.layers[stage * count :][:count]) if shape.experts else 0
+        layer, of_experts = LayerParameters.of(shape, tensor), LayerParameters.of(shape, tensor, expert_ranks)
         return cls(
-            layers=LayerParameters.of(shape, tensor).total * (shape.num_hidden_layers // pipeline),
+            layers=layer.total * (count - mixed) + (of_experts.total - of_experts.experts) * mixed,
+            experts=of_experts.experts * mixed,
             embedding=vocabulary * first,
             head=vocabulary * (last and not (first and shape.tie_word_embeddings)),
             final_norm=shape.hidden_size * last,
@@ -104,4 +118,9 @@ class StageParameters:
     @property
     def total(self) -> int:
         """The sum of all parts."""
-        return self.layers + self.embedding + self.head + self.final_norm
+        return self.layers + self.experts + self.embedding + self.head + self.final_norm
+
+    def active(self, shape: ModelShape) -> int:
+        """Those that a token passes: of the experts, the ones that it is sent to."""
+        idle = self.experts * (1 - shape.experts.chosen / shape.experts.count) if shape.experts else 0
+        return self.total - round(idle)

@@ -75,6 +75,8 @@ def with_layout(config: RunConfig, layout: Layout, **model: Any) -> RunConfig:
         cp_comm_type=layout.cp_comm_type,
         pipeline=layout.pipeline,
         data=None,
+        expert=layout.expert,
+        expert_tensor=layout.expert_tensor,
     )
     return dataclasses.replace(config, parallel=parallel, model=dataclasses.replace(config.model, **model))
 

@@ -28,6 +28,7 @@ import numpy as np
 
 from solopo_nemo.planning.layout import Share
 from solopo_nemo.planning.run import GPU, Run
+from solopo_nemo.runtime.errors import require
 from solopo_nemo.runtime.kernels import ENGINE
 from solopo_nemo.runtime.paths import ASSETS
 
@@ -60,7 +61,16 @@ class Kind:
 
     @classmethod
     def of(cls, run: Run) -> Kind:
-        """The kind of a run's step."""
+        """The kind of a run's step.
+
+        Raises:
+            UserError: a model with experts, of whose steps there are no formulas.
+        """
+        require(
+            run.shape.experts is None,
+            f"the planner has no formulas for the experts of {run.shape.family.models}; a dry run traces a layout: "
+            "dry_run=true dry_run.length=32K dry_run.gpus=8 parallel.expert=8",
+        )
         mode = run.layout.cp_comm_type if run.layout.context > 1 else ""
         return cls(run.device, run.recompute, mode, run.layout.sequence, run.shape.qk_norm)
 

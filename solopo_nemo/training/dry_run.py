@@ -78,7 +78,7 @@ def _say(text: str) -> None:
 
 def _world(config: RunConfig) -> int:
     """Ranks of the run: ``dry_run.gpus``, or as few as the layout takes."""
-    return config.dry_run.gpus or config.parallel.model_ranks * (config.parallel.data or 1)
+    return config.dry_run.gpus or config.parallel.model_ranks * config.parallel.least_data
 
 
 def _memory(config: RunConfig, world: int) -> float:

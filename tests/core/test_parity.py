@@ -85,6 +85,7 @@ def table(objectives: Iterable[str], is_in_gate: Callable[[Layout, str], bool]) 
 @table(OBJECTIVES, is_compared_in_gate)
 def test_layout_agrees_with_one_process(results: dict[Layout, Any], layout: Layout, objective: str) -> None:
     got, want = results[layout][objective], results[single_process(layout)][objective]
+    assert got["routing"] == want["routing"]
     assert got["metrics"].keys() == want["metrics"].keys()
     for key, value in want["metrics"].items():
         # a difference of two rewards is as exact as the rewards, not as its own size

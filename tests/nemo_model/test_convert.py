@@ -37,6 +37,12 @@ RUNS = [
     for layout in LAYOUTS
     if (name, layout.name) != ("mistral", "cp2_ring")
 ]
+RUNS += [
+    ("qwen3_moe", Layout("ep2", 2, ep=2)),
+    ("qwen3_moe_some_layers", Layout("tp2_sp_ep2", 2, tp=2, sp=True, ep=2)),
+    ("mixtral", Layout("tp2_sp_etp2", 2, tp=2, sp=True, etp=2)),
+    ("mixtral", Layout("pp2", 2, pp=2)),
+]
 
 
 @pytest.fixture(scope="module")

@@ -79,6 +79,7 @@ PUBLISHED = {
     "meta-llama/Llama-3.1-70B-Instruct": 70.554, "meta-llama/Llama-3.2-1B-Instruct": 1.236,
     "meta-llama/Llama-3.2-3B-Instruct": 3.213, "Qwen/Qwen3-0.6B": 0.596, "Qwen/Qwen3-4B": 4.022, "Qwen/Qwen3-8B": 8.191,
     "Qwen/Qwen3-14B": 14.768, "Qwen/Qwen3-32B": 32.762, "mistralai/Mistral-7B-Instruct-v0.3": 7.248,
+    "Qwen/Qwen3-30B-A3B": 30.532, "Qwen/Qwen3-235B-A22B": 235.094, "mistralai/Mixtral-8x7B-Instruct-v0.1": 46.703,
 }  # fmt: skip
 """Billions of parameters that the models' pages state."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
+import layouts
 import torch
 import torch.distributed as dist
 from layouts import OBJECTIVES, Layout
@@ -15,6 +16,10 @@ from layouts import OBJECTIVES, Layout
 from solopo_nemo.families.family import FAMILIES
 
 VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, FFN = 256, 64, 4, 4, 2, 128
+EXPERTS = dict(
+    num_moe_experts=4, moe_ffn_hidden_size=48, moe_router_topk=2, moe_router_dtype="fp32", moe_permute_fusion=False,
+    moe_aux_loss_coeff=0.5, moe_z_loss_coeff=0.1,
+)  # fmt: skip
 SAMPLES, MICRO_BATCH = 8, 2
 
 
@@ -64,7 +69,10 @@ def enter(layout: Layout) -> None:
     from megatron.core import parallel_state, tensor_parallel
 
     parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(layout.tp, layout.pp, context_parallel_size=layout.cp)
+    parallel_state.initialize_model_parallel(
+        layout.tp, layout.pp, context_parallel_size=layout.cp, expert_model_parallel_size=layout.ep,
+        expert_tensor_parallel_size=layout.etp,
+    )  # fmt: skip
     tensor_parallel.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
 
 
@@ -72,7 +80,7 @@ def build(layout: Layout, lora: Any = None) -> Any:
     """A NeMo model with the mixin, Megatron's DDP around it, weights seeded by name."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 
-    from solopo_nemo.nemo_model.models import classes_of, family_settings
+    from solopo_nemo.nemo_model.models import MODELS, classes_of, family_settings
 
     cls, config_cls = classes_of(layout.family)
     recompute: dict[str, Any] = {}
@@ -80,12 +88,20 @@ def build(layout: Layout, lora: Any = None) -> Any:
         recompute = dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
     elif layout.recompute:
         recompute = dict(recompute_granularity="selective", recompute_modules=[layout.recompute])
-    if layout.family == "qwen3":
+    if layout.family.startswith("qwen3"):
         recompute["kv_channels"] = 2 * HIDDEN // HEADS
+    if layout.family not in MODELS:
+        recompute |= family_settings(FAMILIES[layout.family])
     if layout.family == "gemma3_text":
-        recompute |= family_settings(FAMILIES[layout.family]) | dict(
+        recompute |= dict(
             kv_channels=24, query_pre_attn_scalar=20, rotary_base_local=500.0, window_size=(layout.window - 1, 0),
             window_attn_skip_freq=[1, 0, 1, 1],
+        )  # fmt: skip
+    if layout.family in layouts.EXPERTS:
+        recompute |= EXPERTS | dict(
+            expert_model_parallel_size=layout.ep, expert_tensor_parallel_size=layout.etp,
+            # one layer without experts
+            moe_layer_freq=[1, 1, 0, 1] if layout.family == "qwen3_moe" else 1,
         )  # fmt: skip
     config = config_cls(
         **dict(
@@ -94,7 +110,7 @@ def build(layout: Layout, lora: Any = None) -> Any:
             share_embeddings_and_output_weights=layout.tied, layernorm_epsilon=1e-6,
             tensor_model_parallel_size=layout.tp, pipeline_model_parallel_size=layout.pp,
             context_parallel_size=layout.cp, sequence_parallel=layout.sp, cp_comm_type=layout.cp_mode,
-            pipeline_dtype=torch.float32,
+            pipeline_dtype=torch.float32, params_dtype=torch.float32, bf16=False,
         )
         | recompute
     )  # fmt: skip
@@ -120,30 +136,40 @@ def _global_name(name: str, config: Any) -> str:
     return ".".join(parts)
 
 
-def _is_split(p: torch.Tensor) -> bool:
+def _splits(name: str, p: torch.Tensor) -> list[tuple[int, Any]]:
+    """Axes of a parameter that are split over ranks, with their groups."""
     from megatron.core import parallel_state
 
-    return getattr(p, "tensor_model_parallel", False) and parallel_state.get_tensor_model_parallel_world_size() > 1
+    experts = name.endswith(("experts.linear_fc1.weight", "experts.linear_fc2.weight"))
+    found = []
+    if getattr(p, "tensor_model_parallel", False):
+        found.append((p.partition_dim, parallel_state.get_tensor_model_parallel_group()))
+    if experts:
+        found = [(p.partition_dim, parallel_state.get_expert_tensor_parallel_group())]
+        found.append((0, parallel_state.get_expert_model_parallel_group()))
+    return [(axis, group) for axis, group in found if group.size() > 1]
+
+
+def _halves(name: str, axis: int) -> int:
+    """How many parts are split each by itself: gate and up projection of an MLP."""
+    return 2 if "linear_fc1" in name and not (axis == 0 and "experts" in name) else 1
 
 
 @torch.no_grad()
 def seed_weights(model: Any) -> None:
-    from megatron.core import parallel_state
-
-    n, r = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
     for name, p in model.module.named_parameters():
         full_name, shape = _global_name(name, model.config), list(p.shape)
         if model.config.share_embeddings_and_output_weights and full_name.startswith("output_layer"):
             full_name = "embedding.word_embeddings.weight"
-        if _is_split(p):
-            shape[p.partition_dim] *= n
+        for axis, group in _splits(name, p):
+            shape[axis] *= group.size()
         g = torch.Generator().manual_seed(zlib.crc32(full_name.encode()))
         # random norm weights: with all ones, a norm that was never loaded would go unseen
         mean = "norm" in full_name and not model.config.layernorm_zero_centered_gamma
         full = torch.randn(shape, generator=g) * 0.15 + float(mean)
-        if _is_split(p):
-            halves = full.chunk(2, p.partition_dim) if "linear_fc1" in full_name else (full,)
-            full = torch.cat([h.chunk(n, p.partition_dim)[r] for h in halves], p.partition_dim)
+        for axis, group in _splits(name, p):
+            halves = full.chunk(_halves(full_name, axis), axis)
+            full = torch.cat([h.chunk(group.size(), axis)[group.rank()] for h in halves], axis)
         p.copy_(full)
 
 
@@ -151,21 +177,14 @@ def gather_full(model: Any, tensors: dict[str, tuple[torch.Tensor, torch.Tensor]
     """(parameter, its gradient) by local name -> full gradients by global name, all pipeline stages together."""
     from megatron.core import parallel_state
 
-    tp_group, n = (
-        parallel_state.get_tensor_model_parallel_group(),
-        parallel_state.get_tensor_model_parallel_world_size(),
-    )
     out = {}
     for name, (p, t) in tensors.items():
         full_name, t = _global_name(name, model.config), t.detach().contiguous()
-        if _is_split(p):
-            parts = [torch.empty_like(t) for _ in range(n)]
-            dist.all_gather(parts, t, group=tp_group)
-            if "linear_fc1" in full_name:
-                halves = [x.chunk(2, p.partition_dim) for x in parts]
-                t = torch.cat([torch.cat([h[i] for h in halves], p.partition_dim) for i in (0, 1)], p.partition_dim)
-            else:
-                t = torch.cat(parts, p.partition_dim)
+        for axis, group in _splits(name, p):
+            parts = [torch.empty_like(t) for _ in range(group.size())]
+            dist.all_gather(parts, t.contiguous(), group=group)
+            halves = [x.chunk(_halves(full_name, axis), axis) for x in parts]
+            t = torch.cat([torch.cat(own, axis) for own in zip(*halves, strict=True)], axis)
         out[full_name] = t.clone()
     stages: list[Any] = [None] * parallel_state.get_pipeline_model_parallel_world_size()
     dist.all_gather_object(stages, out, group=parallel_state.get_pipeline_model_parallel_group())
@@ -211,6 +230,8 @@ def step(model: Any, layout: Layout, objective: Any) -> dict[str, float]:
     from megatron.core import parallel_state
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
+    from solopo_nemo.core.experts import take_metrics
+
     model.objective, model.reference, model._training_loss_reduction = (
         objective,
         made_up_reference(objective, layout.turns),
@@ -238,7 +259,9 @@ def step(model: Any, layout: Layout, objective: Any) -> dict[str, float]:
         parallel_state.get_pipeline_model_parallel_last_rank(),
         group=parallel_state.get_pipeline_model_parallel_group(),
     )
-    return metrics[0]
+    if model.config.num_moe_experts:
+        model.routing = routing(model)
+    return metrics[0] | take_metrics(model.module, model.config, len(data))
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -251,18 +274,36 @@ def whole_gradients(model: Any) -> dict[str, torch.Tensor]:
     """Like :func:`gradients`; DDP with a distributed optimizer reduce-scatters, so the shards are summed (and put back)."""
     from megatron.core import parallel_state
 
-    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    scattered = [buffer.grad_data.clone() for buffer in model.module.buffers]
-    for buffer in model.module.buffers:
+    everyone = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    buffers = [(buffer, everyone) for buffer in model.module.buffers]
+    buffers += [(b, parallel_state.get_expert_data_parallel_group()) for b in model.module.expert_parallel_buffers]
+    scattered = [buffer.grad_data.clone() for buffer, _ in buffers]
+    for buffer, group in buffers:
         shard = buffer.grad_data.numel() // group.size()
         own = buffer.grad_data[group.rank() * shard : (group.rank() + 1) * shard].clone()
         buffer.grad_data.zero_()
         buffer.grad_data[group.rank() * shard : (group.rank() + 1) * shard] = own
         dist.all_reduce(buffer.grad_data, group=group)
     whole = gradients(model)
-    for buffer, data in zip(model.module.buffers, scattered, strict=True):
+    for (buffer, _), data in zip(buffers, scattered, strict=True):
         buffer.grad_data.copy_(data)
     return whole
+
+
+def routing(model: Any) -> dict[int, list[int]]:
+    """Real tokens of each expert in the last step by layer, over all ranks."""
+    from megatron.core import parallel_state
+
+    from solopo_nemo.core.experts import routers_of
+
+    own = {}
+    for router in routers_of(model.module):
+        load = router.load.clone()
+        dist.all_reduce(load, group=router.tp_dp_cp_group)
+        own[router.layer_number] = load.tolist()
+    stages: list[Any] = [None] * parallel_state.get_pipeline_model_parallel_world_size()
+    dist.all_gather_object(stages, own, group=parallel_state.get_pipeline_model_parallel_group())
+    return {layer: load for stage in stages for layer, load in stage.items()}
 
 
 def run_layout(layout: Layout, steps: dict[str, int]) -> dict[str, Any]:
@@ -278,7 +319,12 @@ def run_layout(layout: Layout, steps: dict[str, int]) -> dict[str, Any]:
         objective = build_objective(kind, **options)
         seed_weights_of(model)
         metrics = step(model, layout, objective)
-        result[name] = {"metrics": metrics, "grads": whole_gradients(model), "losses": [metrics["loss"]]}
+        result[name] = {
+            "routing": getattr(model, "routing", None),
+            "metrics": metrics,
+            "grads": whole_gradients(model),
+            "losses": [metrics["loss"]],
+        }
         if not count:
             continue
         optimizer = get_megatron_optimizer(

@@ -19,6 +19,8 @@ LLAMA3 = {
 }  # fmt: skip
 SLIDES = ["sliding_attention", "full_attention"]
 
+MOE = dict(head_dim=32, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=40, rope_theta=1e6)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -71,6 +73,14 @@ CASES = {
         "gemma3_text", dict(head_dim=24, sliding_window=512, layer_types=SLIDES), torch.bfloat16, "200KB",
         wrong=dict(query_pre_attn_scalar=24),
     ),
+    "qwen3_moe": Case(
+        "qwen3_moe", MOE | dict(norm_topk_prob=True), torch.bfloat16, "100KB", wrong=dict(norm_topk_prob=False),
+    ),
+    "qwen3_moe_some_layers": Case(
+        "qwen3_moe", MOE | dict(num_hidden_layers=3, mlp_only_layers=[0], norm_topk_prob=False),
+        wrong=dict(norm_topk_prob=True),
+    ),
+    "mixtral": Case("mixtral", dict(num_local_experts=4, rms_norm_eps=1e-5, rope_theta=1e6), wrong=dict(num_experts_per_tok=3)),
 }  # fmt: skip
 
 
@@ -227,6 +237,7 @@ def _layout_logits(checkpoint: Path, layout: Any) -> torch.Tensor:
     settings = dict(
         tensor_model_parallel_size=layout.tp, pipeline_model_parallel_size=layout.pp, context_parallel_size=layout.cp,
         sequence_parallel=layout.sp, cp_comm_type=layout.cp_mode, pipeline_dtype=torch.float32,
+        expert_model_parallel_size=layout.ep, expert_tensor_parallel_size=layout.etp,
     )  # fmt: skip
     for key, value in settings.items():
         setattr(model.config, key, value)

@@ -21,10 +21,14 @@ class Layout:
     """Its kinds of parallelism are other lines' too: the gate takes the objectives :data:`SAMPLED` alone."""
     window: int = 0
     """Sliding window of Gemma 3's local layers, in tokens; a context rank has 10 to 35 tokens of a long sequence."""
+    ep: int = 1
+    etp: int = 1
     turns: bool = False
     """Answers of several turns, whose scored tokens have gaps, and several rejected answers in some samples."""
 
 
+EXPERTS = ("qwen3_moe", "mixtral")
+"""Families with experts."""
 SINGLE = Layout("single", 1)
 TURNS = Layout("single", 1, turns=True)
 LAYOUTS = (
@@ -50,6 +54,15 @@ LAYOUTS = (
     Layout("cp2_a2a_gemma3_wide", 2, cp=2, cp_mode="a2a", tied=True, family="gemma3_text", window=45, again=True),
     Layout("pp2_gemma3", 2, pp=2, tied=True, family="gemma3_text", window=6, again=True),
     Layout("cp2_turns", 2, cp=2, turns=True, again=True),
+    Layout("ep2", 2, ep=2, family="qwen3_moe", again=True),
+    Layout("tp2_ep2", 2, tp=2, sp=True, ep=2, family="mixtral", again=True),
+    Layout("cp2_ep2", 2, cp=2, ep=2, family="qwen3_moe", again=True),
+    Layout("tp2_etp2", 2, tp=2, sp=True, etp=2, family="qwen3_moe", again=True),
+    Layout("pp2_moe", 2, pp=2, recompute="full", family="qwen3_moe", again=True),
+    Layout("tp2_ep2_dp2", 4, tp=2, sp=True, ep=2, family="qwen3_moe", again=True),
+    Layout("cp2_ep2_dp2", 4, cp=2, ep=2, family="qwen3_moe", again=True),
+    Layout("pp2_ep2", 4, pp=2, ep=2, family="qwen3_moe", again=True),
+    Layout("tp2_pp2_ep2", 4, tp=2, sp=True, pp=2, ep=2, family="qwen3_moe", again=True),
 )
 
 OBJECTIVES = {
@@ -71,6 +84,8 @@ SAMPLED = ("solo_dpo", "longpo")
 
 def is_compared_in_gate(layout: Layout, objective: str) -> bool:
     """Whether the gate has this cell: each family of objectives, its variants in turn. ``.ci/long`` has the others."""
+    if layout.family in EXPERTS:
+        return layout.world == 2 and objective == "solo_dpo"
     if layout.again or objective in SAMPLED:
         return objective in SAMPLED
     family = [name for name, (kind, _) in OBJECTIVES.items() if kind == OBJECTIVES[objective][0]]
@@ -79,4 +94,6 @@ def is_compared_in_gate(layout: Layout, objective: str) -> bool:
 
 def is_followed_in_gate(layout: Layout, objective: str) -> bool:
     """Whether the gate follows this cell over several steps: one objective of each layout, each in turn."""
+    if layout.family in EXPERTS:
+        return is_compared_in_gate(layout, objective)
     return objective == TRAINED[0 if layout.again else LAYOUTS.index(layout) % len(TRAINED)]

@@ -32,6 +32,8 @@ class Values:
     """Scores are divided by its square root."""
     gemma: bool = False
     """Scaled embedding, zero-centred norms, norms behind each block, GELU by its tanh formula."""
+    experts: int = 0
+    normalized: bool = False
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -84,6 +86,28 @@ def linear(w: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tens
     return torch.nn.functional.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
 
 
+silu = torch.nn.functional.silu
+
+
+def mlp(w: dict[str, torch.Tensor], names: list[str], y: torch.Tensor, activation: Any = silu) -> torch.Tensor:
+    gate, up, down = names
+    return linear(w, down, activation(linear(w, gate, y)) * linear(w, up, y))
+
+
+def mixture(w: dict[str, torch.Tensor], at: str, names: list[str], values: Values, y: torch.Tensor) -> torch.Tensor:
+    """Each token's experts one after the other."""
+    shares, chosen = linear(w, f"{at}.gate", y).softmax(-1).topk(values.experts)
+    if values.normalized:
+        shares = shares / shares.sum(-1, keepdim=True)
+    rows = [
+        sum(
+            share * mlp(w, [f"{at}.experts.{e}.{name}" for name in names], token) for share, e in zip(*own, strict=True)
+        )
+        for token, *own in zip(y, shares, chosen.tolist(), strict=True)
+    ]
+    return torch.stack(rows)
+
+
 @torch.no_grad()
 def logits(w: dict[str, torch.Tensor], values: Values, ids: list[int]) -> torch.Tensor:
     """Logits ``[tokens, vocabulary]`` in fp32."""
@@ -122,8 +146,13 @@ def logits(w: dict[str, torch.Tensor], values: Values, ids: list[int]) -> torch.
             y = rms_norm(y, w[f"{at}.post_attention_layernorm.weight"], values.epsilon)
         x = x + y
         y = rms_norm(x, w[f"{at}.{pre_mlp}.weight"], values.epsilon)
-        gate = (gelu if values.gemma else torch.nn.functional.silu)(linear(w, f"{at}.mlp.gate_proj", y))
-        y = linear(w, f"{at}.mlp.down_proj", gate * linear(w, f"{at}.mlp.up_proj", y))
+        projections = ["gate_proj", "up_proj", "down_proj"]
+        if f"{at}.mlp.gate.weight" in w:
+            y = mixture(w, f"{at}.mlp", projections, values, y)
+        elif f"{at}.block_sparse_moe.gate.weight" in w:
+            y = mixture(w, f"{at}.block_sparse_moe", ["w1", "w3", "w2"], values, y)
+        else:
+            y = mlp(w, [f"{at}.mlp.{name}" for name in projections], y, gelu if values.gemma else silu)
         if values.gemma:
             y = rms_norm(y, w[f"{at}.post_feedforward_layernorm.weight"], values.epsilon)
         x = x + y

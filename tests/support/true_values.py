@@ -14,6 +14,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072, "sliding_window": 4096,
         "rope_theta": 1e6, "rope_local_base_freq": 1e4, "query_pre_attn_scalar": 256,
     },
+    "qwen3_moe": {
+        "num_key_value_heads": 4, "max_position_embeddings": 32768, "num_experts_per_tok": 8, "norm_topk_prob": False,
+    },
+    "mixtral": {
+        "num_key_value_heads": 8, "max_position_embeddings": 131072, "num_experts_per_tok": 2, "norm_topk_prob": True,
+        "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+    },
     "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
 }  # fmt: skip
 """From the configuration classes of transformers 4.57.6, 5.0.0 and 5.24.0, which agree."""
@@ -61,8 +68,8 @@ def true_values(config: dict[str, Any], five: bool) -> tuple[Values, int]:
     if local:
         types = full.get("layer_types") or [*["sliding_attention"] * 5, "full_attention"] * len(layers)
         sliding = [full["sliding_window"] if types[i] == "sliding_attention" else None for i in layers]
-    if family == "mistral":
-        sliding = [full["sliding_window"] for _ in layers]
+    if family in ("mistral", "mixtral"):
+        sliding = [full.get("sliding_window") for _ in layers]
     elif family.startswith("qwen") and full.get("use_sliding_window", False):
         first = full.get("max_window_layers", 28)
         types = full.get("layer_types") or ["sliding_attention" if i >= first else "full_attention" for i in layers]
@@ -78,5 +85,7 @@ def true_values(config: dict[str, Any], five: bool) -> tuple[Values, int]:
         local_theta=local,
         scalar=full.get("query_pre_attn_scalar"),
         gemma=bool(local),
+        experts=full.get("num_experts_per_tok", 0),
+        normalized=full.get("norm_topk_prob", False),
     )
     return values, full.get("num_key_value_heads") or heads

@@ -19,14 +19,20 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from solopo_nemo.core.layers.attention import SDPACoreAttention
 from solopo_nemo.core.layers.blockwise import ACTIVATIONS, gamma_of, gated_linear, norm, norm_linear
+from solopo_nemo.core.layers.experts import Experts, Router
 from solopo_nemo.core.layers.extras import extras
 from solopo_nemo.core.layers.rotary import LocalRotaryAttention
 from solopo_nemo.core.layers.window import WindowCoreAttention
@@ -161,7 +167,7 @@ class PostNormMLP(_PostNorm, MLP):
 
 
 def torch_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
-    """Layers for RMSNorm models with a gated MLP, which are those of all supported families, on any device.
+    """Layers for RMSNorm models with a gated MLP or experts, which are those of all supported families, on any device.
 
     Valid under TP, SP, CP, PP and DP. A block rather than a layer spec, because the block's final norm
     has to allow sequence parallelism too.
@@ -170,8 +176,20 @@ def torch_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> 
         raise ValueError(f"normalization={config.normalization!r}: without Transformer Engine only RMSNorm models run")
     if not config.gated_linear_unit or config.activation_func not in ACTIVATIONS:
         raise ValueError("without Transformer Engine only models with a gated MLP of SiLU or tanh GELU run")
+    layers, experts = get_num_layers_to_build(config, vp_stage=vp_stage), config.num_moe_experts is not None
+    specs = [_layer_spec(config, experts)] * layers
+    if experts and isinstance(config.moe_layer_freq, list):
+        first = get_transformer_layer_offset(config, vp_stage)
+        specs = [_layer_spec(config, bool(has)) for has in config.moe_layer_freq[first : first + layers]]
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
+
+
+def _layer_spec(config: TransformerConfig, has_experts: bool) -> ModuleSpec:
     norm_of_heads, post_norms = RMSNorm if config.qk_layernorm else IdentityOp, extras(config).post_norms
-    layer = ModuleSpec(
+    mlp = PostNormMLP if post_norms else ModuleSpec(module=MLP, submodules=MLP_PARTS)
+    if has_experts:
+        mlp = ModuleSpec(module=MoELayer, submodules=MoESubmodules(experts=Experts, router=Router))
+    return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             self_attention=ModuleSpec(
@@ -186,9 +204,9 @@ def torch_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> 
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            mlp=PostNormMLP if post_norms else ModuleSpec(module=MLP, submodules=MLP_PARTS),
+            # experts share one norm; an MLP's is in its first linear layer
+            pre_mlp_layernorm=RMSNorm if has_experts else IdentityOp,
+            mlp=mlp,
             mlp_bda=get_bias_dropout_add,
         ),
     )
-    layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)

@@ -8,13 +8,15 @@ module of a layer     tensor                           bytes                    
 ====================  ===============================  ===================================  ==========================
 linear_qkv, fc1       ``ln_out``, ``rsigma``           ``T * h / s * e``, ``T / s * 4``     forward to backward
 linear_fc2            ``saved_inputmat``               ``T * f * e``                        forward to backward
+linear_fc2, experts   ``inputmats``                    ``n * f * e``                        forward to backward
 core_attention, ring  ``out_per_step``                 ``c * T * a * e``                    while its forward runs
 core_attention, ring  ``softmax_lse_per_step``         ``c * T * n * 4``                    while its forward runs
 core_attention, ring  ``p2p_comm_buffers``             ``c * T * 2k * e``                   while its forward runs
 rotary embedding      angles of the longest sequence   ``S * d * 4``                        as long as the micro-batch
 ====================  ===============================  ===================================  ==========================
 
-Symbols: :mod:`solopo_nemo.planning.traced`. Transformer Engine has less of one kind: it adds a weight's gradient to
+Symbols: :mod:`solopo_nemo.planning.traced`; ``n`` tokens that reach a rank's experts, whose channels are ``f``.
+Transformer Engine has less of one kind: it adds a weight's gradient to
 Megatron's buffer, where torch's layers make it first, in fp32. A trace is so much too high: by ``16 * f * h`` bytes at
 most, which is 1.0 GiB for a 7B model on one tensor-parallel rank.
 """
@@ -22,6 +24,7 @@ most, which is 1.0 GiB for a 7B model on one tensor-parallel rank.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,12 +45,20 @@ def hold(model: Any, longest: int) -> None:
     if getattr(model, "rotary_pos_emb", None) is not None:
         model.rotary_pos_emb.register_forward_hook(lambda _, __, table: _keep_angles(table, longest))
     for layer in model.decoder.layers:
-        for linear in (layer.self_attention.linear_qkv, layer.mlp.linear_fc1):
+        experts = getattr(layer.mlp, "experts", None)
+        for linear in (layer.self_attention.linear_qkv, *([] if experts else [layer.mlp.linear_fc1])):
             _save_with(linear, lambda x: (torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)))
-        _save_with(layer.mlp.linear_fc2, lambda x: (x.new_empty(*x.shape[:-1], x.shape[-1] // 2),))
+        if experts:
+            _save_with(experts, partial(_activated, experts.linear_fc2.weight.shape[2]))
+        else:
+            _save_with(layer.mlp.linear_fc2, lambda x: (x.new_empty(*x.shape[:-1], x.shape[-1] // 2),))
         attention = layer.self_attention.core_attention
         if attention.cp_group.size() > 1 and attention.cp_comm_type == "p2p":
             _hold_steps(attention)
+
+
+def _activated(width: int, rows: torch.Tensor) -> tuple[torch.Tensor]:
+    return (rows.new_empty(rows.shape[0], width),)
 
 
 def _keep_angles(table: Any, longest: int) -> None:

@@ -34,6 +34,7 @@ from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.nemo_model import compat
 from solopo_nemo.nemo_model.policy import build_model, ddp_config, optimizer_config, packing_layout, parallel_sizes
 from solopo_nemo.planning.dry_run import engine
+from solopo_nemo.planning.dry_run.balanced import balance, forget
 from solopo_nemo.planning.dry_run.tracker import Peak, Tracker
 from solopo_nemo.runtime import device
 from solopo_nemo.runtime.kernels import TORCH
@@ -113,11 +114,14 @@ def _fake_ranks(config: RunConfig, rank: int, world: int) -> Iterator[None]:
             config.parallel.tensor,
             config.parallel.pipeline,
             context_parallel_size=config.parallel.context,
+            expert_model_parallel_size=config.parallel.expert,
+            expert_tensor_parallel_size=config.parallel.expert_tensor_size,
             create_gloo_process_groups=False,
         )
         tensor_parallel.model_parallel_cuda_manual_seed(config.trainer.seed, force_reset_rng=True)
         yield
     finally:
+        forget()
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
 
@@ -176,6 +180,7 @@ class _Step:
     def __init__(self, config: RunConfig, description: ModelDescription, tracker: Tracker) -> None:
         self.config, self.description, self.tracker = config, description, tracker
         self.objective = config.build_objective()
+        tracker.chosen = description.experts.chosen if description.experts else 0
         tracker.groups = _group_names()
         # in bf16 the parameters are built as what Megatron's Float16Module makes of them; fake ones it cannot convert
         self.core = self._built()
@@ -202,6 +207,7 @@ class _Step:
         model = build_model(self.config, self.description, self.objective, None)
         set_model_parallel_attributes(model, SimpleNamespace(**parallel_sizes(self.config)))
         model.configure_model()
+        balance(model.module)
         return model.module
 
     def prepare(self, lengths: Mapping[str, int], mode: FakeTensorMode) -> None:
@@ -219,7 +225,8 @@ class _Step:
         self.batch: Batch = packed(self.objective.sequences)
         padded = tracker.lengths = self.batch["lengths"]
         if config.parallel.context > 1 and config.parallel.cp_comm_type == "p2p":
-            own = {size for p in self.core.parameters() for size in p.shape} | {self.batch["tokens"].shape[1]}
+            local = self.batch["tokens"].shape[1]
+            own = {size for p in self.core.parameters() for size in p.shape} | {local, local * tracker.chosen}
             tracker.whole = frozenset({sum(padded), max(padded)} - own)
         reference: Any = CachedReference(names, {SAMPLE: dict.fromkeys(names, -1.0)}) if names else None
         if names and config.reference == "online":
@@ -275,8 +282,13 @@ class _Step:
 def _group_names() -> dict[str, str]:
     """The run's dimensions by the names of process groups."""
     groups = _groups()
-    found = {"data": groups.dp_cp, "pipeline": groups.pp, "context": groups.cp, "tensor": groups.tp}
-    return {group.group_name: name for name, group in found.items()}
+    experts = {
+        "data": parallel_state.get_expert_data_parallel_group(),
+        "expert": parallel_state.get_expert_model_parallel_group(),
+        "tensor": parallel_state.get_expert_tensor_parallel_group(),
+    }
+    own = {"data": groups.dp_cp, "pipeline": groups.pp, "context": groups.cp, "tensor": groups.tp}
+    return {group.group_name: name for found in (experts, own) for name, group in found.items()}
 
 
 def _groups() -> Any:

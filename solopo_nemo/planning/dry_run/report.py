@@ -49,6 +49,7 @@ class DryRun:
         device_bytes: assumed of the device and its libraries, beside the traced tensors.
         memory_gib: memory of a device.
         seconds: that the traces took.
+        experts: the model has mixture-of-experts layers.
     """
 
     config: RunConfig
@@ -58,6 +59,7 @@ class DryRun:
     device_bytes: float
     memory_gib: float
     seconds: float
+    experts: bool = False
 
     @property
     def peak_gib(self) -> float:
@@ -84,6 +86,7 @@ class DryRun:
             "layout": dataclasses.asdict(self.layout),
             "world": self.layout.world,
             "lengths": dict(self.lengths),
+            **({"routing": "balanced, assumed"} if self.experts else {}),
             "peak_gib": round(self.peak_gib, 3),
             "device_gib": round(self.device_bytes / GIB, 3),
             "memory_gib": self.memory_gib,
@@ -159,7 +162,8 @@ def dry_run(
             ) from error
     traces.sort(key=lambda trace: -trace.peak.bytes)
     seconds = time.perf_counter() - started
-    return DryRun(config, layout, lengths, tuple(traces), _device_bytes(config, layout), memory_gib, seconds)
+    device_bytes, experts = _device_bytes(config, layout), model.experts is not None
+    return DryRun(config, layout, lengths, tuple(traces), device_bytes, memory_gib, seconds, experts)
 
 
 def trace_layout(
@@ -264,6 +268,8 @@ def print_dry_run(found: DryRun, console: Console) -> None:
     engine = found.config.model.layers == ENGINE
     beside = ", with what Transformer Engine's hold beside them" * engine
     console.print(f"traced for {target}: torch's layers{beside}")
+    if found.experts:
+        console.print("experts: assumed to get equally many tokens each; the busiest rank of a real step holds more")
     console.print(f"longest sample: {sample} tokens; {found.config.trainer.micro_batch} a micro-batch")
     shown = [("peak", *(gib(trace.peak.bytes) for trace in found.traces))]
     shown += [

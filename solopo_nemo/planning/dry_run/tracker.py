@@ -98,6 +98,7 @@ class Tracker(TorchDispatchMode):
         flops, sent: floating-point operations; bytes sent by group.
         operations: how often each operation ran, by name.
         lengths: of the packed sequences, over all context-parallel ranks.
+        chosen: experts of each token, by which a selection of tokens has a known size; 0 without experts.
         places_from: bytes from which a tensor's place in the source is kept.
         whole: sizes of a dimension that no tensor of a context-parallel rank should have.
         too_long: tensors that have one.
@@ -113,6 +114,7 @@ class Tracker(TorchDispatchMode):
     sent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     operations: Counter[str] = field(default_factory=Counter)
     lengths: Sequence[int] = ()
+    chosen: int = 0
     places_from: int = 2**20
     whole: frozenset[int] = frozenset()
     too_long: list[Storage] = field(default_factory=list)
@@ -130,6 +132,11 @@ class Tracker(TorchDispatchMode):
         if given and not any(isinstance(x, FakeTensor) for x in given):
             with no_dispatch():
                 return func(*args, **kwargs)
+        if name == "masked_select" and self.chosen:  # mask [experts, tokens]
+            selected: Any = given[0].new_empty(given[1].shape[1] * self.chosen)
+            self.operations[name] += 1
+            self._record(selected, name)
+            return selected
         if name in _READS and not all(getattr(x, "constant", None) is not None for x in given):
             if not self.syncs:
                 raise HostSync(f"{name} reads {given[0].dtype} {list(given[0].shape)} of the device at {_place()}")
@@ -255,6 +262,8 @@ class Tracker(TorchDispatchMode):
         forward = base if base.endswith("forward") or base == _CPU_ATTENTION else f"{base}_forward"
         if forward in _ATTENTION or forward == _CPU_ATTENTION:
             self.flops += _attention(name, args, self.lengths)
+        elif name == "_grouped_mm":  # each row with one expert's matrix
+            self.flops += 2.0 * args[0].numel() * args[1].shape[-1]
         elif formula := flop_registry.get(getattr(torch.ops.aten, name.removesuffix("_"), None)):  # addmm_ as addmm
             self.flops += formula(*args, **kwargs, out_val=out)
 

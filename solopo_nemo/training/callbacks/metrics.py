@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from solopo_nemo.core.experts import take_metrics
 from solopo_nemo.runtime import device
 from solopo_nemo.training.callbacks.collapse_watch import CollapseWatch
 from solopo_nemo.training.report.rows import read_metrics
@@ -35,8 +36,10 @@ class StepValues(pl.Callback):
         self.means: dict[str, float] = {}
 
     def on_megatron_step_end(self, step: Any) -> None:
-        """NeMo's event after forward and backward: take the metrics from the last pipeline stage; a collective."""
-        self.means = _from_last_stage(step.pl_module.training_loss_reduction.metrics)
+        """NeMo's event after forward and backward: take the metrics of the last stage and the routers; a collective."""
+        model = step.pl_module
+        self.means = _from_last_stage(model.training_loss_reduction.metrics)
+        self.means |= take_metrics(model.module, model.config, step.num_microbatches)
 
 
 def update_skipped(pl_module: Any) -> bool:

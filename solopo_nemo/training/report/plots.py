@@ -87,6 +87,14 @@ PLOTS: Mapping[Chart, tuple[Panel, ...]] = {
         "Alignment between short and long",
         "Gap: mean distance of the two rewards. Signed gap: positive where the short prompt has the higher reward.",
     ): (_single("gap", "align/gap", "green"), _single("signed gap", "align/signed_gap", "purple")),
+    Chart(
+        "experts",
+        "Load of the experts",
+        "Tokens of the busiest expert of any layer, as a multiple of the mean. The losses are before their weights.",
+    ): (
+        _single("busiest expert", "moe/busiest_expert", "blue"),
+        Panel("loss", {"moe/aux_loss": ("load balancing", "orange"), "moe/z_loss": ("z-loss", "purple")}),
+    ),
     Chart("optimizer", "Learning rate and gradient norm", "The norm before clipping."): (
         _single("learning rate", "lr", "blue", noisy=False),
         _single("gradient norm", "grad_norm", "orange"),
