@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from solopo_nemo.config.schema import RunConfig
-from solopo_nemo.config.world import check_context, check_pipeline, check_tensor, check_world, layers_of
+from solopo_nemo.config.world import check_context, check_experts, check_pipeline, check_tensor, check_world, layers_of
 from solopo_nemo.data.prepared import PreparedDataset, TooLong, prepare_dataset, prepared_date
 from solopo_nemo.data.template_date import KEY as DATE_KEY
 from solopo_nemo.data.tokenizer_files import load_tokenizer
@@ -307,6 +307,7 @@ CHECKS: tuple[Check, ...] = (
     lambda start: check_writable(start.config.output, "output_dir", make=start.scratch is None),
     _check_origin,
     lambda start: check_tensor(start.config.parallel, start.model),
+    lambda start: check_experts(start.config, start.model, start.on_gpu),
     lambda start: check_pipeline(start.config.parallel, start.model),
     _check_context,
     lambda start: check_space(start.config, start.model, start.bf16, saved=len(start.saved)),

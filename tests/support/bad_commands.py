@@ -113,6 +113,25 @@ too many tensor ranks        | parallel.tensor=64                      | paralle
 layers not divisible         | parallel.pipeline=3                     | parallel.pipeline
 Ulysses heads                | parallel.context=3 parallel.cp_comm_type=a2a trainer.global_batch=16 | parallel.cp_comm_type=p2p
 sequence parallel alone      | parallel.sequence=true                  | parallel.sequence
+no expert ranks              | parallel.expert=0                       | parallel.expert
+experts of a dense model     | parallel.expert=2                       | has no experts
+router loss of no router     | model.moe_aux_loss=0.1                  | model.moe_aux_loss
+z-loss of no router          | model.moe_z_loss=0.1                    | model.moe_z_loss
+router loss below zero       | model.moe_aux_loss=-0.1                 | model.moe_aux_loss
+expert channels beyond ranks | parallel.expert=2 parallel.expert_tensor=2 | parallel.expert_tensor
+expert channels alone        | parallel.tensor=2 parallel.expert_tensor=1 | parallel.expert of 2
+experts not divisible        | model=custom model.init={bad}/experts parallel.expert=3 parallel.data=3 trainer.global_batch=12 | 4 experts
+experts, tokens sent twice   | model=custom model.init={bad}/experts parallel.tensor=2 | parallel.sequence=true
+experts on too few ranks     | model=custom model.init={bad}/experts parallel.expert=4 parallel.data=2 trainer.global_batch=8 | parallel.expert=4
+experts of unequal gathers   | model=custom model.init={bad}/experts parallel.tensor=2 parallel.sequence=true parallel.expert=2 parallel.expert_tensor=2 parallel.data=2 trainer.global_batch=8 | gloo
+adapters on experts          | model=custom model.init={bad}/experts peft=lora      | [q_proj,k_proj,v_proj,o_proj]
+more experts than there are  | model=custom model.init={bad}/experts_many           | num_experts_per_tok=9
+one expert of weight 1       | model=custom model.init={bad}/experts_one            | num_experts_per_tok=1
+no layer with experts        | model=custom model.init={bad}/experts_nowhere        | mlp_only_layers
+a layer that is not there    | model=custom model.init={bad}/experts_layer          | mlp_only_layers
+shared experts               | model=custom model.init={bad}/experts_shared         | shared_expert_intermediate_size
+noise of a router            | model=custom model.init={bad}/experts_noise          | router_jitter_noise
+experts of another family    | model=custom model.init={bad}/experts_qwen2          | 'qwen2_moe'
 context mode, not packed     | parallel.context=2 parallel.cp_comm_type=all_gather | packed
 rope scaling unknown         | model.rope_scaling={type:ntk,factor:2}  | model.rope_scaling
 rope scaling, no mapping     | model.rope_scaling=4                    | model.rope_scaling

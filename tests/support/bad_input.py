@@ -231,6 +231,22 @@ def _make_models(bad: Path, model: Path) -> None:
     settings(copy("unknown_key"), "config.json", logit_scale=0.5)
     settings(copy("two_thetas"), "config.json", rope_parameters={"rope_type": "default", "rope_theta": 77.0})
     settings(copy("text_size"), "config.json", hidden_size="128")
+    experts = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4}
+    experts |= {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
+    for name, changes in {
+        "experts": {},
+        "experts_many": {"num_experts_per_tok": 9},
+        "experts_one": {"num_experts_per_tok": 1},
+        "experts_nowhere": {"decoder_sparse_step": 100},
+        "experts_layer": {"mlp_only_layers": [100]},
+        "experts_shared": {"shared_expert_intermediate_size": 64},
+        "experts_noise": {"router_jitter_noise": 0.1},
+        "experts_qwen2": {"model_type": "qwen2_moe"},
+    }.items():
+        (bad / name).mkdir()
+        shutil.copyfile(model / "config.json", bad / name / "config.json")
+        settings(bad / name, "config.json", **experts)
+        settings(bad / name, "config.json", **changes)
     settings(copy("text_end"), "generation_config.json", eos_token_id="</s>")
     settings(copy("newer_family"), "config.json", model_type="gemma", rope_parameters={"rope_theta": 7.0})
     two = copy("two_weights")
