@@ -12,6 +12,7 @@ TOOLS = (
     "build_questions",
     "build_contexts",
     "sample_pairs",
+    "grow",
     "convert_pairs",
     "inspect_triplets",
     "cache_reference",

@@ -108,7 +108,10 @@ def _parser() -> ArgumentParser:
     option, numbers = parser.options("how"), list_of(int)
     data = "folder of the data, SUITE/DATASET.jsonl; what is not there comes from the hub"
     option("--data FOLDER", data, Path("evaluation_data"))
-    lengths = "prompt lengths of ruler_qa and niah_plus, answer included (default 4K,8K,16K,32K; to 1M and beyond)"
+    lengths = (
+        "prompt lengths of ruler_qa and niah_plus, answer included (default 4K,8K,16K,32K; to 1M and beyond); of "
+        "builtin: multiples of the short length (default 1,2,4,8; to 32)"
+    )
     option("--lengths N,N", lengths, type=list_of(token_count))
     option("--depths P,P", "where niah_plus puts the needle, in percent (default 0,25,50,75,100)", type=numbers)
     option("--limit N", "questions a cell (default: the suite's own number)", type=int)

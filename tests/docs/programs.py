@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from inspect import signature
@@ -23,6 +24,7 @@ from solopo_nemo.commands.dispatch import TOOLS, recipes
 from solopo_nemo.config.schema import RunConfig, load_config
 from solopo_nemo.config.usage import describe
 from solopo_nemo.config.world import check_world, local_world
+from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 
 
 class Wrong(Exception):
@@ -92,6 +94,10 @@ def _solopo(arguments: Sequence[str]) -> None:
         if parsed.overrides:  # without any, a page only names the tool
             config = _named_recipe(parsed.overrides)
             check_world(config, parsed.gpus or local_world(config))
+    elif name == "grow":
+        command = import_module("solopo_nemo.commands.grow")
+        given = command._parser().parse_intermixed_args(rest)
+        command._check(replace(command._settings(given), model=str(EMBEDDED_MODEL)))
     elif name in STUDIES:
         _parse(import_module(STUDIES[name]), rest)
     elif name in TOOLS:

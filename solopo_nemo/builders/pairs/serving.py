@@ -7,7 +7,6 @@ import shlex
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,13 +16,13 @@ from typing import NamedTuple
 import httpx
 from rich.console import Console
 
-from solopo_nemo.builders.pairs import guard
 from solopo_nemo.runtime.environment import without_ranks
 from solopo_nemo.runtime.errors import RunFault, UserError, require
+from solopo_nemo.runtime.guard import guarded
 from solopo_nemo.runtime.output import check_writable
 from solopo_nemo.runtime.signals import stopping_at_once
 
-_LOOK_EVERY = 0.5
+_LOOK_EVERY, _GRACE = 0.5, 10.0
 _LAST_BYTES, _LAST_LINES = 4000, 3
 
 
@@ -63,16 +62,13 @@ def serving(command: str | None, model: str, base_url: str | None, patience: flo
     require(base_url is None, "--serve: starts the server; leave --base-url out")
     url, words = _prepare(command, model)
     check_writable(log.parent, "--out")
-    with stopping_at_once(), log.open("wb") as output:
-        script = [sys.executable, "-I", "-S", guard.__file__, *words]
-        environment = without_ranks()
-        process = subprocess.Popen(script, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment)
-        try:
-            _wait(process, words[0], url, patience, log)
-            yield Address(url, lambda: _require_running(process, log))
-        finally:
-            process.terminate()
-            process.communicate()
+    with (
+        stopping_at_once(),
+        log.open("wb") as output,
+        guarded(words, _GRACE, stdout=output, stderr=output, env=without_ranks()) as process,
+    ):
+        _wait(process, words[0], url, patience, log)
+        yield Address(url, lambda: _require_running(process, log))
 
 
 def _prepare(command: str, model: str) -> tuple[str, list[str]]:

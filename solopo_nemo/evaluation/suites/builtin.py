@@ -8,6 +8,7 @@ from typing import Any
 from solopo_nemo.data.answers import stated_answer
 from solopo_nemo.data.normal_form import normalize
 from solopo_nemo.embedded import SHORT_PARAGRAPHS, generate_evaluation
+from solopo_nemo.embedded.world import MAX_PARAGRAPHS
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites.suite import Suite, View
@@ -15,6 +16,8 @@ from solopo_nemo.evaluation.task import Cell, Label, Question
 
 QUESTIONS, SEED = 128, 1
 LENGTHS = (1, 2, 4, 8)
+LONGEST = MAX_PARAGRAPHS // SHORT_PARAGRAPHS
+"""The largest multiple of the short length."""
 MAX_NEW_TOKENS = 64
 
 
@@ -36,12 +39,13 @@ def builtin_suite(lengths: Sequence[int] = LENGTHS, seed: int = SEED) -> Suite:
     """The suite of built-in questions.
 
     Args:
-        lengths: context lengths as multiples of the short one.
+        lengths: context lengths as multiples of the short one; those of the settings replace them where each is one
+            (1 to :data:`LONGEST`).
         seed: seed of the questions. They share no fact with any training question.
     """
 
     def cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[Cell]:
-        for length in lengths:
+        for length in lengths if settings.lengths[-1] > LONGEST else settings.lengths:
             rows = generate_evaluation(settings.limit or QUESTIONS, seed, length * SHORT_PARAGRAPHS)
             questions = [Question(row["id"], row["prompt"][0]["content"], tuple(row["answers"])) for row in rows]
             tokens = max(len(question.prompt) for question in questions)  # characters: an upper bound

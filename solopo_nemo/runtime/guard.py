@@ -1,0 +1,75 @@
+"""Run a command that ends with this process, however this process ends.
+
+Example::
+
+    with guarded(["vllm", "serve", "Qwen2.5-7B-Instruct"], grace=10.0) as process:
+        process.wait()
+
+A guard, which is this file run as a script, starts the command in a session of its own. When the block ends, or the
+process that holds it is killed, the guard sends SIGTERM to the command's process group, and SIGKILL after the grace.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+_LOOK_EVERY = 0.1
+
+
+@contextmanager
+def guarded(command: Sequence[str], grace: float, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command, and end its process group with the block.
+
+    Args:
+        command: program and arguments.
+        grace: seconds from SIGTERM to SIGKILL.
+        **options: as for `subprocess.Popen`, such as `stdout`.
+
+    Yields:
+        The guard. Its exit code is the command's; after a signal N it is 128 + N.
+    """
+    script = [sys.executable, "-I", "-S", __file__, str(grace), *command]
+    # whatever ends this process closes the pipe
+    process = subprocess.Popen(script, stdin=subprocess.PIPE, **options)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def main(grace: float, command: Sequence[str]) -> int:
+    """The guard: run the command until it ends, SIGTERM comes, or standard input closes."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    for number in (signal.SIGUSR1, signal.SIGINT):  # sent to every process of a job, or of a terminal
+        signal.signal(number, lambda *_: None)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def wait_for_starter() -> None:
+        sys.stdin.read()
+        stop.set()
+
+    threading.Thread(target=wait_for_starter, daemon=True).start()
+    while child.poll() is None and not stop.wait(_LOOK_EVERY):
+        pass
+    with suppress(ProcessLookupError):
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(grace)
+        os.killpg(child.pid, signal.SIGKILL)  # also what a command that has ended leaves behind
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    code = main(float(sys.argv[1]), sys.argv[2:])
+    os._exit(code)  # the thread holds the lock of standard input
