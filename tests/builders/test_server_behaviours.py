@@ -1,10 +1,11 @@
-"""Servers that misbehave at one prompt of three: what sampling and evaluation store, count and say."""
+"""Servers that misbehave at one prompt: what sampling, questions and evaluation store, count and say."""
 
 from __future__ import annotations
 
 import json
 import re
 import sqlite3
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from solopo_nemo.builders.pairs import client
 from solopo_nemo.builders.pairs.backend import Sampling
 from solopo_nemo.builders.pairs.run import PairSettings, sample_pairs
 from solopo_nemo.builders.pairs.server import ServerBackend
+from solopo_nemo.builders.questions.run import QuestionSettings, build_questions
+from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.evaluation.answers import Answer, AnswerCache
 from solopo_nemo.evaluation.lm import ServerModel
 from solopo_nemo.runtime.errors import UserError
@@ -207,6 +210,51 @@ def test_sampling(served: tuple[Case, httpx.MockTransport], write_rows: RowWrite
         (dropped,) = map(json.loads, out.with_name("out.jsonl.dropped.jsonl").read_text().splitlines())
         assert re.search(case.why, dropped["reason"]), dropped
         assert "\n" not in dropped["reason"] and sum(summary["refused"].values()) == 1
+
+
+FACT = "Gold was found near the odd old mill by Mira Harbin, and nobody else."
+QUESTION = json.dumps({"question": "What did Mira Harbin find?", "answer": "Gold", "quotes": [FACT]})
+
+
+def test_questions(
+    served: tuple[Case, httpx.MockTransport], tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server misbehaves where it is asked to write a question, and answers it well: with the passage only."""
+    case, transport = served
+    monkeypatch.setattr(sys.modules[__name__], "TEXTS", (QUESTION,) * 4)
+    (tmp_path / "a.txt").write_text(f"{FACT} The mill stands by the river, and its wheel has not turned for years.")
+    settings = QuestionSettings((tmp_path / "a.txt",), tmp_path / "out.jsonl", passage_tokens=512)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        prompt = "" if request.method == "GET" else json.loads(request.content)["messages"][-1]["content"]
+        if "Question:" not in prompt:
+            return transport.handle_request(request)
+        reply = "The answer is: Gold" if "Passage 1" in prompt else "The answer is: coal"
+        return httpx.Response(200, json={"choices": [choice(reply)] * 4})
+
+    def run() -> dict[str, Any]:
+        def make(given: Sampling) -> ServerBackend:
+            opened = client.ServerClient("m", URL, concurrency=1, transport=httpx.MockTransport(answer))
+            return ServerBackend(given, opened)
+
+        return build_questions(settings, SAMPLING, TripletEncoder(tokenizer), make)
+
+    if case.stops or case.rule:
+        rule = {"none_finished": "not_whole"}.get(case.rule, case.rule)
+        with pytest.raises(UserError, match=case.stops or rf"no question is kept \(1 {rule}\)"):
+            run()
+        assert not settings.out.exists()
+        if case.rule:
+            (dropped,) = map(json.loads, (tmp_path / "out.jsonl.dropped.jsonl").read_text().splitlines())
+            assert dropped["rule"] == rule and re.search(
+                case.why if rule == "refused" else "", dropped.get("reason", "")
+            )
+            report = json.loads((tmp_path / "out.jsonl.report.json").read_text())
+            assert report["not_whole"] == ({} if rule == "refused" else {case.why: 1})
+        return
+    summary = run()
+    assert (summary["out"], summary["dropped"]) == (1, 0)
+    assert summary["cut_prompts"] == (case.name == "usage shows a cut prompt")
 
 
 def test_evaluation(served: tuple[Case, httpx.MockTransport], tmp_path: Path) -> None:

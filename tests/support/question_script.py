@@ -72,9 +72,13 @@ LINKED = ("Parton", "Quorn", "Ryhope", "Selby", "Tarbet", "Ullin")
 """Towns whose passages share a name: questions about several of them are good."""
 
 
+def year(town: str) -> int:
+    return 1000 + sum(map(ord, town))
+
+
 def fact(town: str) -> str:
     keeper = " Its keeper was Rook Harbin." if town in LINKED else ""
-    return f"The lighthouse of {town} was built by Agnes {town}son in {1000 + sum(map(ord, town))}.{keeper}"
+    return f"The lighthouse of {town} was built by Agnes {town}son in {year(town)}.{keeper}"
 
 
 def passage(town: str) -> str:
@@ -101,21 +105,28 @@ class Script:
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
         self.read = 0
+        self._replies: dict[Any, Any] = {}
 
     def __call__(self, prompt: str, body: dict[str, Any]) -> Any:
-        turn = self.asked[prompt]
-        self.asked[prompt] += 1
+        # a request that is sent again, because its reply was lost, gets the same reply
+        again = (prompt, body.get("seed", self.asked[prompt]))
+        if again not in self._replies:
+            self._replies[again] = self._reply(prompt, self.asked[prompt])
+            self.asked[prompt] += 1
+        return self._replies[again]
+
+    def _reply(self, prompt: str, turn: int) -> Any:
         if "Write one question" in prompt:
             return self._write(re.findall(r"lighthouse of ([A-Z]\w+) was", prompt))
-        (town,) = re.findall(r"Question: Who built the lighthouses? of (\w+)", prompt)
+        (town,) = re.findall(r"Question: Who built the lighthouse of (\w+)", prompt)
         case = SCRIPT.get(town, Case("", town))
         right = case.from_evidence if "Passage 1" in prompt else case.from_memory
         return f"Let me see.\nThe answer is: {f'Agnes {town}son' if turn < right else 'nobody'}"
 
     def _write(self, towns: list[str]) -> Any:
-        several = f"lighthouses of {' and '.join(towns)}" if len(towns) > 1 else f"lighthouse of {towns[0]}"
+        others = "".join(f", unlike {town}'s of {year(town)}" for town in towns[1:])
         good = {
-            "question": f"Who built the {several}?",
+            "question": f"Who built the lighthouse of {towns[0]}{others}?",
             "answer": f"Agnes {towns[0]}son",
             "quotes": [fact(town) for town in towns],
         }
@@ -134,7 +145,7 @@ class Script:
             prompt = body["messages"][-1]["content"]
             if "river" in prompt and "Passage" not in prompt:
                 return httpx.Response(200, json={"choices": [choice("A river.")]})
-            replies = [self(prompt, body) for _ in range(body.get("n", 1))]
+            replies = [self(prompt, {}) for _ in range(body.get("n", 1))]
             if isinstance(replies[0], tuple) and isinstance(replies[0][0], int):
                 return httpx.Response(replies[0][0], json={"error": {"message": replies[0][1]}})
             choices = [choice(*(one if isinstance(one, tuple) else (one,))) for one in replies]

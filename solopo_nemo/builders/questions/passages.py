@@ -78,8 +78,7 @@ def cut(text: str, budget: int, count: Count) -> list[str]:
     for section in _split(text, [match.start() for match in _HEADINGS.finditer(text)]):
         if room < (1 - _SHORT) * budget:
             room = 0
-        for part in _parts(section, budget, count, 0):
-            tokens = count(part)
+        for part, tokens in _parts(section, budget, count, 0):
             if passages and tokens <= room:
                 passages[-1] += part
                 room -= tokens
@@ -94,9 +93,11 @@ def _split(text: str, places: Iterable[int]) -> Iterator[str]:
         yield text[start:end]
 
 
-def _parts(text: str, budget: int, count: Count, level: int) -> Iterator[str]:
-    if count(text) <= budget or len(text) == 1:
-        yield text
+def _parts(text: str, budget: int, count: Count, level: int) -> Iterator[tuple[str, int]]:
+    """Yield parts of at most `budget` tokens, and their tokens."""
+    tokens = count(text)
+    if tokens <= budget or len(text) == 1:
+        yield text, tokens
         return
     places = [match.end() for match in _ENDS[level].finditer(text)] if level < len(_ENDS) else [len(text) // 2]
     for part in _split(text, places):
@@ -156,7 +157,7 @@ def _is_boilerplate(text: str, repeated: set[str]) -> bool:
     if sum(map(str.isalpha, shown)) < _SHARE * len(shown):
         return True
     paragraphs = _paragraphs(text)
-    same = sum(len(one) for one in paragraphs if normalize(one) in repeated)
+    same = sum(len(one) for one in paragraphs if repeated and normalize(one) in repeated)
     return bool(same) and same >= _SHARE * sum(map(len, paragraphs))
 
 
