@@ -15,6 +15,7 @@ import torch
 from zygote import forking
 
 from solopo_nemo.config.schema import load_config
+from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.planning import Lengths, Run, forward_flops, hardware_flops, load_shape
 from solopo_nemo.planning.parameters import StageParameters
 
@@ -39,7 +40,16 @@ CELLS: dict[str, tuple[int, int, list[str]]] = {  # rank, world, overrides
     "gpu ring": (1, 2, [*GPU, "parallel.context=2", "parallel.cp_comm_type=p2p"]),
     "gpu stage": (2, 4, [*GPU, "parallel.pipeline=2", "parallel.tensor=2", "parallel.sequence=true"]),
     "heads": (0, 8, [*CPU, "parallel.tensor=8"]),
+    "experts": (1, 4, [*CPU, "parallel.tensor=2", "parallel.sequence=true", "parallel.expert=2"]),
+    "gpu, experts": (1, 4, [*GPU, "model.layers=auto", "parallel.expert=4", "model.moe_z_loss=0.1"]),
 }
+EXPERTS = {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+EXPERTS |= {"norm_topk_prob": True, "mlp_only_layers": [1], "architectures": ["Qwen3MoeForCausalLM"]}
+
+
+def with_experts() -> ModelDescription:
+    """The embedded model's shape, its first layer with experts."""
+    return ModelDescription.from_hf({**load_shape("builtin").source, **EXPERTS})
 
 
 def _with_hook(hook: Callable[..., None]) -> Any:
@@ -83,7 +93,7 @@ def _trace_all(_: int, out: str) -> None:
             found[name] = RuntimeError(f"{type(error).__name__}: {error}")
 
     for name, cell in CELLS.items():
-        attempt(name, model, *cell)
+        attempt(name, with_experts() if "experts" in name else model, *cell)
     attempt("vocabulary", dataclasses.replace(model, vocab_size=4097), *CELLS["last stage"])
     with _with_hook(_read_on_the_host):
         try:
@@ -134,6 +144,31 @@ def test_a_step_sends_what_ring_algorithms_send(traces: dict[str, Any]) -> None:
     numbers = traces["ring"].sent["context"] - 3 * share * layers * batches
     assert 0 <= numbers < 100  # and a few sums of log-probabilities
     assert traces["first stage"].sent == {"pipeline": 677 * hidden * 4 * batches}
+
+
+def test_experts_are_split_and_counted_as_what_their_tokens_pass(traces: dict[str, Any]) -> None:
+    model, trace, batches = with_experts(), traces["experts"], 1
+    parameters, kinds = StageParameters.of(model, 2, expert_ranks=2), trace.peak.by("kind")
+    state = (
+        8.0 * ((parameters.total - parameters.experts) + parameters.experts) / 2
+    )  # 2 data ranks, 2 with equal experts
+    assert parameters.experts == 8 * 3 * 96 * 128 // 2
+    assert kinds["weights"] == pytest.approx(parameters.total * 4.0, rel=0.02)
+    assert kinds["gradients"] == pytest.approx(parameters.total * 4.0, rel=0.02)
+    assert kinds["optimizer"] == pytest.approx(state, rel=0.02)
+    run = Run.of(load_config("solo_dpo", CELLS["experts"][2]), model, Lengths(500, 60, 20), 4, "cpu")
+    planned = hardware_flops(model, run.workload, run.recompute, False, False).total
+    planned += sum(forward_flops(model, sequence).attention for sequence in run.workload.policy) / 2
+    assert trace.flops == pytest.approx(planned * batches / 2, rel=1e-2)  # on two tensor ranks, whose rows are padded
+    rows, hidden = 680 // 2 * 2, 128
+    # to the experts and back, in forward and backward, and the router's weights with them; half of it to the other rank
+    sent = (4 * rows * hidden * 4 + 2 * rows * 4) / 2 * batches
+    assert 0 <= trace.sent["expert"] - sent < 100  # and the numbers of tokens
+
+
+def test_a_gpu_traces_one_grouped_product_for_all_experts(traces: dict[str, Any]) -> None:
+    operations = traces["gpu, experts"].operations
+    assert operations["_grouped_mm"] == 6  # two in forward, four in backward
 
 
 def test_recomputation_saves_activations_and_a_reference_policy_costs_its_weights(traces: dict[str, Any]) -> None:
