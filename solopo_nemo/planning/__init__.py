@@ -9,6 +9,7 @@ from solopo_nemo.planning.run import CPU, GPU, Run
 from solopo_nemo.planning.search import Plan, longest, search
 from solopo_nemo.planning.shape import ModelShape, load_shape
 from solopo_nemo.planning.step_time import Machine, StepTime, step_time
+from solopo_nemo.planning.traced import is_known
 from solopo_nemo.planning.workload import Lengths, Sequence, Workload
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "communication",
     "forward_flops",
     "hardware_flops",
+    "is_known",
     "load_shape",
     "longest",
     "memory",

@@ -13,6 +13,7 @@ from solopo_nemo.planning.run import GPU, Run
 from solopo_nemo.planning.search import RECOMPUTE, is_valid, longest, with_layout
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.step_time import Machine, step_time
+from solopo_nemo.planning.traced import NOT_KNOWN, is_known
 from solopo_nemo.planning.workload import Lengths
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ def advise(config: RunConfig, shape: ModelShape, lengths: Lengths, machine: Mach
         One line, e.g. ``TP2+SP CP4 p2p PP1 DP1 with recompute=full fits: parallel.sequence=true parallel.context=4
         parallel.tensor=2 model.recompute=full (predicted 61.2 GiB instead of 96.3 of 80.0)``.
     """
-    if shape.experts is not None:
-        return "the planner has no formulas for experts; dry_run=true traces another layout"
     now = Run.of(config, shape, lengths, machine.gpus, device)
+    if not is_known(now):
+        return NOT_KNOWN
     before = memory(now).gib
     budget = min(machine.budget_gib, before * SAVING)
     of = f"GiB instead of {before:.1f} of {machine.memory_gib:.1f})"
@@ -104,8 +105,9 @@ def _changes(
     pipelines = [p for p in sizes if p >= layout.pipeline]
     recomputes = RECOMPUTE[-1 if only_smallest else RECOMPUTE.index(now.recompute) :]
     micro_batches = sorted({1, now.micro_batch})[: 1 if only_smallest else None]
-    for tensor, context, pipeline, micro_batch in product(tensors, contexts, pipelines, micro_batches):
-        if world % (tensor * context * pipeline):
+    experts = [e for e in sizes if e >= layout.expert] if now.shape.experts else [1]
+    for tensor, context, pipeline, micro_batch, expert in product(tensors, contexts, pipelines, micro_batches, experts):
+        if world % (tensor * context * pipeline) or (now.shape.experts and expert == 1 < tensor):
             continue
         trainer = dataclasses.replace(config.trainer, micro_batch=micro_batch)
         smaller = dataclasses.replace(config, trainer=trainer)
@@ -113,7 +115,7 @@ def _changes(
         # p2p is always a candidate: the number of heads does not limit the ring
         modes = {layout.cp_comm_type, "p2p"} if context > 1 else {layout.cp_comm_type}
         for sequence, mode in product({layout.sequence, tensor > 1}, sorted(modes)):
-            other = Layout(tensor, sequence, context, mode, pipeline, data)
+            other = Layout(tensor, sequence, context, mode, pipeline, data, expert)
             if not is_valid(smaller, now.shape, other, now.device):
                 continue
             for recompute in recomputes:
@@ -130,7 +132,7 @@ def _difference(config: RunConfig, run: Run) -> list[str]:
         ("model.recompute", config.model.recompute, run.recompute),
         *(
             (f"parallel.{key}", getattr(config.parallel, key), getattr(changed, key))
-            for key in ("sequence", "context", "cp_comm_type", "tensor", "pipeline")
+            for key in ("sequence", "context", "cp_comm_type", "tensor", "pipeline", "expert")
         ),
     ]
     if config.parallel.data not in (None, run.layout.data):

@@ -23,7 +23,7 @@ from solopo_nemo.config.problems import load_reporting
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.config.world import local_world
 from solopo_nemo.data.triplets import read_triplets
-from solopo_nemo.planning import GPU, Machine, Run, memory
+from solopo_nemo.planning import GPU, Machine, Run, is_known, memory
 from solopo_nemo.runtime import cli, environment
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.training.checkpoints.files import step_of
@@ -128,7 +128,8 @@ def _predict(start: Start, where: str, machine: Machine, found: Findings) -> Non
     """Describe a sound run, and compare its memory with the machine's."""
     summary, lengths = start.prepared.summary, longest_lengths(start.prepared.summary)
     run = Run.of(start.config, start.model, lengths, start.world, where)
-    gib, device = memory(run).gib, "GPU" if where == GPU else "CPU rank"
+    gib, device = memory(run).gib if is_known(run) else None, "GPU" if where == GPU else "CPU rank"
+    of_memory = "its memory is not predicted" if gib is None else f"about {gib:.1f} of {machine.memory_gib:.1f} GiB"
     longest = {column: int(statistics["max"]) for column, statistics in summary["tokens"].items()}
     found.run = {
         "samples": summary["kept"],
@@ -137,7 +138,7 @@ def _predict(start: Start, where: str, machine: Machine, found: Findings) -> Non
         "steps": start.steps,
         "resumed_after": step_of(start.saved[-1]) if start.saved else 0,
         "layout": dataclasses.asdict(run.layout),
-        "memory_gib": round(gib, 2),
+        "memory_gib": gib and round(gib, 2),
     }
     if short := shortage(start.config, start.model, summary, where, machine):
         other = "" if where == GPU else "; --gpus and --gpu-memory check for other devices than this machine's"
@@ -147,7 +148,7 @@ def _predict(start: Start, where: str, machine: Machine, found: Findings) -> Non
         f"ready: {summary['kept']:,} samples ({summary['dropped']:,} dropped), "
         f"longest {', '.join(f'{column} {size:,}' for column, size in longest.items())} tokens; "
         f"{start.steps:,} steps of {start.config.trainer.global_batch}{resumed}; {run.layout} on {start.world} {device}"
-        f"{'s' * (start.world > 1)}; about {gib:.1f} of {machine.memory_gib:.1f} GiB a {device}"
+        f"{'s' * (start.world > 1)}; {of_memory} a {device}"
     )
 
 

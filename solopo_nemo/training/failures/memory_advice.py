@@ -7,7 +7,7 @@ from typing import Any
 
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.data.prepared import load_prepared
-from solopo_nemo.planning import CPU, GPU, Lengths, Machine, ModelShape, Run, advise, load_shape, memory
+from solopo_nemo.planning import CPU, GPU, Lengths, Machine, ModelShape, Run, advise, is_known, load_shape, memory
 from solopo_nemo.runtime import device, environment
 from solopo_nemo.training.paths import Paths
 
@@ -49,7 +49,8 @@ def own_machine(world: int) -> tuple[str, Machine]:
 def shortage(
     config: RunConfig, shape: ModelShape, summary: Mapping[str, Any], where: str, machine: Machine
 ) -> str | None:
-    """What to change in a run that does not fit by the planner's prediction, as one line; None where it fits.
+    """What to change in a run that does not fit by the planner's prediction, as one line; None where it fits, or where
+    the planner has no formulas.
 
     Args:
         config, shape: of the run and its model.
@@ -57,7 +58,8 @@ def shortage(
         where, machine: as :func:`this_machine` gives them.
     """
     lengths = longest_lengths(summary)
-    if memory(Run.of(config, shape, lengths, machine.gpus, where)).gib <= machine.budget_gib:
+    run = Run.of(config, shape, lengths, machine.gpus, where)
+    if not is_known(run) or memory(run).gib <= machine.budget_gib:
         return None
     return f"out of memory by the planner's prediction: {advise(config, shape, lengths, machine, where)}"
 
