@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import docx
 import pypdf
 import pytest
@@ -22,9 +23,9 @@ from solopo_nemo.builders.questions.readers import Document, read_file
 from solopo_nemo.runtime.errors import UserError
 
 PAGE = """<!doctype html><html><head><title>The  Whale</title><style>p {}</style></head><body>
-<nav>Home</nav><header>Site</header><article><header><h1>Chapter <i>One</i></h1></header>
+<nav>Home</nav><header>Site</header><article><form><header><h1>Chapter <i>One</i></h1></header>
 <p>Call me<br>Ishmael &amp; <b>no</b>body.</p><ul><li>oil</li><li>bone</li></ul>
-<table><tr><td>Ship</td><td>Pequod</td></tr></table><!-- no --><script>x()</script></article> end
+<table><tr><td>Ship</td><td>Pequod</td></tr></table></form><!-- no --><script>x()</script></article> end
 <footer>(c)</footer></body></html>"""
 BLOCKS = ["# Chapter One", "Call me Ishmael & nobody.", "- oil", "- bone", "Ship | Pequod", "end"]
 
@@ -162,6 +163,14 @@ def test_a_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no documents in this folder"):
         Documents([tmp_path / "empty"])
+
+
+def test_a_dataset(tmp_path: Path) -> None:
+    datasets.Dataset.from_list([{"title": "A", "text": "One.\r\n"}, {"title": None, "text": "Two."}]).save_to_disk(
+        tmp_path / "saved"
+    )
+    found = [one for one in Documents([tmp_path / "saved"]) if isinstance(one, Document)]
+    assert [(one.title, one.text) for one in found] == [("A", "One.\n"), ("", "Two.")]
 
 
 def words(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import zipfile
 from collections import Counter
@@ -19,7 +20,7 @@ LARGEST = 256 * 2**20
 _DECLARED = re.compile(rb"""<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*["']?([\w.:-]+)""", re.I)
 _HEADING = re.compile(r"h([1-6])")
 _FURNITURE = frozenset({"nav", "header", "footer", "aside"})
-_NO_TEXT = frozenset({"script", "style", "head", "noscript", "template", "form", "button", "svg", "iframe"})
+_NO_TEXT = frozenset({"script", "style", "head", "noscript", "template", "select", "button", "svg", "iframe"})
 _INLINE = re.compile(
     "a|abbr|b|bd[io]|big|br|cite|code|data|dfn|del|em|font|i|img|ins|kbd|mark|q|ruby|r[btp]|s|samp|small|span|strike|"
     "strong|su[bp]|t[dht]|time|u|var|wbr"
@@ -157,6 +158,7 @@ class _Blocks:
 
 def _pdf(data: bytes, path: Path) -> tuple[str, str, int]:
     pypdf = _library("pypdf", path)
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # a damaged file is refused in one line
     try:
         reader = pypdf.PdfReader(io.BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
