@@ -25,9 +25,23 @@ from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 if TYPE_CHECKING:
     from solopo_nemo.growth.plan import GrowthSettings
 
-_SAMPLING = ("--backend", "hf", "--samples", "8", "--temperature", "1.2", "--max-new-tokens", "48", "--size", "320")
-_BUILTIN: dict[str, Any] = {"lengths": (2, 4, 8), "short": 1, "short_tokens": "", "sampling": _SAMPLING}
-_OWN: dict[str, Any] = {"short": 2048, "short_tokens": "1100", "sampling": ("--backend", "hf")}
+_BUILTIN: dict[str, Any] = {
+    "lengths": (2, 4, 8),
+    "short": 1,
+    "short_tokens": "",
+    "sampling": (
+        *("--backend", "hf", "--samples", "8", "--temperature", "1.2", "--max-new-tokens", "48"),
+        *("--size", "320"),
+    ),
+    "keys": ("optim.lr=3.0e-4", "optim.min_lr=3.0e-5"),  # a round is short: 20 steps
+}
+_OWN: dict[str, Any] = {
+    "lengths": (),
+    "short": 2048,
+    "short_tokens": "1100",
+    "sampling": ("--backend", "hf"),
+    "keys": (),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -71,7 +85,7 @@ def _settings(given: Any) -> GrowthSettings:
     default = _BUILTIN if builtin else _OWN
     return GrowthSettings(
         recipe=recipe,
-        overrides=tuple(overrides),
+        overrides=(*default["keys"], *overrides),
         model=given.model or str(EMBEDDED_MODEL),
         source=given.source,
         lengths=given.lengths or default["lengths"],
