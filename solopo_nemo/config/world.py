@@ -92,6 +92,11 @@ def check_experts(config: RunConfig, model: ModelDescription, on_gpu: bool) -> N
         "experts",
     )
     require(
+        not on_gpu or (model.hidden_size % 8 == 0 and experts.size // p.expert_tensor_size % 8 == 0),
+        f"the grouped product of experts takes widths that 8 divides; hidden_size={model.hidden_size} and experts of "
+        f"{experts.size} channels over parallel.expert_tensor={p.expert_tensor_size} ranks are not",
+    )
+    require(
         p.tensor == 1 or p.sequence,
         f"parallel.tensor={p.tensor}: a model with experts needs parallel.sequence=true with it, so that no token is "
         "sent to its experts twice",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,6 +51,17 @@ def padding_of(batch: Batch, config: Any) -> dict[str, torch.Tensor]:
 def routers_of(model: torch.nn.Module) -> list[Router]:
     """The routers of a model, bare or in any wrapper."""
     return [module for module in model.modules() if isinstance(module, Router)]
+
+
+@contextmanager
+def without_losses(config: Any) -> Iterator[None]:
+    """Inside the block the routers of a model with this config add no loss of their own."""
+    kept = config.moe_aux_loss_coeff, config.moe_z_loss_coeff
+    config.moe_aux_loss_coeff, config.moe_z_loss_coeff = 0.0, None
+    try:
+        yield
+    finally:
+        config.moe_aux_loss_coeff, config.moe_z_loss_coeff = kept
 
 
 @torch.no_grad()

@@ -105,9 +105,8 @@ def _changes(
     pipelines = [p for p in sizes if p >= layout.pipeline]
     recomputes = RECOMPUTE[-1 if only_smallest else RECOMPUTE.index(now.recompute) :]
     micro_batches = sorted({1, now.micro_batch})[: 1 if only_smallest else None]
-    experts = [e for e in sizes if e >= layout.expert] if now.shape.experts else [1]
-    for tensor, context, pipeline, micro_batch, expert in product(tensors, contexts, pipelines, micro_batches, experts):
-        if world % (tensor * context * pipeline) or (now.shape.experts and expert == 1 < tensor):
+    for tensor, context, pipeline, micro_batch in product(tensors, contexts, pipelines, micro_batches):
+        if world % (tensor * context * pipeline):
             continue
         trainer = dataclasses.replace(config.trainer, micro_batch=micro_batch)
         smaller = dataclasses.replace(config, trainer=trainer)
@@ -115,7 +114,7 @@ def _changes(
         # p2p is always a candidate: the number of heads does not limit the ring
         modes = {layout.cp_comm_type, "p2p"} if context > 1 else {layout.cp_comm_type}
         for sequence, mode in product({layout.sequence, tensor > 1}, sorted(modes)):
-            other = Layout(tensor, sequence, context, mode, pipeline, data, expert)
+            other = Layout(tensor, sequence, context, mode, pipeline, data)
             if not is_valid(smaller, now.shape, other, now.device):
                 continue
             for recompute in recomputes:
@@ -132,7 +131,7 @@ def _difference(config: RunConfig, run: Run) -> list[str]:
         ("model.recompute", config.model.recompute, run.recompute),
         *(
             (f"parallel.{key}", getattr(config.parallel, key), getattr(changed, key))
-            for key in ("sequence", "context", "cp_comm_type", "tensor", "pipeline", "expert")
+            for key in ("sequence", "context", "cp_comm_type", "tensor", "pipeline")
         ),
     ]
     if config.parallel.data not in (None, run.layout.data):

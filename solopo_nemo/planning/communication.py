@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from solopo_nemo.planning.run import GPU, Run
-from solopo_nemo.planning.state import MAIN_GRADIENT, stage_parameters, trained_parameters
+from solopo_nemo.planning.state import MAIN_GRADIENT, trained_parameters
 from solopo_nemo.planning.traced import Formula, Kind, Sizes, traced_step
 
 BOUNDARY = Formula("2*T*h*e")
@@ -21,15 +21,13 @@ class Communication:
         context: bytes to context-parallel ranks.
         pipeline: bytes to the neighbouring stages.
         data: bytes of the reduce-scatter of gradients (without a GPU an all-reduce, ``core/cpu_patches.py``) and the
-            all-gather of weights, to data- and context-parallel ranks; of experts, to the ranks that hold the same.
-        expert: bytes of the all-to-all of tokens, there and back, to expert-parallel ranks.
+            all-gather of weights, to data- and context-parallel ranks.
     """
 
     tensor: float
     context: float
     pipeline: float
     data: float
-    expert: float = 0.0
 
 
 def communication(run: Run) -> Communication:
@@ -41,12 +39,7 @@ def communication(run: Run) -> Communication:
     def of_group(name: str, ranks: int) -> float:
         return sizes(sent[name]) * (ranks - 1) / ranks * run.micro_batches if ranks > 1 else 0.0
 
-    reductions = 1 if run.device == GPU else 2
-    experts = 0 if run.adapter_rank is not None else stage_parameters(run, 0).experts
-
-    def of_state(parameters: int, ranks: int) -> float:
-        return parameters * (reductions * MAIN_GRADIENT + run.itemsize) * (ranks - 1) / ranks
-
+    ranks, reductions = layout.data * layout.context, 1 if run.device == GPU else 2
     return Communication(
         tensor=of_group("tensor", layout.tensor),
         context=of_group("context", layout.context),
@@ -54,6 +47,5 @@ def communication(run: Run) -> Communication:
         / (layout.tensor if layout.sequence else 1)
         * run.micro_batches
         * (layout.pipeline > 1),
-        data=of_state(parameters - experts, layout.data * layout.context) + of_state(experts, layout.expert_data),
-        expert=of_group("expert", layout.expert),
+        data=parameters * (reductions * MAIN_GRADIENT + run.itemsize) * (ranks - 1) / ranks,
     )

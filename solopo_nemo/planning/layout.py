@@ -48,11 +48,6 @@ class Layout:
         )
 
     @property
-    def expert_data(self) -> int:
-        """Ranks that hold the same experts: ``tensor * context * data / (expert * expert_tensor)``."""
-        return self.tensor * self.context * self.data // (self.expert * self.expert_tensor)
-
-    @property
     def model_ranks(self) -> int:
         """Ranks that share one micro-batch."""
         return self.tensor * self.context * self.pipeline

@@ -94,17 +94,9 @@ def valid_layouts(config: RunConfig, shape: ModelShape, world: int, gpus_per_nod
             for context in _divisors(world // (tensor * pipeline), world):
                 data = world // (tensor * pipeline * context)
                 for mode in OFFERED if context > 1 else (config.parallel.cp_comm_type,):
-                    for expert in _expert_sizes(shape, tensor, tensor * context * data):
-                        layout = Layout(tensor, tensor > 1, context, mode, pipeline, data, expert)
-                        if is_valid(modelled, shape, layout, GPU):
-                            yield layout
-
-
-def _expert_sizes(shape: ModelShape, tensor: int, ranks: int) -> list[int]:
-    """Expert-parallel sizes with whole experts on each rank, which the planner has formulas for."""
-    if shape.experts is None:
-        return [1]
-    return [size for size in _divisors(ranks, shape.experts.count) if size > 1 or tensor == 1]
+                    layout = Layout(tensor, tensor > 1, context, mode, pipeline, data)
+                    if is_valid(modelled, shape, layout, GPU):
+                        yield layout
 
 
 def is_valid(config: RunConfig, shape: ModelShape, layout: Layout, device: str) -> bool:

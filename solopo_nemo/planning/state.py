@@ -47,19 +47,15 @@ def training_state(run: Run, stage: int) -> tuple[Tensor, ...]:
     """Gradients, optimizer state and reference policy of pipeline stage ``stage``.
 
     With LoRA ``P`` counts the adapters alone. Megatron's distributed optimizer shards the state evenly over the data-
-    and context-parallel ranks; that of ``X`` experts over the ranks that hold the same.
+    and context-parallel ranks.
     """
-    parameters, layout = trained_parameters(run, stage), run.layout
-    experts = 0 if run.adapter_rank is not None else stage_parameters(run, stage).experts
+    parameters = trained_parameters(run, stage)
+    ranks = 1 if run.optimizer == "replicated" else run.layout.data * run.layout.context
     state = MOMENTS + (MASTER if run.precision == "bf16" else 0)
-    shared = (parameters - experts) / (layout.data * layout.context) + experts / layout.expert_data
-    held = {"replicated": parameters, "offloaded": 0}.get(run.optimizer, shared) * state
-    formula = f"P * {state} / (DP * CP)"
-    if experts:
-        formula = f"(P - X) * {state} / (DP * CP) + X * {state} / {layout.expert_data}"
+    held = 0 if run.optimizer == "offloaded" else parameters * state / ranks
     tensors = [
         Tensor("gradients", parameters * MAIN_GRADIENT, "P * 4"),
-        Tensor("optimizer state", held, formula if held else "in host memory"),
+        Tensor("optimizer state", held, f"P * {state} / (DP * CP)" if held else "in host memory"),
     ]
     if run.online_reference and run.adapter_rank is None:
         tensors.append(Tensor("reference policy", _parameters(run, stage) * run.itemsize, "P * e"))
@@ -73,10 +69,7 @@ def device_share(run: Run, stage: int) -> tuple[Tensor, ...]:
     layout = run.layout
     groups = 1 + sum(size > 1 for size in (layout.tensor, layout.context, layout.pipeline, layout.data))
     layer = LayerParameters.of(run.shape, layout.tensor)
-    if run.shape.experts:
-        layer = LayerParameters.of(run.shape, layout.tensor, layout.expert * layout.expert_tensor)
-    # the grouped product of experts makes its gradients itself
-    placed = (layer.total - layer.norms - layer.experts) * run.itemsize if run.adapter_rank is None else 0
+    placed = (layer.total - layer.norms) * run.itemsize if run.adapter_rank is None else 0
     return (
         Tensor("CUDA context and workspaces", CUDA_CONTEXT, "assumed", True),
         Tensor("NCCL buffers", NCCL_GROUP * groups, f"{groups} groups, assumed", True),
@@ -93,12 +86,5 @@ def trained_parameters(run: Run, stage: int) -> int:
     return layers * adapter_parameters(run.shape, run.adapter_rank, run.adapter_targets, run.layout.tensor)
 
 
-def stage_parameters(run: Run, stage: int) -> StageParameters:
-    """Parameters of one rank of pipeline stage ``stage``, without adapters."""
-    layout = run.layout
-    ranks = layout.expert * layout.expert_tensor
-    return StageParameters.of(run.shape, layout.tensor, layout.pipeline, stage, ranks)
-
-
 def _parameters(run: Run, stage: int) -> int:
-    return stage_parameters(run, stage).total
+    return StageParameters.of(run.shape, run.layout.tensor, run.layout.pipeline, stage).total

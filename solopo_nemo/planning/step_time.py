@@ -71,7 +71,6 @@ def step_time(run: Run, machine: Machine) -> StepTime:
     """Predict the time of an optimizer step.
 
     - TP, and CP with ``a2a``: communication does not overlap with computation.
-    - EP: the exchange of tokens does not overlap, and no expert gets more tokens than another.
     - CP with ``p2p``: the ring overlaps with attention.
     - DP: gradients and weights overlap with the backward pass of the last micro-batch.
     - PP: the exchange between stages overlaps with the next micro-batch; the bubble is added.
@@ -95,10 +94,9 @@ def step_time(run: Run, machine: Machine) -> StepTime:
     exposed = {
         "tensor": sent.tensor / machine.bandwidth(layout.tensor),
         "context": context,
-        "expert": sent.expert / machine.bandwidth(max(layout.expert, layout.tensor)),
         "data": max(0.0, data - last_backward),
     }
-    busy = compute + exposed["tensor"] + exposed["context"] + exposed["expert"]
+    busy = compute + exposed["tensor"] + exposed["context"]
     bubble = busy / batches * (layout.pipeline - 1)
     model = model_flops(run.shape, run.workload.policy, run.adapter_rank is not None).total * run.global_batch
     whole = busy + exposed["data"] + bubble

@@ -9,8 +9,7 @@ all context-parallel ranks, ``R`` positions that the head scores, ``C`` of them 
 dimension; divided by ``t``: ``f`` feed-forward size, ``a`` and ``k`` channels of queries and keys, ``n`` and ``g``
 their heads, ``v`` vocabulary; ``t``, ``c`` tensor- and context-parallel size; ``e`` bytes of an element; ``B`` and
 ``N`` tokens that a layer and a norm process at a time, ``W`` columns of the head; ``M`` layers between the first and
-the last; ``E`` 1 with Transformer Engine's layers, else 0. With experts: ``q`` of each token, ``X`` of a layer,
-``x`` of them on a rank, ``m`` channels of one.
+the last; ``E`` 1 with Transformer Engine's layers, else 0.
 
 PP: the traces have one stage. What its head or its embedding makes is left out where a stage has none, and each further
 micro-batch in flight holds what layers and embedding save.
@@ -34,7 +33,7 @@ from solopo_nemo.runtime.kernels import ENGINE
 from solopo_nemo.runtime.paths import ASSETS
 
 STEPS = ASSETS / "traced_steps.json"
-SYMBOLS = "TSRChdfakngvtceBNWMEqmxX"
+SYMBOLS = "TSRChdfakngvtceBNWME"
 PARTS = ("saved by layers", "saved outside layers", "inputs", "temporaries")
 BLOCK, GPU_BLOCK = 512, 16384
 """Tokens that a layer processes at a time; ``solopo_nemo.core.layers.blockwise`` has the same constants."""
@@ -52,7 +51,6 @@ class Kind:
         mode: communication of context parallelism; empty for one context rank.
         sequence: sequence parallelism.
         heads: queries and keys are normalized.
-        experts: every layer has experts, which get equally many tokens; with sequence parallelism, also on one rank.
     """
 
     device: str
@@ -60,7 +58,6 @@ class Kind:
     mode: str
     sequence: bool
     heads: bool
-    experts: bool = False
 
     @classmethod
     def of(cls, run: Run) -> Kind:
@@ -69,14 +66,12 @@ class Kind:
         Raises:
             UserError: of its steps there are no formulas.
         """
-        experts = run.shape.experts
         require(is_known(run), NOT_KNOWN)
         mode = run.layout.cp_comm_type if run.layout.context > 1 else ""
-        sequence, heads = run.layout.sequence or experts is not None, run.shape.qk_norm
-        return cls(run.device, run.recompute, mode, sequence, heads, experts is not None)
+        return cls(run.device, run.recompute, mode, run.layout.sequence, run.shape.qk_norm)
 
     def __str__(self) -> str:
-        flags = "sequence" * self.sequence, "norm of heads" * self.heads, "experts" * self.experts
+        flags = "sequence" * self.sequence, "norm of heads" * self.heads
         return ", ".join(filter(None, (self.device, self.recompute, self.mode, *flags)))
 
 
@@ -108,7 +103,6 @@ class Sizes:
                 *(min(block, share.tokens), min(block, of_norm), min(tile, vocabulary)),
                 shape.num_hidden_layers // layout.pipeline - 2,
                 run.layers == ENGINE,
-                *_of_experts(run),
             ],
             dtype=float,
         )
@@ -120,13 +114,6 @@ class Sizes:
     def terms(self, powers: Any) -> Any:
         """The values of products, whose exponents are the rows of ``powers``."""
         return np.prod(self.values**powers, axis=1)
-
-
-def _of_experts(run: Run) -> tuple[int, int, int, int]:
-    experts, layout = run.shape.experts, run.layout
-    if experts is None:
-        return 1, 1, 1, 1  # in no formula of such a run
-    return experts.chosen, experts.size, experts.count // layout.expert, experts.count
 
 
 class Formula:

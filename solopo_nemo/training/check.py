@@ -129,7 +129,7 @@ def _predict(start: Start, where: str, machine: Machine, found: Findings) -> Non
     summary, lengths = start.prepared.summary, longest_lengths(start.prepared.summary)
     run = Run.of(start.config, start.model, lengths, start.world, where)
     gib, device = memory(run).gib if is_known(run) else None, "GPU" if where == GPU else "CPU rank"
-    of_memory = "its memory is not predicted" if gib is None else f"about {gib:.1f} of {machine.memory_gib:.1f} GiB"
+    of_memory = "no prediction of memory for" if gib is None else f"about {gib:.1f} of {machine.memory_gib:.1f} GiB"
     longest = {column: int(statistics["max"]) for column, statistics in summary["tokens"].items()}
     found.run = {
         "samples": summary["kept"],

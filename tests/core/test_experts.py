@@ -1,0 +1,63 @@
+"""The experts' grouped product, and padding that the router does not count."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from solopo_nemo.core.experts import padding_of
+from solopo_nemo.core.layers import experts
+from solopo_nemo.data.packing import Layout, pack
+
+COUNTS = [3, 0, 5, 1]
+"""Tokens of each expert; one has none."""
+
+
+def operands(dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((sum(COUNTS), 16), (len(COUNTS), 2 * 24, 16), (len(COUNTS), 16, 24), (sum(COUNTS),))
+    found = [torch.randn(shape, generator=generator, dtype=torch.float64).mul(0.5).to(dtype) for shape in shapes]
+    return [tensor.requires_grad_() for tensor in found]
+
+
+def one_by_one(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    expert_of = torch.arange(len(COUNTS)).repeat_interleave(torch.tensor(COUNTS))
+    gate, value = torch.einsum("nh,nkh->nk", x, w1[expert_of]).chunk(2, -1)
+    return torch.einsum("nf,nhf->nh", probs[:, None] * torch.nn.functional.silu(gate) * value, w2[expert_of])
+
+
+def results(function: Any, given: list[torch.Tensor]) -> list[torch.Tensor]:
+    out = function(*given)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    return [out, *torch.autograd.grad((out * weights).sum(), given)]
+
+
+@pytest.mark.parametrize("one_product", [False, True])
+def test_output_and_gradients_are_those_of_each_token_alone(one_product: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr(experts, "_is_one_product", lambda _: one_product)
+    dtype, tolerance = (torch.bfloat16, 3e-2) if one_product else (torch.float64, 1e-12)
+    got = results(lambda *given: experts._GroupedSwiGLU.apply(*given, COUNTS), operands(dtype))
+    want = results(one_by_one, operands(torch.float64))
+    for mine, plain in zip(got, want, strict=True):
+        assert float((mine.double() - plain).abs().max() / plain.abs().max()) < tolerance
+
+
+@pytest.mark.parametrize("context", [1, 2])
+def test_padding_is_found_on_every_context_rank(context: int) -> None:
+    sample = {"id": "a", "prompt_short": [1, 2, 3], "chosen": [4, 5], "rejected": [6, 7, 8, 9, 10, 11]}
+    config = SimpleNamespace(num_moe_experts=4, context_parallel_size=context, sequence_parallel=False)
+    real = 0
+    for rank in range(context):
+        batch = pack([sample], ("short_chosen", "short_rejected"), Layout(context, rank, 4))
+        padding = padding_of(batch, config)["padding_mask"]
+        assert padding.shape == batch["tokens"].shape
+        assert not batch["tokens"][padding].any()  # the id of padding is 0, and no token's here
+        real += int((~padding).sum())
+    assert real == (3 + 2 - 1) + (3 + 6 - 1)
+
+
+def test_a_model_without_experts_is_given_no_padding() -> None:
+    assert padding_of({}, SimpleNamespace(num_moe_experts=None)) == {}  # type: ignore[typeddict-item]
