@@ -39,7 +39,13 @@ def write_growth_page(settings: GrowthSettings, rounds: Sequence[Round]) -> Path
         f"{settings.guard:g} points below that of the starting model."
     )
     template = ASSETS / "growth.html.jinja"
-    values = {"facts": facts, "rule": rule, "table": rounds_table(settings, rounds), "charts": [_CHART]}
+    values = {
+        "facts": facts,
+        "rule": rule,
+        "table": rounds_table(settings, rounds),
+        "charts": [_CHART],
+        "last": rounds[-1],
+    }
     return write_page(folder / "index.html", template, **values)
 
 
@@ -56,7 +62,7 @@ def rounds_table(settings: GrowthSettings, rounds: Sequence[Round]) -> Table:
             *(_score(one.scores.get(length)) for length in (settings.short, one.length)),
             "-" if one.gain is None or not one.number else f"{100 * one.gain.value:+.1f}",
             _score(one.scores.get(2 * one.length)),
-            one.verdict,
+            one.verdict.partition(":")[0] if one.number else "-",
         )
         for one in rounds
     ]

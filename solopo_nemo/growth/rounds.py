@@ -120,7 +120,7 @@ def finished_round(settings: GrowthSettings, number: int, before: list[Round]) -
         verdict = f"stops: {here:.1f} here is below {100 * settings.reach:g} % of the short score {short:.1f}"
         goes_on = False
     elif number == len(settings.lengths):
-        verdict, goes_on = "the last length is done", False
+        verdict, goes_on = "ends: the last length is done", False
     steps = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
     return Round(
         number,

@@ -144,9 +144,14 @@ def test_finished_rounds_are_not_run_again_and_get_a_page(
     assert command.main(["--lengths", "2,4", "--out", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["policy"] == str(tmp_path / "round_2_4x" / "train" / "hf")
-    assert [one["verdict"] for one in found["rounds"]] == ["the starting model", "goes on", "the last length is done"]
+    assert [one["verdict"] for one in found["rounds"]] == [
+        "the starting model",
+        "goes on",
+        "ends: the last length is done",
+    ]
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("<tr>") == 4 and "at least 80 % of the score at 1x" in page and "90.0 (83-94)" in page
+    assert "Round 2 ends: the last length is done." in page
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"index.html", "scores.png", "scores-dark.png"}
     # other settings: where they decide a result, not where they say how it is computed; more lengths go on
     longer = settings("--lengths", "2,4,8", "--sampling=--device cuda", "solo_dpo", "parallel.tensor=2", out=tmp_path)
