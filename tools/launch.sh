@@ -232,7 +232,7 @@ choose_runtime() {
 
 # Sets output_dir, from the checked configuration where this machine can read it.
 check_program() {
-    local own=${SOLOPO_PYTHON-} argument recipe is_recipe=false overrides out="" previous=""
+    local own=${SOLOPO_PYTHON-} argument recipe is_recipe=false is_tool=false overrides out="" previous=""
     if [[ -z $own && -x $root/.venv/bin/python ]]; then own=$root/.venv/bin/python; fi
     if [[ -z $own ]]; then own=$(command -v python3) || own=""; fi
     if [[ -n $image ]]; then
@@ -252,7 +252,7 @@ check_program() {
             if [[ ${program[0]} == -m || ${program[0]} -ef tools/$recipe.py ]]; then
                 ((nodes == 1 && (gpus || ranks == 1))) ||
                     fail "--nodes $nodes, --ranks-per-node $ranks: $recipe is one process: give one node, and its GPUs"
-                ranks=1
+                ranks=1 is_tool=true
             fi
             ;;
     esac
@@ -266,6 +266,7 @@ check_program() {
         if [[ $argument == --out=* ]]; then out=${argument#*=}; elif [[ $previous == --out ]]; then out=$argument; fi
         previous=$argument
     done
+    if $is_tool && [[ -z $out ]]; then fail "$recipe: give --out, where a restart looks for progress"; fi
     # a tool writes --out, a folder, or a file with others of its name
     if [[ -n $out ]]; then
         is_recipe=false

@@ -4,7 +4,7 @@ Each round samples with the model of the round before. Without arguments it grow
 two cores. To resume an interrupted growth, start the same command again; --lengths may have more lengths then.
 
   solopo grow --out outputs/grow
-  solopo grow --lengths 8K,16K,32K --source musique_ans_v1.0_train.jsonl --model Qwen2.5-7B-Instruct/ \\
+  solopo grow --lengths 4K,8K,16K --source musique_ans_v1.0_train.jsonl --model Qwen2.5-7B-Instruct/ \\
       --sampling "--backend openai --serve 'vllm serve {model} --port {port}'" --out outputs/grow \\
       solo_dpo model=custom parallel.tensor=4 parallel.sequence=true
 """
@@ -25,9 +25,26 @@ from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 if TYPE_CHECKING:
     from solopo_nemo.growth.plan import GrowthSettings
 
-_SAMPLING = ("--backend", "hf", "--samples", "8", "--temperature", "1.2", "--max-new-tokens", "48", "--size", "320")
-_BUILTIN: dict[str, Any] = {"lengths": (2, 4, 8), "short": 1, "short_tokens": "", "sampling": _SAMPLING}
-_OWN: dict[str, Any] = {"short": 2048, "short_tokens": "1100", "sampling": ("--backend", "hf")}
+_BUILTIN: dict[str, Any] = {
+    "lengths": (2, 4, 8),
+    "short": 1,
+    "short_tokens": "",
+    "sampling": (
+        *("--backend", "hf", "--samples", "8", "--temperature", "1.2", "--max-new-tokens", "48"),
+        *("--size", "320"),
+    ),
+    "keys": ("optim.lr=3.0e-4", "optim.min_lr=3.0e-5"),  # a round is short: 20 steps
+}
+_OWN: dict[str, Any] = {
+    "lengths": (),
+    "short": 2048,
+    "short_tokens": "1100",
+    "sampling": ("--backend", "hf"),
+    "keys": (),
+}
+
+
+_EXTENDS = ("model.rope_scaling=", "--yarn")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -71,7 +88,7 @@ def _settings(given: Any) -> GrowthSettings:
     default = _BUILTIN if builtin else _OWN
     return GrowthSettings(
         recipe=recipe,
-        overrides=tuple(overrides),
+        overrides=(*default["keys"], *overrides),
         model=given.model or str(EMBEDDED_MODEL),
         source=given.source,
         lengths=given.lengths or default["lengths"],
@@ -98,10 +115,20 @@ def _words(given: Any, name: str) -> tuple[str, ...]:
 def _check(settings: GrowthSettings) -> None:
     """Refuse what the commands of the rounds would refuse of their options, before the first of them runs."""
     from solopo_nemo.config.schema import load_config
+    from solopo_nemo.families.hf import read_config
     from solopo_nemo.growth.plan import phases
 
-    folder = Path(settings.model) / "config.json"
-    require(folder.is_file(), f"--model {settings.model}: no Hugging Face folder (it has no config.json)")
+    folder = Path(settings.model)
+    require((folder / "config.json").is_file(), f"--model {folder}: no Hugging Face folder (it has no config.json)")
+    longest, window = settings.evaluated(len(settings.lengths))[-1], read_config(folder).window
+    extends = [word for word in (*settings.overrides, *settings.evaluation) if word.startswith(_EXTENDS)]
+    require(
+        not extends and (settings.builtin or window is None or longest <= window),
+        f"--model {folder}: has a window of {window} tokens, and the evaluation goes to {longest}, twice the last "
+        "length: write the rope_scaling that extends it into its config.json, which all rounds read"
+        if not extends
+        else f"{extends[0]}: would extend the window again in each round: write rope_scaling into {folder}/config.json",
+    )
     for phase in phases(settings, 1):
         module, name, *words = phase.words[1:]
         if phase.name == "training":
@@ -138,7 +165,7 @@ def _parser() -> ArgumentParser:
     option = parser.options("more options of the tools, in quotes: --sampling='--samples 16'")
     option("--contexts OPTIONS", "of build_contexts, such as --limit 8000 --workers 8")
     option("--sampling OPTIONS", "of sample_pairs, such as --backend openai --base-url URL")
-    option("--evaluation OPTIONS", "of evaluate, such as --data FOLDER --yarn 4")
+    option("--evaluation OPTIONS", "of evaluate, such as --data FOLDER --limit 100")
     option = parser.options()
     option("--dry-run", "print the commands of all rounds, run nothing")
     parser.add_json()

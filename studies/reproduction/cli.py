@@ -4,6 +4,8 @@ scale=mini pre-trains a tiny Qwen2 on short contexts and samples preference pair
 paper with its recipe, scores it at 1 to 16 times the short length, and writes a page like docs/reproduction.md from the
 results. Finished parts are kept in --out. To resume an interrupted run, start the same command again.
 
+scale=growth compares growing the window in rounds with one training at the last length and with staying at 8x.
+
 With scale=7b, --plan prints the commands of the paper's protocol. --dry-run also checks everything that needs neither
 data nor GPUs.
 """
@@ -11,7 +13,7 @@ data nor GPUs.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +22,10 @@ from solopo_nemo.runtime.errors import UserError
 from studies.cli import places, study_parser
 
 if TYPE_CHECKING:
+    from studies.reproduction.growth import GrowthSize
     from studies.reproduction.study import Size
 
-_SCALES = ("mini", "7b")
+_SCALES = ("mini", "7b", "growth")
 _PAGE = "reproduction.md"
 
 
@@ -30,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     arguments = _parser().parse_args(argv)
     scale, size = _settings(arguments.settings)
-    summary = _full(arguments) if scale == "7b" else _mini(arguments, size)
+    summary = _full(arguments) if scale == "7b" else _RUN[scale](arguments, size)
     show_json(arguments, summary)
     return 0
 
@@ -51,6 +54,22 @@ def _mini(arguments: argparse.Namespace, size: Size) -> dict[str, Any]:
     )
 
 
+def _growth(arguments: argparse.Namespace, size: GrowthSize) -> dict[str, Any]:
+    from studies.reproduction import growth
+
+    if arguments.only or arguments.dry_run:
+        raise UserError("scale=growth: takes neither --only nor --dry-run")
+    if arguments.plan:
+        return growth.plan_growth(size, arguments.workers)
+    results, document = places(arguments, "growth.md")
+    if arguments.page:
+        return growth.write_growth(results, document)
+    return growth.run_growth(size, arguments.out, results, document, arguments.workers)
+
+
+_RUN: dict[str, Callable[[argparse.Namespace, Any], dict[str, Any]]] = {"mini": _mini, "growth": _growth}
+
+
 def _full(arguments: argparse.Namespace) -> dict[str, Any]:
     from studies.reproduction import full
 
@@ -59,15 +78,17 @@ def _full(arguments: argparse.Namespace) -> dict[str, Any]:
     return full.protocol(check=arguments.dry_run)
 
 
-def _settings(words: Sequence[str]) -> tuple[str, Size]:
+def _settings(words: Sequence[str]) -> tuple[str, Size | GrowthSize]:
     """Parse the scale and the sizes from ``key=value`` words.
 
     Raises:
         UserError: a key is unknown or a value is invalid.
     """
+    from studies.reproduction.growth import GrowthSize
     from studies.reproduction.study import Size
 
-    scale, size = "mini", Size()
+    scale = "growth" if "scale=growth" in words else "mini"
+    size: Size | GrowthSize = GrowthSize() if scale == "growth" else Size()
     keys = [field.name for field in fields(Size)]
     for word in words:
         key, _, value = word.partition("=")

@@ -182,7 +182,7 @@ def run_method(run: Run, start: Start, pairs: Path, folder: Path, keep: bool = F
         tokens=sum(row["tokens"] for row in rows),
         tokens_long=sum(row["tokens_long"] for row in rows),
         peak_gib=rows[-1]["peak_memory_gib"] - started_with,
-        flops=_flops(run, arguments, start),
+        flops=sample_flops(run, start),
         wall=time.monotonic() - began,
         curves=_curves(rows),
     )
@@ -202,10 +202,12 @@ def score_start(start: Start, seed: int, questions: int, folder: Path) -> Result
     return Result.read(found)
 
 
-def _flops(run: Run, arguments: Sequence[str], start: Start) -> float:
+def sample_flops(run: Run, start: Start) -> float:
+    """FLOPs of a sample, forward and backward, by the cost model of ``solopo_nemo.planning``."""
     from solopo_nemo.config.schema import load_config
     from solopo_nemo.planning import Lengths, Workload, load_shape, model_flops
 
+    arguments = run.arguments(start.nemo, Path("pairs.jsonl"), Path("run"))
     objective = load_config(run.method.recipe, arguments).build_objective()
     lengths = Lengths(long=prompt_tokens(run.long), short=prompt_tokens(1), response=RESPONSE_TOKENS)
     return model_flops(load_shape(str(start.hf)), Workload.of(objective, lengths).policy).total

@@ -166,7 +166,7 @@ def test_prompts_that_cannot_work(build: Builder, tmp_path: Path, files: dict[st
 def test_what_a_user_can_mend(build: Builder, tmp_path: Path) -> None:
     (build.folder / "bad.txt").write_bytes(b"\xff")
     (build.folder / "also.pdf").write_bytes(b"no")
-    with pytest.raises(UserError, match=r"also\.pdf: not a readable PDF .*\(and 1 more bad rows\); --skip-bad"):
+    with pytest.raises(UserError, match=r"also\.pdf: not a readable \.pdf file .*\(and 1 more bad rows\); --skip-bad"):
         build()
     summary = build(skip_bad=True, limit=4)
     assert summary["documents"]["rejected"] == len(build.rows("rejects")) == 2 and summary["in"] == 4

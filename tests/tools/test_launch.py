@@ -190,6 +190,10 @@ def test_a_tool_is_one_process_and_starts_its_server(cluster: StubCluster, tmp_p
     for options in (["--nodes", "2"], ["--ranks-per-node", "2"]):
         done = cluster.launch("--dry-run", *options, "tools/sample_pairs.py", *sampling)
         assert done.returncode == 2 and "sample_pairs is one process" in done.stderr
+    grown = cluster.script("--gpus-per-node", "8", "grow", "--lengths", "2", "--out", str(tmp_path / "g"))
+    assert "program=( -m solopo_nemo grow --lengths 2" in grown and f"watched=( {tmp_path / 'g'} )" in grown
+    done = cluster.launch("--dry-run", "tools/grow.py", "--lengths", "2")
+    assert done.returncode == 2 and "grow: give --out" in done.stderr
 
 
 def test_a_dry_run_needs_no_container_runtime_and_an_odd_cdpath_does_no_harm(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import zipfile
 from collections import Counter
@@ -19,7 +20,7 @@ LARGEST = 256 * 2**20
 _DECLARED = re.compile(rb"""<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*["']?([\w.:-]+)""", re.I)
 _HEADING = re.compile(r"h([1-6])")
 _FURNITURE = frozenset({"nav", "header", "footer", "aside"})
-_NO_TEXT = frozenset({"script", "style", "head", "noscript", "template", "form", "button", "svg", "iframe"})
+_NO_TEXT = frozenset({"script", "style", "head", "noscript", "template", "select", "button", "svg", "iframe"})
 _INLINE = re.compile(
     "a|abbr|b|bd[io]|big|br|cite|code|data|dfn|del|em|font|i|img|ins|kbd|mark|q|ruby|r[btp]|s|samp|small|span|strike|"
     "strong|su[bp]|t[dht]|time|u|var|wbr"
@@ -60,7 +61,14 @@ def read_file(path: Path, name: str) -> Document:
         raise UserError(f"{path}: {size / 2**20:.0f} MiB, {LARGEST >> 20} are the most of one document: split it")
     if data.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: a Git LFS pointer, not the file itself: git lfs pull fetches it")
-    title, text, furniture = READERS[path.suffix.lower()](data, path)
+    try:
+        title, text, furniture = READERS[path.suffix.lower()](data, path)
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise many types for a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        way = "save or print it to a new one, without a password"
+        raise UserError(f"{path}: not a readable {path.suffix.lower()} file ({reason}): {way}") from error
     text = text.encode("utf-8", "replace").decode()  # a PDF can give half a character
     if not text.strip():
         scan = ": a scan? ocrmypdf adds the text" if path.suffix.lower() == ".pdf" else ""
@@ -98,11 +106,9 @@ def _html(data: bytes, path: Path) -> tuple[str, str, int]:
         if declared is None:
             raise
         text = _decoded(data, path, declared[1].decode())
-    # a declaration would contradict the decoded text
-    text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)
     if not re.search("<[a-zA-Z!]", text):
         return "", text, 0
-    root = html.document_fromstring(text)
+    root = html.document_fromstring(text.encode(), parser=html.HTMLParser(encoding="utf-8"))
     blocks = _Blocks()
     blocks.read(root)
     title = root.findtext(".//title") or next((b.lstrip("# ") for b in blocks.found if b.startswith("# ")), "")
@@ -157,17 +163,12 @@ class _Blocks:
 
 def _pdf(data: bytes, path: Path) -> tuple[str, str, int]:
     pypdf = _library("pypdf", path)
-    try:
-        reader = pypdf.PdfReader(io.BytesIO(data))
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise UserError(f"{path}: encrypted: save it without a password (qpdf --decrypt --password=...)")
-        pages = [page.extract_text().splitlines() for page in reader.pages]
-        title = str((reader.metadata and reader.metadata.title) or "")
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file raises many types
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: not a readable PDF ({reason}): print it to a new one") from error
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # a damaged file is refused in one line
+    reader = pypdf.PdfReader(io.BytesIO(data))
+    if reader.is_encrypted and not reader.decrypt(""):
+        raise UserError(f"{path}: encrypted: save it without a password (qpdf --decrypt --password=...)")
+    pages = [page.extract_text().splitlines() for page in reader.pages]
+    title = str((reader.metadata and reader.metadata.title) or "")
     furniture = _repeated_lines(pages)
     kept = [[line for place, line in enumerate(page) if not _is_furniture(page, place, furniture)] for page in pages]
     text = "\n".join(line for page in kept for line in page)
@@ -191,20 +192,13 @@ def _is_furniture(page: list[str], place: int, furniture: set[str]) -> bool:
 
 def _docx(data: bytes, path: Path) -> tuple[str, str, int]:
     docx = _library("docx", path)
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > LARGEST:
-            raise UserError(f"{path}: {size / 2**20:.0f} MiB when unpacked, {LARGEST >> 20} are the most: split it")
-        document = docx.Document(io.BytesIO(data))
-        blocks = [text for block in document.iter_inner_content() for text in _word_blocks(block)]
-        title = str(document.core_properties.title or "")
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file raises many types
-        way = "save it as .docx again, without a password"
-        raise UserError(f"{path}: not a readable Word file ({' '.join(str(error).split())}): {way}") from error
-    return title, "\n\n".join(blocks), 0
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > LARGEST:
+        raise UserError(f"{path}: {size / 2**20:.0f} MiB when unpacked, {LARGEST >> 20} are the most: split it")
+    document = docx.Document(io.BytesIO(data))
+    blocks = [text for block in document.iter_inner_content() for text in _word_blocks(block)]
+    return str(document.core_properties.title or ""), "\n\n".join(blocks), 0
 
 
 def _word_blocks(block: Any) -> Iterator[str]:

@@ -58,7 +58,7 @@ def test_cells_have_keys_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["scale=70b"], "scale=70b: must be mini or 7b"),
+        (["scale=70b"], "scale=70b: must be mini or 7b or growth"),
         (["seeds=0"], "seeds=0: must be a number of at least 1"),
         (["seed=1"], "seed=1: no such setting; there are scale, seeds, steps, questions, pairs"),
         (["scale=7b"], "scale=7b: runs on GPUs, command by command"),
