@@ -68,8 +68,7 @@ class DocumentComposer:
         encoder: Encoder of the target tokenizer.
         targets: Maximum prompt lengths in tokens.
         seed: Seed of all draws.
-        allow_answer_leak: Also take passages of other documents that contain the answer. Without it another document
-            ends before such a passage.
+        allow_answer_leak: Also take passages of other documents that contain the answer.
     """
 
     def __init__(
@@ -122,15 +121,18 @@ class _Window:
         self._base = self._exact(0)
 
     def settle(self, name: str, target: Target) -> Context | Dropped:
-        """Take as many passages as fit: by estimated counts first, then one by one by exact counts."""
+        """Take as many passages as fit: by estimated counts, corrected by an exact one, then one by one."""
         limit = target.draw(Random(f"{self._seed}:{name}:target"))
         if self._base > limit:
             what = f"with its evidence alone the {name} prompt has {self._base} tokens, the target is {limit}"
             return Dropped("evidence_too_long", what)
-        while self._base + (self._sums or [0])[-1] <= limit and self._grow():
-            pass
-        count = bisect_right(self._sums, limit - self._base)
-        tokens = self._exact(count)
+        scale = 1.0  # exact by estimated count
+        for _ in range(2):
+            while self._base + scale * (self._sums or [0])[-1] <= limit and self._grow():
+                pass
+            count = bisect_right(self._sums, (limit - self._base) / scale)
+            tokens = self._exact(count)
+            scale = (tokens - self._base) / self._sums[count - 1] if count else scale
         while tokens <= limit:
             if count == len(self._taken) and not self._grow():
                 what = f"with every other passage the {name} prompt has {tokens} of {limit} tokens"
@@ -174,13 +176,10 @@ class _Window:
         for number in permutation(len(self._pool.documents), random):
             if number in self._own:
                 continue
-            before = random.random() < 0.5
+            self._sequence.insert(random.choice((0, len(self._sequence))), number)
             for index, paragraph in enumerate(self._pool.documents[number]):
-                if not self._leak and holds(paragraph.normal, self._question.normal_answers):
-                    break
-                if not index:
-                    self._sequence.insert(0 if before else len(self._sequence), number)
-                yield number, index
+                if self._leak or not holds(paragraph.normal, self._question.normal_answers):
+                    yield number, index
 
     def _paragraph(self, place: Place) -> Paragraph:
         return self._pool.documents[place[0]][place[1]]
