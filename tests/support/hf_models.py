@@ -70,7 +70,8 @@ CASES = {
         wrong=dict(rope_local_base_freq=1e4),
     ),
     "gemma3_bf16_long_windows": Case(
-        "gemma3_text", dict(head_dim=24, sliding_window=512, layer_types=SLIDES), torch.bfloat16, "200KB",
+        "gemma3_text", dict(hidden_size=96, head_dim=24, sliding_window=512, layer_types=SLIDES), torch.bfloat16,
+        "200KB",  # the square root of 96 is rounded
         wrong=dict(query_pre_attn_scalar=24),
     ),
     "qwen3_moe": Case(

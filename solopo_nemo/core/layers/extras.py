@@ -18,7 +18,7 @@ class LayerExtras:
     Attributes:
         post_norms: the outputs of attention and MLP are normalized before they are added to the residual.
         rotary_base_local: rotary base of the layers with a sliding window, without scaling; ``None``: that of all.
-        scaled_embedding: the embedding is multiplied with ``sqrt(hidden_size)``, rounded to its dtype.
+        scaled_embedding: the embedding is multiplied with ``sqrt(hidden_size)``, rounded to ``params_dtype``.
     """
 
     post_norms: bool = False
@@ -41,6 +41,7 @@ class ScaledEmbedding(LanguageModelEmbedding):
     """A ``GPTModel``'s embedding, scaled. TP, SP, CP, PP, DP: as the embedding itself."""
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As ``LanguageModelEmbedding``; the factor has the type of the embedding, as in transformers."""
+        """As ``LanguageModelEmbedding``; the factor is rounded to the type of the model, as in transformers."""
         out: torch.Tensor = super().forward(*args, **kwargs)
-        return out * out.new_full((), self.config.hidden_size**0.5)
+        factor = torch.tensor(self.config.hidden_size**0.5, dtype=self.config.params_dtype).item()
+        return out * out.new_full((), factor)
