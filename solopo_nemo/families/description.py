@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from solopo_nemo.families.experts import Experts, read_experts
-from solopo_nemo.families.family import FAMILIES, SUPPORTED, Family
-from solopo_nemo.families.reading import SIZES, SLIDING, Reader
+from solopo_nemo.families.family import FAMILIES, Family
+from solopo_nemo.families.reading import SIZES, SLIDING, Reader, refusal
 from solopo_nemo.families.rope import LAYER_TYPES, LOCAL, RopeScaling, normal_scaling, read_rope
 from solopo_nemo.runtime.errors import UserError
 
@@ -37,6 +37,7 @@ class ModelDescription:
         source: content of the file.
         rope_local_base_freq: rotary base of the sliding-window layers, without scaling; ``None``: they have that of
             all layers.
+        no_rope_layers: for each layer 1 if it has rotary embeddings, else 0; ``None``: all have them.
         query_pre_attn_scalar: scores are divided by its square root; ``None``: by that of ``head_dim``.
     """
 
@@ -62,6 +63,7 @@ class ModelDescription:
     source: Mapping[str, Any] = field(repr=False, compare=False)
     rope_local_base_freq: float | None = None
     query_pre_attn_scalar: float | None = None
+    no_rope_layers: tuple[int, ...] | None = None
 
     @classmethod
     def from_hf(
@@ -86,7 +88,7 @@ class ModelDescription:
         """
         kind = config.get("model_type")
         if not isinstance(kind, str) or kind not in FAMILIES:
-            raise UserError(f"{where}: model_type {kind!r} is not supported; {SUPPORTED}")
+            raise refusal(config, where)
         read = Reader(config, FAMILIES[kind], where)
         read.check_keys()
         heads = read.whole("num_attention_heads")
@@ -129,6 +131,7 @@ class ModelDescription:
             token_ids=read.token_ids(),
             source=config,
             query_pre_attn_scalar=read.optional("query_pre_attn_scalar"),
+            no_rope_layers=read.rope_layers(layers),
         )
 
     @property
@@ -235,11 +238,12 @@ class ModelDescription:
         values |= {name: getattr(self, name) for name in _OF_SOME if getattr(self, name) is not None}
         if self.experts is not None:
             values |= self.experts.changes(self.family.experts)
-        values |= {key: value for key, value in self.token_ids.items() if key != "pad_token_id"}
+        # without a padding token, which may lie beyond the vocabulary: transformers gives its embedding no gradient
+        values |= {**self.token_ids, "pad_token_id": None}
         return AutoConfig.for_model(self.model_type, **values, **({"auto_map": code} if code else {}))
 
 
-_OF_SOME = (LOCAL, "query_pre_attn_scalar")
+_OF_SOME = (LOCAL, "query_pre_attn_scalar", "no_rope_layers")
 """Fields that only some families have, under their keys in ``config.json``."""
 _LATER = (*_OF_SOME, "experts")
 """Fields that earlier versions did not have."""

@@ -95,6 +95,16 @@ _SOME_LAYERS = {"use_sliding_window": False, "sliding_window": 4096, "max_window
 _QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768, **_SOME_LAYERS}
 _LLAMA = {"num_key_value_heads": None, "head_dim": None, "max_position_embeddings": 2048}
 _MISTRAL = {"num_key_value_heads": 8, "head_dim": None, "max_position_embeddings": 131072, "sliding_window": 4096}
+_SMOLLM3 = {
+    "num_key_value_heads": 4,
+    "head_dim": None,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+    "no_rope_layers": None,
+    "no_rope_layer_interval": 4,
+    "rope_theta": 2e6,
+    "max_window_layers": 28,
+}
 _GEMMA3: dict[str, Any] = {
     "num_key_value_heads": 4,
     "head_dim": 256,
@@ -149,6 +159,7 @@ FAMILIES: dict[str, Family] = {
         Family("qwen3", "Qwen3ForCausalLM", "Qwen3", _QWEN | {"head_dim": 128}, qk_norm=True, sliding="layers"),
         Family("llama", "LlamaForCausalLM", "Llama 2 and 3.x", _LLAMA),
         Family("mistral", "MistralForCausalLM", "Mistral", _MISTRAL, sliding="all"),
+        Family("smollm3", "SmolLM3ForCausalLM", "SmolLM3", _SMOLLM3),
         Family(
             "gemma3_text",
             "Gemma3ForCausalLM",
@@ -169,6 +180,14 @@ FAMILIES: dict[str, Family] = {
 }
 """The supported families by ``model_type``."""
 
+UNSUPPORTED = {
+    "gemma": "its files are those of the first Gemma, whose layers were not compared",
+    "gemma2": "it caps attention scores and logits, which no fused attention kernel of torch does",
+    "gemma3": "it reads images too; save its text part, which is supported: "
+    "transformers.Gemma3ForCausalLM.from_pretrained(FOLDER).save_pretrained(TEXT_FOLDER), and its tokenizer there",
+    "phi3": "its files hold q, k and v, and gate and up, as one tensor each, which peft adapts as one module",
+}
+"""Why a family that a user may bring is not supported."""
 SUPPORTED = "supported are " + ", ".join(f"{family.models} ({name})" for name, family in FAMILIES.items())
 
 LINEARS = {

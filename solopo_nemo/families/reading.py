@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from solopo_nemo.families.family import Family
+from solopo_nemo.families.family import FAMILIES, SUPPORTED, UNSUPPORTED, Family
 from solopo_nemo.families.rope import LARGEST, LAYER_TYPES, is_number, is_whole
 from solopo_nemo.runtime.errors import UserError
 
@@ -163,6 +163,17 @@ class Reader:
             raise UserError(f"{self.where}: layer_types has sliding_attention, and sliding_window is off")
         return (size if any(which) else None), which
 
+    def rope_layers(self, layers: int) -> tuple[int, ...] | None:
+        """For each layer 1 if it has rotary embeddings, else 0; ``None`` for a family in which all have them."""
+        if "no_rope_layers" not in self.family.defaults:
+            return None
+        stated, every = self._value("no_rope_layers"), self.whole("no_rope_layer_interval")
+        if stated is None:
+            return tuple(int((layer + 1) % every != 0) for layer in range(layers))
+        if not isinstance(stated, list) or len(stated) != layers or any(not is_whole(on, 0, 1) for on in stated):
+            raise self._wrong("no_rope_layers", stated, f"a list of 0 and 1, one for each of {layers} layers")
+        return tuple(stated)
+
     def _against_types(self, size: int | None, which: tuple[bool, ...]) -> tuple[int | None, tuple[bool, ...]]:
         """Check ``layer_types`` against the layers of a family whose transformers code does not read that key."""
         types = self._layer_types(len(which))
@@ -180,6 +191,17 @@ class Reader:
         if not isinstance(types, list) or len(types) != layers or any(kind not in SLIDING for kind in types):
             raise self.wrong("layer_types", types, f"a list of {' or '.join(SLIDING)}, one for each of {layers} layers")
         return tuple(kind == SLIDING[True] for kind in types)
+
+
+def refusal(config: Mapping[str, Any], where: str) -> UserError:
+    """Why a model of no supported family is not read: the reason, or the settings that are unknown here."""
+    kind = config.get("model_type")
+    of_families = {key for family in FAMILIES.values() for key in (*family.defaults, *family.only)}
+    known = READ | WITHOUT_EFFECT | SUPPORTED_VALUES.keys() | of_families
+    own = [str(key) for key in config if key not in known]
+    own += [f"{key}={config[key]}" for key, only in SUPPORTED_VALUES.items() if config.get(key, only) != only]
+    why = UNSUPPORTED.get(str(kind), f"settings that are unknown here: {', '.join(own[:8])}" if own else "")
+    return UserError(f"{where}: model_type {kind!r} is not supported{f' ({why})' if why else ''}; {SUPPORTED}")
 
 
 def check_token_ids(value: Any, key: str, where: str) -> None:

@@ -140,6 +140,8 @@ def megatron_config(model: ModelDescription, dtype: torch.dtype) -> Any:
     if model.model_type not in MODELS:
         scalar, base = model.query_pre_attn_scalar, model.rope_local_base_freq
         settings = family_settings(family) | {"query_pre_attn_scalar": scalar, "rotary_base_local": base}
+        if model.no_rope_layers:
+            settings["no_rope_freq"] = [1 - on for on in model.no_rope_layers]
     return classes_of(model.model_type)[1](
         num_layers=model.num_hidden_layers,
         hidden_size=model.hidden_size,

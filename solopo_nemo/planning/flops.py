@@ -51,7 +51,8 @@ def forward_flops(shape: ModelShape, sequence: Sequence) -> Flops:
     """FLOPs of a forward pass over one sequence with ``S`` input tokens and ``R`` scored positions.
 
     - ``linear = 2 * S * layers * (qkv + proj + fc1 + fc2 weights)``, of experts the weights that a token is sent to
-    - ``attention = 2 * S^2 * a * layers``: two products of ``2 * S^2 * a``, half of which the causal mask removes.
+    - ``attention = 2 * S^2 * a * layers``: two products of ``2 * S^2 * a``, half of which the causal mask removes; of a
+      layer with a sliding window of ``w < S`` tokens ``2 * (S^2 - (S - w)^2) * a``.
     - ``head = 2 * R * v * h``
 
     Args:
@@ -62,9 +63,11 @@ def forward_flops(shape: ModelShape, sequence: Sequence) -> Flops:
     outside = stage.embedding + stage.head + stage.final_norm
     of_layer = layer.norms + _qkv_width(shape) * shape.qkv_bias
     weights = stage.active(shape) - outside - of_layer * shape.num_hidden_layers
+    window, slides = shape.attention_window or (0, [False] * shape.num_hidden_layers)
+    unseen = [max(sequence.inputs - window, 0) * slides_here for slides_here in slides]
     return Flops(
         linear=2.0 * sequence.inputs * weights,
-        attention=2.0 * sequence.inputs**2 * shape.query_size * shape.num_hidden_layers,
+        attention=2.0 * shape.query_size * sum(sequence.inputs**2 - tokens**2 for tokens in unseen),
         head=2.0 * sequence.rows * shape.vocab_size * shape.hidden_size,
     )
 

@@ -22,7 +22,8 @@ class LayerParameters:
         fc2: ``f * h / t``; 0 with experts.
         router: ``experts * h`` with experts; replicated on every rank.
         experts: ``experts * 3 * size * h / x`` with experts, on one of ``x`` ranks that they are split over.
-        norms: ``2h``, plus ``2 * head_dim`` for normalized queries and keys; replicated on every rank.
+        norms: ``2h``, or ``4h`` with norms behind attention and MLP, plus ``2 * head_dim`` for normalized queries and
+            keys; replicated on every rank.
     """
 
     qkv: int
@@ -44,7 +45,7 @@ class LayerParameters:
             proj=a * h // tensor,
             fc1=2 * f * h // tensor,
             fc2=f * h // tensor,
-            norms=2 * h + 2 * shape.head_dim * shape.qk_norm,
+            norms=len(shape.family.norms) * h + 2 * shape.head_dim * shape.qk_norm,
             router=experts.count * h if experts else 0,
             experts=experts.count * 3 * experts.size * h // expert_ranks if experts else 0,
         )

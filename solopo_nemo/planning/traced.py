@@ -51,6 +51,8 @@ class Kind:
         mode: communication of context parallelism; empty for one context rank.
         sequence: sequence parallelism.
         heads: queries and keys are normalized.
+        behind: so are the outputs of attention and MLP, as in Gemma 3. Windows are as long as the sequences: those of a
+            CPU hold a mask of a block more.
     """
 
     device: str
@@ -58,6 +60,7 @@ class Kind:
     mode: str
     sequence: bool
     heads: bool
+    behind: bool = False
 
     @classmethod
     def of(cls, run: Run) -> Kind:
@@ -68,10 +71,10 @@ class Kind:
         """
         require(is_known(run), NOT_KNOWN)
         mode = run.layout.cp_comm_type if run.layout.context > 1 else ""
-        return cls(run.device, run.recompute, mode, run.layout.sequence, run.shape.qk_norm)
+        return cls(run.device, run.recompute, mode, run.layout.sequence, run.shape.qk_norm, run.shape.family.post_norms)
 
     def __str__(self) -> str:
-        flags = "sequence" * self.sequence, "norm of heads" * self.heads
+        flags = "sequence" * self.sequence, "norm of heads" * self.heads, "norms behind" * self.behind
         return ", ".join(filter(None, (self.device, self.recompute, self.mode, *flags)))
 
 

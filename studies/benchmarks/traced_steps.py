@@ -48,8 +48,9 @@ Vector = dict[tuple[str, str], Fraction]
 
 def all_kinds() -> Iterator[Kind]:
     """Every kind of step that is traced."""
-    recomputes, modes, flags = ("none", "selective", "full"), ("", "p2p", "a2a"), (False, True)
-    return (Kind(*values) for values in product(("gpu", "cpu"), recomputes, modes, flags, flags))
+    devices, recomputes, flags = ("gpu", "cpu"), ("none", "selective", "full"), (False, True)
+    yield from (Kind(*values) for values in product(devices, recomputes, ("", "p2p", "a2a"), flags, flags))
+    yield from (Kind(*values, True, True) for values in product(devices, recomputes, ("", "a2a"), flags))
 
 
 def trace(kind: Kind) -> Tracker:
@@ -60,7 +61,7 @@ def trace(kind: Kind) -> Tracker:
 
     context = CONTEXT if kind.mode else 1
     shape = {
-        "model_type": "qwen3" if kind.heads else "qwen2",
+        "model_type": "gemma3_text" if kind.behind else "qwen3" if kind.heads else "qwen2",
         "hidden_size": SIZES["h"],
         "intermediate_size": SIZES["f"] * TENSOR,
         "num_hidden_layers": 3,
@@ -69,6 +70,7 @@ def trace(kind: Kind) -> Tracker:
         "head_dim": SIZES["d"],
         "vocab_size": SIZES["v"] * TENSOR,
         "max_position_embeddings": 2**20,
+        **({"sliding_window": 2**20} if kind.behind else {}),
         "tie_word_embeddings": False,
     }
     overrides = [

@@ -10,7 +10,7 @@ from typing import Any
 import hf_models
 import pytest
 import torch
-from hf_models import CASES, SIZES
+from hf_models import CASES, SIZES, SLIDES
 from true_values import to_version_5, true_values
 
 from solopo_nemo.families import hf
@@ -31,6 +31,17 @@ SMOLLM2 = {
 """A file that transformers 5 wrote."""
 YARN = {"rope_theta": 100000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
 QWEN2 = {"model_type": "qwen2"} | SIZES
+ROPES = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
+GEMMA3 = SIZES | {
+    "model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "attn_logit_softcapping": None, "bos_token_id": 2, "eos_token_id": [1, 106], "final_logit_softcapping": None,
+    "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "initializer_range": 0.02, "pad_token_id": 0,
+    "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000, "rope_scaling": None,
+    "rope_theta": 1000000, "sliding_window": 512, "use_cache": True,
+}  # fmt: skip
 REAL: dict[str, dict[str, Any]] = {
     "Qwen2.5 base": QWEN2 | {
         "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
@@ -57,6 +68,18 @@ REAL: dict[str, dict[str, Any]] = {
     },
     "Mistral v0.3": SIZES | {"model_type": "mistral", "sliding_window": None, "rope_theta": 1000000.0},
     "Mistral Nemo": SIZES | {"model_type": "mistral", "head_dim": 128, "sliding_window": None},
+    "SmolLM3": SIZES | {
+        "model_type": "smollm3", "no_rope_layer_interval": 4, "no_rope_layers": [1, 1], "use_sliding_window": False,
+        "sliding_window": None, "rope_theta": 5000000.0, "max_window_layers": 28, "mlp_bias": False,
+        "layer_types": ["full_attention"] * 2, "attention_bias": False, "pretraining_tp": 2, "rope_scaling": None,
+    },
+    "Gemma 3 1B": GEMMA3 | {"sliding_window_pattern": 6, "cache_implementation": "hybrid", "torch_dtype": "bfloat16"},
+    "Gemma 3 270M, saved by transformers 4.57": GEMMA3 | {
+        "_sliding_window_pattern": 6, "layer_types": SLIDES, "use_bidirectional_attention": False, "dtype": "bfloat16",
+    },
+    "Gemma 3, saved by transformers 5": {k: v for k, v in GEMMA3.items() if not k.startswith("rope")} | {
+        "layer_types": SLIDES, "dtype": "bfloat16", "rope_parameters": ROPES,
+    },
     "SmolLM2": SIZES | {
         "model_type": "llama", "is_llama_config": True, "rope_interleaved": False, "rope_scaling": None,
         "rope_theta": 100000, "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
@@ -171,6 +194,64 @@ def test_what_is_refused(name: str) -> None:
     with pytest.raises(UserError) as error:
         read(SMOLLM2 | changes)
     assert all(culprit in str(error.value) for culprit in culprits), error.value
+
+
+GEMMA3_REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "capped scores": ({"attn_logit_softcapping": 50.0}, ("attn_logit_softcapping=50.0", "only None")),
+    "capped logits": ({"final_logit_softcapping": 30.0}, ("final_logit_softcapping=30.0",)),
+    "another activation": ({"hidden_activation": "gelu"}, ("hidden_activation=gelu", "gelu_pytorch_tanh")),
+    "attention to both sides": ({"use_bidirectional_attention": True}, ("use_bidirectional_attention=True",)),
+    "no window": ({"sliding_window": None}, ("sliding_window=None", "whole number")),
+    "no pattern": ({"sliding_window_pattern": 0}, ("sliding_window_pattern=0",)),
+    "too few layer types": ({"layer_types": SLIDES[:1]}, ("layer_types", "2 layers")),
+    "an unknown layer type": ({"layer_types": ["full_attention", "chunked_attention"]}, ("layer_types", "sliding")),
+    "local base": ({"rope_local_base_freq": 0}, ("sliding_attention: rope_theta=0",)),
+    "score scale": ({"query_pre_attn_scalar": "256"}, ("query_pre_attn_scalar='256'", "positive number")),
+    "one mapping for both": ({"rope_parameters": ROPES["full_attention"]}, ("rope_parameters", "full_attention")),
+    "scaled local layers": (
+        {"rope_parameters": ROPES | {"sliding_attention": ROPES["full_attention"]}, "rope_local_base_freq": 1e6},
+        ("sliding_attention has", "linear"),
+    ),
+    "local base twice": ({"rope_parameters": ROPES, "rope_local_base_freq": 5e3}, ("contradicts", "10000.0", "5000.0")),
+    "global base twice": ({"rope_parameters": ROPES, "rope_theta": 5e5}, ("contradicts", "500000.0")),
+    "images": ({"model_type": "gemma3", "text_config": {}}, ("reads images", "Gemma3ForCausalLM.from_pretrained")),
+    "Gemma 2": ({"model_type": "gemma2"}, ("caps attention scores",)),
+    "Phi-4": ({"model_type": "phi3"}, ("one tensor each",)),
+    "an unknown family": (
+        {"model_type": "deepseek_v3", "q_lora_rank": 1536, "n_group": 8, "attention_bias": True},
+        ("'deepseek_v3'", "unknown here: q_lora_rank, n_group, attention_bias=True)", "Gemma 3"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GEMMA3_REFUSED)
+def test_what_is_refused_of_gemma_3_and_of_other_families(name: str) -> None:
+    changes, culprits = GEMMA3_REFUSED[name]
+    with pytest.raises(UserError) as error:
+        read(GEMMA3 | changes)
+    assert all(culprit in str(error.value) for culprit in culprits), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_layers_without_rotary_embeddings() -> None:
+    smollm3 = SIZES | {"model_type": "smollm3", "num_hidden_layers": 5}
+    assert read(smollm3).no_rope_layers == (1, 1, 1, 0, 1)
+    assert read(smollm3 | {"no_rope_layers": [0, 1, 1, 1, 1]}).no_rope_layers == (0, 1, 1, 1, 1)
+    for wrong in ([1, 2, 1, 1, 1], [1], "all", [True] * 5):
+        with pytest.raises(UserError, match=r"no_rope_layers=.* a list of 0 and 1, one for each of 5 layers"):
+            read(smollm3 | {"no_rope_layers": wrong})
+
+
+def test_the_window_of_gemma_3_is_the_stated_one() -> None:
+    """Also with its linear scaling, which published files state beside the window that it makes."""
+    own = read(GEMMA3 | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}})
+    assert (own.window, read(GEMMA3).window) == (512, 512)
+    longer = ModelDescription.from_hf(own.source, rope_scaling={"rope_type": "linear", "factor": 32.0})
+    assert longer.window == 2048
+    assert longer.changes() == {"rope_scaling": longer.rope_scaling, "max_position_embeddings": 2048}
+    assert read(own.source | longer.changes()).window == 2048
+    yarn = ModelDescription.from_hf(GEMMA3, rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    assert yarn.window == 2048
 
 
 HARMLESS = [

@@ -40,6 +40,8 @@ FAMILIES = {
     "llama": {"attention_bias": False, "head_dim": 24},
     "mistral": {"head_dim": 40},
     "qwen3": {"head_dim": 32, "tie_word_embeddings": False},
+    "gemma3_text": {"head_dim": 32},
+    "smollm3": {"pad_token_id": None},
 }
 
 
@@ -80,6 +82,7 @@ PUBLISHED = {
     "meta-llama/Llama-3.2-3B-Instruct": 3.213, "Qwen/Qwen3-0.6B": 0.596, "Qwen/Qwen3-4B": 4.022, "Qwen/Qwen3-8B": 8.191,
     "Qwen/Qwen3-14B": 14.768, "Qwen/Qwen3-32B": 32.762, "mistralai/Mistral-7B-Instruct-v0.3": 7.248,
     "Qwen/Qwen3-30B-A3B": 30.532, "Qwen/Qwen3-235B-A22B": 235.094, "mistralai/Mixtral-8x7B-Instruct-v0.1": 46.703,
+    "HuggingFaceTB/SmolLM3-3B": 3.075, "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1.711, "google/gemma-3-270m-it": 0.268, "google/gemma-3-1b-it": 1.000,
 }  # fmt: skip
 """Billions of parameters that the models' pages state."""
 
@@ -131,7 +134,7 @@ def test_flops_are_those_that_torch_counts(family: str) -> None:
         model(input_ids=ids, logits_to_keep=sequence.rows, use_cache=False).logits.sum().backward()
     ours = forward_flops(shape, sequence)
     everything = ours.linear + 2 * ours.attention + ours.head  # torch counts the masked half of attention too
-    rotary_angles = sequence.inputs * shape.head_dim
+    rotary_angles = sequence.inputs * shape.head_dim * (1 + (shape.rope_local_base_freq is not None))
     assert counter.get_total_flops() == 3 * everything + rotary_angles
     assert model_flops(shape, [sequence]).total == 3 * ours.total
 

@@ -69,6 +69,13 @@ CASES = {
         ),
         wrong=dict(rope_local_base_freq=1e4),
     ),
+    "smollm3": Case(
+        "smollm3",
+        dict(
+            no_rope_layers=[0, 1, 1], num_hidden_layers=3, rope_theta=1e5, pad_token_id=None, bos_token_id=1, eos_token_id=2
+        ),
+        wrong=dict(no_rope_layers=[1, 0, 1]),
+    ),
     "gemma3_bf16_long_windows": Case(
         "gemma3_text", dict(hidden_size=96, head_dim=24, sliding_window=512, layer_types=SLIDES), torch.bfloat16,
         "200KB",  # the square root of 96 is rounded

@@ -26,6 +26,8 @@ class Values:
     window: int = 0
     epsilon: float = 1e-6
     sliding: tuple[int | None, ...] = field(default=())
+    turned: tuple[bool, ...] | None = None
+    """Layers that have rotary embeddings; None: all."""
     local_theta: float | None = None
     """Base of the sliding layers, which are then not scaled."""
     scalar: float | None = None
@@ -136,7 +138,8 @@ def logits(w: dict[str, torch.Tensor], values: Values, ids: list[int]) -> torch.
         if f"{at}.self_attn.q_norm.weight" in w:
             q = rms_norm(q, w[f"{at}.self_attn.q_norm.weight"], values.epsilon)
             k = rms_norm(k, w[f"{at}.self_attn.k_norm.weight"], values.epsilon)
-        q, k = (rotated(t, *tables[window is not None]) for t in (q, k))
+        if values.turned is None or values.turned[layer]:
+            q, k = (rotated(t, *tables[window is not None]) for t in (q, k))
         k, v = (t.repeat_interleave(values.heads // t.shape[1], 1) for t in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(values.scalar or d)
         seen = (distance >= 0) & (distance < (window or n))

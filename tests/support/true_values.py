@@ -21,6 +21,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8, "max_position_embeddings": 131072, "num_experts_per_tok": 2, "norm_topk_prob": True,
         "rms_norm_eps": 1e-5, "rope_theta": 1e6,
     },
+    "smollm3": {"num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 2e6},
     "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
 }  # fmt: skip
 """From the configuration classes of transformers 4.57.6, 5.0.0 and 5.24.0, which agree."""
@@ -74,6 +75,10 @@ def true_values(config: dict[str, Any], five: bool) -> tuple[Values, int]:
         first = full.get("max_window_layers", 28)
         types = full.get("layer_types") or ["sliding_attention" if i >= first else "full_attention" for i in layers]
         sliding = [full["sliding_window"] if kind == "sliding_attention" else None for kind in types]
+    turned = None
+    if family == "smollm3":
+        stated, every = full.get("no_rope_layers"), full.get("no_rope_layer_interval", 4)
+        turned = tuple(map(bool, stated or [(i + 1) % every for i in layers]))
     values = Values(
         heads=heads,
         head_dim=full.get("head_dim") or full["hidden_size"] // heads,
@@ -82,6 +87,7 @@ def true_values(config: dict[str, Any], five: bool) -> tuple[Values, int]:
         window=window,
         epsilon=full.get("rms_norm_eps", 1e-6),
         sliding=tuple(sliding),
+        turned=turned,
         local_theta=local,
         scalar=full.get("query_pre_attn_scalar"),
         gemma=bool(local),

@@ -148,13 +148,13 @@ def _norm_gradient(rows: torch.Tensor, gamma: torch.Tensor, eps: float, dx: torc
     """Turn the gradient of the normalized rows into that of the rows, in place; the gradient of ``gamma``."""
     grad_gamma = _fp32_sum(gamma)
     for part in _blocks(rows.shape[0]):
-        block, d = rows[part].float(), dx[part].float()
+        block, d = (x[part].flatten(0, -2).float() for x in (rows, dx))
         scale = block.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         unit = block * scale
         product = d * unit
         grad_gamma += product.sum(0)
         along = product.mul_(gamma).mean(-1, keepdim=True)
-        dx[part] = (d * gamma).addcmul_(unit, along, value=-1).mul_(scale)
+        dx[part] = (d * gamma).addcmul_(unit, along, value=-1).mul_(scale).view(dx[part].shape)
     return grad_gamma
 
 
@@ -182,9 +182,9 @@ class _Norm(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, gamma: torch.Tensor, eps: float) -> torch.Tensor:
         ctx.save_for_backward(x, gamma)
         ctx.eps = eps
-        rows, out = x.flatten(0, -2), torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        for part in _blocks(rows.shape[0]):
-            out.flatten(0, -2)[part] = _normalized(rows[part], gamma, eps)
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        for part in _blocks(x.shape[0]):
+            out[part] = _normalized(x[part], gamma, eps)
         return out
 
     @staticmethod
@@ -192,7 +192,7 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, gamma = ctx.saved_tensors
         dx = grad.clone(memory_format=torch.contiguous_format)
-        grad_gamma = _of_norm()(x.flatten(0, -2), gamma, ctx.eps, dx.flatten(0, -2))
+        grad_gamma = _of_norm()(x, gamma, ctx.eps, dx)
         return dx, grad_gamma.to(gamma.dtype), None
 
 

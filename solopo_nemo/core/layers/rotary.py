@@ -113,7 +113,8 @@ class LocalRotaryAttention(SelfAttention):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, *, rotary_pos_emb: Any, **kwargs: Any
     ) -> Any:
         """As ``SelfAttention``; ``rotary_pos_emb`` is the table of all kinds, ``None`` for a model without."""
-        self._table = None if rotary_pos_emb is None else rotary_pos_emb[:, :, self.rotary_kind]
+        none = rotary_pos_emb is None or (self.config.no_rope_freq and self.config.no_rope_freq[self.layer_number - 1])
+        self._table = None if none else rotary_pos_emb[:, :, self.rotary_kind]
         try:
             return super().forward(hidden_states, attention_mask, rotary_pos_emb=None, **kwargs)
         finally:
