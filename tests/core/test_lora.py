@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import engine
@@ -19,6 +20,7 @@ SOME = ("q_proj", "v_proj", "up_proj", "down_proj")
 PLAIN_LAYERS = 1e-12
 """A dropout that drops nothing: the adapters then run beside the layers, as they do beside Transformer Engine's."""
 RANK, ALPHA = 3, 7.0
+GEMMA3 = Layout("tp2_gemma3", 2, tp=2, tied=True, family="gemma3_text", window=6)
 CASES = {
     "dp2": (Layout("dp2", 2), ALL, 0.0),
     "dp2 plain": (Layout("dp2", 2), ALL, PLAIN_LAYERS),
@@ -29,6 +31,8 @@ CASES = {
     "cp2": (Layout("cp2", 2, cp=2), ALL, 0.0),
     "pp2, every layer recomputed": (Layout("pp2", 2, pp=2, recompute="full"), ALL, 0.0),
     "tp2, some targets, one product recomputed": (Layout("tp2", 2, tp=2, recompute="mlp"), SOME, 0.0),
+    "tp2 sp, Gemma 3": (replace(GEMMA3, sp=True), ALL, 0.0),
+    "tp2, Gemma 3 plain": (GEMMA3, ALL, PLAIN_LAYERS),
 }
 """Layout, targets and dropout."""
 DROPPED = {
@@ -94,14 +98,15 @@ def peft_name(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def by_peft(found: dict[str, dict[str, Any]]) -> dict[tuple[str, ...], tuple[float, dict[str, torch.Tensor]]]:
-    """Loss, and gradient by parameter, of peft's own adapters on the Hugging Face model, by targets."""
+def by_peft(found: dict[str, dict[str, Any]]) -> dict[tuple[Any, ...], tuple[float, dict[str, torch.Tensor]]]:
+    """Loss, and gradient by parameter, of peft's own adapters on the Hugging Face model, by targets and family."""
     from peft import LoraConfig, get_peft_model
 
     results = {}
-    for case, targets in (("dp2", ALL), ("tp2, some targets, one product recomputed", SOME)):
+    for case in ("dp2", "tp2, some targets, one product recomputed", "tp2 sp, Gemma 3"):
+        layout, targets, _ = CASES[case]
         config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(targets))  # type: ignore[arg-type]
-        model: Any = get_peft_model(hf_model(found[case]["base"]), config)
+        model: Any = get_peft_model(hf_model(found[case]["base"], layout), config)
         parameters = dict(model.named_parameters())
         for name, value in found[case]["adapters"].items():
             parameters[peft_name(name)].data.copy_(value)
@@ -112,15 +117,19 @@ def by_peft(found: dict[str, dict[str, Any]]) -> dict[tuple[str, ...], tuple[flo
         margin = 0.1 * (chosen - rejected - torch.tensor(gaps))
         loss = (-F.logsigmoid(margin) + 2.0 * 0.1 * (chosen - long).abs()).mean()
         loss.backward()
-        results[targets] = float(loss.detach()), {n: p.grad for n, p in parameters.items() if p.requires_grad}
+        results[targets, layout.family] = (
+            float(loss.detach()),
+            {n: p.grad for n, p in parameters.items() if p.requires_grad},
+        )
     return results
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradients_are_those_of_peft(
-    found: dict[str, dict[str, Any]], by_peft: dict[tuple[str, ...], Any], case: str
+    found: dict[str, dict[str, Any]], by_peft: dict[tuple[Any, ...], Any], case: str
 ) -> None:
-    loss, gradients = by_peft[CASES[case][1]]
+    layout, targets, _ = CASES[case]
+    loss, gradients = by_peft[targets, layout.family]
     assert found[case]["metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
     assert {peft_name(name) for name in found[case]["grads"]} == gradients.keys()
     for name, got in found[case]["grads"].items():

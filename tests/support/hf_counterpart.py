@@ -7,34 +7,48 @@ from typing import Any
 import engine
 import torch
 import torch.nn.functional as F
+from layouts import SINGLE, Layout
 
 
-def hf_model(state: dict[str, torch.Tensor]) -> Any:
-    """A transformers Qwen2 with Megatron's weights, mapped by hand."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+def hf_model(state: dict[str, torch.Tensor], layout: Layout = SINGLE) -> Any:
+    """A transformers Qwen2 or Gemma 3 with Megatron's weights, mapped by hand."""
+    import transformers
 
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=engine.VOCAB, hidden_size=engine.HIDDEN, intermediate_size=engine.FFN,
-            num_hidden_layers=engine.LAYERS, num_attention_heads=engine.HEADS, num_key_value_heads=engine.KV_HEADS,
-            rope_theta=10000.0, rms_norm_eps=1e-6, tie_word_embeddings=False, max_position_embeddings=256,
-        )
-    ).float()  # fmt: skip
-    dim, group = engine.HIDDEN // engine.HEADS, engine.HEADS // engine.KV_HEADS
+    sizes = dict(
+        vocab_size=engine.VOCAB, hidden_size=engine.HIDDEN, intermediate_size=engine.FFN,
+        num_hidden_layers=engine.LAYERS, num_attention_heads=engine.HEADS, num_key_value_heads=engine.KV_HEADS,
+        rope_theta=10000.0, rms_norm_eps=1e-6, tie_word_embeddings=layout.tied, max_position_embeddings=256,
+    )  # fmt: skip
+    gemma = layout.family == "gemma3_text"
+    if gemma:
+        local = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
+        sizes |= engine.GEMMA3 | dict(head_dim=24, layer_types=local, sliding_window=layout.window, pad_token_id=None)
+        config: Any = transformers.Gemma3TextConfig(**sizes)
+        model: Any = transformers.Gemma3ForCausalLM(config).float()
+    else:
+        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes)).float()
+    dim, group = 24 if gemma else engine.HIDDEN // engine.HEADS, engine.HEADS // engine.KV_HEADS
+    embedding = state["embedding.word_embeddings.weight"]
     out = {
-        "model.embed_tokens.weight": state["embedding.word_embeddings.weight"],
+        "model.embed_tokens.weight": embedding,
         "model.norm.weight": state["decoder.final_layernorm.weight"],
-        "lm_head.weight": state["output_layer.weight"],
+        "lm_head.weight": embedding if layout.tied else state["output_layer.weight"],
     }
     for i in range(engine.LAYERS):
         m, h = f"decoder.layers.{i}.", f"model.layers.{i}."
         out[h + "input_layernorm.weight"] = state[m + "self_attention.linear_qkv.layer_norm_weight"]
-        out[h + "post_attention_layernorm.weight"] = state[m + "mlp.linear_fc1.layer_norm_weight"]
+        before_mlp = "pre_feedforward_layernorm" if gemma else "post_attention_layernorm"
+        out[h + f"{before_mlp}.weight"] = state[m + "mlp.linear_fc1.layer_norm_weight"]
+        if gemma:
+            out[h + "post_attention_layernorm.weight"] = state[m + "self_attention.post_norm.weight"]
+            out[h + "post_feedforward_layernorm.weight"] = state[m + "mlp.post_norm.weight"]
+            for name in "qk":
+                out[h + f"self_attn.{name}_norm.weight"] = state[m + f"self_attention.{name}_layernorm.weight"]
         out[h + "self_attn.o_proj.weight"] = state[m + "self_attention.linear_proj.weight"]
         out[h + "mlp.down_proj.weight"] = state[m + "mlp.linear_fc2.weight"]
         gate_up = state[m + "mlp.linear_fc1.weight"]
         out[h + "mlp.gate_proj.weight"], out[h + "mlp.up_proj.weight"] = gate_up.chunk(2)
-        for kind in ("weight", "bias"):
+        for kind in ("weight",) if gemma else ("weight", "bias"):
             qkv = state[m + f"self_attention.linear_qkv.{kind}"]
             groups = qkv.view(engine.KV_HEADS, group + 2, dim, *qkv.shape[1:])
             parts = {"q": groups[:, :group], "k": groups[:, group], "v": groups[:, group + 1]}
