@@ -167,11 +167,11 @@ class Reader:
         """For each layer 1 if it has rotary embeddings, else 0; ``None`` for a family in which all have them."""
         if "no_rope_layers" not in self.family.defaults:
             return None
-        stated, every = self._value("no_rope_layers"), self.whole("no_rope_layer_interval")
+        stated, every = self.value("no_rope_layers"), self.whole("no_rope_layer_interval")
         if stated is None:
             return tuple(int((layer + 1) % every != 0) for layer in range(layers))
         if not isinstance(stated, list) or len(stated) != layers or any(not is_whole(on, 0, 1) for on in stated):
-            raise self._wrong("no_rope_layers", stated, f"a list of 0 and 1, one for each of {layers} layers")
+            raise self.wrong("no_rope_layers", stated, f"a list of 0 and 1, one for each of {layers} layers")
         return tuple(stated)
 
     def _against_types(self, size: int | None, which: tuple[bool, ...]) -> tuple[int | None, tuple[bool, ...]]:

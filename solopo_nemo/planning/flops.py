@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from solopo_nemo.planning.parameters import LayerParameters, StageParameters
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.workload import Sequence, Workload
@@ -63,11 +65,11 @@ def forward_flops(shape: ModelShape, sequence: Sequence) -> Flops:
     outside = stage.embedding + stage.head + stage.final_norm
     of_layer = layer.norms + _qkv_width(shape) * shape.qkv_bias
     weights = stage.active(shape) - outside - of_layer * shape.num_hidden_layers
-    window, slides = shape.attention_window or (0, [False] * shape.num_hidden_layers)
-    unseen = [max(sequence.inputs - window, 0) * slides_here for slides_here in slides]
+    window, slides = shape.attention_window or (0, [])
+    unseen = np.maximum(sequence.inputs - window, 0) ** 2 * sum(slides)
     return Flops(
         linear=2.0 * sequence.inputs * weights,
-        attention=2.0 * shape.query_size * sum(sequence.inputs**2 - tokens**2 for tokens in unseen),
+        attention=2.0 * (sequence.inputs**2 * shape.num_hidden_layers - unseen) * shape.query_size,
         head=2.0 * sequence.rows * shape.vocab_size * shape.hidden_size,
     )
 

@@ -35,6 +35,7 @@ RING, HEADS = ["parallel.context=4", "parallel.cp_comm_type=p2p"], ["parallel.co
 LORA = ["peft=lora"]
 STAGES = ["parallel.pipeline=2", "trainer.global_batch=4"]
 QWEN, LLAMA, QWEN3 = "Qwen/Qwen2.5-7B-Instruct", "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-8B"
+GEMMA3 = "google/gemma-3-1b-it"
 SMALL = "Qwen/Qwen2.5-0.5B-Instruct"
 Point = tuple[str, str, int, int, list[str]]
 """Device, model, layers of it, tokens of the long prompt, overrides."""
@@ -47,6 +48,7 @@ GRID: list[Point] = [
     ("cuda", QWEN, 4, 8192, ["parallel.tensor=2", "trainer.micro_batch=2", "trainer.global_batch=2"]),
     ("cuda", QWEN, 4, 32768, LORA),
     ("cuda", QWEN, 6, 65536, [*SPLIT, *RING, *LORA, "peft.targets=[q_proj,v_proj,down_proj]"]),
+    ("cuda", GEMMA3, 26, 32768, [*HEADS, "model.layers=torch"]),
     ("cpu", SMALL, 4, 2048, []),
     ("cpu", SMALL, 4, 4096, [*SPLIT, *LORA, "model.recompute=full"]),
     ("cpu", SMALL, 8, 2048, STAGES),
@@ -65,6 +67,7 @@ AGAIN = (
     Kind("gpu", "none", "p2p", True, False),
     Kind("gpu", "full", "", True, False),
     Kind("cpu", "selective", "a2a", False, True),
+    Kind("gpu", "selective", "", True, True, True),
 )
 
 

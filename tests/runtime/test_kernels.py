@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from solopo_nemo.config.schema import load_config
 from solopo_nemo.config.world import check_context
 from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.families.family import FAMILIES
 from solopo_nemo.planning.search import valid_layouts
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.runtime import device, kernels
@@ -47,6 +48,9 @@ def test_a_context_mode_needs_its_version(mode: str, engine: str | None, window:
             kernels.choose_layers("transformer_engine", on, need)
 
 
+GEMMA3 = FAMILIES["gemma3_text"].own
+
+
 @pytest.mark.parametrize(
     ("wish", "on", "need", "layers", "why"),
     [
@@ -58,6 +62,7 @@ def test_a_context_mode_needs_its_version(mode: str, engine: str | None, window:
         ("auto", Installed("2.9.0"), Need("bf16", mode="a2a"), "torch", "from 2.10 on, and 2.9.0 is installed"),
         ("auto", Installed("2.9.0", "2.8.3", CUDNN, A100), Need("bf16", 128), "torch", "no attention kernel"),
         ("torch", Installed("2.11.0"), Need("bf16", 128, mode="p2p"), "torch", "model.layers=torch"),
+        ("auto", Installed("2.11.0"), Need("bf16", own=GEMMA3), "torch", "have no norms behind attention and MLP and no"),
         ("torch", Installed(None, chip=(7, 5)), Need("fp32", 100), "torch", "model.layers=torch"),
     ],
 )  # fmt: skip
@@ -72,6 +77,7 @@ def test_the_layers_are_chosen_once(wish: str, on: Installed | None, need: Need,
     [
         ("transformer_engine", None, Need("fp32"), "needs a GPU, and this run has none: set model.layers=auto"),
         ("transformer_engine", Installed("2.11.0"), Need("fp32"), "set trainer.precision=bf16, or set model.layers=torch"),
+        ("transformer_engine", Installed("2.11.0"), Need("bf16", own=GEMMA3), "rotary base for each kind of layer"),
         ("torch", Installed(None, chip=(7, 5)), Need("bf16"), "this GPU has 7.5: set trainer.precision=fp32"),
         ("auto", Installed(None, chip=(7, 5)), Need("bf16"), "model.layers=auto: torch's packed attention"),
         ("torch", Installed(None, chip=H100), Need("bf16", 100), "the model's have 100: set trainer.precision=fp32"),

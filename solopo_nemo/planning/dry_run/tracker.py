@@ -261,7 +261,7 @@ class Tracker(TorchDispatchMode):
         base = name.removesuffix("_backward")
         forward = base if base.endswith("forward") or base == _CPU_ATTENTION else f"{base}_forward"
         if forward in _ATTENTION or forward == _CPU_ATTENTION:
-            self.flops += _attention(name, args, self.lengths)
+            self.flops += _attention(name, args, kwargs, self.lengths)
         elif name == "_grouped_mm":  # each row with one expert's matrix
             self.flops += 2.0 * args[0].numel() * args[1].shape[-1]
         elif formula := flop_registry.get(getattr(torch.ops.aten, name.removesuffix("_"), None)):  # addmm_ as addmm
@@ -283,12 +283,12 @@ class Tracker(TorchDispatchMode):
         self.transfers.append((name_of, elements, str(dtype).removeprefix("torch."), share))
 
 
-def _attention(name: str, args: Any, lengths: Sequence[int]) -> float:
+def _attention(name: str, args: Any, kwargs: Any, lengths: Sequence[int]) -> float:
     """Operations of attention: 4 for each query, key and channel in forward, 10 in backward; half of it if causal.
 
     Args:
         name: of the operation.
-        args: its arguments.
+        args, kwargs: its arguments; a window leaves out the keys before it.
         lengths: of the packed sequences; a rank has the same share of each.
     """
     backward = name.endswith("backward")
@@ -299,7 +299,10 @@ def _attention(name: str, args: Any, lengths: Sequence[int]) -> float:
         pairs = float(tokens) * k.shape[2]
     else:
         tokens, heads, dim = q.shape[-3:]
-        pairs = sum(n * n for n in lengths) * (tokens / sum(lengths)) * (k.shape[-3] / sum(lengths))
+        before, own = kwargs.get("window_size_left"), kwargs.get("window_size")
+        window = before + 1 if before is not None else own if own is not None else sum(lengths)
+        pairs = sum(n * n - max(n - window, 0) ** 2 for n in lengths)
+        pairs *= (tokens / sum(lengths)) * (k.shape[-3] / sum(lengths))
     # flash: is_causal, and its other flags are false; memory-efficient: custom_mask_type, 0 without a mask
     causal = any(x is True or (type(x) is int and x == 1) for x in args)
     return pairs * heads * dim * (10 if backward else 4) * (0.5 if causal else 1.0)
