@@ -50,7 +50,7 @@ def all_kinds() -> Iterator[Kind]:
     """Every kind of step that is traced."""
     devices, recomputes, flags = ("gpu", "cpu"), ("none", "selective", "full"), (False, True)
     yield from (Kind(*values) for values in product(devices, recomputes, ("", "p2p", "a2a"), flags, flags))
-    yield from (Kind(*values, True, True) for values in product(devices, recomputes, ("", "a2a"), flags))
+    yield from (Kind(*values, True, behind=True) for values in product(devices, recomputes, ("", "a2a"), flags))
 
 
 def trace(kind: Kind) -> Tracker:

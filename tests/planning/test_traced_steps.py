@@ -67,7 +67,7 @@ AGAIN = (
     Kind("gpu", "none", "p2p", True, False),
     Kind("gpu", "full", "", True, False),
     Kind("cpu", "selective", "a2a", False, True),
-    Kind("gpu", "selective", "", True, True, True),
+    Kind("gpu", "selective", "", True, True, behind=True),
 )
 
 
