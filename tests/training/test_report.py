@@ -23,10 +23,11 @@ from solopo_nemo.training.report.rows import read_metrics
 HOSTILE = "<script>alert('\"&')</script>"
 VANILLA = ("loss", "loss/po", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy")
 SOLO = ("loss/align", "align/gap", "align/signed_gap", "rewards/chosen_long", "logps/chosen", "logps/chosen_long")
+ROUTER = ("moe/busiest_expert", "moe/aux_loss", "moe/z_loss")
 COSTS = ("lr", "grad_norm", "tokens", "tokens_long", "seconds", "peak_memory_gib")
 
 
-def rows(steps: int, keys: tuple[str, ...] = VANILLA + SOLO + COSTS) -> list[dict[str, Any]]:
+def rows(steps: int, keys: tuple[str, ...] = VANILLA + SOLO + ROUTER + COSTS) -> list[dict[str, Any]]:
     return [
         {"step": step, "epoch": step / 10, **{key: (step % 7 + 1) / (i + 1) for i, key in enumerate(keys)}}
         for step in range(1, steps + 1)
