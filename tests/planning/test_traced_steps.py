@@ -48,8 +48,8 @@ GRID: list[Point] = [
     ("cuda", QWEN, 4, 8192, ["parallel.tensor=2", "trainer.micro_batch=2", "trainer.global_batch=2"]),
     ("cuda", QWEN, 4, 32768, LORA),
     ("cuda", QWEN, 6, 65536, [*SPLIT, *RING, *LORA, "peft.targets=[q_proj,v_proj,down_proj]"]),
-    ("cuda", GEMMA3, 26, 32768, [*HEADS, "model.layers=torch"]),
     ("cpu", SMALL, 4, 2048, []),
+    ("cpu", GEMMA3, 4, 2048, []),
     ("cpu", SMALL, 4, 4096, [*SPLIT, *LORA, "model.recompute=full"]),
     ("cpu", SMALL, 8, 2048, STAGES),
     ("cpu", SMALL, 4, 4096, [*SPLIT, "model.recompute=full"]),
@@ -119,7 +119,8 @@ def compare(point: Point, trace: Any) -> None:
     sent = communication(run)
     for group in ("tensor", "context", "data"):
         assert getattr(sent, group) == pytest.approx(trace.sent.get(group, 0.0), rel=0.02, abs=2e6), (point, group)
-    if run.layout.pipeline == 1 and (run.device == "gpu" or run.layout.context == 1):  # on a CPU these two compute more
+    more = run.layout.context > 1 or run.shape.attention_window  # these two compute more on a CPU
+    if run.layout.pipeline == 1 and (run.device == "gpu" or not more):
         online, adapters = run.online_reference, run.adapter_weights
         flops = hardware_flops(run.shape, run.workload, run.recompute, online, run.device == "gpu", adapters).total
         # attention's kernels run five products in backward: the scores once more, which model FLOPs leave out
