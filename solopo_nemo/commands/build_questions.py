@@ -73,7 +73,8 @@ def _report(summary: dict[str, Any]) -> None:
 
     console = Console(stderr=True, markup=False, soft_wrap=True)
     documents, passages = summary["documents"], summary["passages"]
-    console.print(f"documents: {documents['read']} read, {documents['rejected']} rejected")
+    furniture = f"{documents['furniture']} menus, page headers and page footers left out"
+    console.print(f"documents: {documents['read']} read, {documents['rejected']} rejected; {furniture}")
     if summary["other_files"]:
         others = ", ".join(f"{count} {suffix}" for suffix, count in summary["other_files"].items())
         console.print(f"files of other kinds, not read: {others}")
