@@ -82,6 +82,7 @@ def check_experts(config: RunConfig, model: ModelDescription, on_gpu: bool) -> N
         require(settings.moe_aux_loss is None, f"model.moe_aux_loss={settings.moe_aux_loss}: {none}")
         require(not settings.moe_z_loss, f"model.moe_z_loss={settings.moe_z_loss}: {none}")
         return
+    kernels.check_experts()
     require(
         experts.count % p.expert == 0,
         f"parallel.expert={p.expert} does not divide the model's {experts.count} experts",

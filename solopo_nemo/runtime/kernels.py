@@ -146,6 +146,19 @@ def _version(package: str) -> str | None:
         return None
 
 
+def check_experts() -> None:
+    """Refuse models with experts on a Megatron-core without a router of one's own and its padding (before 0.16).
+
+    Raises:
+        UserError: with the remedy.
+    """
+    found = _version("megatron-core")
+    require(
+        found is None or _at_least(found, "0.16"),
+        f"megatron-core {found}: models with experts take 0.16 or later; requirements/ has the pinned version",
+    )
+
+
 def _at_least(found: str, wanted: str) -> bool:
     """Compare releases: NVIDIA's 2.9.0a0+nv25.10 is what became 2.9.0."""
     return Version(Version(found).base_version) >= Version(wanted)

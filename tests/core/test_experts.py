@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from solopo_nemo.core.experts import padding_of
 from solopo_nemo.core.layers import experts
 from solopo_nemo.data.packing import Layout, pack
+from solopo_nemo.runtime import kernels
+from solopo_nemo.runtime.errors import UserError
 
 COUNTS = [3, 0, 5, 1]
 """Tokens of each expert; one has none."""
@@ -61,3 +64,10 @@ def test_padding_is_found_on_every_context_rank(context: int) -> None:
 
 def test_a_model_without_experts_is_given_no_padding() -> None:
     assert padding_of({}, SimpleNamespace(num_moe_experts=None)) == {}  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(("version", "refused"), [("0.15.3", True), ("0.16.0", False), ("0.16.1", False)])
+def test_an_earlier_megatron_is_refused(version: str, refused: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr(kernels, "_version", lambda _: version)
+    with pytest.raises(UserError, match=r"0\.15\.3.*0\.16") if refused else nullcontext():
+        kernels.check_experts()
