@@ -96,7 +96,7 @@ def test_imported_trained_exported_and_generating(shared_data: Path, tmp_path: P
 
 @pytest.mark.long
 def test_gemma_3_with_adapters(tmp_path: Path) -> None:
-    """Imported, three LoRA steps of SoLo-DPO that learn their sample, exported with peft's adapter, and speaking."""
+    """Imported, three LoRA steps of SoLo-DPO that learn their sample, exported as an adapter that peft loads."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -115,16 +115,18 @@ def test_gemma_3_with_adapters(tmp_path: Path) -> None:
     assert rows[0]["loss/po"] == pytest.approx(0.6931, abs=1e-3)
     assert rows[-1]["loss/po"] < rows[1]["loss/po"] < rows[0]["loss/po"]
     assert rows[0]["tokens_long"] > 512  # longer than the sliding window
-    for folder in (output / "initial", output / "hf"):
-        record = json.loads((folder / "conversion.json").read_text())
-        assert (record["family"], record["parameters"], record["dtype"]) == ("gemma3_text", 268_098_176, "bfloat16")
-        assert all(value < 1e-5 for value in record["logits_difference"].values())
-    tokenizer = AutoTokenizer.from_pretrained(output / "hf")
-    merged: Any = AutoModelForCausalLM.from_pretrained(output / "hf", dtype=torch.float32)
+    record = json.loads((output / "initial" / "conversion.json").read_text())
+    assert (record["family"], record["parameters"], record["dtype"]) == ("gemma3_text", 268_098_176, "bfloat16")
+    assert all(value < 1e-5 for value in record["logits_difference"].values())
+    tokenizer = AutoTokenizer.from_pretrained(gemma)
     base: Any = AutoModelForCausalLM.from_pretrained(gemma, dtype=torch.float32)
-    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
-    with torch.no_grad():
-        want, plain = merged(ids).logits, base(ids).logits
-        got = PeftModel.from_pretrained(base, output / "hf_adapter")(ids).logits
-    assert float((got - want).abs().max()) < 0.3 < float((got - plain).abs().max())  # the merged weights are bf16
-    assert "Paris" in tokenizer.decode(merged.generate(ids, max_new_tokens=8, do_sample=False)[0])
+    ids = tokenizer(sample["prompt_short"], return_tensors="pt").input_ids
+    oslo, rome = (tokenizer(city, add_special_tokens=False).input_ids[0] for city in ("Oslo", "Rome"))
+
+    def margin(model: Any) -> float:
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, -1]
+        return float(logits[oslo] - logits[rome])
+
+    before = margin(base)
+    assert margin(PeftModel.from_pretrained(base, output / "hf_adapter")) > before + 1

@@ -75,7 +75,9 @@ def run_of(point: Point) -> tuple[RunConfig, ModelShape, Run]:
     device, model, layers, long, more = point
     words = ["dry_run=true", f"dry_run.device={device}", "trainer.micro_batch=1", "trainer.global_batch=1", *more]
     config = load_config("solo_dpo", words)
-    shape = dataclasses.replace(load_shape(model), num_hidden_layers=layers, max_position_embeddings=2 * long)
+    shape = load_shape(model)
+    fewer = {"num_hidden_layers": layers, "sliding_layers": shape.sliding_layers[:layers]}
+    shape = dataclasses.replace(shape, **fewer, max_position_embeddings=2 * long)
     on = "gpu" if device == "cuda" else "cpu"
     return config, shape, Run.of(config, shape, Lengths(long, 512, 100), config.parallel.model_ranks, on)
 
