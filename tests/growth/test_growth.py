@@ -213,9 +213,10 @@ def test_kill_9_in_each_phase(tmp_path: Path) -> None:
     assert {path.name: path.read_text() for path in tmp_path.glob("*.starts")} == {f"{n}.starts": "xx" for n in "abcd"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_embedded_world_grows(tmp_path: Path) -> None:
-    """One round of the real tools, killed in the training, and again; two minutes."""
+    """One round of the real tools, killed in the training, and again; four minutes on a busy machine."""
     words = [sys.executable, str(ROOT / "tools" / "grow.py"), "--lengths", "2", "--out", str(tmp_path), "--json"]
     words += ["--sampling=--size 32", "--evaluation=--limit 16", "--reach", "0.1", "--guard", "90"]
     words += ["solo_dpo", "trainer.checkpoint_every=1"]
