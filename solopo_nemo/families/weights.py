@@ -277,8 +277,7 @@ def to_megatron(source: LazyState, target: Any, family: Family) -> None:
 def hf_tensors(module: Any, names: Iterable[str], family: Family) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a Megatron model of one rank with their Hugging Face names, in the order of ``names``."""
     state = _HFState(module, family)
-    for name in names:
-        yield name, state[name].detach()
+    return ((name, state[name].detach()) for name in names)
 
 
 class _HFState:
@@ -345,7 +344,7 @@ def write_weights(
             wrote()
         save_file(shard, folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
-        total = sum(tensor.numel() for tensor in expected.values())
-        index = {"metadata": {"total_parameters": total, **plan.metadata}, "weight_map": plan.tensor_to_filename}
+        metadata = {"total_parameters": sum(tensor.numel() for tensor in expected.values()), **plan.metadata}
+        index = {"metadata": metadata, "weight_map": plan.tensor_to_filename}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")

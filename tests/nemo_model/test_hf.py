@@ -104,7 +104,7 @@ BAD_MODELS: dict[str, tuple[Change, tuple[str, ...]]] = {
     "config is a list": (lambda m: (m / "config.json").write_text("[]"), ("config.json",)),
     "unsupported family": (settings(model_type="gpt2"), ("gpt2", "Qwen3", "Llama", "Mistral")),
     "no family": (settings(model_type=None), ("model_type", "Qwen3")),
-    "mixture of experts": (settings(model_type="mixtral"), ("mixtral", "Mistral")),
+    "architecture of another family": (settings(model_type="mixtral"), ("MixtralForCausalLM",)),
     "classifier": (settings(architectures=["Qwen2ForSequenceClassification"]), ("Classification", "Qwen2ForCausalLM")),
     "quantized": (settings(quantization_config={"quant_method": "gptq", "bits": 4}), ("quantization_config",)),
     "activation": (settings(hidden_act="gelu"), ("hidden_act=gelu", "silu")),
