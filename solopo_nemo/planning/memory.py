@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from solopo_nemo.planning.parameters import StageParameters
-from solopo_nemo.planning.run import Run
+from solopo_nemo.planning.run import GPU, Run
 from solopo_nemo.planning.state import GIB, Tensor, device_share, training_state, weights
 from solopo_nemo.planning.traced import Kind, Sizes, traced_step
 
@@ -59,7 +59,7 @@ def _stage(run: Run, stage: int) -> Memory:
     without = ("embedding",) * (stage > 0 or run.adapter_rank is not None) + ("head",) * (stage < last)
     moment, formulas = traced_step(Kind.of(run)).highest(sizes, without)
     step = [Tensor(part, sizes(formula), formula.text(sizes)) for part, formula in formulas.items()]
-    step.append(_waiting(run, stage, sizes))
+    step += [_waiting(run, stage, sizes), _placeholder(run)]
     clipping = _clipping(run, stage)
     if clipping.bytes > sum(part.bytes for part in step):
         moment, step = "optimizer", [clipping]
@@ -83,6 +83,18 @@ def _waiting(run: Run, stage: int, sizes: Sizes) -> Tensor:
     size = queued * (layers * sizes(traced.saved) + sizes(traced.outside))
     formula = f"{queued} x ({layers} x ({traced.saved.text(sizes)}) + {traced.outside.text(sizes)})"
     return Tensor("other micro-batches in flight", size, formula)
+
+
+def _placeholder(run: Run) -> Tensor:
+    """What autograd holds for the gradient of a tied head until that of the embedding joins it, on one stage of a GPU.
+
+    The gradient itself is in Megatron's buffer. The traced models have a head of their own, whose placeholder goes at
+    once.
+    """
+    there = run.device == GPU and run.shape.tie_word_embeddings and run.layout.pipeline == 1
+    parameters = StageParameters.of(run.shape, run.layout.tensor) if there and run.adapter_rank is None else None
+    size = parameters.embedding * run.itemsize if parameters else 0
+    return Tensor("placeholder of the tied head's gradient", size, "v * h / t * e")
 
 
 def _clipping(run: Run, stage: int) -> Tensor:

@@ -49,6 +49,8 @@ GRID: list[Point] = [
     ("cuda", QWEN, 4, 32768, LORA),
     ("cuda", QWEN, 6, 65536, [*SPLIT, *RING, *LORA, "peft.targets=[q_proj,v_proj,down_proj]"]),
     ("cpu", SMALL, 4, 2048, []),
+    ("cuda", GEMMA3, 6, 16384, ["model.recompute=full"]),
+    ("cuda", GEMMA3, 8, 32768, [*HEADS, "model.layers=torch"]),
     ("cpu", GEMMA3, 4, 2048, []),
     ("cpu", SMALL, 4, 4096, [*SPLIT, *LORA, "model.recompute=full"]),
     ("cpu", SMALL, 8, 2048, STAGES),
