@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from solopo_nemo.planning.run import GPU, Run
 from solopo_nemo.planning.state import MAIN_GRADIENT, trained_parameters
@@ -30,9 +31,18 @@ class Communication:
     data: float
 
 
+def _with_repeated_heads(run: Run) -> Run:
+    """The run with as many K/V heads as all-to-all sends: repeated where there are fewer than ranks."""
+    layout, groups = run.layout, run.shape.num_key_value_heads // run.layout.tensor
+    if layout.context == 1 or layout.cp_comm_type != "a2a":
+        return run
+    repeat = layout.context // math.gcd(layout.context, groups)
+    return replace(run, shape=replace(run.shape, num_key_value_heads=run.shape.num_key_value_heads * repeat))
+
+
 def communication(run: Run) -> Communication:
     """The communication of the rank that sends most in one optimizer step, with embedding and head on each stage."""
-    layout, sizes = run.layout, Sizes(run)
+    layout, sizes = run.layout, Sizes(_with_repeated_heads(run))
     sent = traced_step(Kind.of(run)).sent
     parameters = trained_parameters(run, 0)
 
