@@ -70,7 +70,7 @@ set_up() { # COMMAND=PACKAGES...: Debian's packages while pip installs Python's
     packages=$!
     # every process of the gate may keep what it compiles, so pip need not compile what nobody imports
     unset PYTHONDONTWRITEBYTECODE
-    PIP_NO_COMPILE=1 tools/setup.sh --dev
+    PIP_NO_COMPILE=0 tools/setup.sh --dev # 0 turns compiling off: pip reads the value as that of --compile
     wait "$packages"
     cat "$log_folder/packages.log"
     printf '\n== set-up: %d s\n' "$SECONDS"
