@@ -221,6 +221,7 @@ def test_prompts_beyond_the_servers_context_are_dropped(serve: Serve, tmp_path: 
     assert "exceeds the available context size" in line
 
 
+@pytest.mark.long
 def test_a_killed_tool_with_a_local_model_ends_with_the_same_files(contexts: Path, tmp_path: Path) -> None:
     # answers of a prompt in two batches, so that some end between them
     local = [*command(contexts, tmp_path / "whole", None), "--batch", "4"]

@@ -142,6 +142,7 @@ def test_the_report(write_rows: RowWriter, tokenizer: PreTrainedTokenizerFast, t
     assert evidence["mean"] == pytest.approx(sum(shares) / len(shares), abs=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @forking()
 def test_one_and_four_workers_and_a_killed_run_write_the_same_bytes(

@@ -111,6 +111,7 @@ def test_launch_refuses_what_the_installed_package_refuses(solopo: Path, empty: 
     assert "parallel.tensor=3" in refused
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_two_ranks_in_an_empty_folder(solopo: Path, empty: Path) -> None:
     small = "trainer.max_steps=1 data.builtin.samples=8 trainer.global_batch=2 trainer.micro_batch=2 evaluation=none"
