@@ -32,7 +32,7 @@ from solopo_nemo.planning.traced import STEPS, Formula, Kind, traced_step
 RENEW = "run python studies/benchmarks/planner.py steps"
 SPLIT = ["parallel.tensor=2", "parallel.sequence=true"]
 RING, HEADS = ["parallel.context=4", "parallel.cp_comm_type=p2p"], ["parallel.context=2", "parallel.cp_comm_type=a2a"]
-LORA = ["peft=lora"]
+LORA = ["peft=lora", "objective.reference=cached"]
 STAGES = ["parallel.pipeline=2", "trainer.global_batch=4"]
 QWEN, LLAMA, QWEN3 = "Qwen/Qwen2.5-7B-Instruct", "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-8B"
 GEMMA3 = "google/gemma-3-1b-it"
@@ -125,8 +125,8 @@ def compare(point: Point, trace: Any) -> None:
         assert getattr(sent, group) == pytest.approx(trace.sent.get(group, 0.0), rel=0.02, abs=2e6), (point, group)
     more = run.layout.context > 1 or run.shape.attention_window  # these two compute more on a CPU
     if run.layout.pipeline == 1 and (run.device == "gpu" or not more):
-        online, adapters = run.online_reference, run.adapter_weights
-        flops = hardware_flops(run.shape, run.workload, run.recompute, online, run.device == "gpu", adapters).total
+        gpu, adapters = run.device == "gpu", run.adapter_weights
+        flops = hardware_flops(run.shape, run.workload, run.recompute, gpu=gpu, adapters=adapters).total
         # attention's kernels run five products in backward: the scores once more, which model FLOPs leave out
         flops += sum(forward_flops(run.shape, sequence).attention for sequence in run.workload.policy) / 2
         of_rank = flops * run.global_batch / run.layout.model_ranks
