@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -92,14 +92,19 @@ class Composer:
         if not question.answerable:
             return Dropped("unanswerable", "the source says that the paragraphs do not hold the answer")
         filling = _Filling(self._counter, question, self._pool, self._seed)
-        contexts: list[Context] = []
-        for name, target in self._targets.named():
-            context = filling.settle(name, target)
-            if isinstance(context, Dropped):
-                return context
-            contexts.append(context)
-        labels = [target.label for target in self._targets.long]
-        return Contexts(contexts[0], dict(zip(labels, contexts[1:], strict=True)))
+        return settle_all(self._targets, filling.settle)
+
+
+def settle_all(targets: Targets, settle: Callable[[str, Target], Context | Dropped]) -> Contexts | Dropped:
+    """Return a context for each target, shortest first, or the rule of the first that excludes the question."""
+    contexts: list[Context] = []
+    for name, target in targets.named():
+        context = settle(name, target)
+        if isinstance(context, Dropped):
+            return context
+        contexts.append(context)
+    labels = [target.label for target in targets.long]
+    return Contexts(contexts[0], dict(zip(labels, contexts[1:], strict=True)))
 
 
 class _Filling:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, groupby
 from random import Random
 
-from solopo_nemo.builders.contexts.compose import Context, Contexts, Dropped, positions
+from solopo_nemo.builders.contexts.compose import Context, Contexts, Dropped, positions, settle_all
 from solopo_nemo.builders.contexts.counting import TokenCounter
 from solopo_nemo.builders.contexts.pool import permutation
 from solopo_nemo.builders.contexts.prompt import render_prompt
@@ -94,14 +94,7 @@ class DocumentComposer:
             missing = question.supporting[places.index(None)].name
             return Dropped("not_in_documents", f"the evidence {missing!r} is no passage of the --pool")
         window = _Window(self._counter, self._pool, question, evidence, self._seed, self._allow_answer_leak)
-        contexts: list[Context] = []
-        for name, target in self._targets.named():
-            context = window.settle(name, target)
-            if isinstance(context, Dropped):
-                return context
-            contexts.append(context)
-        labels = [target.label for target in self._targets.long]
-        return Contexts(contexts[0], dict(zip(labels, contexts[1:], strict=True)))
+        return settle_all(self._targets, window.settle)
 
 
 class _Window:
