@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from solopo_nemo.config.overrides import FORMER_KEYS, compose_recipe, one_line
+from solopo_nemo.config.parallel import ParallelConfig
 from solopo_nemo.config.peft import PeftConfig
 from solopo_nemo.embedded import SHORT_PARAGRAPHS
 from solopo_nemo.embedded.world import MAX_PARAGRAPHS
@@ -70,36 +70,6 @@ class DataConfig:
     score: str = choice("assistant", allowed=("assistant", "last"))  # likewise
     template_mismatch: str = choice("error", allowed=("error", "warn"))  # likewise
     builtin: BuiltinDataConfig
-
-
-@dataclass(kw_only=True)
-class ParallelConfig:
-    """Megatron parallel sizes."""
-
-    tensor: int = number(minimum=1)
-    sequence: bool
-    context: int = number(minimum=1)
-    cp_comm_type: str = choice(allowed=kernels.OFFERED)
-    pipeline: int = number(minimum=1)
-    data: int | None = number(minimum=1, optional=True)
-    expert: int = number(1, minimum=1)  # absent in the configuration of earlier runs
-    expert_tensor: int | None = number(None, minimum=1, optional=True)  # likewise
-
-    @property
-    def model_ranks(self) -> int:
-        """Ranks that hold one copy of all but the experts: tensor x context x pipeline."""
-        return self.tensor * self.context * self.pipeline
-
-    @property
-    def expert_tensor_size(self) -> int:
-        """Ranks that share each expert's channels: by default one, or the tensor ranks where experts are not split."""
-        return self.expert_tensor or (1 if self.expert > 1 else self.tensor)
-
-    @property
-    def least_data(self) -> int:
-        """The data-parallel size where ``data`` is null, on a machine without GPUs: as few as hold all experts."""
-        ranks = self.tensor * self.context
-        return self.data or lcm(ranks, self.expert * self.expert_tensor_size) // ranks
 
 
 @dataclass(kw_only=True)
@@ -301,19 +271,7 @@ def _check(config: RunConfig) -> None:
     if config.peft.on:
         config.peft.check()
     require(optim.min_lr <= optim.lr, f"optim.min_lr={optim.min_lr}: must be at most optim.lr={optim.lr}")
-    require(
-        not parallel.sequence or parallel.tensor > 1,
-        "parallel.sequence=true needs parallel.tensor of 2 or more: sequence parallelism splits over the tensor ranks",
-    )
-    require(
-        parallel.tensor % parallel.expert_tensor_size == 0,
-        f"parallel.expert_tensor={parallel.expert_tensor}: must divide parallel.tensor={parallel.tensor}",
-    )
-    require(
-        parallel.expert > 1 or parallel.expert_tensor_size == parallel.tensor,
-        f"parallel.expert_tensor={parallel.expert_tensor}: differs from parallel.tensor={parallel.tensor} only with "
-        "parallel.expert of 2 or more",
-    )
+    parallel.check()
     require(
         builtin.long_paragraphs <= MAX_PARAGRAPHS,
         f"data.builtin.long_paragraphs={builtin.long_paragraphs}: must be at most {MAX_PARAGRAPHS}",

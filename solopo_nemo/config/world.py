@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from solopo_nemo.config.schema import ParallelConfig, RunConfig
+from solopo_nemo.config.parallel import ParallelConfig
+from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.family import MODULES
 from solopo_nemo.runtime import device, kernels

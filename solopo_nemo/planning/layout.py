@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from solopo_nemo.planning.workload import Sequence
 
 if TYPE_CHECKING:
-    from solopo_nemo.config.schema import ParallelConfig
+    from solopo_nemo.config.parallel import ParallelConfig
 
 
 @dataclass(frozen=True)
