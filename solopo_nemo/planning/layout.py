@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.planning.workload import Sequence
 
@@ -70,6 +71,13 @@ class Layout:
         if self.expert > 1:
             values |= {"expert": self.expert, "expert_tensor": self.expert_tensor}
         return [f"parallel.{key}={value}" for key, value in values.items()]
+
+    def as_json(self) -> dict[str, Any]:
+        """The sizes as plain JSON data. A layout without expert parallelism has no keys for it."""
+        values = dataclasses.asdict(self)
+        if self.expert == self.expert_tensor == 1:
+            del values["expert"], values["expert_tensor"]
+        return values
 
     def __str__(self) -> str:
         sequence = "+SP" if self.sequence else ""

@@ -49,11 +49,8 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """The values as plain JSON data."""
-        layout = dataclasses.asdict(self.run.layout)
-        if self.run.shape.experts is None:
-            del layout["expert"], layout["expert_tensor"]
         return {
-            "layout": layout,
+            "layout": self.run.layout.as_json(),
             "recompute": self.run.recompute,
             "micro_batch": self.run.micro_batch,
             "optimizer": self.run.optimizer,

@@ -83,7 +83,7 @@ class DryRun:
             "model": self.config.model.init,
             "device": self.config.dry_run.device,
             "layers": self.config.model.layers,
-            "layout": dataclasses.asdict(self.layout),
+            "layout": self.layout.as_json(),
             "world": self.layout.world,
             "lengths": dict(self.lengths),
             **({"routing": "balanced, assumed"} if self.experts else {}),
