@@ -162,12 +162,24 @@ def _patch_dispatcher() -> None:
     )
 
 
+def scale(_chunk: int, _overflow: torch.Tensor, tensors: list[list[torch.Tensor]], factor: float) -> None:
+    """Multiply tensors into others, which may be the same or of another type, without a copy between them."""
+    for source, target in zip(*tensors, strict=True):
+        torch.mul(source, factor, out=target)
+
+
 def install_optimizer() -> None:
-    """Let a DistributedOptimizer over torch's AdamW be loaded; once a process, nothing over another optimizer."""
+    """Mend Megatron's optimizer over torch's AdamW; once a process, nothing over another optimizer.
+
+    It can be loaded, and clipping copies no gradient.
+    """
+    from megatron.core.optimizer import clip_grads
     from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
 
     if HAVE_APEX_OR_TE or DistributedOptimizer.load_state_dict.__module__ == __name__:
         return
+
+    clip_grads.multi_tensor_scale_impl = scale  # megatron/core/utils.py:1034 makes a scaled copy first
 
     def set_states(self: Any, model_param: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         # distrib_optimizer.py:924-928 asks the checkpoint for AdamW's per-parameter ``step`` (it is in

@@ -60,9 +60,6 @@ def _stage(run: Run, stage: int) -> Memory:
     moment, formulas = traced_step(Kind.of(run)).highest(sizes, without)
     step = [Tensor(part, sizes(formula), formula.text(sizes)) for part, formula in formulas.items()]
     step += [_waiting(run, stage, sizes), _placeholder(run)]
-    clipping = _clipping(run, stage)
-    if clipping.bytes > sum(part.bytes for part in step):
-        moment, step = "optimizer", [clipping]
     model, device = weights(run, stage), device_share(run, stage)
     parts = [part for part in (model, *training_state(run, stage), *device, *step) if part.bytes]
     peak = sum(part.bytes for part in parts)
@@ -95,13 +92,3 @@ def _placeholder(run: Run) -> Tensor:
     parameters = StageParameters.of(run.shape, run.layout.tensor) if there and run.adapter_rank is None else None
     size = parameters.embedding * run.itemsize if parameters else 0
     return Tensor("placeholder of the tied head's gradient", size, "v * h / t * e")
-
-
-def _clipping(run: Run, stage: int) -> Tensor:
-    """Megatron's clipping copies one gradient at a time; torch's fused AdamW works in place."""
-    parameters = StageParameters.of(run.shape, run.layout.tensor, run.layout.pipeline, stage)
-    largest = max(parameters.embedding, parameters.head)
-    if run.adapter_rank is not None:
-        largest = run.adapter_rank * run.shape.intermediate_size
-    shard = largest / (run.layout.data * run.layout.context)
-    return Tensor("scaled gradient", shard * 4, "P_largest / (DP * CP) * 4")

@@ -57,3 +57,20 @@ def test_one_module_asks_torch_for_the_device() -> None:
         if re.search(r"torch\.cuda\.\w", path.read_text(encoding="utf-8"))
     }
     assert found == {"solopo_nemo/runtime/device.py", "solopo_nemo/core/cpu_patches.py"}
+
+
+def test_a_scaled_gradient_is_megatrons_to_the_bit_and_no_copy() -> None:
+    from megatron.core.utils import local_multi_tensor_scale
+
+    from solopo_nemo.core.cpu_patches import scale
+
+    source = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    for target in (source.clone(), torch.empty(3, 5, dtype=torch.bfloat16)):
+        expected = target.clone()
+        local_multi_tensor_scale(0, None, [[source], [expected]], 0.3)
+        scale(0, torch.zeros(1), [[source], [target]], 0.3)
+        assert torch.equal(target, expected)
+    before = source.data_ptr()
+    scale(0, torch.zeros(1), [[source], [source]], 0.3)
+    assert torch.equal(source.bfloat16(), target)
+    assert source.data_ptr() == before
