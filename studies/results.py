@@ -12,8 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text
 from studies.paths import ROOT
@@ -101,6 +99,8 @@ def read_yaml(path: Path, missing: dict[str, Any] | None = None) -> dict[str, An
     Raises:
         UserError: the file is missing, cannot be read, or is not a mapping.
     """
+    import yaml  # not installed on every machine that measures
+
     if missing is not None and not path.is_file():
         return missing
     try:

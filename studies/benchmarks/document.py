@@ -19,6 +19,8 @@ from studies.results import Run, read_yaml
 
 REASONS = "reasons.yaml"
 """File next to the results: name of a goal -> reason why it is missed."""
+GPU_CHECK = "gpu/check.md"
+"""The tables of ``tools/gpu_check.py``, below the results."""
 _NOT_MEASURED = "not measured"
 
 Form = Callable[[float], str]
@@ -37,7 +39,7 @@ def write(folder: Path, document: Path) -> Path:
     Raises:
         UserError: a JSON file is not a results file.
     """
-    results, suite = Collected.read(folder), read_suite(SUITE)
+    results, suite, checked = Collected.read(folder), read_suite(SUITE), folder / GPU_CHECK
     worst = check_agreement(results.select((*ONE_RANK, "lora")))
     return write_page(
         document,
@@ -55,6 +57,7 @@ def write(folder: Path, document: Path) -> Path:
         scaling=_scaling(results),
         heads=_heads(results),
         charts=draw_all(results, folder),
+        gpu_check=checked.read_text(encoding="utf-8") if checked.is_file() else "",
         gpu=_gpu(results, suite["gpu"]),
         tolerance=f"{TOLERANCE:g}",
         agreement="" if math.isnan(worst) else f"{worst:.1e}",

@@ -1,8 +1,8 @@
 """Check and measure this project on one GPU, without NeMo: correctness beside fp64, then seconds and memory of steps.
 
-Writes OUT after each row, and its tables beside it (.md). Where NeMo is installed and time is left, the dry run's peaks
-stand beside those that were measured. A machine without GPU runs tiny sizes. The exit code is 0, or
-1 where a row is wrong.
+Writes OUT after each row, and its tables beside it (.md). docs/performance.md shows the tables of
+docs/performance/gpu/check.json. Where NeMo is installed and time is left, the dry run's peaks stand beside those that
+were measured. A machine without GPU runs tiny sizes. The exit code is 0, or 1 where a row is wrong.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 from solopo_nemo.runtime import device
 from solopo_nemo.runtime.cli import ArgumentParser, positive_number
 from solopo_nemo.runtime.output import atomic_text, check_writable
+from studies.results import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEMS = ("SoLo-DPO", "Long-DPO", "transformers")
@@ -35,6 +36,7 @@ CHECKED = (
     "training step, auto's layers",
 )
 """The checks of ``studies.gpu_check.checks``; on a CPU a sliding window has another kernel."""
+PACKAGES = ("torch", "megatron-core", "transformer-engine", "flash-attn", "transformers", "numpy")
 LENGTHS = [8192 << i for i in range(8)]
 
 
@@ -106,8 +108,9 @@ def _traced(row: dict[str, Any]) -> float | None:
 
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:
+    about = _machine()
     with atomic_text(out) as stream:
-        json.dump({"machine": _machine(), "rows": rows}, stream, indent=1)
+        json.dump({"machine": about, "rows": rows}, stream, indent=1)
     timed: dict[tuple[str, int], dict[str, str]] = {}
     for row in (row for row in rows if "system" in row):
         cell = f"{row['seconds']:.2f} s, {row['peak_gib']:.1f} GiB" if "seconds" in row else row["note"]
@@ -116,6 +119,8 @@ def _write(out: Path, rows: list[dict[str, Any]]) -> None:
     traced = {(row["shape"], row["long"]): f"{row['traced_gib']:.1f} GiB" for row in rows if row.get("traced_gib")}
     steps = [[at[0], f"{at[1]:,}", *(of.get(s, "-") for s in SYSTEMS), traced.get(at, "-")] for at, of in timed.items()]
     with atomic_text(out.with_suffix(".md")) as stream:
+        packages = ", ".join(f"{name} {about[name]}" for name in PACKAGES if about[name])
+        stream.write(f"Measured on {about.get('gpu', about['processor'])}, {packages}.\n\n")
         stream.write(_table(["beside fp64", "precision", "largest difference"], checks))
         stream.write("\n" + _table(["model", "long prompt", *SYSTEMS, "SoLo-DPO, traced"], steps))
 
@@ -133,8 +138,8 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _machine() -> dict[str, Any]:
-    found: dict[str, Any] = {"gpu": device.capability(), "memory_gib": round(device.memory_gib(), 1)}
-    for package in ("torch", "megatron-core", "transformer-engine", "flash-attn", "transformers", "numpy"):
+    found = machine() | {"capability": device.capability(), "device_gib": round(device.memory_gib(), 1)}
+    for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -96,9 +96,14 @@ def test_tables_and_plots_follow_the_results(complete: Folder, tmp_path: Path) -
 
 def test_without_results_every_goal_is_open_and_gpu_rows_are_blank(tmp_path: Path) -> None:
     text = write(tmp_path, tmp_path / "performance.md").read_text()
+    assert "\n*Not run.*\n" in text
     assert text.count("not measured") == len(GOALS) + len(read_suite(SUITE)["cpu"])
     assert text.count("|  |  |  |  |") == len(read_suite(SUITE)["gpu"])
     assert "**missed**" not in text
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "gpu/check.md").write_text("Measured on a GPU.\n\n| a |\n|---|\n| 1 |\n")
+    text = write(tmp_path, tmp_path / "performance.md").read_text()
+    assert "\nMeasured on a GPU.\n\n| a |\n|---|\n| 1 |\n\n" in text and "*Not run.*" not in text
 
 
 def test_every_goal_has_its_measurements_in_the_suite() -> None:
