@@ -1,4 +1,4 @@
-"""Writes the tables of the configuration reference out of conf/*.yaml and its comments, when the site is built."""
+"""Writes the tables of the configuration page from conf/**/*.yaml and their comments, when the site is built."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from solopo_nemo.config.usage import Key, about, keys
+from solopo_nemo.config.usage import GROUPS, Key, about, keys, run_keys
 from solopo_nemo.runtime.paths import CONF
 
 PAGE, PLACE = "configuration.md", "<!-- the keys -->"
-GROUPS = ("model", "objective", "data", "parallel", "optim", "trainer", "logger", "evaluation", "peft", "preset")
+SECTIONS = (*GROUPS, "preset")
 # their files differ in values alone: one table of keys, of this file, and one of files
 COMPARED = {"model": "tiny_qwen2", "evaluation": "auto"}
 
@@ -24,8 +24,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def reference() -> str:
     """All tables, group by group."""
-    sections = [_recipes(), _keys_of("The run itself", _base_keys(), "")]
-    for group in GROUPS:
+    sections = [_recipes(), _keys_of("The run itself", run_keys(), "")]
+    for group in SECTIONS:
         sections.append(f"## `{group}`\n\n{_group(group)}")
     return "\n\n".join(sections)
 
@@ -33,12 +33,6 @@ def reference() -> str:
 def _recipes() -> str:
     rows = [(f"`recipes/{path.stem}.py`", _text(about(path))) for path in _files("") if path.stem != "base"]
     return "## Recipes\n\n" + _table(("recipe", "what it is"), rows)
-
-
-def _base_keys() -> list[Key]:
-    plugins = "modules to import first, given as `+plugins=[my_package.my_po]`: they register objectives of your own"
-    own = [key for key in keys(CONF / "base.yaml") if key.path.partition(".")[0] not in ("recipe", *GROUPS)]
-    return [*own, Key("plugins", "[]", plugins)]
 
 
 def _group(group: str) -> str:

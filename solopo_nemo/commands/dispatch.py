@@ -73,7 +73,7 @@ def _run_recipe(name: str, arguments: list[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         from solopo_nemo.config.usage import describe
 
-        print(describe(name))
+        print(describe(name, arguments))
         return 0
     from solopo_nemo.training.launch import run_recipe
 

@@ -1,4 +1,4 @@
-"""Command-line overrides: former and short names of keys, paths as they stand, and what Hydra cannot read."""
+"""Command-line overrides: former names of keys, unquoted paths, and one-line errors for what Hydra cannot parse."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from solopo_nemo.runtime.units import token_count
 logger = logging.getLogger("solopo_nemo")
 
 FORMER_KEYS = {"parallel.context_mode": "parallel.cp_comm_type", "model.row_chunk": "model.logits_chunk_size"}
-"""Keys that were renamed, and their names now: the former name still works."""
+"""Former name of a key -> present name. The former name still works and logs a warning."""
 _LENGTHS = frozenset({"data.max_tokens"})
-"""Keys of numbers of tokens, which may be written as 8K."""
+"""Keys whose value is a number of tokens, which may be written as 8K."""
 
 
 def _renamed(override: str) -> str:
-    """A command-line override under its key's full and present name; says so once for each former key."""
+    """The override with the full and present name of its key; a former name logs a warning."""
     key, equals, value = override.partition("=")
     name = key.lstrip("+~")
     if name == "dry_run" and value[:1] != "{":
@@ -38,19 +38,24 @@ def _renamed(override: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """An error of Hydra or OmegaConf in one line, with the key that it is about."""
+    """The message of a Hydra or OmegaConf error in one line, after the key that it names."""
     key = getattr(error, "full_key", None)
     message = " ".join(str(error).split("\n    full_key")[0].split())
     return f"{key}: {message}" if key else message
 
 
 def _readable(override: str, before: str, paths: Collection[str]) -> str:
-    """An override in Hydra's grammar; the value of a path option is taken as it stands, whatever characters it has.
+    """The override in Hydra's grammar. The value of a path option is quoted, so that every character stays as it is.
 
-    A path in quotes, or with Hydra's backslashes, is what Hydra makes of it: ``output_dir="a b"`` is ``a b``.
+    A path that is quoted already, or has Hydra's backslashes, keeps Hydra's meaning: ``output_dir="a b"`` is ``a b``.
+
+    Args:
+        override: the override.
+        before: the override before it on the command line, for a hint about a missing quote.
+        paths: keys whose value is a path.
 
     Raises:
-        UserError: Hydra cannot read it, or takes it for several values.
+        UserError: Hydra cannot parse the override, or parses it as a sweep over several values.
     """
     key, equals, value = override.partition("=")
     problem, own = "", None
@@ -76,19 +81,22 @@ def _readable(override: str, before: str, paths: Collection[str]) -> str:
 
 
 def compose_recipe(recipe: str, overrides: Sequence[str], paths: Collection[str]) -> Any:
-    """Hydra's configuration of a recipe; Hydra is initialized.
+    """Composes the configuration of a recipe. Hydra has to be initialized.
 
     Args:
         recipe: name of its YAML.
-        overrides: as the command line gives them.
-        paths: keys that name a file or a folder.
+        overrides: the words of the command line.
+        paths: keys whose value is a path.
+
+    Returns:
+        Hydra's ``DictConfig``, with Hydra's own section.
 
     Raises:
-        UserError: an override cannot be read.
+        UserError: an override cannot be parsed.
     """
     named = [_renamed(override) for override in overrides]
     try:
         readable = [_readable(override, before, paths) for before, override in zip(("", *named), named, strict=False)]
         return compose(recipe, overrides=readable, return_hydra_config=True)
-    except (ValueError, TypeError) as error:  # what Hydra does not say itself
+    except (ValueError, TypeError) as error:  # Hydra does not turn them into errors of its own
         raise UserError(f"configuration: {error} (in: {' '.join(named)})") from None

@@ -12,7 +12,19 @@ from solopo_nemo.runtime.options import choice, number
 
 @dataclass(kw_only=True)
 class ParallelConfig:
-    """Megatron parallel sizes."""
+    """Megatron's parallel sizes.
+
+    Attributes:
+        tensor: tensor-parallel size.
+        sequence: sequence parallelism: splits the activations between tensor-parallel blocks over the tensor ranks.
+        context: context-parallel size: every sequence is split over this many ranks.
+        cp_comm_type: p2p is a ring and takes any number of heads; a2a is Ulysses and splits the heads of a tensor rank.
+        pipeline: pipeline-parallel size.
+        data: data-parallel size; null takes the ranks that are left (one on a machine without GPU).
+        expert: expert-parallel size: the experts of a layer are split over this many of the tensor, context and data
+            ranks.
+        expert_tensor: ranks that share each expert's channels; null takes 1, or parallel.tensor where expert is 1.
+    """
 
     tensor: int = number(minimum=1)
     sequence: bool
@@ -20,30 +32,30 @@ class ParallelConfig:
     cp_comm_type: str = choice(allowed=kernels.OFFERED)
     pipeline: int = number(minimum=1)
     data: int | None = number(minimum=1, optional=True)
-    expert: int = number(1, minimum=1)  # absent in the configuration of earlier runs
-    expert_tensor: int | None = number(None, minimum=1, optional=True)  # likewise
+    expert: int = number(1, minimum=1)
+    expert_tensor: int | None = number(None, minimum=1, optional=True)
 
     @property
     def model_ranks(self) -> int:
-        """Ranks that hold one copy of all but the experts: tensor x context x pipeline."""
+        """Number of ranks of one model replica, experts left out: tensor x context x pipeline."""
         return self.tensor * self.context * self.pipeline
 
     @property
     def expert_tensor_size(self) -> int:
-        """Ranks that share each expert's channels: by default one, or the tensor ranks where experts are not split."""
+        """Number of ranks that share each expert's channels: by default 1, or ``tensor`` if ``expert`` is 1."""
         return self.expert_tensor or (1 if self.expert > 1 else self.tensor)
 
     @property
     def least_data(self) -> int:
-        """The data-parallel size where ``data`` is null, on a machine without GPUs: as few as hold all experts."""
+        """The data-parallel size on a machine without GPU: ``data``, or the smallest that holds all experts."""
         ranks = self.tensor * self.context
         return self.data or lcm(ranks, self.expert * self.expert_tensor_size) // ranks
 
     def check(self) -> None:
-        """Check the sizes against each other.
+        """Checks the sizes against each other.
 
         Raises:
-            UserError: two of them do not fit.
+            UserError: two sizes exclude each other.
         """
         require(
             not self.sequence or self.tensor > 1,

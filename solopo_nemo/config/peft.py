@@ -12,7 +12,16 @@ from solopo_nemo.runtime.options import choice, number
 
 @dataclass(kw_only=True)
 class PeftConfig:
-    """Adapters, which alone are trained; all but the name is set with ``lora`` alone."""
+    """Adapters, which are the only trained parameters. ``peft=lora`` gives the values of all keys but ``name``.
+
+    Attributes:
+        name: set by the choice of the group, as in peft=lora.
+        rank: rows of each adapter's matrix A.
+        alpha: the product of an adapter is scaled by alpha / rank.
+        dropout: dropout of the adapters' input in training.
+        targets: all-linear, or modules of [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj].
+        merge: also export hf/, the model with its adapters added to the weights.
+    """
 
     name: str = choice("none", allowed=("none", "lora"))
     rank: int | None = number(None, minimum=1, optional=True)

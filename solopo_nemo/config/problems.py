@@ -1,4 +1,4 @@
-"""Everything that is wrong with a command line, not only the first thing."""
+"""Finds all errors of a command line, not only the first."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ _GROUP = re.compile(r"[+~]*\w+=.*")
 
 
 def load_reporting(recipe: str, overrides: Sequence[str]) -> tuple[RunConfig | None, list[str]]:
-    """Load a configuration without the overrides that are refused: their keys keep the recipe's defaults.
+    """Loads a configuration and leaves out the overrides that are refused. Their keys keep the recipe's defaults.
+
+    Args:
+        recipe: name of the recipe.
+        overrides: the words of the command line.
 
     Returns:
-        The configuration, and one line for each refusal. The configuration is None where a group (``model=...``) is
-        refused or a value is missing: nothing else of the run is known then.
+        The configuration, and one line for each refused override. The configuration is None if a group
+        (``model=...``) is refused or a value is missing, because the run is not known then.
     """
     kept, dropped, problems = list(overrides), list[str](), list[str]()
     while True:
@@ -25,7 +29,7 @@ def load_reporting(recipe: str, overrides: Sequence[str]) -> tuple[RunConfig | N
         except UserError as error:
             message = str(error)
         if any(_key(override) in message for override in dropped):
-            return None, problems  # it misses what was dropped
+            return None, problems  # the error is about an override that was left out
         problems.append(message)
         culprit = _culprit(recipe, kept, message)
         if culprit is None:
@@ -39,7 +43,10 @@ def _key(override: str) -> str:
 
 
 def _culprit(recipe: str, overrides: list[str], message: str) -> str | None:
-    """The override without which the message is another one, or none; the first of those that the message names."""
+    """The override that causes an error: without it the message differs or there is none.
+
+    Overrides whose key the message contains are tried first.
+    """
     for override in sorted(overrides, key=lambda word: _key(word) not in message):
         if _GROUP.fullmatch(override):
             continue

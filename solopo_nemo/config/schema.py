@@ -1,6 +1,6 @@
 """The configuration of a run: its schema, its composition from YAML, and the checks before any work.
 
-Defaults live in ``conf/`` only; the dataclasses here name the keys and their types.
+Defaults are in ``conf/`` only. :mod:`solopo_nemo.config.sections` has the keys of each section.
 """
 
 from __future__ import annotations
@@ -25,131 +25,41 @@ from yaml import YAMLError
 from solopo_nemo.config.overrides import FORMER_KEYS, compose_recipe, one_line
 from solopo_nemo.config.parallel import ParallelConfig
 from solopo_nemo.config.peft import PeftConfig
+from solopo_nemo.config.sections import (
+    DataConfig,
+    DryRunConfig,
+    EvaluationConfig,
+    HubConfig,
+    LoggerConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainerConfig,
+)
 from solopo_nemo.embedded import SHORT_PARAGRAPHS
 from solopo_nemo.embedded.world import MAX_PARAGRAPHS
 from solopo_nemo.runtime import kernels
 from solopo_nemo.runtime.cli import command_name
 from solopo_nemo.runtime.errors import UserError, require
-from solopo_nemo.runtime.options import check_options, choice, number, path, path_options
+from solopo_nemo.runtime.options import check_options, path, path_options
 from solopo_nemo.runtime.paths import CONF, expand_home
 
 logger = logging.getLogger("solopo_nemo")
 
 
 @dataclass(kw_only=True)
-class ModelConfig:
-    """Where the weights come from and how the model is computed."""
-
-    init: str = path()
-    rope_scaling: dict[str, Any] | None
-    trust_checkpoint: bool
-    recompute: str = choice(allowed=("none", "selective", "full"))
-    logits_chunk_size: int = number(minimum=1)
-    layers: str = choice(allowed=kernels.LAYERS, default="auto")  # absent in the configuration of earlier runs
-    adapter: str | None = path(None)  # likewise
-    moe_aux_loss: float | None = number(None, minimum=0, optional=True)  # likewise
-    moe_z_loss: float = number(0.0, minimum=0)  # likewise
-
-
-@dataclass(kw_only=True)
-class BuiltinDataConfig:
-    """Size of the built-in question set."""
-
-    samples: int = number(minimum=1)
-    long_paragraphs: int = number(minimum=SHORT_PARAGRAPHS)
-
-
-@dataclass(kw_only=True)
-class DataConfig:
-    """Training samples."""
-
-    train: str = path()
-    max_tokens: int | None = number(minimum=2, optional=True)
-    too_long: str = choice(allowed=("error", "drop"))
-    chat_template_kwargs: dict[str, Any] | None = None  # absent in the configuration of earlier runs
-    score: str = choice("assistant", allowed=("assistant", "last"))  # likewise
-    template_mismatch: str = choice("error", allowed=("error", "warn"))  # likewise
-    builtin: BuiltinDataConfig
-
-
-@dataclass(kw_only=True)
-class OptimConfig:
-    """AdamW and its schedule."""
-
-    lr: float = number(above=0)
-    min_lr: float = number(minimum=0)
-    warmup_ratio: float = number(minimum=0, below=1)
-    weight_decay: float = number(minimum=0)
-    beta1: float = number(minimum=0, below=1)
-    beta2: float = number(minimum=0, below=1)
-    eps: float = number(above=0)
-    clip_grad: float = number(minimum=0)
-
-
-@dataclass(kw_only=True)
-class TrainerConfig:
-    """Length of the run, batches, precision, checkpoints."""
-
-    max_steps: int | None = number(minimum=1, optional=True)
-    epochs: int = number(minimum=1)
-    global_batch: int = number(minimum=1)
-    micro_batch: int = number(minimum=1)
-    seed: int = number(minimum=1)
-    precision: str | None = choice(allowed=("fp32", "bf16"), optional=True)
-    checkpoint_every: int = number(minimum=1)
-    keep_checkpoints: int = number(minimum=1)
-    select_best: str | None
-    resume: str = path()
-    nonfinite: str = choice(allowed=("stop", "skip"))
-    timeout_minutes: float = number(above=0)
-
-
-@dataclass(kw_only=True)
-class LoggerConfig:
-    """Lightning loggers beside metrics.jsonl."""
-
-    tensorboard: bool
-    wandb: str | None
-    # absent in the configuration of earlier runs
-    mlflow: str | None = None
-    trackio: str | None = None
-    swanlab: str | None = None
-
-
-@dataclass(kw_only=True)
-class HubConfig:
-    """Upload of the exported policy."""
-
-    push: str | None = None
-    private: bool = True
-
-
-@dataclass(kw_only=True)
-class EvaluationConfig:
-    """Built-in before/after evaluation."""
-
-    name: str = choice(allowed=("auto", "builtin", "none"))
-    lengths: list[int]
-    questions: int = number(minimum=1)
-    data: str = path()
-    limit: int | None = number(minimum=1, optional=True)
-    seed: int
-
-
-@dataclass(kw_only=True)
-class DryRunConfig:
-    """What ``dry_run=true`` traces; see :mod:`solopo_nemo.training.dry_run`."""
-
-    enabled: bool = False
-    device: str = choice("cuda", allowed=("cuda", "cpu"))
-    gpus: int | None = number(None, minimum=1, optional=True)
-    memory: float | None = number(None, above=0, optional=True)
-    length: str | None = None
-
-
-@dataclass(kw_only=True)
 class RunConfig:
-    """A whole run."""
+    """A whole run.
+
+    Attributes:
+        recipe: name of the recipe, which its own file sets.
+        output_dir: folder of everything that the run writes.
+        objective: options of the objective; ``objective.name`` and ``objective.reference`` are the run's own.
+        objective.name: the name that the objective is registered under.
+        objective.reference: how the reference policy is scored: cached (once, kept on disk), online (by a frozen copy
+            beside the policy), adapter_off (by the policy without its adapters; the default with peft=lora).
+        check_only: list what the run would refuse or warn of, train nothing and write nothing.
+        plugins: modules to import first, which register objectives of your own; given as +plugins=[my_package.my_po].
+    """
 
     recipe: str
     output_dir: str = path()
@@ -161,11 +71,11 @@ class RunConfig:
     trainer: TrainerConfig
     logger: LoggerConfig
     evaluation: EvaluationConfig
-    check_only: bool = False  # absent in the configuration of earlier runs
-    dry_run: DryRunConfig = field(default_factory=DryRunConfig)  # likewise
-    hub: HubConfig = field(default_factory=HubConfig)  # likewise
-    peft: PeftConfig = field(default_factory=PeftConfig)  # likewise
-    plugins: list[str] = field(default_factory=list)  # no YAML default: Hydra's +plugins=[...] adds the key
+    check_only: bool = False
+    dry_run: DryRunConfig = field(default_factory=DryRunConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
+    plugins: list[str] = field(default_factory=list)
 
     @property
     def output(self) -> Path:
@@ -174,24 +84,24 @@ class RunConfig:
 
     @property
     def reference(self) -> str:
-        """How the reference policy is run: ``cached``, ``online`` or ``adapter_off``."""
+        """The value of ``objective.reference``: ``cached``, ``online`` or ``adapter_off``."""
         return self.objective.get("reference", "cached")
 
     @property
     def auto_alpha(self) -> bool:
-        """Whether the run chooses ``objective.alpha`` itself; see :mod:`solopo_nemo.training.callbacks.auto_alpha`."""
+        """Whether ``objective.alpha`` is ``auto``; see :mod:`solopo_nemo.training.callbacks.auto_alpha`."""
         return bool(self.objective.get("alpha") == "auto")
 
     def build_objective(self) -> Any:
-        """The objective that this configuration names; with ``alpha=auto``, of alpha 1 until the run has chosen.
+        """The objective of this configuration. With ``alpha=auto`` its alpha is 1, until the run has chosen one.
 
         Raises:
-            UserError: unknown name or option, or a value out of range.
+            UserError: a plugin cannot be imported, the name or an option is unknown, or a value is out of range.
         """
         from solopo_nemo.objectives import build_objective
 
         if self.plugins and str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))  # a user's own modules lie where the command is given
+            sys.path.insert(0, str(Path.cwd()))  # plugins are found in the working directory
         for module in self.plugins:
             try:
                 importlib.import_module(module)
@@ -209,14 +119,19 @@ class RunConfig:
 
 
 _PATHS = tuple(path_options(RunConfig))
-"""The keys that name a file or a folder."""
+"""Dotted names of the keys whose value is a path."""
 
 
 def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
-    """Compose ``conf/<recipe>.yaml`` with command-line overrides and check it.
+    """Composes ``conf/<recipe>.yaml`` with command-line overrides, and checks the result.
+
+    Args:
+        recipe: name of the recipe, such as ``solo_dpo``.
+        overrides: ``key=value`` and ``group=option`` words.
 
     Raises:
-        UserError: unknown key, wrong type, missing value, or a layout or batch that cannot be.
+        UserError: a key is unknown, a value is missing, has the wrong type or is out of range, or two values exclude
+            each other.
     """
     GlobalHydra.instance().clear()
     try:
@@ -235,7 +150,7 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
         if config.peft.on and "reference" in config.objective and not _gives("objective.reference", overrides):
             config.objective["reference"] = "adapter_off"
     except (HydraException, OmegaConfBaseException) as error:
-        # Hydra's advice to append the key is right for plugins alone
+        # Hydra's advice to append the key with + applies to plugins only
         reason = re.sub(r"Could not override '(?!plugins')(.*?)'.*", r"there is no key \1", one_line(error))
         reason += "; peft=lora brings it" if "no key peft." in reason else ""
         raise UserError(f"configuration: {reason} ({command_name()} --help lists the keys)") from None
@@ -253,7 +168,11 @@ def _gives(key: str, overrides: Sequence[str]) -> bool:
 
 
 def _check(config: RunConfig) -> None:
-    """Everything that needs neither the model nor the data."""
+    """All checks that need neither the model nor the data.
+
+    Raises:
+        UserError: with the key to change.
+    """
     require(bool(config.output_dir.strip()), "output_dir: is empty; name a folder")
     parallel, optim, builtin = config.parallel, config.optim, config.data.builtin
     kernels.check_offered(parallel.cp_comm_type)
@@ -296,7 +215,7 @@ def _check(config: RunConfig) -> None:
 
 
 def save_config(config: RunConfig, path: Path) -> None:
-    """Write the resolved configuration, enough to run it again."""
+    """Writes the resolved configuration as YAML, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")
     temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
@@ -304,10 +223,10 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Read what :func:`save_config` wrote.
+    """Reads a file of :func:`save_config`, also one of an earlier version with former names of keys.
 
     Raises:
-        UserError: it is damaged, or of another version.
+        UserError: the file is damaged, or its keys are not those of this version.
     """
     try:
         saved: Any = OmegaConf.load(path)
@@ -318,7 +237,7 @@ def read_config(path: Path) -> RunConfig:
                 OmegaConf.update(saved, name, value)
         shipped = CONF / "objective" / f"{saved.objective.name}.yaml"
         if shipped.is_file() and "label_smoothing" in OmegaConf.load(shipped):
-            saved.objective.setdefault("label_smoothing", 0.0)  # absent in the configuration of earlier runs
+            saved.objective.setdefault("label_smoothing", 0.0)
         if OmegaConf.select(saved, "data.builtin.seed") is not None:  # of version 0.1
             if saved.data.train == "builtin":
                 raise UserError(f"{path}: a run of version 0.1, on other built-in data; choose another output_dir")

@@ -1,12 +1,13 @@
-"""The keys of the configuration out of ``conf/*.yaml``: for ``--help`` and for the reference page of the documentation.
+"""The keys of the configuration with their defaults and texts, for ``--help`` and the configuration page.
 
-Each YAML file states its defaults and, in the comment of a line, what the key means.
+Both are read from ``conf/**/*.yaml``: the value of a line is the default, its comment the text, which
+``.ci/yaml_comments.py`` writes from the schema. So ``--help`` imports neither the schema nor torch.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,11 @@ from hydra.core.global_hydra import GlobalHydra
 from solopo_nemo.runtime.cli import command_name
 from solopo_nemo.runtime.paths import CONF
 
-# a key, its value and its comment; a # in a value would need quotes, and there are none
-LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?P<value>[^#]*)(?:#\s*(?P<comment>.*))?$")
+# A key, its value and its comment. No value has a #. The key plugins is commented out, as Hydra's +plugins= adds it.
+LINE = re.compile(r"^(?P<indent> *)(?:# (?=plugins:))?(?P<key>[\w.]+):(?P<value>[^#]*)(?:#\s*(?P<comment>.*))?$")
+
+GROUPS = ("model", "objective", "data", "parallel", "optim", "trainer", "logger", "evaluation", "peft")
+"""The groups with keys, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)
@@ -57,26 +61,36 @@ def about(path: Path) -> str:
     return " ".join(lines)
 
 
-def describe(recipe: str) -> str:
-    """Help text of a recipe: its keys with their defaults and meanings, group by group."""
-    plain = [key for key in keys(CONF / "base.yaml") if key.path != "recipe" and "." not in key.path]
-    plain.append(Key("plugins", "[]", "modules that register objectives; given as +plugins=[my_package.my_po]"))
+def describe(recipe: str, overrides: Sequence[str] = ()) -> str:
+    """The help text of a recipe: its keys with their defaults and texts, group by group.
+
+    Args:
+        recipe: name of its YAML.
+        overrides: words of the command line; ``group=option`` shows the keys of that option.
+    """
     lines = [
         f"usage: {command_name()} [key=value ...] [group=option ...]",
         "",
         about(CONF / f"{recipe}.yaml"),
         "With no argument it runs the embedded default on this machine.",
         "",
-        *(_line(key) for key in plain),
+        *map(_line, run_keys()),
     ]
-    choices = _choices(recipe)
+    words = dict(word.split("=", 1) for word in overrides if "=" in word)
+    chosen = {group: option for group, option in words.items() if (CONF / group / f"{option}.yaml").is_file()}
+    choices = _choices(recipe) | chosen
     everywhere = list(keys(CONF / "base.yaml"))
-    for group in ("model", "objective", "data", "parallel", "optim", "trainer", "logger", "evaluation", "peft"):
+    for group in GROUPS:
         options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
         lines += ["", f"{group}={'|'.join(options)}"]
         own = [Key(f"{group}.{k.path}", k.value, k.comment) for k in keys(CONF / group / f"{choices[group]}.yaml")]
         lines += [_line(key) for key in (*own, *(k for k in everywhere if k.path.startswith(f"{group}.")))]
     return "\n".join(lines)
+
+
+def run_keys() -> list[Key]:
+    """The keys of ``base.yaml`` that belong to no group."""
+    return [key for key in keys(CONF / "base.yaml") if key.path.partition(".")[0] not in ("recipe", *GROUPS)]
 
 
 def _line(key: Key) -> str:
@@ -85,7 +99,7 @@ def _line(key: Key) -> str:
 
 
 def _choices(recipe: str) -> dict[str, str]:
-    """The option that a recipe takes for each group unless told otherwise."""
+    """The option that a recipe takes for each group by default."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose(recipe, return_hydra_config=True)

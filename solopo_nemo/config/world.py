@@ -1,4 +1,4 @@
-"""Whether a parallel layout fits the ranks that there are and the model, checked before any work."""
+"""Checks a parallel layout against the number of ranks and against the model, before any work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from solopo_nemo.runtime.errors import require
 
 
 def check_world(config: RunConfig, world: int) -> None:
-    """Check the layout and the batches against a number of ranks.
+    """Checks the layout and the batch sizes against a number of ranks.
+
+    Args:
+        config: configuration of the run.
+        world: number of ranks.
 
     Raises:
         UserError: with the key to change.
@@ -41,12 +45,12 @@ def check_world(config: RunConfig, world: int) -> None:
 
 
 def check_model(config: RunConfig, model: ModelDescription, on_gpu: bool | None = None) -> None:
-    """Check the layout against the model's shape.
+    """Checks the layout against the shape of the model.
 
     Args:
-        config: of the run.
-        model: what the model's folder says.
-        on_gpu: whether the run computes on GPUs; by default what this process does.
+        config: configuration of the run.
+        model: description of the model.
+        on_gpu: whether the run computes on GPUs; by default whether this process does.
 
     Raises:
         UserError: with the key to change.
@@ -59,7 +63,7 @@ def check_model(config: RunConfig, model: ModelDescription, on_gpu: bool | None 
 
 
 def check_tensor(p: ParallelConfig, model: ModelDescription) -> None:
-    """Check tensor parallelism; see :func:`check_model`."""
+    """Checks tensor parallelism; see :func:`check_model`."""
     parts = {
         "attention heads": model.num_attention_heads,
         "key/value heads": model.num_key_value_heads,
@@ -75,7 +79,7 @@ def check_tensor(p: ParallelConfig, model: ModelDescription) -> None:
 
 
 def check_experts(config: RunConfig, model: ModelDescription, on_gpu: bool) -> None:
-    """Check what concerns mixture-of-experts layers alone; see :func:`check_model`."""
+    """Checks the settings of mixture-of-experts layers; see :func:`check_model`."""
     p, experts, settings = config.parallel, model.experts, config.model
     if experts is None:
         none = f"the model, a {model.family.models}, has no experts: leave it out"
@@ -117,21 +121,21 @@ def check_experts(config: RunConfig, model: ModelDescription, on_gpu: bool) -> N
 
 
 def check_pipeline(p: ParallelConfig, model: ModelDescription) -> None:
-    """Check pipeline parallelism; see :func:`check_model`."""
+    """Checks pipeline parallelism; see :func:`check_model`."""
     layers = model.num_hidden_layers
     require(layers % p.pipeline == 0, f"parallel.pipeline={p.pipeline} does not divide the model's {layers} layers")
 
 
 def layers_of(config: RunConfig, model: ModelDescription | None, on_gpu: bool) -> kernels.Layers:
-    """The layers that a run takes, as :func:`solopo_nemo.runtime.kernels.choose_layers` says.
+    """The layers of a run, chosen by :func:`solopo_nemo.runtime.kernels.choose_layers`.
 
     Args:
-        config: of the run.
-        model: what the model's folder says; None: not read yet.
-        on_gpu: the run computes on GPUs.
+        config: configuration of the run.
+        model: description of the model; None if it is not read yet.
+        on_gpu: whether the run computes on GPUs.
 
     Raises:
-        UserError: none run.
+        UserError: neither kind of layers runs there.
     """
     need = kernels.Need(
         config.trainer.precision or device.default_precision(on_gpu),
@@ -144,10 +148,10 @@ def layers_of(config: RunConfig, model: ModelDescription | None, on_gpu: bool) -
 
 
 def check_context(config: RunConfig, model: ModelDescription, on_gpu: bool) -> kernels.Layers:
-    """Check the layers and context parallelism; see :func:`check_model`. Returns the layers."""
+    """Checks the layers and context parallelism, and returns the layers; see :func:`check_model`."""
     layers, p = layers_of(config, model, on_gpu), config.parallel
     if p.context > 1 and kernels.CONTEXT_MODES[p.cp_comm_type].splits_heads:
-        # Transformer Engine splits the key/value heads too; our own attention repeats them where there are too few
+        # Transformer Engine splits the key/value heads too; this project's attention repeats them if there are too few
         engine = layers.name == kernels.ENGINE
         split = {"attention": model.num_attention_heads} | ({"key/value": model.num_key_value_heads} if engine else {})
         for kind, count in split.items():
@@ -160,7 +164,7 @@ def check_context(config: RunConfig, model: ModelDescription, on_gpu: bool) -> k
 
 
 def local_world(config: RunConfig) -> int:
-    """Number of ranks that a plain ``python recipes/...`` starts on this host."""
+    """The number of ranks that a plain ``python recipes/...`` starts on this host."""
     p = config.parallel
     if p.data is None and device.cuda():
         return max(device.count() // p.model_ranks, 1) * p.model_ranks

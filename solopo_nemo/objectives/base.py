@@ -69,7 +69,11 @@ class Objective(ABC):
     bound_constant: ClassVar[float]
     bound_factor: ClassVar[float] = 1.0
 
-    alpha: float = number(1.0, "weight of the short-to-long alignment; 0 switches it off", minimum=0.0)
+    alpha: float = number(
+        1.0,
+        "weight of the short-to-long alignment; 0 switches it off; in a run auto balances the gradients",
+        minimum=0.0,
+    )
     align: str = choice("chosen", ("chosen", "both", "none"), "responses whose rewards are aligned")
     align_on: str = choice("reward", ("reward", "logp"), "what is aligned; logp is SoLo-KL")
     distance: str = choice("abs", DISTANCES, "distance between the short and the long side")

@@ -1,6 +1,6 @@
-"""Declares an option as a dataclass field, with its allowed values, and checks a whole dataclass of them.
+"""Declares options as dataclass fields with their allowed values, and checks all options of a dataclass.
 
-Objectives and the configuration of a run use it alike. Example::
+Objectives and the configuration of a run use it. Example::
 
     @dataclass
     class Parallel:
@@ -20,17 +20,17 @@ from typing import Any, cast, get_type_hints
 from solopo_nemo.runtime.errors import UserError
 
 Check = Callable[[Any], str | None]
-"""Takes a value; returns what is allowed when the value is not, and None when it is."""
+"""Takes a value. Returns None if it is allowed, else a description of the allowed values."""
 
 
-def _option(default: Any, check: Check, help: str, optional: bool = False) -> Any:
+def _option(default: Any, check: Check, help: str, optional: bool = False, allowed: Collection[str] = ()) -> Any:
     def checked(value: object) -> str | None:
         if optional and value is None:
             return None
         allowed = check(value)
         return f"{allowed}, or null" if allowed and optional else allowed
 
-    return field(default=default, metadata={"check": checked, "help": help})
+    return field(default=default, metadata={"check": checked, "help": help, "allowed": allowed})
 
 
 def number(
@@ -42,7 +42,16 @@ def number(
     below: float | None = None,
     optional: bool = False,
 ) -> Any:
-    """A finite number of at least ``minimum``, greater than ``above``, less than ``below``; ``optional``: or None."""
+    """Declares a finite number.
+
+    Args:
+        default: default value; without one the field is required.
+        help: text of the option.
+        minimum: smallest allowed value.
+        above: the value must be greater.
+        below: the value must be less.
+        optional: whether None is allowed.
+    """
 
     def check(value: object) -> str | None:
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -60,16 +69,23 @@ def number(
 
 
 def choice(default: Any = MISSING, allowed: Collection[str] = (), help: str = "", *, optional: bool = False) -> Any:
-    """One of ``allowed``, which is read at each check, so that a registry may grow; ``optional``: or None."""
+    """Declares one of some names.
+
+    Args:
+        default: default value; without one the field is required.
+        allowed: the names. A registry may grow later, as it is read at each check.
+        help: text of the option.
+        optional: whether None is allowed.
+    """
 
     def check(value: object) -> str | None:
         return None if isinstance(value, str) and value in allowed else f"one of {', '.join(allowed)}"
 
-    return _option(default, check, help, optional)
+    return _option(default, check, help, optional, allowed)
 
 
 def flag(default: bool, help: str) -> Any:
-    """True or false."""
+    """Declares a value that is true or false."""
 
     def check(value: object) -> str | None:
         return None if isinstance(value, bool) else "true or false"
@@ -78,12 +94,12 @@ def flag(default: bool, help: str) -> Any:
 
 
 def path(default: Any = MISSING) -> Any:
-    """A path, or a name that may stand for one; :func:`path_options` finds it."""
+    """Declares a path, or a name in place of one such as a hub name; :func:`path_options` lists these options."""
     return field(default=default, metadata={"path": True})
 
 
 def path_options(cls: type) -> Iterator[str]:
-    """The dotted names of the options of a dataclass, and of the dataclasses in it, that :func:`path` declares."""
+    """Yields the dotted names of the :func:`path` options of a dataclass and of the dataclasses in its fields."""
     kinds = get_type_hints(cls)
     for option in fields(cls):
         if option.metadata.get("path"):
@@ -93,12 +109,12 @@ def path_options(cls: type) -> Iterator[str]:
 
 
 def fixed(default: object) -> Any:
-    """A field that a subclass pins: no longer an option, neither by name nor in the constructor."""
+    """Declares a constant field: a subclass fixes an option of its base class, which is then no option any more."""
     return field(default=default, init=False)
 
 
 def option_fields(cls: type) -> dict[str, Field[Any]]:
-    """The options of a dataclass by name; ``default`` and ``metadata["help"]`` describe each."""
+    """The options of a dataclass by name, with ``default``, ``metadata["help"]`` and ``metadata["allowed"]``."""
     return {option.name: option for option in fields(cls) if option.init}
 
 
@@ -106,8 +122,8 @@ def check_options(instance: Any, prefix: str) -> None:
     """Checks every option of a dataclass instance, and of the dataclasses in its fields.
 
     Args:
-        instance: of a dataclass; a field without a declared check is left to its own class.
-        prefix: how a message names the options, such as ``objective.``.
+        instance: instance of a dataclass. Fields without a declared check are not checked.
+        prefix: prefix of the options in messages, such as ``objective.``.
 
     Raises:
         UserError: an option has a value that is not allowed.

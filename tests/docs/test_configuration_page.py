@@ -34,11 +34,11 @@ def test_every_key_of_a_recipe_is_there(recipe: str) -> None:
 
 
 def test_every_file_of_a_group_is_there() -> None:
-    from hooks import GROUPS, reference
+    from hooks import SECTIONS, reference
 
     text = reference()
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    assert groups == set(GROUPS)
+    assert groups == set(SECTIONS)
     for group in groups - {"data", "parallel", "optim", "trainer", "logger", "preset"}:
         for path in (CONF / group).glob("*.yaml"):
             assert f"`{group}={path.stem}`" in text
