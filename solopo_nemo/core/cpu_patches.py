@@ -1,9 +1,9 @@
-"""Every patch of torch and Megatron-core (0.15.3); NeMo's are in ``nemo_model.compat``.
+"""All patches of torch and Megatron-core; line numbers are those of Megatron-core 0.15.3.
 
-Importing this module changes nothing. :func:`install` changes the process, and with CUDA present it does nothing.
-Without CUDA it answers Megatron's hard-wired CUDA calls with their CPU counterparts, so that the same schedules, DDP,
-optimizer and checkpoints run over gloo. :func:`install_optimizer` mends Megatron's optimizer where it is torch's. Each
-patch names the place that it stands in for.
+``nemo_model.compat`` has the patches of NeMo. Importing this module changes nothing. :func:`install` replaces
+Megatron's hard-coded CUDA calls by their CPU counterparts, so that its schedules, DDP, optimizer and checkpoints run
+over gloo; with CUDA present it does nothing. :func:`install_optimizer` corrects Megatron's distributed optimizer over
+torch's AdamW. Each patch names the lines that it replaces.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def _is_cuda(device: Any) -> bool:
 
 
 class _CudaMeansCpu(TorchFunctionMode):
-    """Reads ``cuda`` as ``cpu`` wherever a torch function is given a device.
+    """Replaces ``cuda`` by ``cpu`` in the device arguments of all torch functions.
 
-    Stands in for ``device="cuda"`` (schedules.py:573, optimizer.py:469-481, clip_grads.py:90-206,
+    It covers ``device="cuda"`` (schedules.py:573, optimizer.py:469-481, clip_grads.py:90-206,
     exchange_utils.py:101-113), ``.cuda()`` (optimizer.py:371, language_module.py:233, two_stage.py:217)
     and the type names compared in optimizer.py:667-695, distrib_optimizer.py:357-431 and
-    clip_grads.py:167 of Megatron-core, and for ``pin_memory=True`` and ``.to("cuda")`` in
+    clip_grads.py:167 of Megatron-core; and ``pin_memory=True`` and ``.to("cuda")`` in
     megatron_strategy.py:797-888 and data_sampler.py:188-212 of NeMo.
     """
 
@@ -56,7 +56,7 @@ class _CudaMeansCpu(TorchFunctionMode):
 
 
 class _Nothing:
-    """Answers for ``torch.cuda`` streams and events: on the CPU everything is already in order."""
+    """Replaces ``torch.cuda`` streams and events. All its methods do nothing: CPU operations run in order."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -75,18 +75,18 @@ _mode: _CudaMeansCpu | None = None
 
 
 def install() -> None:
-    """Make Megatron-core and NeMo run on the CPU; once a process, nothing where CUDA is present.
+    """Makes Megatron-core and NeMo run on the CPU. With CUDA present, or at a second call, it does nothing.
 
-    Call it when a model is built or a process is prepared: it replaces functions of ``torch.cuda``, reads ``cuda`` as
-    ``cpu`` in every torch call and turns ``torch.compile`` off, for the rest of the process.
+    Call it before a model is built. For the rest of the process it replaces functions of ``torch.cuda``, replaces
+    ``cuda`` by ``cpu`` in every torch call and switches ``torch.compile`` off.
     """
     global _mode
     if torch.cuda.is_available() or _mode is not None:
         return
     logger.info("no CUDA: torch.cuda answers for the CPU and torch.compile is off in this process")
-    # jit_fuser (megatron/core/jit.py) is torch.compile: it needs a compiler at run time, and its tables refuse a
-    # function that stands under two torch.cuda names. The stance is for what is imported already, the variable for
-    # what is imported from here on: torch.compile then returns the function itself, which saves 2 s of NeMo's import.
+    # jit_fuser (megatron/core/jit.py) is torch.compile: it needs a compiler at run time, and it fails if one function
+    # has two names in torch.cuda. The stance covers modules that are imported already. The variable covers later
+    # imports: torch.compile then returns the function itself, which saves 2 s of NeMo's import.
     torch.compiler.set_stance("force_eager")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     from megatron.core.tensor_parallel import random as megatron_random
@@ -113,10 +113,10 @@ def install() -> None:
 
 
 def _return_freed_memory() -> None:
-    """Give large tensors back to the system when they are freed, as torch's CUDA allocator reuses them.
+    """Makes glibc return tensors of 2 MiB and more to the system when they are freed.
 
-    glibc raises its threshold for such blocks up to 32 MiB by itself and keeps what lies below in its heap, where
-    the activations of a long sequence leave holes: a third of the peak.
+    By default glibc raises this threshold to up to 32 MiB and keeps smaller blocks in its heap. The activations of a
+    long sequence fragment that heap, which costs a third of the peak memory.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # glibc
@@ -124,7 +124,7 @@ def _return_freed_memory() -> None:
 
 
 def _patch_buffers() -> None:
-    """Gradients and weights are exchanged where they lie, as NCCL does it: gloo would copy whole buffers."""
+    """Reduces gradients and gathers weights in place, as NCCL does. Gloo would copy whole buffers."""
     from megatron.core.distributed import param_and_grad_buffer as buffers
 
     reduce_scatter, all_gather = buffers.dist_reduce_scatter_func, buffers.dist_all_gather_func
@@ -132,7 +132,7 @@ def _patch_buffers() -> None:
     def reduce_in_place(shard: torch.Tensor, whole: torch.Tensor, op: Any, group: Any, async_op: bool) -> Any:
         if device.cuda():  # a dry run for a GPU
             return reduce_scatter(shard, whole, op=op, group=group, async_op=async_op)
-        # param_and_grad_buffer.py:395, where the shard is a part of the whole; nobody reads the rest
+        # param_and_grad_buffer.py:395; the shard is a view of the whole, and the other parts are not read
         if group.size() > 1:
             options = torch.distributed.AllreduceOptions()
             options.reduceOp = op
@@ -153,25 +153,25 @@ def _patch_buffers() -> None:
 
 
 def _patch_dispatcher() -> None:
-    """Sizes that Megatron's dispatcher of tokens copies from a GPU are plain numbers on the CPU, too."""
+    """Converts the sizes of Megatron's token dispatcher to numbers on the CPU, as it does with those on a GPU."""
     from megatron.core.transformer.moe import token_dispatcher
 
-    # moe_utils.py:1093 leaves a tensor of the CPU as it is, and gloo takes no tensor for the sizes of an exchange
+    # moe_utils.py:1093 returns a CPU tensor unchanged, and gloo accepts no tensor as the sizes of an exchange
     token_dispatcher.maybe_move_tensor_to_cpu = lambda sizes, as_numpy=False, record_stream=False: (
         sizes.numpy() if as_numpy and torch.is_tensor(sizes) else sizes
     )
 
 
 def scale(_chunk: int, _overflow: torch.Tensor, tensors: list[list[torch.Tensor]], factor: float) -> None:
-    """Multiply tensors into others, which may be the same or of another type, without a copy between them."""
+    """Writes ``factor`` times the tensors of one list to those of another, in place or in another dtype, without a copy."""
     for source, target in zip(*tensors, strict=True):
         torch.mul(source, factor, out=target)
 
 
 def install_optimizer() -> None:
-    """Mend Megatron's optimizer over torch's AdamW; once a process, nothing over another optimizer.
+    """Corrects Megatron's optimizer over torch's AdamW: it can be loaded, and clipping copies no gradient.
 
-    It can be loaded, and clipping copies no gradient.
+    With apex or Transformer Engine, or at a second call, it does nothing.
     """
     from megatron.core.optimizer import clip_grads
     from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
@@ -182,8 +182,8 @@ def install_optimizer() -> None:
     clip_grads.multi_tensor_scale_impl = scale  # megatron/core/utils.py:1034 makes a scaled copy first
 
     def set_states(self: Any, model_param: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
-        # distrib_optimizer.py:924-928 asks the checkpoint for AdamW's per-parameter ``step`` (it is in
-        # the param groups) and copies into a leaf that requires grad.
+        # distrib_optimizer.py:924-928 reads AdamW's ``step`` for each parameter from the checkpoint, which has it in
+        # the param groups, and copies into a leaf that requires grad.
         group, order = self.model_param_group_index_map[model_param]
         main_param = self.optimizer.param_groups[group]["params"][order]
         with torch.no_grad():
@@ -195,10 +195,10 @@ def install_optimizer() -> None:
 
     def load_state_dict(self: Any, state_dict: Any) -> None:
         load(self, state_dict)
-        # distrib_optimizer.py:815-821 gives all parameters one ``step`` tensor, which AdamW would then
-        # increment once a parameter: a resumed run drifts silently.
+        # distrib_optimizer.py:815-821 gives all parameters the same ``step`` tensor. AdamW would increment it once for
+        # each parameter, and the resumed run would silently differ.
         for parameter, state in self.optimizer.state.items():
-            if "step" in state:  # where the fused AdamW wants it
+            if "step" in state:  # on the parameter's device, as the fused AdamW requires
                 state["step"] = state["step"].to(parameter.device, copy=True)
 
     DistributedOptimizer._set_main_param_and_optimizer_states = set_states

@@ -1,7 +1,7 @@
-"""What the device and the layers decide in Megatron-core: NCCL or gloo, Transformer Engine or plain torch.
+"""Settings of Megatron-core that depend on the device and the layers (Transformer Engine or plain torch).
 
-:mod:`solopo_nemo.runtime.device` says which device it is, :mod:`solopo_nemo.runtime.kernels` which layers run on it. A
-model's config carries the choice of layers: ``transformer_impl`` is Megatron's own field, ``local`` for plain torch.
+:mod:`solopo_nemo.runtime.device` knows the device, :mod:`solopo_nemo.runtime.kernels` decides which layers run on it.
+The model's config carries the decision in Megatron's field ``transformer_impl``: ``local`` means plain torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from solopo_nemo.runtime import kernels
 from solopo_nemo.runtime.device import cuda, current
 from solopo_nemo.runtime.errors import require
 
-if TYPE_CHECKING:  # Megatron-core is imported after prepare_process where that is possible: it is faster
+if TYPE_CHECKING:  # an import of Megatron-core is faster after prepare_process
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from solopo_nemo.data.packing import Batch
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def to_device(batch: Batch) -> Batch:
-    """The batch with its tensors on this process's device."""
+    """The batch with its tensors on this process's device (a copy that does not block the host)."""
     if not cuda():
         return batch
     moved = {k: v.to(current(), non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
@@ -43,23 +43,24 @@ def to_device(batch: Batch) -> Batch:
 
 
 def prepare_process() -> None:
-    """Make Megatron-core usable in this process; call before a model or its groups are built."""
+    """Makes Megatron-core usable in this process. Call it before a model or Megatron's groups are built."""
     cpu_patches.install()
     cpu_patches.install_optimizer()
 
 
 def configure(config: TransformerConfig, layers: str = "auto") -> None:
-    """Set the fields of a model config that packed micro-batches, the device and the layers decide, in place.
+    """Sets the fields of a model config that depend on packing, the device and the layers, in place.
 
     Args:
-        config: of the model.
-        layers: ``model.layers``: ``auto``, ``transformer_engine`` or ``torch``.
+        config: config of the model.
+        layers: value of ``model.layers``: ``auto``, ``transformer_engine`` or ``torch``.
 
     Raises:
-        UserError: such layers do not run here; with the remedy.
+        UserError: these layers do not run on this machine; the message names the remedy.
     """
     chosen = kernels.choose_layers(layers, kernels.Installed.here() if cuda() else None, _need(config))
-    # packed micro-batches differ in length: the pipeline exchanges shapes, which Megatron ties to this dispatcher
+    # packed micro-batches differ in length, so that pipeline stages exchange shapes, which Megatron refuses with its
+    # default dispatcher of experts (allgather)
     settings: dict[str, Any] = {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall"}
     if chosen.name == kernels.ENGINE:
         from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
@@ -69,7 +70,8 @@ def configure(config: TransformerConfig, layers: str = "auto") -> None:
             f"model.layers={layers}: {chosen.why}, and Megatron-core cannot import it: python -c 'import "
             "transformer_engine.pytorch' says why; model.layers=torch goes without",
         )
-        # NeMo sets them for Llama alone; unfused, the rotary embedding asks the GPU for lengths (rope_utils.py:204)
+        # NeMo sets them for Llama only. Unfused, the rotary embedding reads lengths from the GPU (rope_utils.py:204),
+        # for which the host waits
         settings |= {
             "transformer_impl": "transformer_engine",
             "apply_rope_fusion": not config.multi_latent_attention,
@@ -80,12 +82,12 @@ def configure(config: TransformerConfig, layers: str = "auto") -> None:
     else:
         settings |= {
             "transformer_impl": "local",
-            # on the meta device of an import, a GPU's initialization would make the weights on the GPU
+            # an import builds the model on the meta device; GPU initialization would allocate it on the GPU
             "use_cpu_initialization": not cuda() or bool(getattr(config, "init_model_with_meta_device", False)),
             "gradient_accumulation_fusion": False,
             "masked_softmax_fusion": False,
             "bias_activation_fusion": False,
-            "use_te_activation_func": True,  # Megatron then takes the activation from the layer spec
+            "use_te_activation_func": True,  # the activation comes from the layer spec
             "bias_dropout_fusion": False,
             "persist_layer_norm": False,
             "cross_entropy_loss_fusion": False,
@@ -96,7 +98,7 @@ def configure(config: TransformerConfig, layers: str = "auto") -> None:
 
 
 def _need(config: TransformerConfig) -> kernels.Need:
-    """What a model's config asks of its layers."""
+    """The requirements of a model's config on its layers."""
     from solopo_nemo.core.layers.extras import torch_alone
 
     return kernels.Need(
@@ -109,19 +111,24 @@ def _need(config: TransformerConfig) -> kernels.Need:
 
 
 def recomputed_modules(experts: bool = False) -> list[str]:
-    """What ``model.recompute=selective`` computes again in backward, as Megatron names it.
+    """Megatron's names of the modules that ``model.recompute=selective`` computes again in backward.
 
-    On a GPU the MLP, whose tensors are the largest of a layer: fused attention saves no scores, and to run it again
-    costs the most at long prompts (transformer_config.py:974 warns). On a CPU core attention.
+    On a GPU it is the MLP, whose saved tensors are the largest of a layer. Fused attention saves no scores, and its
+    recomputation costs the most at long prompts (transformer_config.py:974 warns of it). On a CPU it is core attention.
 
     Args:
-        experts: the model has mixture-of-experts layers, whose routing and exchange are computed again, too.
+        experts: whether the model has mixture-of-experts layers, which are then recomputed with routing and exchange.
     """
     return ["mlp", *["moe"] * experts] if cuda() else ["core_attn"]
 
 
 def layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> Any:
-    """The transformer layers of a config that :func:`configure` has set, under the same names either way."""
+    """The layer spec of a config that :func:`configure` has set. Parameter names are the same for both kinds of layers.
+
+    Args:
+        config: config of the model.
+        vp_stage: virtual pipeline stage, as Megatron passes it.
+    """
     if config.transformer_impl == "local":
         from solopo_nemo.core.layers.spec import torch_layer_spec
 
@@ -139,15 +146,15 @@ def layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> Any:
 
 
 def optimizers_of(optimizer: Any) -> list[Any]:
-    """Megatron's optimizer, or those that it chains."""
+    """The parts of a Megatron optimizer: those that it chains, or the optimizer itself."""
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 def fuse_adamw(optimizer: Any) -> None:
-    """Let torch's AdamW run in one pass over memory, as Transformer Engine's does; Megatron has no option for it.
+    """Switches torch's AdamW to its fused kernel, which reads memory once. Megatron has no option for it.
 
     Args:
-        optimizer: Megatron's; nothing is changed where it has another than torch's.
+        optimizer: Megatron's optimizer; parts with another optimizer than torch's AdamW stay as they are.
     """
     for part in optimizers_of(optimizer):
         if isinstance(part.optimizer, torch.optim.AdamW):

@@ -1,9 +1,9 @@
-"""Response-only log-probabilities: the LM head runs on the rows that predict a response token and on nothing else.
+"""Response-only log-probabilities: the LM head runs only on the positions that predict a scored token.
 
-The stock path multiplies every position with the vocabulary and throws most of the result away. Here the hidden states
-of the response rows are selected first. Head and log-softmax then run on those rows, vocabulary-parallel, in tiles of
-the logits that are recomputed in backward. The largest tensor of logits that ever exists is one tile,
-``[logits_chunk_size, VOCABULARY_TILE]``, whatever the prompt, the response and the vocabulary.
+Megatron's output layer computes logits for every position. Here the hidden states of the response positions (rows) are
+selected first. Head and log-softmax run on these rows, vocabulary-parallel, in tiles that backward computes again. The
+largest tensor of logits is one tile, ``[logits_chunk_size, VOCABULARY_TILE]``, for any length of prompt and response
+and any vocabulary.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from solopo_nemo.core.products import add_product, product
 from solopo_nemo.runtime import device
 
 VOCABULARY_TILE = 4096
-"""Columns of the logits that a CPU makes at a time: few enough to stay in its cache."""
+"""Columns of a tile on a CPU: such a tile fits into its cache."""
 GPU_VOCABULARY_TILE = 16384
-"""Columns that a GPU makes at a time: each tile starts kernels, which have to be long beside their start."""
+"""Columns of a tile on a GPU: its kernels run long beside the time that their launch takes."""
 LOGITS_CHUNK_SIZE = 512
-"""Rows of the logits that are made at a time, where the user names no other number."""
+"""Default number of rows of a tile."""
 
 
 class _VocabParallelLogProb(torch.autograd.Function):
@@ -37,24 +37,26 @@ class _VocabParallelLogProb(torch.autograd.Function):
 
     Forward, for each chunk of ``C`` rows:
 
-    1. For each tile of ``W`` vocabulary columns of this rank, make the logits ``[C, W]`` in one reused buffer. Update
-       the running maximum and the sum of exponentials (online softmax), and keep the logit of the label.
+    1. For each tile of ``W`` vocabulary columns of this rank, compute the logits ``[C, W]`` in one reused buffer.
+       Update the running maximum and the sum of exponentials (online softmax), and keep the logit of the label.
     2. TP: all-reduce the maximum, then the sum and the label's logit: ``3 C`` numbers.
     3. ``log_normalizer = running_max + log(sum_exp)``; the result is ``target_logit - log_normalizer``.
 
-    Backward, for each chunk and tile: make the logits again, turn them in place into ``grad * (onehot - softmax)``, and
-    add the two products to the gradients of rows and weight.
+    Backward, for each chunk and tile: compute the logits again, replace them in place by ``grad * (onehot - softmax)``,
+    and add the two products to the gradients of rows and weight.
 
-    Memory, with ``R`` rows, ``C = logits_chunk_size`` and ``W`` columns a tile: saved are rows and weight, which exist,
-    and ``4 R`` bytes of normalizers. Besides, ``[C, W]`` in the model's dtype and in fp32, and in backward
-    ``[R, hidden]`` in fp32, on a GPU also ``[W, hidden]``. The weight's gradient is summed in fp32, because a sum of
-    many bf16 tiles in bf16 loses the small ones: in Megatron's gradient buffer where there is one, so that no second
-    tensor of the weight's size is made.
+    Memory, with ``R`` rows, ``C = logits_chunk_size`` and ``W`` columns of a tile:
 
-    On a GPU all three products have bf16 factors and an fp32 result (:mod:`solopo_nemo.core.products`). Logits that are
-    rounded to bf16 are off by up to 0.06 at 16, which adds up to about half a nat over 500 tokens.
+    - saved for backward: rows and weight, which exist anyway, and ``4 R`` bytes of normalizers;
+    - temporary: ``[C, W]`` in the model's dtype and in fp32; in backward also ``[R, hidden]`` in fp32, and on a GPU
+      ``[W, hidden]``;
+    - gradient of the weight: summed in fp32 in Megatron's gradient buffer if there is one, else in a tensor of its own.
+      A bf16 sum would lose small terms of a sum over many tiles.
 
-    TP: the vocabulary is split. SP, CP, PP, DP: nothing to do here.
+    On a GPU all three products have bf16 factors and an fp32 result (:mod:`solopo_nemo.core.products`). A logit of 16
+    that is rounded to bf16 is off by up to 0.06, which adds up to about half a nat over 500 tokens.
+
+    TP: the vocabulary is split. SP, CP, PP, DP: no effect.
     """
 
     @staticmethod
@@ -126,7 +128,7 @@ class _VocabParallelLogProb(torch.autograd.Function):
 
 
 def _gradient_sum(weight: torch.Tensor) -> torch.Tensor:
-    """An fp32 tensor to add the weight's gradient to."""
+    """The fp32 tensor ``[vocabulary / TP, hidden]`` that sums the weight's gradient: Megatron's buffer or a new one."""
     main_grad = getattr(weight, "main_grad", None)
     if main_grad is not None and main_grad.dtype == torch.float32:
         return main_grad
@@ -134,18 +136,19 @@ def _gradient_sum(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _wgrad_placeholder(weight: Any, total: torch.Tensor | None) -> torch.Tensor | None:
-    """What autograd is given for a weight's gradient ``total`` of :func:`_gradient_sum`.
+    """The gradient that backward returns to autograd for a sum of :func:`_gradient_sum`.
 
-    For one that is in Megatron's buffer already: on a GPU a tensor that only wakes the hook which starts the
-    overlapped reduction, as ``LinearWithGradAccumulationAndAsyncCommunication`` of Megatron-core does
-    (tensor_parallel/layers.py:570-605); nothing on the CPU, where gradients are reduced at the end.
+    A sum outside Megatron's buffer is returned in the weight's dtype. For a sum in Megatron's buffer, a GPU gets a
+    placeholder that only triggers the hook of the overlapped reduction, as in Megatron-core's
+    ``LinearWithGradAccumulationAndAsyncCommunication`` (tensor_parallel/layers.py:570-605). A CPU gets None, because
+    gradients are reduced after backward there.
     """
     if total is None or total is not getattr(weight, "main_grad", None):
         return None if total is None else total.to(weight.dtype)
     if not device.cuda():
         return None
     weight.grad_added_to_main_grad = True
-    try:  # one tensor for all weights of a shape, as Megatron's own layers take it
+    try:  # one cached tensor for all weights of a shape, which Megatron's own layers use too
         from transformer_engine.pytorch.module.base import get_dummy_wgrad
     except ImportError:
         return torch.zeros_like(weight) if getattr(weight, "zero_out_wgrad", False) else torch.empty_like(weight)
@@ -165,13 +168,13 @@ def _tiles(weight: torch.Tensor) -> list[slice]:
 
 
 def _space(rows: torch.Tensor, chunk: int) -> torch.Tensor:
-    """For the products of :func:`_logits`: fp32 on a GPU, on a CPU in the type of the factors."""
+    """The buffer for the products of :func:`_logits`: fp32 on a GPU, the dtype of the factors on a CPU."""
     dtype = torch.float32 if device.cuda() else rows.dtype
     return rows.new_empty(min(chunk, rows.shape[0]), _tile_size(), dtype=dtype)
 
 
 def _logits(rows: torch.Tensor, weight: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
-    """fp32 ``rows @ weight.T``, in ``space`` again and again: fresh pages cost as much as the product."""
+    """fp32 ``rows @ weight.T`` in the reused buffer ``space``: new memory pages would cost as much as the product."""
     out = space.flatten()[: rows.shape[0] * weight.shape[0]].view(rows.shape[0], weight.shape[0])
     if device.cuda():
         return torch.mm(rows, weight.t(), out_dtype=torch.float32, out=out)
@@ -179,7 +182,10 @@ def _logits(rows: torch.Tensor, weight: torch.Tensor, space: torch.Tensor) -> to
 
 
 def _in_tile(local: torch.Tensor, tile: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index of each label in a tile of this rank's vocabulary (0 where it is not there), and whether it is there."""
+    """The column of each label in a tile of this rank's vocabulary, and whether the label is in the tile.
+
+    The column is 0 for a label outside the tile.
+    """
     own = (local >= tile.start) & (local < tile.stop)
     return (local - tile.start).masked_fill(~own, 0), own
 
@@ -191,29 +197,29 @@ def vocab_parallel_logprob(
     group: dist.ProcessGroup | None,
     chunk: int,
 ) -> torch.Tensor:
-    """Log-probability of each row's label under the vocabulary-parallel softmax.
+    """The log-probability of each row's label under the vocabulary-parallel softmax.
 
     Args:
         rows: hidden states ``[R, hidden]``, the same on every rank of ``group``; R may be 0.
         weight: this rank's slice ``[vocabulary / TP, hidden]`` of the head.
         labels: int64 ``[R]``, global vocabulary ids.
-        group: tensor-parallel group, ``None`` for an undivided vocabulary.
-        chunk: rows whose logits exist at a time.
+        group: tensor-parallel group; ``None`` if the vocabulary is not split.
+        chunk: number of rows of a tile of logits.
 
     Returns:
-        fp32 ``[R]``, nats. The gradient of ``rows`` is this rank's part (the caller sums it over
-        ``group``, as after any column-parallel layer); the gradient of ``weight`` is whole.
+        fp32 ``[R]``, in nats. The gradient of ``rows`` is this rank's part, which the caller sums over ``group`` as
+        after any column-parallel layer. The gradient of ``weight`` is complete.
     """
     return _VocabParallelLogProb.apply(rows, weight, labels, group, chunk)
 
 
 class _SumOverContext(torch.autograd.Function):
-    """All-reduce whose gradient is the identity.
+    """An all-reduce whose gradient is the identity.
 
-    Every context-parallel rank then computes the same loss from the same sums, and sends its gradient
-    only into its own tokens. Megatron multiplies the loss by the context-parallel size
-    (pipeline_parallel/schedules.py, forward_step_calc_loss) and its DDP averages over data *and*
-    context ranks: together the gradient of one loss over the whole sequence.
+    Every context-parallel rank computes the same loss from the same sums, and its gradient reaches only its own tokens.
+    Megatron multiplies the loss by the context-parallel size (pipeline_parallel/schedules.py, forward_step_calc_loss),
+    and its DDP averages over data *and* context ranks. The product of both is the gradient of one loss over the whole
+    sequence.
     """
 
     @staticmethod
@@ -230,18 +236,18 @@ class _SumOverContext(torch.autograd.Function):
 def sum_by_sequence(
     logp: torch.Tensor, sequence_ids: torch.Tensor, num_sequences: int, cp_group: dist.ProcessGroup | None
 ) -> torch.Tensor:
-    """Sum token log-probabilities by sequence, over all context-parallel ranks.
+    """Sums token log-probabilities by sequence, over all context-parallel ranks.
 
-    CP: ``num_sequences`` numbers cross the group; the result is the same on every rank.
+    CP: one all-reduce of ``num_sequences`` numbers; the result is the same on every rank.
 
     Args:
-        logp: fp32 ``[R]``, of this rank's response rows.
-        sequence_ids: int64 ``[R]``, the sequence of each row.
-        num_sequences: in the micro-batch.
+        logp: fp32 ``[R]``, in nats, of this rank's response rows.
+        sequence_ids: int64 ``[R]``, index of the sequence of each row.
+        num_sequences: number of sequences in the micro-batch.
         cp_group: context-parallel group, or ``None``.
 
     Returns:
-        fp32 ``[num_sequences]``, nats.
+        fp32 ``[num_sequences]``, in nats.
     """
     sums = torch.zeros(num_sequences, dtype=logp.dtype, device=logp.device).index_add(0, sequence_ids, logp)
     if cp_group is None or cp_group.size() == 1:
@@ -250,21 +256,25 @@ def sum_by_sequence(
 
 
 class ResponseHead(ColumnParallelLinear):
-    """Megatron's output layer that, inside :meth:`scoring`, returns log-probabilities of chosen rows.
+    """Megatron's output layer that returns log-probabilities of selected rows inside :meth:`scoring`.
 
     1. Select the hidden states of the response rows, ``[R, hidden]``, before the head.
     2. Score them with :func:`vocab_parallel_logprob`, ``logits_chunk_size`` rows at a time.
 
-    It shares the weight of the layer that it is made from, so that checkpoints, tied embeddings and the optimizer see
-    no difference. Outside :meth:`scoring` it is the stock layer (generation, export).
+    It shares the weight of the layer that it replaces, so that checkpoints, tied embeddings and the optimizer are
+    unchanged. Outside :meth:`scoring` it computes logits as Megatron's layer does (generation, export).
 
-    Memory: ``R * hidden`` for the selected rows, and one tile of logits; nothing of the length of the prompt.
-    TP: the vocabulary is split, and every rank returns the same numbers.
-    SP: each rank lays its rows into ``[R, hidden]`` and one all-reduce completes it; no full-length tensor is gathered.
-    CP: each rank scores its own rows. PP: the head is on the last stage. DP: nothing to do here.
+    Memory: ``R * hidden`` for the selected rows, and one tile of logits; no tensor has the length of the prompt.
+
+    - TP: the vocabulary is split, and every rank returns the same numbers.
+    - SP: each rank writes its rows into ``[R, hidden]``, and one all-reduce completes it; no full-length tensor is
+      gathered.
+    - CP: each rank scores its own rows.
+    - PP: the head is on the last stage.
+    - DP: no effect.
 
     Attributes:
-        logits_chunk_size: rows of the logits that are made at a time.
+        logits_chunk_size: number of rows of a tile of logits.
     """
 
     logits_chunk_size: int
@@ -272,7 +282,7 @@ class ResponseHead(ColumnParallelLinear):
 
     @classmethod
     def from_output_layer(cls, layer: ColumnParallelLinear, logits_chunk_size: int) -> ResponseHead:
-        """Make a response head out of a built output layer; the parameters are shared, not copied."""
+        """Creates a response head from a built output layer. The parameters are shared, not copied."""
         head = cls(
             layer.input_size,
             layer.output_size,
@@ -292,10 +302,10 @@ class ResponseHead(ColumnParallelLinear):
 
     @contextmanager
     def scoring(self, logit_positions: torch.Tensor, labels: torch.Tensor) -> Iterator[None]:
-        """Score these rows in the forward passes inside the block.
+        """Makes the forward passes inside the block score these rows.
 
         Args:
-            logit_positions: int64 ``[R]``, index into this context-parallel rank's tokens, ascending.
+            logit_positions: int64 ``[R]``, ascending indices into this context-parallel rank's tokens.
             labels: int64 ``[R]``, the token that each row predicts.
         """
         self._request = (logit_positions, labels)
@@ -310,7 +320,7 @@ class ResponseHead(ColumnParallelLinear):
         weight: torch.Tensor | None = None,
         runtime_gather_output: bool | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits as the stock layer, or ``[R, 1]`` fp32 log-probabilities inside :meth:`scoring`."""
+        """The logits of Megatron's layer; inside :meth:`scoring` the log-probabilities, fp32 ``[R, 1]`` in nats."""
         if self._request is None:
             return super().forward(input_, weight, runtime_gather_output)
         positions, labels = self._request
@@ -320,16 +330,16 @@ class ResponseHead(ColumnParallelLinear):
         return vocab_parallel_logprob(rows, weight, labels, group, self.logits_chunk_size)[:, None], None
 
     def _select(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Hidden states ``[R, hidden]`` at the positions, on every tensor-parallel rank.
+        """The hidden states ``[R, hidden]`` at the positions, on every tensor-parallel rank.
 
-        Under sequence parallelism each rank holds a slice of the tokens: it lays its own rows into a
-        zero buffer and the sum over the group completes it, so that no full-length tensor is gathered.
+        Under sequence parallelism each rank holds a slice of the tokens. It writes its own rows into a zero buffer, and
+        the sum over the group completes it, so that no full-length tensor is gathered.
         """
         if not self.sequence_parallel:
             return copy_to_tensor_model_parallel_region(tokens[positions], group=self.tp_group)
         local = positions - self.tp_group.rank() * tokens.shape[0]
         own = ((local >= 0) & (local < tokens.shape[0]))[:, None]
-        # their number is not asked for: on a GPU the host would wait for it
+        # masked, not selected: the host would have to wait for the number of own rows on a GPU
         mine = torch.where(own, tokens[local.clamp(0, tokens.shape[0] - 1)], 0)
         # forward: sum of the slices; backward: sum of every rank's part of the gradient
         complete = reduce_from_tensor_model_parallel_region(mine, group=self.tp_group)

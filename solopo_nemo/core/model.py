@@ -1,4 +1,4 @@
-"""Megatron-core's ``GPTModel`` for packed micro-batches: its layers and the response head."""
+"""Builds Megatron-core's ``GPTModel`` for packed micro-batches, with this project's layers and response head."""
 
 from __future__ import annotations
 
@@ -26,28 +26,29 @@ def build_model(
     lora: LoRA | None = None,
     **kwargs: Any,
 ) -> GPTModel:
-    """Build a Megatron ``GPTModel`` that :class:`solopo_nemo.core.step.ForwardStep` can train.
+    """Builds a Megatron ``GPTModel`` that :class:`solopo_nemo.core.step.ForwardStep` can train.
 
-    1. Prepare the process: without CUDA, Megatron's CUDA calls are answered on the CPU.
-    2. Set the fields of ``config`` that packed micro-batches, the device and the layers decide, in place.
+    1. Prepare the process: without CUDA, Megatron's CUDA calls run on the CPU.
+    2. Set the fields of ``config`` that depend on packing, the device and the layers, in place.
     3. Build this pipeline stage with these layers.
-    4. Put a response head on the last stage, and adapters on the layers where ``lora`` asks for them.
+    4. Replace the output layer of the last stage by a response head, and add the adapters of ``lora``.
 
-    Valid under TP, SP, CP, PP and DP; virtual pipeline stages are not supported.
+    It is valid under TP, SP, CP, PP and DP. Virtual pipeline stages are not supported.
 
     Args:
-        config: of the model; its parallel sizes are those of Megatron's groups, which exist.
+        config: config of the model. Its parallel sizes are those of Megatron's process groups, which must exist.
         vocab_size: rows of the embedding, a multiple of the tensor-parallel size.
-        max_sequence_length: as ``GPTModel`` takes it.
+        max_sequence_length: argument of ``GPTModel``, in tokens.
         layers: ``auto``, ``transformer_engine`` or ``torch``; see :func:`solopo_nemo.core.device.configure`.
-        transformer_layer_spec: layers of your own; by default :func:`solopo_nemo.core.device.layer_spec`.
+        transformer_layer_spec: your own layer spec; by default :func:`solopo_nemo.core.device.layer_spec`.
         logits_chunk_size: see :class:`solopo_nemo.core.head.ResponseHead`.
-        lora: adapters, which alone are trained then; see :func:`solopo_nemo.core.lora.add_adapters`.
-        **kwargs: more arguments of ``GPTModel``, such as ``rotary_base`` or ``share_embeddings_and_output_weights``.
+        lora: settings of the adapters, which are then the only trained parameters; see
+            :func:`solopo_nemo.core.lora.add_adapters`.
+        **kwargs: further arguments of ``GPTModel``, such as ``rotary_base`` or ``share_embeddings_and_output_weights``.
 
     Raises:
-        UserError: such layers do not run here.
-        ValueError: with torch's layers, a model that is no RMSNorm model with a gated MLP.
+        UserError: these layers do not run on this machine.
+        ValueError: torch's layers are chosen, and the model has no RMSNorm or no gated MLP.
     """
     device.prepare_process()
     device.configure(config, layers)
@@ -64,16 +65,19 @@ def build_model(
 
 
 def complete(model: GPTModel, logits_chunk_size: int = LOGITS_CHUNK_SIZE, lora: LoRA | None = None) -> GPTModel:
-    """Give a built ``GPTModel`` its response head and adapters, in place; ``device.configure`` has set its config.
+    """Adds the response head and the adapters to a built ``GPTModel``, in place.
 
     Args:
-        model: this pipeline stage, not yet wrapped.
+        model: this pipeline stage, not yet wrapped. :func:`solopo_nemo.core.device.configure` has set its config.
         logits_chunk_size: see :class:`solopo_nemo.core.head.ResponseHead`.
         lora: settings of the adapters, or ``None``.
+
+    Returns:
+        The same model.
     """
     keep_no_tables(model)
     if model.pre_process and extras(model.config).scaled_embedding:
-        model.embedding.__class__ = ScaledEmbedding  # Megatron names the class that it makes itself
+        model.embedding.__class__ = ScaledEmbedding  # GPTModel has no argument for the class of the embedding
     if model.post_process and not isinstance(model.output_layer, ResponseHead):
         model.output_layer = ResponseHead.from_output_layer(model.output_layer, logits_chunk_size)
     if lora is not None:

@@ -1,7 +1,7 @@
-"""Matrix products whose sums stay in fp32: on a GPU from 16-bit factors, which its tensor cores multiply.
+"""Matrix products with fp32 accumulation and an fp32 result.
 
-On a GPU ``torch.mm(out_dtype=torch.float32)`` sums and returns in fp32 what it multiplies in bf16. A CPU has no such
-product: it converts the factors first.
+On a GPU ``torch.mm(out_dtype=torch.float32)`` multiplies bf16 factors on tensor cores and returns the fp32 sums. A CPU
+has no such product: there the factors are converted first.
 """
 
 from __future__ import annotations
@@ -12,16 +12,24 @@ from solopo_nemo.runtime import device
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """``a @ b`` in the type of ``b``, which may be wider than that of ``a``; on a GPU in fp32."""
+    """``a @ b`` for ``a`` ``[m, k]`` and ``b`` ``[k, n]``.
+
+    Args:
+        a: factor, converted to the dtype of ``b`` on a CPU.
+        b: factor; on a GPU it has the dtype of ``a``.
+
+    Returns:
+        ``[m, n]``, fp32 on a GPU and in the dtype of ``b`` on a CPU.
+    """
     return torch.mm(a, b, out_dtype=torch.float32) if device.cuda() else a.to(b.dtype) @ b
 
 
 def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Add ``a @ b`` to a total of fp32 or wider; sums of many bf16 tiles would lose the small ones.
+    """Adds ``a @ b`` to ``total`` in place. A bf16 total would lose small terms of a sum over many tiles.
 
     Args:
-        total: ``[m, n]``.
-        a: ``[m, k]``; on a GPU it is rounded to the type of ``b``, if that is narrower.
+        total: ``[m, n]``, fp32 or fp64.
+        a: ``[m, k]``; on a GPU it is rounded to the dtype of ``b``.
         b: ``[k, n]``.
     """
     if device.cuda():  # not addmm with out_dtype: torch 2.8 takes no fp32 total there beside bf16 factors

@@ -17,30 +17,38 @@ Score = float | list[float]
 
 
 def by_name(sequences: Sequence[str], batch: Batch, scores: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The scores ``[num_sequences]`` of a packed batch as ``[P]`` by sequence name."""
+    """Splits the scores ``[num_sequences]`` of a packed batch into one ``[P]`` for each sequence name.
+
+    P is the number of pairs of the batch (:class:`solopo_nemo.data.packing.Batch`).
+    """
     return {
         name: scores[places.to(scores.device)] for name, places in zip(sequences, batch["pairs"].unbind(1), strict=True)
     }
 
 
 class CachedReference:
-    """Scores that were computed before: a table by sample id and sequence name, the same on every rank.
+    """Reads the scores from a table, which is the same on every rank (``objective.reference=cached``).
 
-    Memory: one number a sample and sequence, on the host.
+    Memory: one Python float for each sample and sequence, on the host.
+    TP, SP, CP, PP, DP: no communication; each rank looks up its own samples.
 
     Args:
-        sequences: names, ``objective.reference_sequences``.
-        table: log-probabilities in nats, by sample id and sequence name; a list for a sample with several rejected
-            responses, in their order. May be filled later.
+        sequences: names of the sequences, ``objective.reference_sequences``.
+        table: summed log-probabilities in nats, by sample id and sequence name. A sample with several rejected
+            responses has a list, in their order. The table may be filled after construction.
     """
 
     def __init__(self, sequences: Sequence[str], table: Mapping[str, Mapping[str, Score]] | None = None) -> None:
         self.sequences, self.table = sequences, table or {}
 
     def scores(self, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """The table's rows of this micro-batch."""
+        """The scores of this micro-batch, fp32 ``[P]`` by sequence name.
+
+        Raises:
+            KeyError: the table lacks a sample.
+        """
         samples = batch["pair_samples"]
-        places = [samples[:pair].count(sample) for pair, sample in enumerate(samples)]  # of a pair among its sample's
+        places = [samples[:pair].count(sample) for pair, sample in enumerate(samples)]  # index among the sample's pairs
 
         def score(name: str, sample: int, place: int) -> float:
             found = self.table[batch["ids"][sample]][name]
@@ -55,16 +63,18 @@ class CachedReference:
 
 
 class OnlineReference:
-    """A frozen copy of the policy, or the policy with its adapters off, scores each global batch before the policy.
+    """Scores each global batch before the policy does, with a frozen copy or with the policy's adapters off.
 
-    It runs in a forward-only pass of its own, so that it works under every layout, PP included.
-    Memory: of a copy, its weights (divided by TP and PP), no gradients and no optimizer state; of the policy, none.
+    The scores come from a separate forward-only pass, so that every layout works, PP included.
+
+    Memory: a frozen copy holds its weights (divided by TP and PP), without gradients and optimizer state. The policy
+    with its adapters off needs no memory of its own.
 
     Args:
-        sequences: names, ``objective.reference_sequences``.
+        sequences: names of the sequences, ``objective.reference_sequences``.
         module: the frozen Megatron model of this pipeline stage (:func:`solopo_nemo.core.scoring.frozen_copy`), or the
-            policy's own.
-        pack: makes the reference sequences of the samples of a micro-batch.
+            policy itself.
+        pack: returns the packed reference sequences of the samples of a micro-batch.
     """
 
     def __init__(self, sequences: Sequence[str], module: Any, pack: Callable[[Batch], Batch]) -> None:
@@ -72,7 +82,7 @@ class OnlineReference:
         self._scores: dict[tuple[str, ...], Mapping[str, torch.Tensor]] = {}
 
     def score(self, batches: Sequence[Batch]) -> None:
-        """Score the micro-batches of a global batch; a collective of the model's ranks."""
+        """Scores the micro-batches of a global batch. A collective of the TP, CP and PP ranks."""
         packed = [self._pack(batch) for batch in batches]
         with adapters_off(self.module):
             results = score_batches(self.module, packed)
@@ -82,5 +92,5 @@ class OnlineReference:
         }
 
     def scores(self, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """What :meth:`score` found for this micro-batch."""
+        """The scores of this micro-batch from the last :meth:`score`, fp32 ``[P]`` by sequence name."""
         return self._scores[tuple(batch["ids"])]

@@ -1,4 +1,4 @@
-"""Forward-only scoring of packed micro-batches, under any layout: what the reference policy needs."""
+"""Forward-only scoring of packed micro-batches at any parallel layout, and loading of the frozen reference policy."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from solopo_nemo.core.step import Batch, score_sequences
 
 
 def score_batches(module: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
-    """Summed response log-probabilities of each micro-batch, without gradients.
+    """Computes the summed response log-probabilities of each micro-batch, without gradients.
 
     1. Run Megatron's schedule forward only, in evaluation mode.
     2. Keep the scores of the last pipeline stage.
     3. Broadcast them over the pipeline.
 
+    TP, SP, CP, PP: the result is the same on every rank. DP: each rank has its own micro-batches.
+    Memory: the activations of one layer; nothing is saved for backward.
+
     Args:
         module: a Megatron model (bare, or inside its DDP wrapper) with a response head on its last stage.
-        batches: packed micro-batches of this data-parallel rank; every rank passes the same number.
+        batches: packed micro-batches of this data-parallel rank. Every rank passes the same number.
 
     Returns:
-        One fp32 ``[num_sequences]`` a micro-batch, on every rank of the pipeline.
+        One fp32 ``[num_sequences]`` for each micro-batch, in nats.
     """
     kept: list[torch.Tensor] = []
 
@@ -38,7 +41,7 @@ def score_batches(module: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
         scores = score_sequences(model, device.to_device(next(iterator)))
 
         def keep(output: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-            kept.append(output.detach().clone())  # the schedule scales what it is given in place
+            kept.append(output.detach().clone())  # the schedule scales the returned loss in place
             return output.sum(), {}
 
         return scores, keep
@@ -51,7 +54,7 @@ def score_batches(module: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
             data_iterator=iter(batches),
             model=[module],
             num_microbatches=len(batches),
-            seq_length=1,  # the stages exchange the true shapes
+            seq_length=1,  # unused: with variable_seq_lengths the stages exchange their shapes
             micro_batch_size=1,
             forward_only=True,
         )
@@ -70,14 +73,14 @@ def score_batches(module: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
 
 
 def fill_extra_states(wanted: Any, weights: Path) -> None:
-    """Let a sharded state be loaded from a checkpoint that lacks some of its extra states, in place.
+    """Replaces the extra states that a checkpoint lacks by empty ones, in place, so that it can be loaded.
 
-    Transformer Engine's norms have an extra state, empty without FP8; checkpoints that earlier versions wrote without
-    Transformer Engine have none. What is missing becomes an empty one; a missing weight stays an error.
+    Norms of Transformer Engine have an extra state, which is empty without FP8. Checkpoints that earlier versions wrote
+    without Transformer Engine have none. A missing weight stays an error.
 
     Args:
-        wanted: sharded state, as ``dist_checkpointing.load`` takes it.
-        weights: Megatron checkpoint.
+        wanted: the sharded state dict that ``dist_checkpointing.load`` is given.
+        weights: folder of the Megatron checkpoint.
     """
     from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
     from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedObject
@@ -94,11 +97,13 @@ def fill_extra_states(wanted: Any, weights: Path) -> None:
 
 
 def keep_what_is_there(wanted: dict[str, Any], weights: Path) -> None:
-    """Let a model with adapters be loaded from a checkpoint of these alone, or of its base alone, in place.
+    """Restricts the state of a model with adapters to the part that the checkpoint holds, in place.
+
+    A checkpoint holds either the adapters alone, or all weights but the adapters.
 
     Args:
-        wanted: with the model's sharded state as ``state_dict``.
-        weights: Megatron checkpoint.
+        wanted: dict whose ``state_dict`` is the model's sharded state.
+        weights: folder of the Megatron checkpoint.
     """
     from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 
@@ -108,9 +113,9 @@ def keep_what_is_there(wanted: dict[str, Any], weights: Path) -> None:
 
 
 def load_weights(module: Any, checkpoint: Path) -> None:
-    """Load a NeMo checkpoint into a bare Megatron model at any layout, in the types of its parameters.
+    """Loads a NeMo checkpoint into a bare Megatron model, at any layout; the parameters keep their dtypes.
 
-    Of a model with adapters these alone, or all else alone: what the checkpoint holds.
+    Of a model with adapters it loads the part that the checkpoint holds (:func:`keep_what_is_there`).
     """
     from megatron.core import dist_checkpointing
 
@@ -118,17 +123,24 @@ def load_weights(module: Any, checkpoint: Path) -> None:
     fill_extra_states(wanted, checkpoint / "weights")
     keep_what_is_there(wanted, checkpoint / "weights")
     state = dist_checkpointing.load(wanted, str(checkpoint / "weights"))["state_dict"]
-    # Transformer Engine's extra states may be left out
+    # not strict: extra states of Transformer Engine may be missing
     module.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
 
 
 def frozen_copy(model: GPTModel, checkpoint: Path, logits_chunk_size: int) -> torch.nn.Module:
-    """Make a just built model the frozen reference policy: weights of a checkpoint, no gradients, no optimizer state.
+    """Turns a newly built model into the frozen reference policy.
+
+    1. Add the response head, and move the model to this process's device.
+    2. Load the weights of the checkpoint.
+    3. Switch gradients off, and wrap the model for bf16 where its config has it.
 
     Args:
-        model: of the policy's architecture and layout.
+        model: a model of the policy's architecture and layout.
         checkpoint: NeMo checkpoint (the folder with ``weights``) of the reference policy.
         logits_chunk_size: see :class:`solopo_nemo.core.head.ResponseHead`.
+
+    Returns:
+        The module that :class:`solopo_nemo.core.reference.OnlineReference` takes.
     """
     from megatron.core.transformer.module import Float16Module
 

@@ -1,8 +1,8 @@
 """The training step on Megatron-core alone: a packed micro-batch in, its loss and metrics out.
 
-A micro-batch holds, packed as one THD sequence, every sequence that the objective scores, of every sample. The model
-returns one number a sequence, the summed log-probability of its response; the objective turns these numbers into the
-loss. Everything in between (parallelism, mixed precision, optimizer, checkpoints) is Megatron's own.
+A micro-batch packs all sequences that the objective scores, of all its samples, as one THD sequence. The model returns
+one number for each sequence, the summed log-probability of its response. The objective computes the loss from these
+numbers. Parallelism, mixed precision, optimizer and checkpoints are Megatron's own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 
 class Loss(Protocol):
-    """A loss of scores: an objective, or a part of one."""
+    """A loss of sequence scores: an objective, or one of its terms."""
 
     def __call__(
         self,
@@ -45,31 +45,31 @@ class Loss(Protocol):
         reference: Mapping[str, torch.Tensor] | None = None,
         weights: torch.Tensor | None = None,
     ) -> ObjectiveOutput:
-        """As :meth:`solopo_nemo.objectives.Objective.__call__`."""
+        """See :meth:`solopo_nemo.objectives.Objective.__call__`."""
 
 
 Metrics = dict[str, torch.Tensor]
-"""fp64 ``[2]`` by name: a value and the number of micro-batches that it is of, Megatron's ``[sum, count]``."""
+"""fp64 ``[2]`` by name: a sum and its number of micro-batches, as Megatron's ``[sum, count]``."""
 
 TOTALS = ("tokens", "tokens_long")
-"""Metrics whose sum over the global batch is reported; of the others it is the mean."""
+"""Metrics that are reported as the sum over the global batch; the others are means."""
 
 
 class Reference(Protocol):
-    """The frozen reference policy, as the step asks it on the last pipeline stage; see ``core.reference``."""
+    """The frozen reference policy on the last pipeline stage; :mod:`solopo_nemo.core.reference` implements it."""
 
     def scores(self, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """fp32 ``[P]`` by sequence name: summed response log-probabilities of the batch's pairs, nats."""
+        """The summed response log-probabilities of the batch's P pairs: fp32 ``[P]`` by sequence name, in nats."""
 
 
 def score_sequences(model: Any, batch: Batch) -> torch.Tensor:
-    """Run ``model`` on a packed micro-batch and sum the response log-probabilities by sequence.
+    """Runs ``model`` on a packed micro-batch and sums the response log-probabilities by sequence.
 
-    1. The transformer runs on all local tokens, once.
-    2. The head runs on the rows at ``logit_positions`` alone (:class:`ResponseHead`).
-    3. The log-probabilities are summed by sequence, and over the context-parallel ranks.
+    1. Run the transformer once on all local tokens.
+    2. Run the head on the positions of ``logit_positions`` only (:class:`ResponseHead`).
+    3. Sum the log-probabilities by sequence, and over the context-parallel ranks.
 
-    TP, SP, CP: the result is the same on every rank. PP: on the last stage; other stages return hidden states.
+    TP, SP, CP: the result is the same on every rank. PP: the last stage returns it, other stages return hidden states.
     DP: each rank has its own samples.
 
     Args:
@@ -77,7 +77,7 @@ def score_sequences(model: Any, batch: Batch) -> torch.Tensor:
         batch: this context-parallel rank's share, on its device.
 
     Returns:
-        fp32 ``[num_sequences]``, nats.
+        fp32 ``[num_sequences]``, in nats.
     """
     group = parallel_state.get_context_parallel_group()
     packed = PackedSequences.of(batch["lengths"], batch["cu_seqlens"], group.size())
@@ -91,23 +91,26 @@ def score_sequences(model: Any, batch: Batch) -> torch.Tensor:
 
 
 class ForwardStep:
-    """``forward_step(data_iterator, model)`` of an objective, as Megatron's schedules take it.
+    """The ``forward_step(data_iterator, model)`` of an objective, as Megatron's schedules call it.
 
     1. Take a micro-batch from ``data_iterator`` and move it to the device.
     2. Score its sequences with ``model`` (:func:`score_sequences`).
-    3. Return the scores and the function that makes ``(loss, metrics)`` of them, which the schedule calls on the last
-       pipeline stage: reference scores, objective (equations of section 2 of the specification: the preference loss on
-       the short prompts plus ``alpha`` times the short-to-long alignment), metrics.
+    3. Return the scores and a function from scores to ``(loss, metrics)``, which the schedule calls on the last
+       pipeline stage. It looks up the reference scores and evaluates the objective: the preference loss on the short
+       prompts plus ``alpha`` times the short-to-long alignment ("the specification", section 2).
 
     Every sample of the global batch has the same weight. The loss of a micro-batch is the mean over its samples; the
-    schedule divides it by the number of micro-batches, and DDP averages over the data-parallel ranks.
-    CP: every rank has the whole loss, and its gradient reaches its own tokens alone; the schedule multiplies a
-    ``(loss, metrics)`` pair by the context-parallel size, and DDP averages over that size too.
+    schedule divides it by the number of micro-batches, and DDP averages it over the data-parallel ranks.
+
+    - TP, SP: every rank computes the same loss.
+    - CP: every rank computes the whole loss, and its gradient reaches its own tokens only. The schedule multiplies the
+      loss of a ``(loss, metrics)`` pair by the context-parallel size, and DDP averages over that size too.
+    - PP: the loss exists on the last stage.
 
     Args:
-        objective: names the sequences, and is the loss.
-        reference: scores of the frozen reference policy, for an objective that needs them.
-        loss: another loss of the objective's sequences.
+        objective: names the sequences to score, and is the loss.
+        reference: scores of the frozen reference policy; needed if the objective has ``reference_sequences``.
+        loss: another loss of the same sequences; by default the objective.
     """
 
     def __init__(self, objective: Objective, reference: Reference | None = None, loss: Loss | None = None) -> None:
@@ -116,7 +119,11 @@ class ForwardStep:
     def __call__(
         self, data_iterator: Iterator[Batch], model: Any
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[torch.Tensor, Metrics]]]:
-        """The scores of the next micro-batch, and the function from scores to ``(loss, metrics)``."""
+        """Scores the next micro-batch.
+
+        Returns:
+            The scores, fp32 ``[num_sequences]`` in nats, and the function from scores to ``(loss, metrics)``.
+        """
         batch = device.to_device(next(data_iterator))
         return score_sequences(model, batch), partial(self._loss_and_metrics, batch)
 
@@ -124,11 +131,14 @@ class ForwardStep:
         return loss_and_metrics(self.evaluate(batch, logp), batch, self.objective)
 
     def evaluate(self, batch: Batch, logp: torch.Tensor) -> ObjectiveOutput:
-        """The objective of a micro-batch: of a sample with several rejected responses, the mean over its pairs.
+        """Evaluates the objective of a micro-batch. A sample with several rejected responses is the mean of its pairs.
 
         Args:
-            batch: that was scored.
-            logp: fp32 ``[num_sequences]``, nats, as :func:`score_sequences` returns it.
+            batch: the micro-batch that was scored.
+            logp: fp32 ``[num_sequences]`` in nats, from :func:`score_sequences`.
+
+        Returns:
+            Loss and metrics, and the loss ``[n]`` of each of the n samples.
         """
         names = self.objective.sequences
         tokens = batch["response_tokens"]
@@ -149,9 +159,10 @@ class ForwardStep:
 
 
 def loss_and_metrics(output: ObjectiveOutput, batch: Batch, objective: Objective) -> tuple[torch.Tensor, Metrics]:
-    """What a loss function returns to Megatron's schedule.
+    """The ``(loss, metrics)`` pair that a loss function returns to Megatron's schedule.
 
-    The loss is a copy: the schedule scales what it is given in place.
+    ``tokens`` counts the input tokens of all sequences, ``tokens_long`` those with the long prompt. The loss is a copy,
+    because the schedule scales it in place.
     """
     names, read = objective.sequences, batch["input_tokens"]
     read = read.new_zeros(len(names)).index_add(0, batch["kinds"], read)
@@ -163,12 +174,14 @@ def loss_and_metrics(output: ObjectiveOutput, batch: Batch, objective: Objective
 
 @torch.no_grad()
 def reduce_metrics(outputs: Sequence[Metrics]) -> dict[str, float]:
-    """Means of the metrics, and totals of the token counts, over all micro-batches of a global batch.
+    """Reduces the metrics of a global batch: totals of the token counts, means of all others.
 
-    A collective of the data-parallel ranks, on the last pipeline stage.
+    It is a collective of the data-parallel ranks on the last pipeline stage (one all-reduce of ``2 * len(metrics)``
+    numbers).
 
     Args:
-        outputs: what the schedule returned: the metrics of this rank's micro-batches, which are equally large.
+        outputs: the metrics of this rank's micro-batches, which the schedule returned. All micro-batches have the same
+            number of samples.
     """
     sums = torch.stack([torch.stack(list(output.values())) for output in outputs]).sum(0)
     dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())

@@ -1,4 +1,4 @@
-"""The adapters of a run's checkpoint: exported as peft's folder, and merged into the base."""
+"""The adapters of a run's checkpoint: export as a folder in peft's format, and merging into the base weights."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ logger = logging.getLogger("solopo_nemo")
 
 
 def lora_of(config: RunConfig, description: ModelDescription) -> LoRA | None:
-    """The adapters of a run; ``None`` where all weights are trained.
+    """The settings of a run's adapters; ``None`` if the run trains all weights.
 
     Raises:
-        UserError: ``model.adapter`` is no adapter of this model, or has other settings.
+        UserError: ``model.adapter`` is no adapter of this model, or its settings differ from ``peft.*``.
     """
     peft, folder = config.peft, config.model.adapter
     if not peft.on:
@@ -52,10 +52,10 @@ def lora_of(config: RunConfig, description: ModelDescription) -> LoRA | None:
 
 
 def initial_adapter(config: RunConfig, description: ModelDescription) -> str:
-    """Hash of the file of ``model.adapter``; empty where there is none.
+    """The SHA-256 of the weights of ``model.adapter``; empty without one.
 
     Raises:
-        UserError: as :func:`lora_of`.
+        UserError: see :func:`lora_of`.
     """
     lora_of(config, description)
     folder = config.model.adapter
@@ -63,17 +63,17 @@ def initial_adapter(config: RunConfig, description: ModelDescription) -> str:
 
 
 def run_of(checkpoint: Path) -> RunConfig | None:
-    """The configuration of the run whose adapters a checkpoint holds; ``None`` for a checkpoint of all weights."""
+    """The configuration of the run that wrote a checkpoint of adapters; ``None`` for a checkpoint of all weights."""
     file = checkpoint / "config.yaml"
     config = read_config(file) if file.is_file() else None
     return config if config and config.peft.on else None
 
 
 def base_of(checkpoint: Path) -> Path:
-    """The checkpoint of all weights that a checkpoint of adapters belongs to.
+    """The checkpoint of the base weights that a checkpoint of adapters belongs to.
 
     Raises:
-        UserError: it has gone.
+        UserError: it does not exist any more.
     """
     base = checkpoint.resolve().parents[1] / "initial"
     if not hf.is_checkpoint(base):
@@ -85,15 +85,17 @@ def base_of(checkpoint: Path) -> Path:
 
 
 def export_adapter(checkpoint: Path, destination: Path) -> None:
-    """Write the adapters of a checkpoint as a folder that peft loads, and compare the logits with transformers'.
+    """Writes the adapters of a checkpoint as a folder that peft loads.
+
+    The logits of Megatron's model are compared with those of transformers' model and the written adapters.
 
     Args:
-        checkpoint: of a run with ``peft=lora``, in its output folder.
-        destination: replaced.
+        checkpoint: a checkpoint of a run with ``peft=lora``, in its output folder.
+        destination: the folder to write; an existing one is replaced.
 
     Raises:
-        UserError: the model of the checkpoint is not there.
-        LogitsDifferError: Megatron computes something else than transformers with the files' adapters.
+        UserError: the checkpoint of the base weights does not exist.
+        LogitsDifferError: the logits differ.
     """
     from solopo_nemo.nemo_model.convert import staged
 
@@ -125,7 +127,7 @@ def _export_adapter(progress: Progress, checkpoint: Path, folder: Path) -> dict[
             for name, parameter in adapter.named_parameters()
         }
         base = run.model.init
-        if Path(base).exists():  # the folder may go to others: no path of this machine is in it
+        if Path(base).exists():  # users may publish the folder, so that it contains no local path
             base = Path(base).name
         write_adapter(folder, tensors, base, run.peft.rank, run.peft.alpha, run.peft.dropout)  # type: ignore[arg-type]
         got = verify.megatron_logits(module, sequences, progress)
@@ -135,7 +137,7 @@ def _export_adapter(progress: Progress, checkpoint: Path, folder: Path) -> dict[
 
 
 def merge_into_weights(module: Any) -> None:
-    """Add the adapters of a Megatron model of one rank to its weights, in fp32, and turn them off."""
+    """Adds the adapters of a Megatron model on one rank to its weights in fp32, and switches the adapters off."""
     from solopo_nemo.core.lora import adapters_of
 
     with torch.no_grad():

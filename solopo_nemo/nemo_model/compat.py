@@ -1,7 +1,7 @@
-"""Every patch of NeMo (2.7.3): for Megatron-core 0.16, and for machines without CUDA or Transformer Engine.
+"""All patches of NeMo (2.7.3): for Megatron-core 0.16, and for machines without CUDA or Transformer Engine.
 
-Those of torch and Megatron-core are in ``core.cpu_patches``. Importing this module changes no library; it lets NeMo
-import with Megatron-core 0.16, and the package ``nemo_model`` imports it before any of NeMo.
+``core.cpu_patches`` has the patches of torch and Megatron-core. Importing this module changes no library. It makes NeMo
+importable with Megatron-core 0.16, so that the package ``nemo_model`` imports it before NeMo.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _installed: set[str] = set()
 
 
 class _RemovedModule(MetaPathFinder, Loader):
-    """An empty module in place of one that Megatron-core 0.16 has removed; 0.15's own is found first.
+    """Provides an empty module in place of one that Megatron-core 0.16 removed; the module of 0.15 is found first.
 
-    nemo/utils/callbacks/dist_ckpt_io.py:39 imports it for checkpoints in the zarr format, which nothing here writes,
-    and without it takes all of Megatron-core for missing.
+    nemo/utils/callbacks/dist_ckpt_io.py:39 imports it for checkpoints in the zarr format, which this project does not
+    write. If the import fails, NeMo treats all of Megatron-core as missing.
     """
 
     name = "megatron.core.dist_checkpointing.strategies.tensorstore"
@@ -30,14 +30,14 @@ class _RemovedModule(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self) if fullname == self.name else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing: it stays empty."""
+        """Leaves the module empty."""
 
 
 sys.meta_path.append(_RemovedModule())
 
 
 def prepare_process() -> None:
-    """:func:`solopo_nemo.core.device.prepare_process`, NeMo's optimizer and checkpoint loading; once a process."""
+    """Makes NeMo usable in this process: :func:`solopo_nemo.core.device.prepare_process` and the patches of NeMo."""
     from nemo.lightning.io import pl
 
     from solopo_nemo.core import device
@@ -46,15 +46,15 @@ def prepare_process() -> None:
     _accept_removed_options()
     if not device.cuda() and "load" not in _installed:
         _installed.add("load")
-        # nemo/lightning/io/pl.py:493-503 asserts an initialised CUDA; the tensors are where they belong
+        # nemo/lightning/io/pl.py:493-503 asserts that CUDA is initialized; the tensors are on the CPU already
         pl._fix_tensors_device = lambda checkpoint: checkpoint
 
 
 def _accept_removed_options() -> None:
-    """Let NeMo build Megatron-core 0.16's optimizer.
+    """Makes NeMo able to build the optimizer of Megatron-core 0.16.
 
-    nemo/lightning/_strategy_lib.py:709-716 passes three options that 0.16 has replaced by ``config_overrides``. Their
-    defaults mean the same in both: weight decay leaves out biases and what has one dimension.
+    nemo/lightning/_strategy_lib.py:709-716 passes three options that 0.16 replaced by ``config_overrides``. Both
+    versions have the same defaults: no weight decay for biases and parameters with one dimension.
     """
     from megatron.core import optimizer
 
@@ -74,10 +74,11 @@ def _accept_removed_options() -> None:
 
 
 def allow_configs() -> None:
-    """Let NeMo's Llama configs be made without Transformer Engine; once a process.
+    """Makes NeMo's Llama configs usable without Transformer Engine. A second call does nothing.
 
-    They ask for a rotary fusion that only Transformer Engine has (gpt/model/llama.py:81), and Megatron-core raises
-    (transformer_config.py:1267). A user makes a config before a model, so this runs when the mixin is imported.
+    They require a rotary fusion that only Transformer Engine has (gpt/model/llama.py:81), and Megatron-core raises
+    without it (transformer_config.py:1267). Users create a config before a model, so that the import of the mixin calls
+    this function.
     """
     from megatron.core.models.common.embeddings.rope_utils import fused_apply_rotary_pos_emb_thd
     from megatron.core.transformer.transformer_config import TransformerConfig

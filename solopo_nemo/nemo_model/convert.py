@@ -1,12 +1,14 @@
-"""Hugging Face folder <-> NeMo checkpoint, compared with transformers, in processes of their own.
+"""Converts Hugging Face folders to NeMo checkpoints and back, and compares each result with transformers.
 
-NeMo's importer sets up a one-rank Megatron of its own, which cannot be done inside a running job. A checkpoint keeps,
-beside NeMo's ``weights`` and ``context``, an ``hf`` folder with the model's configuration and tokenizer: what is
-exported later differs from what was imported by the weights alone.
+A conversion runs in a process of its own, because NeMo's importer initializes Megatron with one rank. A checkpoint has,
+beside NeMo's ``weights`` and ``context``, an ``hf`` folder with the model's configuration and tokenizer. An export
+copies it, so that it differs from the imported folder in the weights only.
 
-Memory, with P the size of the weight files: one model at a time. Import: the fused tensors (about 0.8 P; the rest stays
-mapped from the files) and the writer's buffers. Export: P and two shards. Comparison: P, and embedding, head and one
-layer in fp32.
+Memory, with P the size of the weight files; one model is in memory at a time:
+
+- import: the fused tensors (about 0.8 P; the others stay mapped from the files) and the buffers of the writer;
+- export: P and two shards;
+- comparison: P, and embedding, head and one layer in fp32.
 """
 
 from __future__ import annotations
@@ -46,21 +48,22 @@ def import_hf(
     trust_remote_code: bool = False,
     overwrite: bool = False,
 ) -> Summary:
-    """Write a Hugging Face folder as a NeMo checkpoint that loads at any parallel layout.
+    """Writes a Hugging Face folder as a NeMo checkpoint that loads at any parallel layout.
 
     Args:
         source: folder with safetensors and a tokenizer.
-        destination: folder to make.
-        rope_scaling: replaces the model's own, here and in every later export.
-        trust_remote_code: run Python code that the folder brings.
+        destination: folder to write.
+        rope_scaling: replaces the model's own, in the checkpoint and in every later export.
+        trust_remote_code: run Python code that the folder contains.
         overwrite: replace another conversion in ``destination``.
 
     Returns:
-        What was done; the same again, and no work, where ``destination`` holds this conversion already.
+        A summary of the conversion. If ``destination`` holds this conversion already, nothing is done and its summary
+        is returned.
 
     Raises:
-        UserError: a folder that cannot be converted, or a destination that is in use; before any work.
-        LogitsDifferError: Megatron computes something else than transformers.
+        UserError: the folder cannot be converted, or the destination is in use; before any work.
+        LogitsDifferError: the logits differ from those of transformers.
     """
     from solopo_nemo.families.weights import find_weights
 
@@ -75,7 +78,7 @@ def import_hf(
         logits = run_isolated(
             f"the import of {source}", _import, source, temporary, weights.dtype, rope_scaling, trust_remote_code
         )
-        if logits is None:  # Transformer Engine was there; the comparison runs without
+        if logits is None:  # the import ran on a GPU; the comparison runs without CUDA
             what = f"the comparison of {source} with its import"
             logits = run_isolated(
                 what, _compare_import, source, temporary, weights.dtype, trust_remote_code, cuda=False
@@ -94,16 +97,16 @@ def export_hf(
     trust_remote_code: bool = False,
     overwrite: bool = False,
 ) -> Summary:
-    """Write a NeMo checkpoint as a Hugging Face folder: safetensors, configuration, tokenizer.
+    """Writes a NeMo checkpoint as a Hugging Face folder: safetensors, configuration, tokenizer.
 
     Args:
         checkpoint: folder with ``weights``, ``context`` and ``hf``.
-        destination: folder to make.
-        max_shard_size: as in transformers' ``save_pretrained``.
-        trust_remote_code: run Python code that the ``hf`` folder brings.
+        destination: folder to write.
+        max_shard_size: argument of transformers' ``save_pretrained``, such as ``5GB``.
+        trust_remote_code: run Python code that the ``hf`` folder contains.
         overwrite: replace another conversion in ``destination``.
 
-    Returns, Raises: as :func:`import_hf`.
+    Returns, Raises: see :func:`import_hf`.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
 
@@ -143,7 +146,7 @@ def _import(
     rope_scaling: Mapping[str, Any] | None,
     trust_remote_code: bool,
 ) -> dict[str, float] | None:
-    """Convert and compare; ``None`` where the comparison has to run in a process without CUDA."""
+    """Converts and compares. On a GPU it returns ``None``: the comparison has to run in a process without CUDA."""
     from solopo_nemo.core import device
 
     device.prepare_process()
@@ -153,7 +156,7 @@ def _import(
     importer.progress = progress
     importer.rope_scaling, importer.trust_remote_code = rope_scaling, trust_remote_code
     importer.apply(checkpoint)
-    gc.collect()  # NeMo's trainer and model hold each other
+    gc.collect()  # NeMo's trainer and model refer to each other
     if device.cuda():
         return None
     return _compare_import(progress, source, checkpoint, dtype, trust_remote_code)
@@ -218,7 +221,7 @@ def _record(done: Summary, folder: Path) -> None:
 
 
 def _origin(direction: str, source: Path, options: Any) -> str:
-    """A name for what a conversion was made of: files with their sizes and times, and options."""
+    """The SHA-256 of a conversion's input: direction, options, and names, sizes and times of the source files."""
     files = sorted(path for path in source.rglob("*") if path.is_file())
     states = [(str(path.relative_to(source)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     text = json.dumps([direction, str(source.resolve()), options, states], default=dict)
@@ -226,10 +229,10 @@ def _origin(direction: str, source: Path, options: Any) -> str:
 
 
 def _already(destination: Path, source: Path, origin: str, overwrite: bool) -> Summary | None:
-    """The record of the same conversion in ``destination``, ``None`` where the way is free.
+    """The summary of the same conversion in ``destination``; ``None`` if the destination can be written.
 
     Raises:
-        UserError: it is in use.
+        UserError: the destination is in use.
     """
     if destination.resolve() in (source.resolve(), *source.resolve().parents):
         raise UserError(f"{destination}: the destination holds the source; choose another one")
@@ -247,10 +250,14 @@ def _already(destination: Path, source: Path, origin: str, overwrite: bool) -> S
 
 @contextmanager
 def staged(destination: Path, size: int) -> Iterator[Path]:
-    """A neighbour of ``destination`` that takes its place when the block ends without error.
+    """Yields a temporary folder beside ``destination``, which replaces it if the block ends without error.
+
+    Args:
+        destination: the folder to write.
+        size: bytes that will be written at least.
 
     Raises:
-        UserError: it cannot be made, or ``size`` bytes do not fit there.
+        UserError: the folder cannot be created, or its disk has less than ``size`` bytes free.
     """
     temporary = destination.with_name(f".{destination.name}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""The tokens at which an exported model has to stop: those with which training ended the answers."""
+"""The end tokens of an exported model: ``eos_token_id`` has to contain the tokens that ended the training answers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from solopo_nemo.families.hf import read_json
 from solopo_nemo.families.reading import TOKEN_IDS
 
 RUN_RECORD = "run.json"
-"""What a run leaves in its folder and in each checkpoint; ``end_tokens`` are the ids that end its training answers."""
+"""A run's record in its folder and in each checkpoint. ``end_tokens`` are the ids that end its training answers."""
 
 
 def lacking_end_tokens(checkpoint: Path, folder: Path) -> dict[str, list[int]]:
-    """The trained end tokens that are not among ``eos_token_id`` of a Hugging Face folder, by file.
+    """The trained end tokens that ``eos_token_id`` of a Hugging Face folder lacks.
 
     Args:
-        checkpoint: of a run; one that no run wrote has none.
-        folder: with ``config.json``; it counts for programs that do not read ``generation_config.json``.
+        checkpoint: a checkpoint. One without a run's record has no trained end tokens.
+        folder: folder with ``config.json``, which some programs read in place of ``generation_config.json``.
+
+    Returns:
+        Token ids by file name, for the files that lack some.
     """
     record = checkpoint / RUN_RECORD
     trained = read_json(record).get("end_tokens", []) if record.is_file() else []
@@ -27,7 +30,7 @@ def lacking_end_tokens(checkpoint: Path, folder: Path) -> dict[str, list[int]]:
 
 
 def add_end_tokens(checkpoint: Path, folder: Path) -> None:
-    """Put the trained end tokens that an exported folder lacks before the others."""
+    """Adds the trained end tokens that an exported folder lacks, before its other ``eos_token_id``."""
     for name, missing in lacking_end_tokens(checkpoint, folder).items():
         content = _contents(folder)[name]
         text = json.dumps(content | {"eos_token_id": [*missing, *_ids(content)]}, indent=2, ensure_ascii=False) + "\n"

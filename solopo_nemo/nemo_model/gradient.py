@@ -1,4 +1,4 @@
-"""The gradient norm of a loss without an update, as the optimizer would see it."""
+"""The gradient norm of a loss as the optimizer computes it, without an update of the weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from solopo_nemo.nemo_model.reduction import ObjectiveReduction
 
 
 def gradient_norm(strategy: Any, batches: Iterator[Batch], reduction: ObjectiveReduction) -> float:
-    """L2 norm of the gradient of one global batch, over all parameters; the weights stay as they are.
+    """The L2 norm of the gradient of one global batch over all parameters. The weights do not change.
 
-    NeMo's own step and Megatron's own norm: the same number on every rank, at any layout, whatever the recompute, the
-    precision and the reference. The routers' own losses are left out. A collective of all ranks.
+    It runs NeMo's training step and Megatron's gradient norm, so that it holds for every layout, recompute, precision
+    and reference, and is the same number on every rank. The losses of routers are left out. A collective of all ranks.
 
     Args:
-        strategy: of the running trainer.
+        strategy: the strategy of the running trainer.
         batches: at least this rank's micro-batches of a global batch.
         reduction: the loss.
 
     Returns:
-        The norm before clipping; infinite or NaN where the gradient is.
+        The norm before clipping; infinite or NaN if the gradient is.
     """
     _forget_gradients(strategy)
     with without_losses(strategy.lightning_module.config), strategy.precision_plugin.train_step_context():

@@ -1,4 +1,4 @@
-"""SoLoPO for NeMo models: :mod:`solopo_nemo.core` in the shape that NeMo's Lightning modules have."""
+"""SoLoPO for NeMo models: the training step of :mod:`solopo_nemo.core` as methods of a NeMo LightningModule."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ class SoLoPOMixin:
     """Preference optimization for ``nemo.collections.llm.GPTModel`` and its subclasses.
 
     ``class SoLoQwen2(SoLoPOMixin, llm.Qwen2Model): ...`` is a NeMo LightningModule like any other. Its step is
-    :class:`solopo_nemo.core.step.ForwardStep`. Valid under TP, SP, CP, PP and DP; virtual pipeline stages are not
-    supported.
+    :class:`solopo_nemo.core.step.ForwardStep`. It is valid under TP, SP, CP, PP and DP. Virtual pipeline stages are not
+    supported. Importing the module makes NeMo's Llama configs usable without Transformer Engine; the process is changed
+    further only when a model is built (:func:`solopo_nemo.nemo_model.compat.prepare_process`).
 
     Args:
-        config, optim, tokenizer, model_transform: as ``GPTModel`` takes them.
+        config, optim, tokenizer, model_transform: arguments of ``GPTModel``.
         objective: the loss; ``None`` for a model that is only converted or exported.
-        reference: scores of the reference policy, for an objective that needs them.
-        logits_chunk_size: rows of the logits that are made at a time; see :class:`solopo_nemo.core.head.ResponseHead`.
-        lora: adapters, which alone are trained then; ``None``: all weights are.
+        reference: scores of the reference policy; needed if the objective has ``reference_sequences``.
+        logits_chunk_size: number of rows of a tile of logits; see :class:`solopo_nemo.core.head.ResponseHead`.
         layers: ``auto``, ``transformer_engine`` or ``torch``; see :func:`solopo_nemo.core.device.configure`.
-        row_chunk: its former name, which the contexts of earlier checkpoints hold.
+        lora: settings of the adapters, which are then the only trained parameters; ``None`` trains all weights.
+        row_chunk: former name of ``logits_chunk_size``, which the contexts of earlier checkpoints contain.
     """
 
     module: Any
@@ -65,16 +66,19 @@ class SoLoPOMixin:
         self.logits_chunk_size, self.layers, self.lora = row_chunk or logits_chunk_size, layers, lora
 
     def io_transform_args(self, init_fn: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Keep what belongs to a run, and not to the weights, out of NeMo's stored context."""
+        """Leaves arguments of the run, which do not belong to the weights, out of NeMo's stored context."""
         for name in ("objective", "reference", "logits_chunk_size", "layers", "lora", "row_chunk"):
             kwargs.pop(name, None)
         return super().io_transform_args(init_fn, *args, **kwargs)  # type: ignore[misc]
 
     def configure_model(self, vp_stage: int | None = None) -> None:
-        """Build the Megatron model with its layers and the response head.
+        """Builds the Megatron model with its layers, the response head and the adapters.
 
-        A layer spec that the user chose stays; NeMo's own is replaced where torch's layers are taken, and in a model
-        with experts, whose router is this project's.
+        NeMo's default layer spec is replaced if torch's layers are chosen, and in a model with experts, which has this
+        project's router. A layer spec of the user stays.
+
+        Args:
+            vp_stage: virtual pipeline stage, as NeMo passes it.
         """
         compat.prepare_process()
         device.configure(self.config, self.layers)
@@ -85,23 +89,27 @@ class SoLoPOMixin:
         complete(self.module, self.logits_chunk_size, self.lora)
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The Megatron model's output; NeMo's own method leaves out ``padding_mask``."""
+        """The output of the Megatron model. NeMo's method does not pass ``padding_mask``."""
         out: torch.Tensor = self.module(*args, **kwargs)
         return out
 
     def data_step(self, dataloader_iter: Iterator[Any]) -> Batch:
-        """Next micro-batch, already this context-parallel rank's share, on this rank's device."""
+        """The next micro-batch on this rank's device. It is this context-parallel rank's share already."""
         batch = next(dataloader_iter)
-        # Lightning gives (batch, index, dataloader index)
+        # Lightning yields (batch, index, dataloader index)
         return device.to_device(batch[0] if isinstance(batch, tuple) else batch)
 
     def forward_step(self, batch: Batch) -> torch.Tensor:
-        """Scores fp32 ``[num_sequences]``, nats; see :func:`solopo_nemo.core.step.score_sequences`."""
+        """The scores, fp32 ``[num_sequences]`` in nats; see :func:`solopo_nemo.core.step.score_sequences`."""
         return score_sequences(self, batch)
 
     @property
     def training_loss_reduction(self) -> ObjectiveReduction:
-        """The objective as NeMo's loss reduction."""
+        """The objective as NeMo's loss reduction.
+
+        Raises:
+            ValueError: the model was built without an objective.
+        """
         if self.objective is None:
             raise ValueError(f"{type(self).__name__} was built without an objective: it cannot be trained")
         if self._training_loss_reduction is None or self._training_loss_reduction.step.objective is not self.objective:

@@ -1,10 +1,14 @@
-"""NeMo's model families with SoLoPO, and their way from and to Hugging Face.
+"""NeMo's model classes with SoLoPO, and their connectors from and to Hugging Face.
 
-One importer and one exporter serve all families, through NeMo's own connector machinery. NeMo's
-connectors (2.7.3) are not used as they are: they untie tied Qwen2 models; lose YaRN, all of Llama 3's scaling but its
-factor, Mistral's vocabulary size and window (and give it one token more of sliding window), Qwen3's head size and
-stated window; ignore biases that they have no place for; fail without a generation config; load the tokenizer with
-``trust_remote_code=True`` by way of one folder in ``/tmp`` for all users; and hold two to three copies of the weights.
+One importer and one exporter serve all families, registered with NeMo's connector mechanism. NeMo's own connectors
+(2.7.3) are not used, for these reasons:
+
+- They untie tied Qwen2 models.
+- They lose YaRN, Llama 3's scaling except its factor, Mistral's vocabulary size and window (and add one token to its
+  sliding window), and Qwen3's head size and stated window.
+- They ignore biases that they do not know, and fail without a generation config.
+- They load the tokenizer with ``trust_remote_code=True``, through one folder in ``/tmp`` for all users.
+- They hold two to three copies of the weights.
 """
 
 from __future__ import annotations
@@ -73,7 +77,7 @@ class SoLoQwen2Model(SoLoPOMixin, llm.Qwen2Model):
 
 
 class SoLoQwen3Model(SoLoPOMixin, llm.Qwen3Model):
-    """Qwen3: norms on queries and keys, and a head size of its own."""
+    """Qwen3, with norms of queries and keys, and a head size that is not ``hidden_size / heads``."""
 
 
 class SoLoLlamaModel(SoLoPOMixin, llm.LlamaModel):
@@ -86,7 +90,7 @@ class SoLoMistralModel(SoLoPOMixin, llm.MistralModel):
 
 @dataclass
 class SoLoGPTConfig(RopeScaled, LayerExtras, llm.GPTConfig):
-    """Any other family: what it computes is in its description, and in no class."""
+    """The config of any other family. Its fields are set from the family's record and the model's description."""
 
     normalization: str = "RMSNorm"
     gated_linear_unit: bool = True
@@ -97,7 +101,7 @@ class SoLoGPTConfig(RopeScaled, LayerExtras, llm.GPTConfig):
 
 
 class SoLoGPTModel(SoLoPOMixin, llm.GPTModel):
-    """Any other family."""
+    """The model of any other family."""
 
 
 MODELS: dict[str, tuple[Any, Any]] = {
@@ -106,18 +110,18 @@ MODELS: dict[str, tuple[Any, Any]] = {
     "llama": (SoLoLlamaModel, SoLoLlamaConfig),
     "mistral": (SoLoMistralModel, SoLoMistralConfig),
 }
-"""Model and config class of a family with a class in NeMo, by the name of its record."""
+"""Model and config class of the families that NeMo has classes for, by the name of the family's record."""
 ACTIVATIONS = {"silu": torch.nn.functional.silu, "gelu_pytorch_tanh": gelu_tanh}
-"""By the name in a family's record."""
+"""Activation functions by their name in a family's record."""
 
 
 def classes_of(family: str) -> tuple[Any, Any]:
-    """Model and config class of a family."""
+    """The model class and the config class of a family."""
     return MODELS.get(family, (SoLoGPTModel, SoLoGPTConfig))
 
 
 def family_settings(family: Family) -> dict[str, Any]:
-    """The fields of :class:`SoLoGPTConfig` that a family's record decides."""
+    """The fields of :class:`SoLoGPTConfig` that a family's record determines."""
     return {
         "qk_layernorm": family.qk_norm,
         "add_qkv_bias": family.qkv_bias,
@@ -132,8 +136,8 @@ def megatron_config(model: ModelDescription, dtype: torch.dtype) -> Any:
     """The NeMo config of a model.
 
     Args:
-        model: its description.
-        dtype: of the parameters.
+        model: description of the model.
+        dtype: dtype of the parameters.
     """
     sliding, family = model.attention_window, model.family
     settings: dict[str, Any] = {}
@@ -156,7 +160,7 @@ def megatron_config(model: ModelDescription, dtype: torch.dtype) -> Any:
         seq_length=model.max_position_embeddings,
         vocab_size=model.vocab_size,
         share_embeddings_and_output_weights=model.tie_word_embeddings,
-        # Megatron counts the tokens before the query's own
+        # Megatron's window does not count the query's own token
         window_size=(sliding[0] - 1, 0) if sliding else None,
         window_attn_skip_freq=[int(layer) for layer in sliding[1]] if sliding else None,
         cp_comm_type="a2a",
@@ -186,13 +190,19 @@ def _expert_settings(model: ModelDescription) -> dict[str, Any]:
 
 
 def nemo_model(model: ModelDescription, dtype: torch.dtype, **kwargs: Any) -> Any:
-    """The NeMo model of a description, not yet built; ``kwargs`` as :class:`SoLoPOMixin` takes them."""
+    """The NeMo model of a description; ``configure_model`` builds its Megatron model.
+
+    Args:
+        model: description of the model.
+        dtype: dtype of the parameters.
+        **kwargs: arguments of :class:`SoLoPOMixin`.
+    """
     return classes_of(model.model_type)[0](megatron_config(model, dtype), **kwargs)
 
 
 @contextmanager
 def one_rank() -> Iterator[None]:
-    """Megatron's groups for this process alone."""
+    """Inside the block Megatron's process groups exist, with this process as their only rank."""
     device.prepare_process()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
@@ -205,9 +215,13 @@ def one_rank() -> Iterator[None]:
 
 
 def load_module(checkpoint: Path, description: ModelDescription, dtype: torch.dtype, merge: bool = True) -> Any:
-    """The Megatron model of a NeMo checkpoint on one rank, its parameters as ``dtype``.
+    """The Megatron model of a NeMo checkpoint on one rank, in evaluation mode.
 
-    Of a checkpoint of adapters, its base with the adapters, which are fp32, or with ``merge`` added to the weights.
+    Args:
+        checkpoint: the checkpoint; for one of adapters the base weights are loaded too.
+        description: description of the model.
+        dtype: dtype of the parameters; adapters are fp32.
+        merge: add the adapters to the weights.
     """
     run = run_of(checkpoint)
     lora = lora_of(run, description) if run else None
@@ -225,14 +239,14 @@ def load_module(checkpoint: Path, description: ModelDescription, dtype: torch.dt
 
 
 class HFImporter(io.ModelConnector[Any, Any]):
-    """Hugging Face folder -> NeMo checkpoint with an ``hf`` folder: configuration, tokenizer, chat template.
+    """Converts a Hugging Face folder to a NeMo checkpoint with an ``hf`` folder (configuration, tokenizer, template).
 
-    Memory: one copy of the fused tensors (all others stay mapped from their files) and the writer's buffers.
+    Memory: one copy of the fused tensors (the others stay mapped from their files) and the buffers of the writer.
 
     Attributes:
         rope_scaling: replaces the model's own.
-        trust_remote_code: run Python code that the folder brings.
-        progress: shows how far the conversion is.
+        trust_remote_code: run Python code that the folder contains.
+        progress: shows the progress of the conversion.
     """
 
     rope_scaling: Mapping[str, Any] | None = None
@@ -241,7 +255,7 @@ class HFImporter(io.ModelConnector[Any, Any]):
 
     @cached_property
     def description(self) -> ModelDescription:
-        """What the folder says about the model."""
+        """The description of the model."""
         return hf.read_config(Path(self), rope_scaling=self.rope_scaling)
 
     @cached_property
@@ -255,10 +269,10 @@ class HFImporter(io.ModelConnector[Any, Any]):
         return load_tokenizer(Path(self), self.trust_remote_code)
 
     def apply(self, output_path: Path) -> Path:
-        """Write the checkpoint.
+        """Writes the checkpoint.
 
         Raises:
-            UserError: a folder that cannot be converted; before any work.
+            UserError: the folder cannot be converted; before any work.
         """
         from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
 
@@ -283,15 +297,15 @@ class HFImporter(io.ModelConnector[Any, Any]):
 
 
 class HFExporter(io.ModelConnector[Any, Any]):
-    """NeMo checkpoint with an ``hf`` folder -> Hugging Face folder, in the type that the model was imported in.
+    """Converts a NeMo checkpoint with an ``hf`` folder to a Hugging Face folder, in the dtype of the imported weights.
 
-    All but the weights, and the trained end tokens in ``eos_token_id``, is what was imported. Memory: the model and
-    twice one shard.
+    All files are those of the import, except the weights and the trained end tokens in ``eos_token_id``.
+    Memory: the model and two shards.
 
     Attributes:
-        max_shard_size: as in transformers' ``save_pretrained``.
-        trust_remote_code: run Python code that the ``hf`` folder brings.
-        progress: shows how far the conversion is.
+        max_shard_size: argument of transformers' ``save_pretrained``.
+        trust_remote_code: run Python code that the ``hf`` folder contains.
+        progress: shows the progress of the conversion.
     """
 
     max_shard_size = "5GB"
@@ -300,22 +314,22 @@ class HFExporter(io.ModelConnector[Any, Any]):
 
     @cached_property
     def description(self) -> ModelDescription:
-        """What the ``hf`` folder says about the model."""
+        """The description of the model, from the ``hf`` folder."""
         return hf.read_config(Path(self) / "hf")
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Type of the weights to write."""
+        """The dtype of the weights to write."""
         return imported_dtype(Path(self))
 
     def apply(self, output_path: Path) -> Path:
-        """Write the folder."""
+        """Writes the folder."""
         with one_rank():
             self.write(load_module(Path(self), self.description, self.dtype), Path(output_path))
         return Path(output_path)
 
     def write(self, module: Any, output_path: Path) -> int:
-        """Write the folder with the weights of a loaded model; how many parameters they are."""
+        """Writes the folder with the weights of a loaded model, and returns the number of parameters."""
         hf.copy_template(Path(self) / "hf", output_path, self.description.changes(), code=self.trust_remote_code)
         add_end_tokens(Path(self), output_path)
         expected = expected_tensors(self.description, self.dtype)

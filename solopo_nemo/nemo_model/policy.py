@@ -1,4 +1,4 @@
-"""The policy of a run: its NeMo model, optimizer and wrapper, as the configuration says; a dry run takes the same."""
+"""Builds the policy of a run or a dry run from its configuration: NeMo model, optimizer and DDP settings."""
 
 from __future__ import annotations
 
@@ -20,23 +20,30 @@ from solopo_nemo.objectives import Objective
 from solopo_nemo.runtime import device
 
 LOSS_SCALE = 1.0
-"""Loss scale for bf16: with any scale set, Megatron checks gradients and skips an update that is not finite."""
+"""Loss scale for bf16. With a scale, Megatron checks the gradients and skips an update that is not finite."""
 
 
 def precision_of(config: RunConfig) -> str:
-    """``fp32`` or ``bf16``; what the configuration leaves open the device decides."""
+    """The precision of a run, ``fp32`` or ``bf16``; with ``trainer.precision=null`` it depends on the device."""
     return config.trainer.precision or device.default_precision()
 
 
 def dtype_of(config: RunConfig) -> torch.dtype:
-    """The type that :func:`precision_of` names."""
+    """The dtype of weights and activations: that of :func:`precision_of`."""
     return torch.bfloat16 if precision_of(config) == "bf16" else torch.float32
 
 
 def build_model(
     config: RunConfig, description: ModelDescription, objective: Objective, reference: Reference | None
 ) -> Any:
-    """The NeMo model of a description with the run's objective and compute settings, not yet built."""
+    """The NeMo model of a run. Its Megatron model is not built yet (``configure_model`` builds it).
+
+    Args:
+        config: configuration of the run.
+        description: description of the model's folder.
+        objective: the loss.
+        reference: scores of the reference policy, or ``None``.
+    """
     dtype = dtype_of(config)
     model = nemo_model(
         description,
@@ -63,7 +70,7 @@ def build_model(
 
 
 def parallel_sizes(config: RunConfig) -> dict[str, Any]:
-    """The layout, as Megatron's configs and NeMo's strategy name it."""
+    """The parallel sizes under the names of Megatron's configs and NeMo's strategy."""
     return {
         "tensor_model_parallel_size": config.parallel.tensor,
         "pipeline_model_parallel_size": config.parallel.pipeline,
@@ -76,7 +83,11 @@ def parallel_sizes(config: RunConfig) -> dict[str, Any]:
 
 
 def optimizer_config(config: RunConfig) -> OptimizerConfig:
-    """Megatron's distributed AdamW."""
+    """The settings of Megatron's distributed AdamW.
+
+    Memory of a rank: for each of its parameters 12 bytes in bf16 (fp32 weights and two moments) and 8 bytes in fp32,
+    divided by DP x CP.
+    """
     optim = config.optim
     return OptimizerConfig(
         optimizer="adam",
@@ -94,7 +105,7 @@ def optimizer_config(config: RunConfig) -> OptimizerConfig:
 
 
 def ddp_config() -> DistributedDataParallelConfig:
-    """Megatron's DDP: fp32 gradients in one buffer, reduced while backward runs where the device can do both."""
+    """The settings of Megatron's DDP: fp32 gradients in one buffer, on a GPU reduced while backward runs."""
     return DistributedDataParallelConfig(
         use_distributed_optimizer=True,
         overlap_grad_reduce=device.cuda(),
@@ -104,7 +115,7 @@ def ddp_config() -> DistributedDataParallelConfig:
 
 
 def packing_layout(config: RunConfig) -> Layout:
-    """This rank's place, once Megatron's groups exist."""
+    """This rank's layout for packing. Megatron's process groups must exist."""
     return Layout(
         cp_size=parallel_state.get_context_parallel_world_size(),
         cp_rank=parallel_state.get_context_parallel_rank(),

@@ -13,14 +13,14 @@ from solopo_nemo.objectives import Objective
 
 
 class ObjectiveReduction(MegatronLossReduction):
-    """:class:`solopo_nemo.core.step.ForwardStep`'s loss and metrics, as NeMo asks for them.
+    """The loss and metrics of :class:`solopo_nemo.core.step.ForwardStep`, in NeMo's interface.
 
     Args:
-        objective, reference, loss: as ``ForwardStep`` takes them.
+        objective, reference, loss: arguments of ``ForwardStep``.
 
     Attributes:
-        metrics: after :meth:`reduce`, over the global batch (on the last pipeline stage).
-        samples: after :meth:`reduce`, ids and losses of this rank's micro-batches.
+        metrics: metrics of the last global batch, set by :meth:`reduce` on the last pipeline stage.
+        samples: sample ids and losses fp32 ``[n]`` of each of this rank's micro-batches, set by :meth:`reduce`.
     """
 
     def __init__(self, objective: Objective, reference: Reference | None = None, loss: Loss | None = None) -> None:
@@ -31,13 +31,18 @@ class ObjectiveReduction(MegatronLossReduction):
         self._samples: list[tuple[Sequence[str], torch.Tensor]] = []
 
     def forward(self, batch: Batch, logp: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        """Loss of one micro-batch and what :meth:`reduce` needs of it."""
+        """The loss of one micro-batch, and the metrics that :meth:`reduce` takes.
+
+        Args:
+            batch: the micro-batch.
+            logp: its scores, fp32 ``[num_sequences]`` in nats.
+        """
         output = self.step.evaluate(batch, logp)
         self._samples.append((batch["ids"], output.per_sample.detach()))
         return loss_and_metrics(output, batch, self.step.objective)
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[Metrics]) -> torch.Tensor:
-        """The loss over the global batch."""
+        """The mean loss over the global batch; a collective of the data-parallel ranks."""
         self.samples, self._samples = self._samples, []
         self.metrics = reduce_metrics(losses_reduced_per_micro_batch)
         return torch.tensor(self.metrics["loss"], device=device.current())

@@ -1,4 +1,4 @@
-"""Rotary embeddings beyond the plain ones: linear, Llama 3 and YaRN scaling of a NeMo model."""
+"""Scaled rotary embeddings of NeMo models: linear, Llama 3 and YaRN."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from solopo_nemo.core.layers.extras import extras
 
 @dataclass
 class RopeScaled:
-    """Mixin for NeMo's GPT configs: rope scaling as transformers defines it.
+    """Mixin of NeMo's GPT configs: rope scaling as transformers defines it.
 
-    The inverse frequencies are transformers' own, to the bit. YaRN's attention factor ``a``, there a factor of
-    queries and keys, is the softmax scale ``a^2 / sqrt(head_dim)`` here, so that it holds under any rotary kernel.
-    Valid under every parallelism: each rank builds the same table, which Megatron cuts for packed input and CP.
+    transformers computes the inverse frequencies. Its YaRN multiplies queries and keys by an attention factor ``a``;
+    here the softmax scale is ``a^2 / sqrt(head_dim)``, which is equal and works with every rotary kernel.
+    TP, SP, CP, PP, DP: each rank builds the same table, and Megatron takes the rows of its positions.
 
     Megatron-core's ``position_embedding_type="yarn"`` (0.15.3) is not used: it drops the flag for packed input
-    (gpt_model.py:352), so that CP cuts the table twice, and its fused kernels ignore the attention factor
-    (rope_utils.py, ``apply_rotary_pos_emb``). NeMo's own importer keeps nothing but Llama 3's factor.
+    (gpt_model.py:352), so that CP splits the table twice, and its fused kernels ignore the attention factor
+    (rope_utils.py, ``apply_rotary_pos_emb``). NeMo's importer keeps only the factor of Llama 3's scaling.
 
     Attributes:
         rope_scaling: the Hugging Face mapping with ``rope_type``, or ``None``.
-        query_pre_attn_scalar: scores are divided by its square root; ``None``: by that of the head size.
+        query_pre_attn_scalar: attention scores are divided by its square root; ``None`` takes the head size.
     """
 
     rope_scaling: dict[str, Any] | None = None
     query_pre_attn_scalar: float | None = None
 
     def configure_model(self, *args: Any, **kwargs: Any) -> Any:
-        """Build the Megatron model, with the scaled frequencies in its rotary embedding."""
+        """Builds the Megatron model with the scaled frequencies in its rotary embedding."""
         config: Any = self
         base: Any = super()
         scaling, local = self.rope_scaling, extras(config).rotary_base_local is not None
@@ -54,7 +54,7 @@ class RopeScaled:
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
         config: Any = self
-        described = LlamaConfig(  # only a carrier of the values, which transformers 4 and 5 both take in this spelling
+        described = LlamaConfig(  # carries the values; transformers 4 and 5 both accept this spelling
             rope_theta=config.rotary_base,
             head_dim=config.kv_channels,
             hidden_size=config.kv_channels,

@@ -1,8 +1,7 @@
-"""A converted model against transformers: the same logits, in fp32, from the files on disk.
+"""Compares the fp32 logits of a converted model with those of transformers' model of the same files.
 
-Megatron runs as in training: the sequences packed as one THD micro-batch, through this project's own layers (which
-have the parameter names of Transformer Engine's). Each model is in memory alone, in the type of its files; one layer at
-a time is fp32.
+Megatron runs as in training: the sequences are packed as one THD micro-batch, and this project's own layers compute.
+Memory: one model at a time, in the dtype of its files; embedding, head and one layer at a time are fp32.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import Progress
 
 TOLERANCE = 1e-4
-"""Largest difference of two logits, as a part of the largest logit."""
+"""Largest allowed difference of two logits, relative to the largest logit."""
 RANDOM_LENGTHS = (1, 61, 257)
 TEXT = (
     "In 1969, the crew of Apollo 11 (Armstrong, Collins and Aldrin) flew 384,400 km to the Moon. "
@@ -35,11 +34,16 @@ Logits = dict[str, list[torch.Tensor]]
 
 
 class LogitsDifferError(UserError):
-    """A converted model computes something else than the original: it cannot be taken."""
+    """The logits of a converted model differ from those of the original. The conversion is discarded."""
 
 
 def probes(tokenizer: Any, vocabulary: int) -> Sequences:
-    """Token ids to compare on: ``random`` over the whole vocabulary, and real ``text``."""
+    """The token ids of the comparison: ``random`` ids of the whole vocabulary, and a tokenized ``text``.
+
+    Args:
+        tokenizer: transformers tokenizer.
+        vocabulary: number of token ids.
+    """
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in RANDOM_LENGTHS]
     text = [i for i in tokenizer(TEXT)["input_ids"] if i < vocabulary]
@@ -48,7 +52,13 @@ def probes(tokenizer: Any, vocabulary: int) -> Sequences:
 
 @contextmanager
 def _in_fp32(model: torch.nn.Module, layers: Iterable[torch.nn.Module], ran: Callable[[], None]) -> Iterator[None]:
-    """Compute in fp32: a layer's parameters are fp32 while it runs, those of embedding and head all the time."""
+    """Computes in fp32 inside the block: a layer's parameters are fp32 while it runs, all other parameters always.
+
+    Args:
+        model: the model.
+        layers: its transformer layers.
+        ran: called after each layer.
+    """
 
     def cast(parameters: Iterable[torch.nn.Parameter], dtype: torch.dtype | None = None) -> None:
         for parameter in parameters:
@@ -82,10 +92,17 @@ def transformers_logits(
     progress: Progress,
     trust_remote_code: bool,
 ) -> Logits:
-    """Logits of transformers' model of a folder, each sequence run alone, fp32 ``[tokens, vocabulary]``.
+    """The logits of transformers' model of a folder, fp32 ``[tokens, vocabulary]``. Each sequence runs alone.
 
-    The configuration is made of ``description``: a fault in reading the file must not be hidden by the
-    same fault in transformers.
+    The configuration comes from ``description``, so that a fault in reading ``config.json`` shows as a difference.
+
+    Args:
+        folder: Hugging Face folder.
+        description: its description.
+        dtype: dtype of the weights in memory.
+        sequences: token ids by kind of input.
+        progress: shows the progress.
+        trust_remote_code: run Python code that the folder contains.
     """
     from transformers import AutoModelForCausalLM
 
@@ -104,11 +121,12 @@ def adapted_logits(
     sequences: Sequences,
     progress: Progress,
 ) -> Logits:
-    """As :func:`transformers_logits`, of weights in memory with the adapters of a folder, by peft's formula.
+    """The logits of transformers' model with adapters: ``W x + alpha / rank * B A x`` in each target.
 
     Args:
-        state: weights by Hugging Face name.
+        state: base weights by Hugging Face name.
         adapter: folder of :mod:`solopo_nemo.families.adapter`.
+        description, dtype, sequences, progress: see :func:`transformers_logits`.
     """
     import transformers
 
@@ -133,7 +151,7 @@ def _logits_of(model: Any, sequences: Sequences, progress: Progress) -> Logits:
 
 
 def megatron_logits(module: Any, sequences: Sequences, progress: Progress) -> Logits:
-    """Logits of a Megatron model of one rank, the sequences packed by kind, fp32 ``[tokens, vocabulary]``."""
+    """The logits of a Megatron model on one rank, fp32 ``[tokens, vocabulary]``. Each kind of input is packed."""
     layers = module.decoder.layers
     ran = progress("logits of Megatron", len(layers) * len(sequences))
     with _in_fp32(module, layers, ran):
@@ -141,7 +159,7 @@ def megatron_logits(module: Any, sequences: Sequences, progress: Progress) -> Lo
 
 
 def packed_logits(module: Any, sequences: list[list[int]]) -> list[torch.Tensor]:
-    """Logits of a Megatron model of one rank for sequences packed as one THD micro-batch."""
+    """The logits ``[tokens, vocabulary]`` of each of some sequences, packed as one THD micro-batch on one rank."""
     from solopo_nemo.core.layers.attention import PackedSequences
 
     lengths = [len(ids) for ids in sequences]
@@ -152,17 +170,22 @@ def packed_logits(module: Any, sequences: list[list[int]]) -> list[torch.Tensor]
 
 
 def largest_difference(got: list[torch.Tensor], want: list[torch.Tensor]) -> float:
-    """Largest difference of two logits, as a part of the largest logit of ``want``."""
+    """The largest difference of two logits, relative to the largest logit of ``want``; NaN if one of them is NaN."""
     differences = torch.stack([(a - b).abs().max() for a, b in zip(got, want, strict=True)])  # Python's max drops NaN
     return float(differences.max() / torch.stack([x.abs().max() for x in want]).max())
 
 
 def compare(got: Logits, want: Logits, what: str) -> dict[str, float]:
-    """The difference by kind of input.
+    """The relative difference of two models' logits, by kind of input.
+
+    Args:
+        got: logits of Megatron's model.
+        want: logits of transformers' model.
+        what: the conversion in words, for messages.
 
     Raises:
-        UserError: transformers' own logits are no finite numbers.
-        LogitsDifferError: one is above ``TOLERANCE``, or no number.
+        UserError: the logits of transformers are not finite.
+        LogitsDifferError: a difference is above ``TOLERANCE`` or NaN.
     """
     if not all(bool(x.isfinite().all()) for logits in want.values() for x in logits):
         raise UserError(f"{what}: the model's logits in transformers are not finite: the weights hold NaN or infinity")

@@ -1,1 +1,1 @@
-"""What every command needs: paths, errors, exit codes, signals, logs, ranks, and work in processes of its own."""
+"""What every command uses: paths, errors, exit codes, signals, logs, the device and worker processes."""

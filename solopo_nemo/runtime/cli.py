@@ -1,4 +1,4 @@
-"""The command line: how arguments are declared, and how every command ends."""
+"""The command line: declaration of arguments, and exit codes of all commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STOPPED = "stopped: the same command goes on from here"
 
 
 def command_name() -> str:
-    """How this process was called: ``solopo plan``, or ``python tools/plan.py``."""
+    """The command of this process in words: ``solopo plan``, or ``python tools/plan.py``."""
     script, *words = sys.argv
     if Path(script).name in ("solopo", "__main__.py"):
         return " ".join(["solopo", *words[:1]])
@@ -35,7 +35,7 @@ def command_name() -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser that raises a UserError for bad arguments; use it under :func:`run`."""
+    """An argparse parser that raises a UserError for bad arguments. :func:`run` turns it into one line."""
 
     def __init__(self, description: str | None = None, **settings: Any) -> None:
         settings = {"prog": command_name(), "formatter_class": argparse.RawDescriptionHelpFormatter, **settings}
@@ -44,11 +44,15 @@ class ArgumentParser(argparse.ArgumentParser):
             self.register("type", kind, _path)
 
     def error(self, message: str) -> NoReturn:
-        """Refuse the arguments."""
+        """Raises a UserError with argparse's message."""
         raise UserError(f"{message} ({self.prog} --help lists the arguments)")
 
     def options(self, title: str = "", text: str | None = None) -> Callable[..., None]:
-        """A group of options, given as the function that adds one to it.
+        """Creates a group of options, and returns the function that adds an option to it.
+
+        Args:
+            title: heading of the group; empty adds to the parser itself.
+            text: text below the heading.
 
         Example:
             >>> option = parser.options("sampling")
@@ -71,7 +75,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return option
 
     def add_json(self) -> None:
-        """Add ``--json``, which :func:`show_json` follows."""
+        """Adds ``--json``, which :func:`show_json` reads."""
         self.add_argument(
             "--json", action="store_true", help="print the summary as the last line of stdout, as one line of JSON"
         )
@@ -91,7 +95,7 @@ _OWN_FIELDS = (
 
 
 def extra_fields(text: str) -> dict[str, Any]:
-    """Argument type: a JSON object of request fields that no option sets."""
+    """Argument type: a JSON object of request fields. Fields that other options set are refused."""
     value = json_object(text)
     if own := ", ".join(sorted(value.keys() & _OWN_FIELDS.split())):
         raise argparse.ArgumentTypeError(f"{own}: set by this command and its other options")
@@ -99,19 +103,19 @@ def extra_fields(text: str) -> dict[str, Any]:
 
 
 def add_template_kwargs(option: Callable[..., None]) -> None:
-    """Add ``--chat-template-kwargs``, which is ``data.chat_template_kwargs`` outside a run."""
+    """Adds ``--chat-template-kwargs``, the ``data.chat_template_kwargs`` of the tools."""
     what = "switches of the chat template, as data.chat_template_kwargs of the run: '{\"enable_thinking\": false}'"
     option(f"{TEMPLATE_KWARGS} JSON", what, type=json_object)
 
 
 def add_literal(option: Callable[..., None]) -> None:
-    """Add ``--literal``."""
+    """Adds ``--literal``."""
     what = "count an answer anywhere in the stated text, also inside a word or number, as published sub-EM figures do"
     option("--literal", what)
 
 
 def add_server(option: Callable[..., None]) -> None:
-    """Add the options of a server: ``--serve``, ``--extra-body`` and ``--patience``."""
+    """Adds the options of a server: ``--serve``, ``--extra-body`` and ``--patience``."""
     what = "start this server first, stop it at the end; in place of --base-url: 'vllm serve {model} --port {port}'"
     option("--serve COMMAND", what)
     fields = "more fields of each request, such as '{\"min_p\": 0.05}'"
@@ -120,13 +124,13 @@ def add_server(option: Callable[..., None]) -> None:
 
 
 def settings_of(arguments: argparse.Namespace, kind: type[T]) -> T:
-    """A dataclass out of the arguments of its fields' names; what was not given keeps the dataclass's default."""
+    """Creates a dataclass from the arguments with the names of its fields. None keeps the default of the field."""
     given = {field.name: getattr(arguments, field.name) for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in given.items() if value is not None})
 
 
 def show_json(arguments: argparse.Namespace, summary: Any) -> None:
-    """Print a summary as one line of JSON where ``--json`` was given."""
+    """Prints a summary as one line of JSON if ``--json`` was given."""
     if arguments.json:
         print(json.dumps(summary))
 
@@ -140,7 +144,7 @@ def positive_number(text: str) -> float:
 
 
 def positive_count(text: str) -> int:
-    """Argument type: a whole number from 1; 8K and 1M too."""
+    """Argument type: a whole number of at least 1, also as 8K or 1M."""
     value = token_count(text)
     if value < 1:
         raise ValueError
@@ -148,7 +152,7 @@ def positive_count(text: str) -> int:
 
 
 def path_or_name(text: str) -> str:
-    """Argument type: a path, or a name; `~` stands for the home folder. A plain `Path` expands it too."""
+    """Argument type: a path or a name. ``~`` is the home folder, as it is for an argument of type ``Path``."""
     return expand_home(text)
 
 
@@ -157,7 +161,7 @@ def _path(text: str) -> Path:
 
 
 def list_of(one: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """Argument type: values of a type with commas between."""
+    """Argument type: comma-separated values of another argument type."""
 
     def parse(text: str) -> tuple[Any, ...]:
         return tuple(one(part.strip()) for part in text.split(","))
@@ -166,18 +170,19 @@ def list_of(one: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return parse
 
 
-# argparse puts the names into its messages
+# argparse prints these names in its messages
 positive_number.__name__, positive_count.__name__ = "positive number", "positive whole number"
 token_count.__name__ = "number of tokens, such as 8192 or 8K"
 json_object.__name__ = extra_fields.__name__ = "JSON object"
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command and exit with its code (None counts as 0).
+    """Runs a command and exits with the code that it returns (None is 0).
 
-    A `UserError` becomes one line on stderr and exit code 2, as does a module that is not installed; a `RunFault` one
-    line and exit code 1; a stop on request (Ctrl-C, or :class:`~solopo_nemo.runtime.signals.Stopped`) one line and
-    exit code 75; everything else is a crash with its traceback.
+    - A ``UserError`` or a module that is not installed prints one line on stderr; the exit code is 2.
+    - A ``RunFault`` prints one line on stderr; the exit code is 1.
+    - Ctrl-C or :class:`~solopo_nemo.runtime.signals.Stopped` prints one line on stderr; the exit code is 75.
+    - Any other exception is a crash with a traceback.
     """
     try:
         try:
@@ -186,14 +191,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         except ModuleNotFoundError as error:
             raise UserError(_not_installed(error)) from error
     except (UserError, RunFault) as error:
-        # one line, whatever a library put into the message
+        # the message of a library may have several lines
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAULT)
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         code = EXIT_RESUMABLE
     if code == EXIT_RESUMABLE:
-        # whoever asked to stop may ask again: the exit code must still say that the run goes on
+        # a second signal must not change the exit code, which says that the command can be resumed
         atexit.register(ignore_signals)
     sys.exit(code or 0)
 
@@ -201,7 +206,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 def _not_installed(error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
     if package == "solopo_nemo":
-        raise error  # a module of our own that is not there is a defect of ours
+        raise error  # a missing module of this package is a defect, which shows its traceback
     if package == "studies":
         return f"studies are not installed in {sys.executable}: run pip install -e studies in a checkout of solopo_nemo"
     return (

@@ -1,9 +1,9 @@
-"""The device of this process: the one place that asks torch whether there is CUDA.
+"""The device of this process: the only module that asks torch whether CUDA is present.
 
-A dry run traces the code of a *target* device with fake tensors that lie on the CPU (:func:`tracing`): inside it,
-:func:`cuda` answers for the target, and every function that gives or asks for memory for the CPU.
+A dry run traces the code of a *target* device with fake tensors on the CPU (:func:`tracing`). Inside it :func:`cuda`
+describes the target, and all functions about memory, streams and random numbers describe the CPU.
 
-torch is imported when a function is called, so that a command that needs no tensor starts without it.
+torch is imported when a function is called, so that a command without tensors starts without it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _target: str | None = None
 
 @contextmanager
 def tracing(target: str) -> Iterator[None]:
-    """Take the code of another device, whose tensors are fake and lie on the CPU.
+    """Inside the block the code of ``target`` runs, with fake tensors on the CPU.
 
     Args:
         target: ``cuda`` or ``cpu``.
@@ -37,19 +37,19 @@ def tracing(target: str) -> Iterator[None]:
 
 
 def cuda() -> bool:
-    """Whether this process computes on a GPU; inside :func:`tracing`, whether the target is one."""
+    """Whether this process computes on a GPU; inside :func:`tracing`, whether the target is ``cuda``."""
     return _present() if _target is None else _target == "cuda"
 
 
 def _present() -> bool:
-    """Whether this process's tensors lie on a GPU: those of a dry run do not."""
+    """Whether this process's tensors are on a GPU; False inside :func:`tracing`."""
     import torch
 
     return _target is None and torch.cuda.is_available()
 
 
 def count() -> int:
-    """GPUs that this process sees; 0 without CUDA."""
+    """Number of GPUs that this process sees; 0 without CUDA."""
     import torch
 
     return torch.cuda.device_count() if _present() else 0
@@ -63,7 +63,7 @@ def current() -> torch.device:
 
 
 def name_of_current() -> str:
-    """This process's GPU as ``CUDA_VISIBLE_DEVICES`` names it; empty without CUDA."""
+    """Name of this process's GPU in ``CUDA_VISIBLE_DEVICES``, such as ``3``; empty without CUDA."""
     import torch
 
     if not _present():
@@ -73,41 +73,42 @@ def name_of_current() -> str:
 
 
 def prepare_environment(ranks_of_model: int) -> None:
-    """Set the variables that CUDA and torch read when a process first uses a GPU, where the user has not set them.
+    """Sets the variables that CUDA and torch read at their first use of a GPU; variables that the user set stay.
 
-    Call it where a process starts, and in one that starts ranks. Nothing on a machine without GPU.
+    Call it when a process starts, and in a process that starts ranks. Without a GPU it does nothing.
 
     Args:
-        ranks_of_model: tensor- times context-parallel size.
+        ranks_of_model: tensor-parallel size times context-parallel size.
     """
     chip = _capability_without_cuda()
     if chip is None:
         return
-    # packed micro-batches differ in length, which leaves holes between the allocator's blocks of fixed size
+    # packed micro-batches differ in length, which fragments the allocator's blocks of fixed size
     if "PYTORCH_ALLOC_CONF" not in os.environ:  # the name that torch 2.10 prefers
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    # nemo/lightning/pytorch/callbacks/megatron_comm_overlap.py:225-256: up to Hopper one queue keeps a collective in
-    # front of the product that it overlaps with; Blackwell needs many
+    # nemo/lightning/pytorch/callbacks/megatron_comm_overlap.py:225-256: up to Hopper a single queue starts a collective
+    # before the product that it overlaps with; Blackwell needs several queues
     if ranks_of_model > 1:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32" if chip[0] > 9 else "1")
 
 
 def _capability_without_cuda() -> tuple[int, int] | None:
-    """Compute capability of the machine's first GPU, from the driver: asking CUDA would start it."""
+    """Compute capability of the machine's first GPU, read from the driver: a call to CUDA would initialize it."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(0))
-    except Exception:  # no library, no driver, no GPU: each release has its own errors
+    except Exception:  # no library, no driver or no GPU; the error types differ between releases
         return None
     return int(major), int(minor)
 
 
 def saves_asynchronously() -> bool:
-    """Whether checkpoints are written while the training goes on.
+    """Whether checkpoints are written while the training continues.
 
-    Megatron forks the writer. On a GPU it has its own copies; on a CPU the training would change what it writes.
+    Megatron forks the writer process. On a GPU the writer has copies of the tensors. On a CPU the training would change
+    the tensors while they are written.
     """
     return cuda()
 
@@ -128,16 +129,16 @@ def cudnn_version() -> tuple[int, ...] | None:
 
 
 def default_precision(gpu: bool | None = None) -> str:
-    """The precision where the configuration names none: ``bf16`` on a GPU, ``fp32`` on a CPU.
+    """The precision for ``trainer.precision=null``: ``bf16`` on a GPU, ``fp32`` on a CPU.
 
     Args:
-        gpu: whether the run computes on a GPU; by default what this process does.
+        gpu: whether the run computes on a GPU; by default :func:`cuda`.
     """
     return "bf16" if (cuda() if gpu is None else gpu) else "fp32"
 
 
 def memory_gib() -> float:
-    """Memory of this process's GPU in GiB, or of the machine where there is none."""
+    """Memory of this process's GPU in GiB; without a GPU, memory of the machine."""
     import psutil
     import torch
 
@@ -146,7 +147,7 @@ def memory_gib() -> float:
 
 
 def peak_memory_gib() -> float:
-    """Largest memory of this process so far in GiB: allocated tensors on a GPU, the resident set on a CPU."""
+    """Peak memory of this process so far in GiB: allocated tensors on a GPU, the resident set on a CPU."""
     import resource
 
     import torch
@@ -157,7 +158,7 @@ def peak_memory_gib() -> float:
 
 
 def synchronize() -> None:
-    """Wait until this process's GPU has done what it was given."""
+    """Waits until this process's GPU has finished all its work; without a GPU it does nothing."""
     import torch
 
     if _present():
@@ -165,7 +166,7 @@ def synchronize() -> None:
 
 
 def release_cached_memory() -> None:
-    """Give the memory that torch's CUDA allocator holds free back to the GPU."""
+    """Returns the unused memory of torch's CUDA allocator to the GPU."""
     import torch
 
     if _present():
@@ -173,14 +174,14 @@ def release_cached_memory() -> None:
 
 
 def random_state() -> torch.Tensor:
-    """State of the random-number generator of this process's device, uint8."""
+    """State of the random-number generator of this process's device, a uint8 tensor."""
     import torch
 
     return torch.cuda.get_rng_state() if _present() else torch.get_rng_state()
 
 
 def set_random_state(state: torch.Tensor) -> None:
-    """Set the random-number generator of this process's device to a state of :func:`random_state`."""
+    """Restores a state of :func:`random_state`."""
     import torch
 
     (torch.cuda.set_rng_state if _present() else torch.set_rng_state)(state)

@@ -1,4 +1,4 @@
-"""The process's environment variables: rank, world size and job of torchrun and Slurm; the home folder of caches."""
+"""Environment variables: rank, world size and job id of torchrun and Slurm, and the folders of caches."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from solopo_nemo.runtime.errors import UserError
 
-# Tensors of 2 MiB and more on huge pages: fresh memory then costs a fraction (read by torch at its first allocation)
+# torch reads it at its first allocation: tensors of 2 MiB and more are placed on huge pages, which are cheaper to map
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# torch/cuda/__init__.py:64 warns in every process that imports it, those that Megatron starts included
+# torch/cuda/__init__.py:64 warns in every process that imports it, also in those that Megatron starts
 os.environ.setdefault("PYTHONWARNINGS", "ignore:The pynvml package is deprecated")
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
@@ -24,17 +24,17 @@ logger = logging.getLogger("solopo_nemo")
 
 
 def started_as_rank() -> bool:
-    """Whether ``torchrun`` or Slurm's ``srun`` started this process as one rank of a job."""
+    """Whether this process is one rank of a job that ``torchrun`` or Slurm's ``srun`` started."""
     return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and _number("SLURM_NTASKS", default=1) > 1)
 
 
 def rank() -> int:
-    """Global rank of this process."""
+    """Global rank of this process; 0 outside a job."""
     return _number("RANK", "SLURM_PROCID")
 
 
 def world_size() -> int:
-    """Number of ranks of the job."""
+    """Number of ranks of the job; 1 outside a job."""
     return _number("WORLD_SIZE", "SLURM_NTASKS", default=1)
 
 
@@ -45,7 +45,11 @@ def local_world_size() -> int:
 
 
 def start_here(name: str) -> None:
-    """Set the environment for the ranks that this process starts: the run is prepared, and this is the start's name."""
+    """Marks the environment of the ranks that this process will start.
+
+    Args:
+        name: :func:`job_token` of these ranks.
+    """
     os.environ[_START] = name
 
 
@@ -55,17 +59,17 @@ def started_here() -> bool:
 
 
 def provide_home() -> None:
-    """Give the caches of libraries a place where the home folder is missing or cannot be written, and say so.
+    """Sets the cache folders of libraries if the home folder is missing or cannot be written, and logs where they are.
 
-    Call it before a library is imported: some read their variables then, and NeMo fails without a home folder. A home
-    folder that is there keeps its variable, as what it holds may be read.
+    Call it before a library is imported: some read their variables at import, and NeMo fails without a home folder.
+    ``HOME`` stays as it is if the folder exists, because files in it may be read.
 
     Raises:
-        UserError: there is no place for them.
+        UserError: the folder for temporary files cannot be written either.
     """
     try:
         getpass.getuser()
-    except (KeyError, OSError):  # of a user that the system does not know, as containers start them
+    except (KeyError, OSError):  # containers may run as a user id that has no entry in the user database
         os.environ["LOGNAME"] = str(os.getuid())
     home = Path(os.environ.get("HOME") or "~")
     with suppress(RuntimeError):
@@ -108,7 +112,7 @@ def _number(*names: str, default: int = 0) -> int:
 
 
 def job_token() -> str:
-    """A name that all ranks of this start of the job share, and no other start has."""
+    """An id of this start of the job: the same on all its ranks, and different after a restart."""
     if _START in os.environ:
         return os.environ[_START]
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -119,13 +123,13 @@ def job_token() -> str:
 
 
 def restarted() -> bool:
-    """Whether the scheduler started this job again by itself: a requeued Slurm job, or a restart by ``torchrun``."""
+    """Whether the scheduler restarted this job: a requeued Slurm job, or a restart by ``torchrun``."""
     counts = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
     return any(count != "0" for count in counts)
 
 
 def without_ranks() -> dict[str, str]:
-    """The environment for a child process that is no rank of this job."""
+    """This process's environment without the variables that make a process a rank of this job."""
     return {
         key: value
         for key, value in os.environ.items()

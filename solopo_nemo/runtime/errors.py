@@ -4,27 +4,27 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Bad configuration or bad data: something the user can mend.
+    """Bad configuration or bad data, which the user can correct.
 
-    The message is one line that says what is wrong, where (file, line, field or configuration key)
-    and how to mend it. Entry points print it to stderr and exit with code 2, without a traceback.
+    The message is one line: what is wrong, where (file, line, field or configuration key) and how to correct it.
+    Commands print it to stderr and exit with code 2, without a traceback.
     """
 
 
 class RunFault(Exception):
-    """A run that cannot go on, for a reason that lies outside the code: a full disk, memory, a lost rank, a NaN.
+    """A run that has to end for a reason outside the code: a full disk, lack of memory, a lost rank, a NaN.
 
-    The message is one line that says what happened, where, and what to do. The exit code is 1: what is saved stays
-    good, and the same command goes on from it.
+    The message is one line: what happened, where, and what to do. The exit code is 1. Saved checkpoints stay valid, and
+    the same command resumes from them.
 
     Attributes:
-        everywhere: all ranks raise it at the same place.
+        everywhere: True if all ranks raise it at the same place.
     """
 
     everywhere = False
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise a :class:`UserError` with a message unless a condition holds."""
+    """Raises a :class:`UserError` with this message if the condition is false."""
     if not condition:
         raise UserError(message)

@@ -1,12 +1,13 @@
-"""Run a command that ends with this process, however this process ends.
+"""Runs a command that ends together with this process, also when this process is killed.
 
 Example::
 
     with guarded(["vllm", "serve", "Qwen2.5-7B-Instruct"], grace=10.0) as process:
         process.wait()
 
-A guard, which is this file run as a script, starts the command in a session of its own. When the block ends, or the
-process that holds it is killed, the guard sends SIGTERM to the command's process group, and SIGKILL after the grace.
+The guard is a process that runs this file as a script. It starts the command in a session of its own. When the block
+ends, or the process that entered it dies, the guard sends SIGTERM to the command's process group, and SIGKILL after
+the grace period.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ _LOOK_EVERY = 0.1
 
 @contextmanager
 def guarded(command: Sequence[str], grace: float, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a command, and end its process group with the block.
+    """Starts a command, and ends its process group when the block ends.
 
     Args:
         command: program and arguments.
         grace: seconds from SIGTERM to SIGKILL.
-        **options: as for `subprocess.Popen`, such as `stdout`.
+        **options: arguments of ``subprocess.Popen``, such as ``stdout``.
 
     Yields:
-        The guard. Its exit code is the command's; after a signal N it is 128 + N.
+        The guard process. Its exit code is the command's, or 128 + N if signal N ended the command.
     """
     script = [sys.executable, "-I", "-S", __file__, str(grace), *command]
-    # whatever ends this process closes the pipe
+    # the pipe closes when this process ends, for whatever reason
     process = subprocess.Popen(script, stdin=subprocess.PIPE, **options)
     try:
         yield process
@@ -46,10 +47,14 @@ def guarded(command: Sequence[str], grace: float, **options: Any) -> Iterator[su
 
 
 def main(grace: float, command: Sequence[str]) -> int:
-    """The guard: run the command until it ends, SIGTERM comes, or standard input closes."""
+    """The guard process: runs the command until it ends, SIGTERM arrives, or standard input closes.
+
+    Returns:
+        The exit code, as :func:`guarded` describes it.
+    """
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    for number in (signal.SIGUSR1, signal.SIGINT):  # sent to every process of a job, or of a terminal
+    for number in (signal.SIGUSR1, signal.SIGINT):  # a scheduler or a terminal sends them to every process
         signal.signal(number, lambda *_: None)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
@@ -65,7 +70,7 @@ def main(grace: float, command: Sequence[str]) -> int:
             os.killpg(child.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 child.wait(grace)
-        os.killpg(child.pid, signal.SIGKILL)  # also what a command that has ended leaves behind
+        os.killpg(child.pid, signal.SIGKILL)  # also the processes that a finished command leaves behind
     code = child.wait()
     return code if code >= 0 else 128 - code
 

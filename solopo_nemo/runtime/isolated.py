@@ -1,4 +1,4 @@
-"""Work in other processes, which end with the process that started them, however that ends.
+"""Work in child processes, which end together with the process that started them, also when that is killed.
 
 Example::
 
@@ -32,25 +32,25 @@ from solopo_nemo.runtime.signals import held_back
 R = TypeVar("R")
 T = TypeVar("T")
 Progress = Callable[[str, int], Callable[[], None]]
-"""Starts a stage (name, number of steps) and returns the function to call after each step."""
+"""Takes the name and the number of steps of a stage, and returns the function to call after each step."""
 
 _KILLED = "its process was killed, perhaps because memory ran out"
-_WAKE_EVERY = 0.5  # seconds, while waiting: a signal that another thread takes wakes nobody
-_LOOK_EVERY = 0.2  # seconds between two looks for the parent
-_PRINTED_BYTES = 8000  # of a failed process's output
+_WAKE_EVERY = 0.5  # seconds; a signal that another thread receives does not wake a waiting main thread
+_LOOK_EVERY = 0.2  # seconds between two checks that the parent is alive
+_PRINTED_BYTES = 8000  # of the output of a failed process, from its end
 _preloaded = False
 
 
 def unseen(stage: str, steps: int) -> Callable[[], None]:
-    """The :data:`Progress` that shows nothing."""
+    """A :data:`Progress` that shows nothing."""
     return lambda: None
 
 
 def preload(modules: Sequence[str]) -> None:
-    """Fork the processes of :func:`run_isolated` from one that has imported ``modules``; each starts seconds faster.
+    """Forks the processes of :func:`run_isolated` from a server that has imported ``modules``, which saves seconds.
 
-    Call it once, before the first piece of work, and only on machines without GPU: libraries may touch one when they
-    are imported, and CUDA does not survive a fork.
+    Call it once, before the first call of :func:`run_isolated`, and only on machines without GPU: libraries may
+    initialize CUDA at import, and CUDA does not survive a fork.
     """
     global _preloaded
     _preloaded = True
@@ -58,19 +58,19 @@ def preload(modules: Sequence[str]) -> None:
 
 
 def run_isolated(what: str, function: Callable[..., R], *arguments: Any, cuda: bool | str = True) -> R:
-    """Call ``function(progress, *arguments)`` in a fresh process that is no rank of this job, and return its result.
+    """Calls ``function(progress, *arguments)`` in a new process that is no rank of this job, and returns its result.
 
-    What the process prints is dropped, and printed only if the function crashes. Bars that it draws with ``progress``
-    appear on this process's terminal.
+    The output of the process is discarded; if the function crashes, the end of it is printed. Progress bars of
+    ``progress`` appear on this process's terminal.
 
     Args:
-        what: the work in words, for the message if it is killed, such as "the import of /models/qwen".
-        function: of a module's top level.
-        *arguments: picklable.
-        cuda: whether the process may see a GPU, or the one that it sees, as ``CUDA_VISIBLE_DEVICES`` names it.
+        what: the work in words, such as "the import of /models/qwen"; for the message if the process is killed.
+        function: a function at the top level of a module.
+        *arguments: picklable arguments.
+        cuda: whether the process sees the GPUs; a string is its ``CUDA_VISIBLE_DEVICES``.
 
     Raises:
-        Exception: what the function raised.
+        Exception: the exception of the function.
         RunFault: the process was killed.
     """
     with begin_isolated(what, function, *arguments, cuda=cuda) as future:
@@ -83,7 +83,7 @@ def run_isolated(what: str, function: Callable[..., R], *arguments: Any, cuda: b
 def begin_isolated(
     what: str, function: Callable[..., R], *arguments: Any, cuda: bool | str = True
 ) -> Iterator[Future[R]]:
-    """Start :func:`run_isolated`, and yield its future; an error that leaves the block kills the process."""
+    """Starts :func:`run_isolated` and yields its future. An exception that leaves the block kills the process."""
     context = multiprocessing.get_context("forkserver" if _preloaded else "spawn")
     others = set(multiprocessing.active_children())
     named: Future[R] = Future()
@@ -103,7 +103,7 @@ def begin_isolated(
                 pool.submit(_quietly, function, *arguments).add_done_callback(hand_over)
             yield named
         except BaseException:
-            # leaving the pool waits for the process: when this one was told to stop, the work is not wanted any more
+            # the pool waits for its process when the block ends; after an error the result is not needed
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
             raise
@@ -117,19 +117,19 @@ def run_tasks(
     start: Callable[[], None] | None = None,
     name: Callable[[T], str] = str,
 ) -> Iterator[tuple[T, R]]:
-    """Run tasks in worker processes (joblib's loky pool), and yield each with its result when it is done.
+    """Runs tasks in worker processes (joblib's loky pool), and yields each task with its result as it finishes.
 
-    A worker is given its next task when it has finished the one before: only those at work are in memory.
+    A worker takes its next task when it has finished one, so that at most ``workers`` tasks are in memory.
 
     Args:
-        work: runs one task; sent to each worker once.
-        tasks: picklable, taken one at a time.
-        workers: number of processes; with 1 and no ``start`` the tasks run in this one.
+        work: runs one task; it is sent to each worker once.
+        tasks: picklable tasks, which are consumed one at a time.
+        workers: number of processes; with 1 and no ``start`` the tasks run in this process.
         start: called once in each worker process, before its first task.
-        name: of a task, for the message when a worker is killed.
+        name: returns the name of a task, for the message if its worker is killed.
 
     Raises:
-        Exception: what a task raised; the other workers are then killed, as are their own children.
+        Exception: the exception of a task; the other workers and their children are then killed.
         RunFault: a worker was killed.
     """
     if workers == 1 and start is None:
@@ -138,7 +138,7 @@ def run_tasks(
         return
     from joblib.externals.loky import ProcessPoolExecutor as Pool
 
-    # loky starts fresh processes: a fork would copy the locks of tokenizer and progress bar threads as they are
+    # loky starts new interpreters: a fork would copy locks that threads of tokenizers and progress bars hold
     pool = Pool(workers, initializer=_begin_worker, initargs=(work, start))
     queue, running = iter(tasks), dict[Future[R], T]()
     try:
@@ -170,15 +170,15 @@ def _begin_worker(work: Callable[[Any], Any], start: Callable[[], None] | None) 
 def _run_task(task: Any) -> Any:
     global _start
     start, _start = _start, None
-    if start is not None:  # here, where an error reaches the parent
+    if start is not None:  # not in the initializer, whose exceptions do not reach the parent
         start()
     return _work(task)
 
 
 def _follow_parent() -> None:
-    """Ignore Ctrl-C, which the parent handles, and end with the parent, also when that gets kill -9."""
+    """Ignores Ctrl-C, which the parent handles, and ends this process when the parent ends, also by SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent, above = multiprocessing.parent_process(), os.getppid()  # a forkserver may stand between the two
+    parent, above = multiprocessing.parent_process(), os.getppid()  # the direct parent may be a forkserver
     assert parent is not None and parent.pid is not None
     pid = parent.pid
 
@@ -200,7 +200,7 @@ def _leave_job(cuda: bool | str) -> None:
 
 
 def _quietly(function: Callable[..., R], *arguments: Any) -> R:
-    """Call the function with stdout and stderr redirected to a file; progress bars go to the terminal."""
+    """Calls the function with stdout and stderr redirected to a file; progress bars go to the terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars

@@ -1,12 +1,12 @@
-"""What attention takes: each context mode, window, head size, type and chip, by version; one table for every reader.
+"""Which attention kernels support a run: by context mode, window, head size, dtype, GPU and installed versions.
 
 Example: with Transformer Engine 2.9 and ``parallel.cp_comm_type=a2a`` a run takes torch's layers, and
-``model.layers=transformer_engine`` is refused before any work, because :data:`CONTEXT_MODES` says that Transformer
-Engine takes packed sequences there from 2.10. :func:`choose_layers` decides it.
+``model.layers=transformer_engine`` is refused before any work, because Transformer Engine supports packed sequences in
+this mode from 2.10 (:data:`CONTEXT_MODES`). :func:`choose_layers` decides it.
 
-A comment names the source of each entry. Files are Transformer Engine's at the tag that the comment names: ``cp`` is
-``pytorch/attention/dot_product_attention/context_parallel.py``, ``utils`` and ``backends`` lie beside it, and ``cudnn``
-is ``common/fused_attn/fused_attn.cpp``. Read at 2.9 to 2.18; no line was run on a GPU.
+A comment gives the source of each entry in Transformer Engine's repository at the named tag: ``cp`` is
+``pytorch/attention/dot_product_attention/context_parallel.py``, ``utils`` and ``backends`` are in the same folder, and
+``cudnn`` is ``common/fused_attn/fused_attn.cpp``. Read at 2.9 to 2.18; no line was run on a GPU.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from solopo_nemo.runtime.errors import UserError, require
 
 @dataclass(frozen=True)
 class ContextMode:
-    """What one way of context parallelism takes, with packed (THD) sequences.
+    """Support of one mode of context parallelism for packed (THD) sequences.
 
     Attributes:
-        since: Transformer Engine from which it takes them; None: none that was read does.
-        ours: this project packs and communicates for it; its layers for the CPU have it.
-        windows: sliding windows too.
-        splits_heads: the ranks share the heads, which they have to divide.
+        since: first version of Transformer Engine that supports it; None if no version that was read does.
+        ours: whether this project supports the mode: packing, and its own layers.
+        windows: whether the mode supports sliding windows.
+        splits_heads: whether the heads are split over the ranks, so that the ranks must divide them.
     """
 
     since: str | None
@@ -56,33 +56,33 @@ FLASH_ATTENTION = {  # newest first
     "2.10": ("2.1.1", "2.8.3"),  # v2.10 utils:116-118, the same in v2.18 utils:121-123
     "2.9": ("2.1.1", "2.8.1"),  # v2.9 utils:116-118, and backends:83-88 leaves a newer one unused
 }
-"""Oldest and newest flash-attn, by the Transformer Engine that takes it."""
+"""Oldest and newest supported flash-attn, by the first version of Transformer Engine with this range."""
 FLASH_ATTENTION_BLACKWELL = "2.7.3"  # v2.9 utils:117, backends:84
 """Oldest flash-attn for compute capability 10.0 and newer."""
 PRECISIONS = ("bf16",)  # v2.9 utils:428-448: fp16 and bf16, of which this project trains in bf16
-"""``trainer.precision`` that the packed attention of a GPU takes."""
+"""Values of ``trainer.precision`` that Transformer Engine's packed attention supports."""
 OLDEST_CHIP = (8, 0)  # v2.9 utils:415-421
 CUDNN_CHIP, CUDNN_OLDEST = (9, 0), (9, 6)  # v2.9 cudnn:327-329: packed sequences with grouped heads
 CUDNN_BROKEN = ((9, 10, 0), (9, 10, 1))  # v2.9 cudnn:366
 CUDNN_REFUSES = (12, 0)  # v2.9 utils:672-678; v2.18 utils:993 takes it with cuDNN 9.18.1
 PINNED = {"transformer-engine": "2.11.0", "flash-attn": "2.8.3"}
-"""What ``requirements/gpu.txt`` installs, and what the planner plans for on a machine without Transformer Engine."""
+"""The versions in ``requirements/gpu.txt``, which the planner assumes on a machine without Transformer Engine."""
 
 ENGINE, TORCH = "transformer_engine", "torch"
 LAYERS = ("auto", ENGINE, TORCH)
 """The values of ``model.layers``."""
-WIDEST_HEAD = 256  # flash_api.cpp of torch 2.9 to 2.13: so wide, and a multiple of 8
+WIDEST_HEAD = 256  # flash_api.cpp of torch 2.9 to 2.13: at most 256, and a multiple of 8
 
 
 @dataclass(frozen=True)
 class Installed:
-    """What this machine has, or a cluster's machines have.
+    """The installed versions and the GPU of this machine, or of a cluster's machines.
 
     Attributes:
-        engine: Transformer Engine's version; None: it is not installed.
-        flash: flash-attn's.
-        cudnn: cuDNN's version, such as ``(9, 10, 2)``; None: not known.
-        chip: compute capability, such as ``(9, 0)``; None: not known.
+        engine: version of Transformer Engine; None if it is not installed.
+        flash: version of flash-attn; None if it is not installed.
+        cudnn: version of cuDNN, such as ``(9, 10, 2)``; None if unknown.
+        chip: compute capability, such as ``(9, 0)``; None if unknown.
     """
 
     engine: str | None
@@ -97,12 +97,12 @@ class Installed:
 
     @classmethod
     def planned(cls) -> Installed:
-        """The machines of a plan: this one where it has Transformer Engine, else :data:`PINNED`, chip not known."""
+        """The machines of a plan: this machine if it has Transformer Engine, else :data:`PINNED` and an unknown GPU."""
         return cls.here() if _version("transformer-engine") else cls(PINNED["transformer-engine"], PINNED["flash-attn"])
 
     @classmethod
     def of_run(cls, on_gpu: bool) -> Installed | None:
-        """Where a run computes: this machine if it has a GPU, else the planned ones; None for a run on CPUs."""
+        """The machines of a run: this machine if it has a GPU, else :meth:`planned`; None for a run on CPUs."""
         if not on_gpu:
             return None
         return cls.here() if device.cuda() else cls.planned()
@@ -110,14 +110,14 @@ class Installed:
 
 @dataclass(frozen=True)
 class Need:
-    """What a run asks of its attention.
+    """The requirements of a run on its attention.
 
     Attributes:
         precision: ``bf16`` or ``fp32``.
-        head_dim: of the model; None: not known yet.
-        window: the model has sliding windows.
-        mode: of context parallelism; None: there is one context rank.
-        own: what Transformer Engine's layers lack of the model; empty: nothing.
+        head_dim: head size of the model; None if it is not known yet.
+        window: whether the model has sliding windows.
+        mode: mode of context parallelism; None with one context rank.
+        own: what the model needs and Transformer Engine's layers lack (:func:`lacking`); empty if they lack nothing.
     """
 
     precision: str
@@ -128,11 +128,11 @@ class Need:
 
 
 def lacking(post_norms: bool, local_base: bool) -> str:
-    """What Transformer Engine's layers in Megatron-core lack of a model, for messages; empty: nothing.
+    """What a model needs and Megatron-core's layers of Transformer Engine lack, in words; empty if they lack nothing.
 
     Args:
-        post_norms: the model normalizes the outputs of attention and MLP.
-        local_base: its sliding-window layers have a rotary base of their own.
+        post_norms: whether the model normalizes the outputs of attention and MLP.
+        local_base: whether the sliding-window layers have a rotary base of their own.
     """
     parts = {"norms behind attention and MLP": post_norms, "rotary base for each kind of layer": local_base}
     return " and no ".join(part for part, asked in parts.items() if asked)
@@ -147,10 +147,10 @@ def _version(package: str) -> str | None:
 
 
 def check_experts() -> None:
-    """Refuse models with experts on a Megatron-core without a router of one's own and its padding (before 0.16).
+    """Refuses models with experts on a Megatron-core before 0.16, whose routers cannot ignore padding.
 
     Raises:
-        UserError: with the remedy.
+        UserError: with the required version.
     """
     found = _version("megatron-core")
     require(
@@ -160,17 +160,23 @@ def check_experts() -> None:
 
 
 def _at_least(found: str, wanted: str) -> bool:
-    """Compare releases: NVIDIA's 2.9.0a0+nv25.10 is what became 2.9.0."""
+    """Whether a version is at least another by release numbers: NVIDIA's 2.9.0a0+nv25.10 counts as 2.9.0."""
     return Version(Version(found).base_version) >= Version(wanted)
 
 
 def flash_bounds(engine: str) -> tuple[str, str]:
-    """Oldest and newest flash-attn that a Transformer Engine takes."""
+    """Oldest and newest flash-attn that a version of Transformer Engine supports."""
     return next((bounds for since, bounds in FLASH_ATTENTION.items() if _at_least(engine, since)), ("0", "0"))
 
 
 def takes_mode(mode: str, on: Installed | None, window: bool = False) -> bool:
-    """Whether a context mode runs with packed sequences; ``on=None`` is the CPU, where this project's layers run."""
+    """Whether a context mode runs with packed sequences.
+
+    Args:
+        mode: key of :data:`CONTEXT_MODES`.
+        on: the machine; None is a CPU, where this project's layers run.
+        window: whether the model has sliding windows.
+    """
     row = CONTEXT_MODES[mode]
     if not row.ours or (window and not row.windows):
         return False
@@ -178,10 +184,12 @@ def takes_mode(mode: str, on: Installed | None, window: bool = False) -> bool:
 
 
 def check_offered(mode: str) -> None:
-    """Check a context mode against what this project has at all; an unknown word is left to the option's own check.
+    """Refuses a context mode of Megatron-core that this project does not support.
+
+    A word that is no mode at all is refused by the check of the option.
 
     Raises:
-        UserError: Megatron-core has it, and packed sequences do not run with it.
+        UserError: packed sequences do not run in this mode here.
     """
     row = CONTEXT_MODES.get(mode)
     if row is not None and not row.ours:
@@ -193,24 +201,24 @@ def check_offered(mode: str) -> None:
 
 
 class Layers(NamedTuple):
-    """The layers of a run, ``transformer_engine`` or ``torch``, and why it takes these."""
+    """The layers of a run, ``transformer_engine`` or ``torch``, and the reason for them."""
 
     name: str
     why: str
 
 
 def choose_layers(wish: str, on: Installed | None, need: Need) -> Layers:
-    """Which layers a run takes; every check, planner and model asks here.
+    """Chooses the layers of a run, for all checks, the planner and the model.
 
-    ``auto`` is Transformer Engine where it is installed and takes what the run needs, else torch.
+    ``auto`` is Transformer Engine if it is installed and supports the run, else torch.
 
     Args:
-        wish: ``model.layers``.
-        on: what is installed; None is a CPU.
-        need: of the run.
+        wish: value of ``model.layers``.
+        on: the machine; None is a CPU.
+        need: requirements of the run.
 
     Raises:
-        UserError: the wish, or for ``auto`` either, does not run; with the remedy.
+        UserError: the chosen layers do not run, or for ``auto`` neither does; with the remedy.
     """
     if need.mode and need.window and not CONTEXT_MODES[need.mode].windows:
         wanted = next(name for name in OFFERED if CONTEXT_MODES[name].windows)
@@ -236,7 +244,7 @@ def choose_layers(wish: str, on: Installed | None, need: Need) -> Layers:
 
 
 def engine_refuses(on: Installed, need: Need) -> str | None:
-    """Why Transformer Engine does not run what is needed, with the remedy; None if it does."""
+    """The reason why Transformer Engine does not support the run, with the remedy; None if it does."""
     if on.engine is None:
         return (
             "Transformer Engine is not installed: install transformer-engine[pytorch]"
@@ -256,7 +264,7 @@ def engine_refuses(on: Installed, need: Need) -> str | None:
             f"Transformer Engine takes parallel.cp_comm_type={need.mode} for packed sequences from "
             f"{CONTEXT_MODES[need.mode].since} on, and {on.engine} is installed: use {' or '.join(others)}"
         )
-    if on.chip is None or need.head_dim is None:  # nobody asked yet
+    if on.chip is None or need.head_dim is None:  # not known yet
         return None
     refusals = [reason for reason in (_flash_refuses(on, need.head_dim), _cudnn_refuses(on, need.head_dim)) if reason]
     if len(refusals) < 2:
@@ -269,9 +277,9 @@ def engine_refuses(on: Installed, need: Need) -> str | None:
 
 
 def torch_refuses(on: Installed, need: Need) -> str | None:
-    """Why torch's packed attention does not run what is needed on a GPU, with the remedy; None if it does.
+    """The reason why torch's packed attention does not support the run on a GPU, with the remedy; None if it does.
 
-    In fp32 its memory-efficient kernel runs, which takes any chip that torch takes, and any head.
+    In fp32 the memory-efficient kernel runs, which supports every GPU of torch and every head size.
     """
     if need.precision == "fp32":
         return None
@@ -289,7 +297,7 @@ def torch_refuses(on: Installed, need: Need) -> str | None:
 
 
 def _flash_refuses(on: Installed, head_dim: int) -> str | None:
-    """Why flash-attn is not used."""
+    """The reason why Transformer Engine does not use flash-attn; None if it does."""
     assert on.engine is not None and on.chip is not None
     oldest, newest = flash_bounds(on.engine)
     oldest = FLASH_ATTENTION_BLACKWELL if on.chip >= (10, 0) else oldest
@@ -307,7 +315,7 @@ def _flash_refuses(on: Installed, head_dim: int) -> str | None:
 
 
 def _cudnn_refuses(on: Installed, head_dim: int) -> str | None:
-    """Why cuDNN's fused attention is not used."""
+    """The reason why Transformer Engine does not use cuDNN's fused attention; None if it does."""
     assert on.chip is not None
     if on.chip < CUDNN_CHIP or on.chip == CUDNN_REFUSES:
         refused = f" and not {_dotted(CUDNN_REFUSES)}" if on.chip == CUDNN_REFUSES else ""

@@ -1,4 +1,4 @@
-"""Logs: the libraries' messages go to one file a rank, this project's to the terminal."""
+"""Logging: messages of libraries go to one file for each rank, messages of this project to the terminal too."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pathlib import Path
 from rich.logging import RichHandler
 
 LOUD = ("lightning.pytorch", "lightning.fabric", "megatron", "nv_one_logger", "torch.distributed.launcher")
+"""Loggers of libraries that install handlers of their own."""
 
 
 def show_own_messages(rank: int) -> None:
-    """Print this project's messages on rank 0 only; set up once a process."""
+    """Prints this project's messages on rank 0 only. Later calls in the same process change nothing."""
     own = logging.getLogger("solopo_nemo")
     own.setLevel(logging.INFO)
     own.propagate = False
@@ -26,7 +27,7 @@ def show_own_messages(rank: int) -> None:
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Keep NeMo's and Megatron's notes about packages that this project does not use off the terminal."""
+    """Suppresses the warnings that NeMo and Megatron print at import, about optional packages that are missing."""
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -37,9 +38,14 @@ def quiet_imports() -> Iterator[None]:
 
 
 def to_file(folder: Path, rank: int) -> None:
-    """Send what the libraries and this rank say to ``folder``, and on rank 0 errors also to stderr.
+    """Writes the messages of the libraries and of this rank to ``folder/rank_NNNNN.log``.
 
-    ``solopo_nemo.rank`` goes to the file alone, as does the stack of a rank that dies of a signal.
+    Rank 0 also prints errors to stderr. Messages of the logger ``solopo_nemo.rank`` and the stack of a rank that dies
+    of a signal go to the file only.
+
+    Args:
+        folder: created if it is missing.
+        rank: global rank.
     """
     from nemo.utils import logging as nemo_logging
 

@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees all of a file or nothing."""
+"""Atomic writes: a reader sees the whole file or no file."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from solopo_nemo.runtime.errors import UserError
 
 
 def nearest_existing(folder: Path) -> Path:
-    """A folder, or the nearest one above it that exists."""
+    """The folder itself if it exists, else its nearest parent that does."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def check_writable(folder: Path, key: str, *, make: bool = True) -> None:
-    """Make a folder and a file in it, before there is a result that could be lost.
+    """Checks that a folder can be written, before any work whose result could be lost.
 
     Args:
-        folder: where results will go.
-        key: the option that names it, for messages.
-        make: make the folder; else the nearest one above it that exists has to take a file.
+        folder: folder of the results.
+        key: the option that names the folder, for the message.
+        make: create the folder; otherwise the check writes to its nearest existing parent.
 
     Raises:
-        UserError: that cannot be done.
+        UserError: the folder cannot be created, or no file can be written.
     """
     try:
         if make:
@@ -40,11 +40,13 @@ def check_writable(folder: Path, key: str, *, make: bool = True) -> None:
 
 @contextmanager
 def atomic_text(path: Path, *, keep_empty: bool = True) -> Iterator[IO[str]]:
-    """Open a temporary neighbour of `path` for writing; it takes the name `path` when the block ends without error.
+    """Opens a temporary file beside ``path`` for writing, and renames it to ``path`` if the block ends without error.
+
+    The file is flushed to disk (fsync) before it is renamed.
 
     Args:
-        path: The file to write or replace.
-        keep_empty: Write an empty file too; else an earlier one is removed instead.
+        path: the file to write or replace.
+        keep_empty: write an empty file too; otherwise an empty result removes ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -62,10 +64,16 @@ def atomic_text(path: Path, *, keep_empty: bool = True) -> Iterator[IO[str]]:
 
 
 def beside(path: Path, what: str) -> Path:
-    """Path of what belongs to a result, such as its rejects: `pairs.jsonl` gives `pairs.jsonl.rejects.jsonl`."""
+    """The path of a companion file of a result: ``pairs.jsonl`` and ``rejects`` give ``pairs.jsonl.rejects.jsonl``."""
     return path.with_name(f"{path.name}.{what}.jsonl")
 
 
 def write_json_line(stream: IO[str], value: dict[str, Any], *, ascii_only: bool = False) -> None:
-    """Write one object as one line; non-ASCII text as it is, or escaped, which also takes text that is not valid."""
+    """Writes one object as one line of JSON.
+
+    Args:
+        stream: an open text file.
+        value: the object.
+        ascii_only: escape non-ASCII characters, which also writes lone surrogates; otherwise they stay as they are.
+    """
     stream.write(json.dumps(value, ensure_ascii=ascii_only) + "\n")

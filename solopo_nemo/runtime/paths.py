@@ -1,4 +1,4 @@
-"""Folders that the package brings along, and the ``~`` of paths that users give."""
+"""Folders of the package, and expansion of ``~`` in the paths that users give."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from solopo_nemo.runtime.errors import UserError
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 ASSETS = _PACKAGE / "assets"
-"""Templates of pages, shapes of public models, the embedded model, and the scripts for Slurm."""
+"""Page templates, shapes of public models, the embedded model, and the Slurm scripts."""
 
 CONF = (_PACKAGE / "conf").resolve()
 """The YAML defaults of every recipe. In a checkout ``solopo_nemo/conf`` is a link to ``conf``."""
@@ -22,14 +22,14 @@ EMBEDDED_PAIRS = ASSETS / "tiny_qwen2_pairs.jsonl.gz"
 
 
 def expand_home(path: str, key: str = "") -> str:
-    """A path with its leading ``~`` or ``~user`` replaced by the home folder, as a shell does for words of their own.
+    """Replaces a leading ``~`` or ``~user`` of a path by the home folder, as a shell does at the start of a word.
 
     Args:
-        path: a path, or a name that is none.
-        key: how messages name the option, such as ``output_dir=``.
+        path: a path, or a name such as a hub name, which is returned unchanged.
+        key: prefix of error messages that names the option, such as ``output_dir=``.
 
     Raises:
-        UserError: there is no such home folder.
+        UserError: the user has no home folder here.
     """
     try:
         # not the Path itself, which would drop the ./ of ./name

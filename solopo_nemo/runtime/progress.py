@@ -1,4 +1,4 @@
-"""Progress bars: on a terminal only, and on stderr, so that stdout stays for results."""
+"""Progress bars on stderr. They are drawn on a terminal only, and stdout holds results only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ T = TypeVar("T")
 
 
 def with_progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """Pass items through, drawing a bar where stderr is a terminal."""
+    """Yields the items unchanged, and draws a progress bar if stderr is a terminal.
+
+    Args:
+        items: what is iterated over.
+        description: text beside the bar.
+        total: number of items; by default ``len(items)``.
+    """
     console = Console(stderr=True)
     return track(items, description=description, total=total, console=console, disable=not console.is_terminal)

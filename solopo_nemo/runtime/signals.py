@@ -1,4 +1,4 @@
-"""Signals that stop a run: SIGTERM, SIGUSR1 (a scheduler's warning) or Ctrl-C, in any process of it."""
+"""Signals that stop a run: SIGTERM, SIGUSR1 (a scheduler's warning) or Ctrl-C, sent to any of its processes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal arrived where nothing must be saved first: the files on disk are enough to resume."""
+    """A signal arrived while nothing had to be saved: the files on disk are enough to resume."""
 
 
 @contextmanager
 def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Give the signals to ``handler`` while the block runs."""
+    """Installs ``handler`` for the signals while the block runs, and restores the former handlers after it."""
     earlier = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
@@ -31,11 +31,12 @@ def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Let the signals wait until the block has run: for what must not be left half done.
+    """Delays the signals until the block has ended, for work that must not be interrupted.
 
-    A thread that is being started cannot be waited for yet, which an executor that is told to shut down does.
+    An example is the start of an executor's thread: an executor that is shut down joins its threads, and a thread that
+    is still starting cannot be joined. Outside the main thread it does nothing, as handlers run in the main thread.
     """
-    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread alone
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     waiting: list[int] = []
@@ -49,12 +50,12 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Raise :class:`Stopped` wherever the block is when the first signal comes."""
+    """Raises :class:`Stopped` in the block at the first signal, and ignores later ones."""
     stopped = False
 
     def stop(number: int, _: Any) -> None:
         nonlocal stopped
-        if not stopped:  # a launcher may send more: they must not break off the cleaning up
+        if not stopped:  # a launcher may send several: they must not interrupt the clean-up
             stopped = True
             raise Stopped(signal.Signals(number).name)
 
@@ -63,29 +64,29 @@ def stopping_at_once() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Ignore the signals until the process ends: during Python's shutdown a second signal would kill it."""
+    """Ignores the signals until the process ends: a second signal during Python's shutdown would kill it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def spare_helpers() -> None:
-    """Keep SIGUSR1 from the processes started from here on; this one still gets it.
+    """Blocks SIGUSR1 in the processes that are started after this call; this process still handles it.
 
-    Slurm may send its warning to all processes of a job, which would end the server that Megatron's checkpoint writer
-    reports to: a run that has saved before could not save then.
+    Slurm may send its warning to all processes of a job. It would end the server that Megatron's checkpoint writer
+    reports to, and the run could not save any more.
     """
-    # takes the signal in the main thread's stead, where the handler runs all the same
+    # the kernel delivers the signal to this thread; Python runs the handler in the main thread
     threading.Thread(target=threading.Event().wait, name="signals", daemon=True).start()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 
 
 class StopRequest:
-    """The wish to stop, noted when a signal comes and acted on where all ranks can stop together.
+    """A request to stop. A signal handler records it, and all ranks act on it at the same step.
 
     Attributes:
-        received: a signal came to this process.
-        agreed: it came to some rank, and all ranks know.
-        asked_at: when all ranks last met to agree, as ``time.monotonic`` has it.
+        received: True if this process received a signal.
+        agreed: True if some rank received a signal and all ranks know it.
+        asked_at: ``time.monotonic()`` of the last call of :meth:`agree`.
     """
 
     def __init__(self) -> None:
@@ -94,11 +95,11 @@ class StopRequest:
         self.asked_at = 0.0
 
     def note(self, number: int, _: Any) -> None:
-        """Signal handler."""
+        """The signal handler: records the request."""
         self.received = True
 
     def agree(self) -> bool:
-        """Whether any rank was asked to stop; a collective of all ranks."""
+        """Whether any rank has received a signal. A collective of all ranks (one all-reduce of one number)."""
         import torch
         import torch.distributed as dist
 

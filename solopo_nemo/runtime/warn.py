@@ -1,4 +1,4 @@
-"""Messages that are said once a process."""
+"""Log messages that appear once in a process."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from functools import cache
 
 @cache
 def say_once(message: str, level: int = logging.INFO) -> None:
-    """Log something that concerns the whole process, however often it is noticed."""
+    """Logs a message at its first call in this process; later calls with the same message do nothing."""
     logging.getLogger("solopo_nemo").log(level, message)
 
 
 def warn_once(message: str) -> None:
-    """As :func:`say_once`, a warning."""
+    """Logs a warning once, as :func:`say_once` does."""
     say_once(message, logging.WARNING)

@@ -1,3 +1,3 @@
-"""A run: configuration, preparation, ranks, callbacks, report."""
+"""A run: checks, preparation, ranks, callbacks, checkpoints, failures, report."""
 
-import solopo_nemo.nemo_model  # noqa: F401  # before NeMo, which then imports with any Megatron-core
+import solopo_nemo.nemo_model  # noqa: F401  # before NeMo, which it makes importable with Megatron-core 0.16

@@ -1,11 +1,11 @@
-"""``solopo check``: everything that a run would refuse or warn of, and nothing of the run itself.
+"""``solopo check``: lists everything that a run would refuse or warn of, without running it.
 
-1. The configuration is loaded; overrides that are refused are left out, so that the rest can be checked.
-2. Every check of :data:`solopo_nemo.training.checks.CHECKS` is made, whatever the others found. A check of something
-   that could not be read (the data without a tokenizer) finds that again, and it is listed once.
-3. Where all is well, the planner predicts the memory of the longest sample.
+1. Load the configuration. Refused overrides are left out, so that the others can be checked.
+2. Make every check of :data:`solopo_nemo.training.checks.CHECKS`, also after a failed one. Checks that need the same
+   unreadable part (such as the tokenizer) find the same problem, which is listed once.
+3. If there is no problem, predict the memory of the longest sample.
 
-The output folder stays as it is: what has to be written lies in a temporary folder until the end.
+The output folder does not change. Files are written to a temporary folder, which is removed at the end.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from solopo_nemo.training.output_lock import OutputLock
 
 @dataclass
 class Findings:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        problems: what a run would refuse, and memory that will not do; one line each.
-        warnings: what a run would warn of.
-        run: of a sound run: samples, longest lengths in tokens, steps, layout, GiB.
+        problems: what the run would refuse, and predicted lack of memory; one line each.
+        warnings: what the run would warn of; one line each.
+        run: description of a run without problems: samples, longest lengths in tokens, steps, layout, memory in GiB.
         summary: the last line.
     """
 
@@ -50,7 +50,7 @@ class Findings:
 
     @contextmanager
     def listing(self) -> Iterator[None]:
-        """List a refusal, once, and go on."""
+        """Adds a UserError of the block to the problems, unless it is listed, and suppresses it."""
         try:
             yield
         except UserError as error:
@@ -58,7 +58,7 @@ class Findings:
                 self.problems.append(str(error))
 
     def show(self) -> int:
-        """Print everything; the exit code."""
+        """Prints warnings, problems and summary, and returns the exit code: 0, or 2 if there are problems."""
         for kind, lines in (("warning", self.warnings), ("error", self.problems)):
             for line in lines:
                 print(f"{kind}: {' '.join(line.split())}")
@@ -69,13 +69,14 @@ class Findings:
 def check_recipe(
     recipe: str, overrides: Sequence[str], gpus: int | None = None, gpu_memory: float | None = None
 ) -> Findings:
-    """Check a recipe as it would run here, or on given GPUs.
+    """Checks a recipe for this machine, or for a number of GPUs.
 
     Args:
-        recipe: its name.
-        overrides: of its configuration.
-        gpus: number of GPUs of the run; by default as many ranks as would be started here.
-        gpu_memory: GiB of each; with neither the run is checked for this machine's devices.
+        recipe: name of the recipe.
+        overrides: the words of the command line.
+        gpus: number of GPUs of the run; by default the number of ranks that this machine would start.
+        gpu_memory: memory of each GPU in GiB. Without ``gpus`` and ``gpu_memory`` the run is checked for the devices of
+            this machine.
     """
     with _noting() as warnings, tempfile.TemporaryDirectory(prefix="solopo-check-") as scratch:
         config, problems = load_reporting(recipe, overrides)
@@ -94,13 +95,13 @@ def check_recipe(
 def check_config(
     config: RunConfig, scratch: Path, found: Findings, gpus: int | None = None, gpu_memory: float | None = None
 ) -> None:
-    """Check a run; see :func:`check_recipe`.
+    """Checks a run; see :func:`check_recipe`.
 
     Args:
-        config: of the run.
-        scratch: empty folder for what has to be written.
-        found: gets the problems, and where there is none the description of the run.
-        gpus, gpu_memory: of another machine.
+        config: configuration of the run.
+        scratch: empty folder for temporary files.
+        found: receives the problems, or the description of a run without problems.
+        gpus, gpu_memory: see :func:`check_recipe`.
     """
     world = gpus or (environment.world_size() if environment.started_as_rank() else local_world(config))
     if gpus or gpu_memory:
@@ -118,14 +119,14 @@ def check_config(
 
 
 def _check_rows(start: Start) -> None:
-    """Read the rows where they could not be tokenized: that needs no model."""
+    """Reads the rows if they could not be tokenized, to find the problems that need no model."""
     if {"source", "model", "tokenizer"} & start.refused.keys():
         for _ in read_triplets(start.train, start.needs):
             pass
 
 
 def _predict(start: Start, where: str, machine: Machine, found: Findings) -> None:
-    """Describe a sound run, and compare its memory with the machine's."""
+    """Describes a run without problems, and compares its predicted memory with that of the machine."""
     summary, lengths = start.prepared.summary, longest_lengths(start.prepared.summary)
     run = Run.of(start.config, start.model, lengths, start.world, where)
     gib, device = memory(run).gib if is_known(run) else None, "GPU" if where == GPU else "CPU rank"
@@ -154,7 +155,7 @@ def _predict(start: Start, where: str, machine: Machine, found: Findings) -> Non
 
 @contextmanager
 def _noting() -> Iterator[list[str]]:
-    """Collect this project's warnings, each once, and show nothing on the terminal."""
+    """Collects this project's warnings in the block, each once, and prints none."""
     lines: list[str] = []
 
     class Note(logging.Handler):

@@ -1,6 +1,6 @@
-"""What is looked at before a run begins: one list, which the run itself and ``solopo check`` go through.
+"""All checks before a run begins, in one list for the run itself and for ``solopo check``.
 
-A run stops at the first thing that is wrong, before any weight is read; ``solopo check`` goes on to the end.
+A run stops at the first problem, before any weight is read. ``solopo check`` makes all checks.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ logger = logging.getLogger("solopo_nemo")
 
 @dataclass
 class Start:
-    """A start of a run, and what it starts from; each part is read once.
+    """A start of a run and its inputs, each of which is read once.
 
     Attributes:
-        config: of the run.
-        world: ranks.
-        on_gpu: the run computes on GPUs.
-        scratch: where ``solopo check`` writes, which leaves the output folder as it is. None: this is the run itself.
-        only_reference: nothing is trained; the reference log-probabilities are completed.
-        refused: the parts that could not be read.
+        config: configuration of the run.
+        world: number of ranks.
+        on_gpu: whether the run computes on GPUs.
+        scratch: folder for the files of ``solopo check``, which does not change the output folder; None in a run.
+        only_reference: whether the run only completes the reference log-probabilities.
+        refused: the errors of inputs that could not be read, by the name of the property.
     """
 
     config: RunConfig
@@ -80,37 +80,37 @@ class Start:
 
     @property
     def paths(self) -> Paths:
-        """The run's files."""
+        """The paths of the run's files."""
         return Paths(self.config.output)
 
     @property
     def written(self) -> Paths:
-        """Where data are written."""
+        """The paths of the files that this start writes: in the output folder, or in ``scratch``."""
         return self.paths if self.scratch is None else Paths(self.scratch)
 
     @property
     def bf16(self) -> bool:
-        """The weights are in bf16."""
+        """Whether the weights are bf16."""
         return (self.config.trainer.precision or device.default_precision(self.on_gpu)) == "bf16"
 
     @once
     def settled(self) -> list[Path]:
-        """The checkpoints that this start may go on from, once the output folder is ready for it."""
+        """The checkpoints that this start may resume from. Reading it makes the output folder ready for the start."""
         return settle_earlier_run(self.config, self.paths, only_look=self.scratch is not None)
 
     @property
     def saved(self) -> list[Path]:
-        """The same; none where the folder was refused."""
+        """:attr:`settled`, or an empty list if the output folder was refused."""
         return [] if "settled" in self.refused else self.settled
 
     @once
     def source(self) -> Path:
-        """The folder that ``model.init`` means."""
+        """The local folder of ``model.init``."""
         return find_model(self.config.model.init, weights=self.scratch is None)
 
     @property
     def template(self) -> Path:
-        """The Hugging Face folder there, which in a NeMo checkpoint has no weights."""
+        """The Hugging Face folder of :attr:`source`; in a NeMo checkpoint it has no weights."""
         return self.source / "hf" if is_checkpoint(self.source) else self.source
 
     @contextmanager
@@ -122,16 +122,16 @@ class Start:
 
     @once
     def model(self) -> ModelDescription:
-        """What the folder says of the model."""
+        """The description of the model."""
         folder, scaling = self.template, self.config.model.rope_scaling
         with self._of_model():
             return hf.read_config(folder, rope_scaling=scaling, rope_key="model.rope_scaling")
 
     @once
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer; a date in its chat template is that of the data, or of the checkpoint to resume."""
+        """The model's tokenizer. Its chat template prints the date of the tokenized data or the resumed checkpoint."""
         folder = self.template
-        with self._of_model():  # refused in the model's words, and not again as a tokenizer that cannot be loaded
+        with self._of_model():  # an unreadable config.json is reported as such, and not as a bad tokenizer
             hf.read_json(folder / "config.json")
         resumed = to_resume_from(self.config.trainer.resume, saved_checkpoints(self.paths.checkpoints))
         file = resumed / "hf" / "tokenizer_config.json" if resumed else None
@@ -140,17 +140,17 @@ class Start:
 
     @once
     def sources(self) -> dict[str, Any]:
-        """The files of data and weights as they lie there, seen before they are read."""
+        """The states of the files of data and weights, taken before the files are read."""
         return source_states(self.config)
 
     @once
     def train(self) -> Path:
-        """The file of samples."""
+        """The file or folder of the samples."""
         return training_file(self.config, self.written)
 
     @property
     def needs(self) -> Needs:
-        """The sequences that the objective and its reference run."""
+        """The sequences that the objective and the reference policy score."""
         objective = self.config.build_objective()
         return Needs(tuple(dict.fromkeys((*objective.sequences, *objective.reference_sequences))))
 
@@ -183,31 +183,31 @@ class Start:
 
     @property
     def trained(self) -> str | None:
-        """Fingerprint of the data that the run in the output folder was trained on; empty where it is not known."""
+        """Fingerprint of the data of the run in the output folder; empty if unknown, None without a checkpoint."""
         record = RunRecord.read(self.saved[-1] / RUN_RECORD) if self.saved else None
         return record.data if record else "" if self.saved else None
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """The number of optimizer steps of the whole run."""
         return total_steps(self.config, len(self.prepared.dataset))
 
     @property
     def imported(self) -> dict[str, Any]:
-        """What :attr:`origin` was when the initial weights were imported; empty before, and where it is damaged."""
+        """The :attr:`origin` at the import of the initial weights; empty before it, or if the file is damaged."""
         with suppress(UserError):
             return hf.read_json(self.paths.initial / "source.json")
         return {}
 
     @once
     def same_run(self) -> None:
-        """Weights, data and program are those of the checkpoint to go on from."""
+        """Checks that weights, data and program are those of the checkpoint to resume."""
         _check_same_weights(self)
         check_record(self)
 
     @once
     def origin(self) -> dict[str, Any]:
-        """Hash of the source's weights, and the states of its files; while these stay, nothing is hashed again."""
+        """Hash of the source's weights, and the states of its files. Unchanged files are not hashed again."""
         known = self.imported
         same = known.get("files") == self.source_files
         return {
@@ -218,7 +218,7 @@ class Start:
 
     @once
     def source_files(self) -> list[Any]:
-        """The states of the weights' files, and other rope scaling."""
+        """``model.rope_scaling`` and the states of the weight files."""
         return [self.config.model.rope_scaling, *file_states(self.source, weight_files(self.source))]
 
 
@@ -229,12 +229,12 @@ def _check_origin(start: Start) -> None:
             "weights: choose another output_dir"
         )
     if is_checkpoint(start.source):
-        rank = None if start.imported.get("files") == start.source_files else 0  # these have been read
+        rank = None if start.imported.get("files") == start.source_files else 0  # unchanged files are not read again
         check_origin(start.source, "model.init", start.config.model.trust_checkpoint, rank=rank)
 
 
 def _check_last_step(start: Start) -> None:
-    """Read the checkpoint of the last step whole: it is exported, without ranks that would read it."""
+    """Verifies all files of the checkpoint of the last step. It is exported without ranks that would verify it."""
     if start.saved and step_of(start.saved[-1]) >= start.steps:
         start.settled = put_damaged_aside(start.saved, only_look=start.scratch is not None)
 
@@ -274,7 +274,7 @@ def _check_reference(start: Start) -> None:
     resumed = to_resume_from(start.config.trainer.resume, start.saved)
     if start.only_reference or start.config.reference != "cached" or not sequences or resumed is None:
         return
-    start.same_run  # noqa: B018  # other data or weights have no scores here, which is no fault of its own
+    start.same_run  # noqa: B018  # reports other data or weights as such, and not as missing scores
     precision = "bf16" if start.bf16 else "fp32"
     key = cache_key(start.origin["weights"], start.prepared.fingerprint, sequences, precision)
     cache = ReferenceCache(start.paths.reference, key)
@@ -292,14 +292,14 @@ def _check_selection(start: Start) -> None:
 
 
 Check = Callable[[Start], object]
-"""Raises a `UserError` where a start has to be refused, and logs a warning where it is odd."""
+"""Raises a ``UserError`` if the start has to be refused; may log a warning."""
 
 EVERYWHERE: tuple[Check, ...] = (
     lambda start: check_suite(start.config),
     lambda start: check_world(start.config, start.world),
     lambda start: layers_of(start.config, None, start.on_gpu),
 )
-"""What every rank checks, and whoever submits a job: needs neither the model nor the data."""
+"""The checks of every rank, and of the launcher that submits a job. They need neither the model nor the data."""
 
 CHECKS: tuple[Check, ...] = (
     lambda start: start.settled,
@@ -323,24 +323,24 @@ CHECKS: tuple[Check, ...] = (
     lambda start: check_space(start.config, start.model, start.bf16, start.steps, len(start.saved)),
     _check_selection,
 )
-"""What the owner of the output folder checks after :data:`EVERYWHERE`, in this order, before any weight is read."""
+"""The further checks of the owner of the output folder, in this order, before any weight is read."""
 
 
 def check_all(start: Start, checks: Iterable[Check]) -> None:
-    """Check a start.
+    """Makes some checks of a start.
 
     Raises:
-        UserError: the first thing that is wrong.
+        UserError: the first problem.
     """
     for check in checks:
         check(start)
 
 
 def prepare(start: Start) -> None:
-    """Check and make everything that the ranks share. Idempotent; nothing is done twice.
+    """Checks a start, and writes all files that the ranks share. Files that exist already are not written again.
 
     Raises:
-        UserError: as :func:`check_all`.
+        UserError: see :func:`check_all`.
     """
     check_all(start, CHECKS)
     if short := shortage(start.config, start.model, start.prepared.summary, *own_machine(start.world)):

@@ -1,4 +1,4 @@
-"""Tokenized samples to packed micro-batches, in an order that depends on the seed and the step alone."""
+"""Packed micro-batches of the tokenized samples, in an order that depends on the seed and the step only."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ from solopo_nemo.training.prepare import shuffled, total_steps
 
 
 class SampleStream(Dataset[dict[str, Any]]):
-    """Epoch after epoch of the data set, each in its own order; item i never depends on what came before.
+    """All epochs of the data set, each in an order of its own. Item i does not depend on the items read before.
 
-    Which samples make up a global batch depends on the seed and the step alone; how they lie in it, on the layout.
+    The samples of a global batch depend on the seed and the step only. Their order in it depends on the layout, as it
+    balances the work of the data-parallel ranks.
 
     Args:
         samples: tokenized samples, memory-mapped.
-        steps: global batches, over all epochs.
-        global_batch: samples a step.
-        seed: of the shuffles.
-        costs: of each sample (see :func:`sample_costs`).
-        ranks: data-parallel ranks to spread them over.
-        micro_batch: samples a rank runs at a time.
+        steps: number of global batches over all epochs.
+        global_batch: samples of a step.
+        seed: seed of the shuffles.
+        costs: fp64 ``[samples]``, operations of each sample (see :func:`sample_costs`).
+        ranks: number of data-parallel ranks.
+        micro_batch: samples of a forward pass of a rank.
     """
 
     def __init__(
@@ -78,12 +79,14 @@ class SampleStream(Dataset[dict[str, Any]]):
 
 
 def sample_costs(samples: datasets.Dataset, sequences: Sequence[str], shape: ModelShape) -> np.ndarray:
-    """Floating-point operations of each sample's sequences, fp64 ``[samples]``; ids of prompts are not read.
+    """The floating-point operations of each sample's sequences, fp64 ``[samples]``.
+
+    Only the lengths of the prompts are read, not their token ids.
 
     Args:
         samples: tokenized samples, memory-mapped, without an indices mapping.
-        sequences: what the policy runs.
-        shape: of the model.
+        sequences: names of the sequences that the policy runs.
+        shape: shape of the model.
     """
     costs, names = np.zeros(len(samples)), {column: [0] for column in samples.column_names}
     for name in sequences:
@@ -97,13 +100,16 @@ def sample_costs(samples: datasets.Dataset, sequences: Sequence[str], shape: Mod
 
 
 class TripletDataModule(pl.LightningDataModule):
-    """Feeds the training samples; Megatron's sampler cuts each global batch over data-parallel ranks.
+    """Provides the packed micro-batches of a run.
+
+    DP: Megatron's sampler splits each global batch over the data-parallel ranks. CP: each rank packs its own share of
+    the tokens (:func:`solopo_nemo.data.packing.pack`). TP, SP, PP: all ranks pack the same micro-batches.
 
     Args:
-        config: of the run.
-        objective: names the sequences.
-        samples: tokenized samples.
-        shape: of the model, for what each sample costs.
+        config: configuration of the run.
+        objective: names the sequences of a sample.
+        samples: tokenized samples, memory-mapped.
+        shape: shape of the model, for the cost of each sample.
     """
 
     def __init__(self, config: RunConfig, objective: Objective, samples: datasets.Dataset, shape: ModelShape) -> None:
@@ -112,7 +118,7 @@ class TripletDataModule(pl.LightningDataModule):
         self.config, self.objective, self.samples = config, objective, samples
         self._samples = samples.with_format("numpy")
         self.steps = total_steps(config, len(samples))
-        # pipeline stages exchange the true shapes: the sampler's sequence length is never used
+        # seq_len is unused: with variable_seq_lengths the pipeline stages exchange their shapes
         self.data_sampler = nl.MegatronDataSampler(
             seq_len=1,
             micro_batch_size=config.trainer.micro_batch,
@@ -121,11 +127,11 @@ class TripletDataModule(pl.LightningDataModule):
         )
 
     def pack(self, samples: Sequence[Mapping[str, Any]], sequences: Sequence[str]) -> Batch:
-        """This rank's share of the named sequences of samples."""
+        """Packs the named sequences of some samples: this rank's share of the tokens."""
         return pack(samples, sequences, packing_layout(self.config))
 
     def reference_batch(self, batch: Batch) -> Batch:
-        """The sequences that the reference policy scores, of the samples of a micro-batch."""
+        """Packs the sequences that the reference policy scores, of the samples of a micro-batch."""
         samples = [self._samples[self._row_of[i]] for i in batch["ids"]]
         return self.pack(samples, self.objective.reference_sequences)
 
@@ -134,7 +140,7 @@ class TripletDataModule(pl.LightningDataModule):
         return {name: row for row, name in enumerate(self.samples["id"])}
 
     def train_dataloader(self) -> WrappedDataLoader:
-        """Micro-batches from the first sample that the restored step has not seen."""
+        """The micro-batches after the restored step."""
         assert self.trainer is not None
         self.data_sampler.init_consumed_samples = self.trainer.global_step * self.config.trainer.global_batch
         self.data_sampler.init_global_step = self.trainer.global_step

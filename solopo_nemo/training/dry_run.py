@@ -1,4 +1,4 @@
-"""``dry_run=true``: a recipe's optimizer step traced at full size here, without weights and without a GPU."""
+"""``dry_run=true``: traces one optimizer step of a recipe at full size, without weights and without a GPU."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
     from solopo_nemo.families.description import ModelDescription
 
 SHORT, RESPONSE = 1024, 128
-"""Tokens of the short prompt and of each response where ``dry_run.length`` is given."""
+"""Tokens of the short prompt and of each response if ``dry_run.length`` is given."""
 
 
 def dry_run_recipe(recipe: str, arguments: Sequence[str]) -> int:
-    """Trace a recipe; the result is printed, and written to ``output_dir/dry_run.json``.
+    """Traces a recipe, prints the result and writes it to ``output_dir/dry_run.json``.
 
     Args:
-        recipe: its name.
+        recipe: name of the recipe.
         arguments: command-line overrides, ``dry_run=true`` among them.
 
     Returns:
-        0, or 2 where the run does not fit.
+        0 if the run fits into the memory, else 2.
 
     Raises:
-        UserError: what the run would refuse or fail of.
+        UserError: the run would refuse the configuration or fail with it.
     """
-    # before anything asks for CUDA: fake tensors lie on the CPU, on a machine with GPUs too
+    # before the first call to CUDA: fake tensors are on the CPU, also on a machine with GPUs
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     config = load_config(recipe, arguments)
     on_gpu, world = config.dry_run.device == "cuda", _world(config)
@@ -77,12 +77,12 @@ def _say(text: str) -> None:
 
 
 def _world(config: RunConfig) -> int:
-    """Ranks of the run: ``dry_run.gpus``, or as few as the layout takes."""
+    """Number of ranks of the run: ``dry_run.gpus``, or the fewest that the layout allows."""
     return config.dry_run.gpus or config.parallel.model_ranks * config.parallel.least_data
 
 
 def _memory(config: RunConfig, world: int) -> float:
-    """GiB of a device: ``dry_run.memory``, a usual GPU's, or a rank's share of this machine's."""
+    """GiB of each device: ``dry_run.memory``, else 80 for a GPU, else a rank's share of this machine's memory."""
     if config.dry_run.memory is not None:
         return config.dry_run.memory
     return Machine().memory_gib if config.dry_run.device == "cuda" else device.memory_gib() / world

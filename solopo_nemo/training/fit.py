@@ -1,4 +1,4 @@
-"""One rank of a training run: builds NeMo model, trainer and callbacks, and trains."""
+"""Training on one rank: builds the NeMo model, the trainer and its callbacks, and trains."""
 
 from __future__ import annotations
 
@@ -56,15 +56,16 @@ def build_optimizer(config: RunConfig, steps: int) -> MegatronOptimizerModule:
 def fit(
     config: RunConfig, stop: StopRequest, only_reference: bool = False, callbacks: Sequence[pl.Callback] = ()
 ) -> None:
-    """Train, or only complete the reference cache.
+    """Trains, or only completes the reference cache.
 
-    Runs on every rank, after ``prepare`` has run once. Ends early, with everything saved, once ``stop`` is agreed.
+    Every rank calls it after :func:`solopo_nemo.training.checks.prepare` has run once. It saves and returns early after
+    a request to stop.
 
     Args:
-        config: of the run.
-        stop: a signal's wish to stop, agreed on by all ranks.
-        only_reference: stop before the first step.
-        callbacks: more of Lightning's, called last.
+        config: configuration of the run.
+        stop: request to stop, on which all ranks agree after each step.
+        only_reference: return before the first step.
+        callbacks: further Lightning callbacks, which are called last.
     """
     prepare_process()
     paths, objective = Paths(config.output), config.build_objective()
@@ -93,15 +94,15 @@ def fit(
         Metrics(paths.metrics, values, skip, samples, batch, [ProgressLine(data.steps)]),
     ]
     suite, every = config.trainer.select_best, config.trainer.checkpoint_every
-    keep = None if suite else config.trainer.keep_checkpoints  # the best one is known once it is scored
-    # the reference policy is the initial one, whatever has been trained since
+    keep = None if suite else config.trainer.keep_checkpoints  # Validation removes checkpoints after it has scored them
+    # with only_reference nothing is resumed, as the reference policy has the initial weights
     checkpoints = Checkpoints(paths, every, keep, None if only_reference else config.trainer.resume, stop)
     trainer_callbacks.append(checkpoints)
     if suite:
         trainer_callbacks.append(Validation(config, suite, stop, checkpoints))
     trainer_callbacks += callbacks
     local = environment.local_world_size()
-    # not nl.Trainer: that one deep-copies its arguments, callbacks and data included, to store them
+    # not nl.Trainer, which deep-copies its arguments, callbacks and data included
     trainer = pl.Trainer(
         accelerator="gpu" if device.cuda() else "cpu",
         devices=local,
@@ -110,10 +111,10 @@ def fit(
         strategy=SoLoPOStrategy(
             seed=config.trainer.seed,
             **parallel_sizes(config),
-            restore_config=nl.RestoreConfig(path=str(paths.initial)),  # where nothing is resumed
+            restore_config=nl.RestoreConfig(path=str(paths.initial)),  # used if no checkpoint is resumed
             verified=checkpoints.verified,
         ),
-        # the loss scale is bf16's too; without params_dtype policy and online reference take fp32's memory on the GPU
+        # bf16 takes a loss scale too (LOSS_SCALE); without params_dtype the parameters are fp32 on the GPU
         plugins=nl.MegatronMixedPrecision(
             "bf16-mixed", params_dtype=torch.bfloat16 if device.cuda() else None, fp16_loss_scale=LOSS_SCALE
         )
@@ -132,6 +133,6 @@ def fit(
     )
     with suppress(SIGTERMException):
         trainer.fit(model, data, ckpt_path=checkpoints.resumed)
-    dist.barrier()  # a launcher ends the ranks that are left when the first one has gone
+    dist.barrier()  # a launcher ends the other ranks after the first one exits
     if stop.agreed:
         logger.info("stopped after step %d; the same command goes on from here", trainer.global_step)

@@ -1,6 +1,6 @@
 """Runs a recipe: command line, preparation, ranks, export and report, exit code."""
 
-# Only light imports up here: Megatron's checkpoint writer starts a process that imports a rank's main module again.
+# Light imports only: Megatron's checkpoint writer starts a process that imports the main module of a rank again.
 from __future__ import annotations
 
 import json
@@ -35,26 +35,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger("solopo_nemo")
 
 StartRanks = Callable[[int, Path], int]
-"""Runs a number of ranks for the run in a folder and returns their exit code."""
+"""Takes a number of ranks and an output folder, runs the ranks and returns their exit code."""
 
 
 def run_recipe(
     recipe: str, arguments: Sequence[str], only_reference: bool = False, start: StartRanks | None = None
 ) -> int:
-    """Run a recipe, as the one process that a user started or as one rank of a job.
+    """Runs a recipe: as the process that a user started, or as one rank of a job.
 
     Args:
         recipe: name of its YAML in ``conf/``.
         arguments: command-line overrides.
         only_reference: stop when the reference log-probabilities are complete.
-        start: starts the ranks, and returns their exit code; without it they are this same command, run again.
+        start: runs the ranks; by default they run this process's command again.
 
     Returns:
-        0 finished, 75 stopped after saving and to be started again, 2 where ``check_only=true`` found problems or a dry
-        run does not fit; a crash is another number.
+        The exit code: 0 after the last step; 75 if the run saved and stopped on request; 2 if ``check_only=true`` found
+        problems or a dry run does not fit into memory; other numbers after a failure of the ranks.
 
     Raises:
         UserError: bad configuration or data.
+        RunFault: the run had to end.
     """
     logs.show_own_messages(environment.rank())
     if _wants(arguments, "check_only"):
@@ -78,13 +79,13 @@ def run_recipe(
 
 
 def _wants(arguments: Sequence[str], *keys: str) -> bool:
-    """Whether ``key=true`` is given for one of ``keys``; other overrides may be refused, and Hydra gives nothing."""
+    """Whether the arguments set one of ``keys`` to true. Hydra is not asked, as it may refuse other arguments."""
     given = [word.partition("=")[2].lower() for word in arguments if word.partition("=")[0] in keys]
     return given[-1:] == ["true"]
 
 
 def _run_here(config: RunConfig, only_reference: bool, run_ranks: StartRanks | None) -> int:
-    """As the one process that a user started: prepare, run the ranks, finish."""
+    """The process that a user started: prepares the run, runs its ranks and finishes it."""
     from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
     from solopo_nemo.training.ranks import start_ranks
 
@@ -107,7 +108,7 @@ def _run_here(config: RunConfig, only_reference: bool, run_ranks: StartRanks | N
 
 
 def _run_rank(config: RunConfig, only_reference: bool) -> int:
-    """As one rank of a job; rank 0 owns the output folder, unless the process that started the ranks does."""
+    """One rank of a job. Rank 0 owns the output folder, unless the recipe started the ranks and owns it."""
     from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
 
     start = Start(config, environment.world_size(), only_reference=only_reference)
@@ -125,7 +126,7 @@ def _run_rank_owning(config: RunConfig, only_reference: bool, prepare: Callable[
     rank, here = environment.rank(), environment.started_here()
     stop = StopRequest()
     for number in SIGNALS:
-        signal.signal(number, stop.note)  # to the end of the process: a launcher may send more
+        signal.signal(number, stop.note)  # until the process ends, as a launcher may send several signals
     spare_helpers()
     shared = SharedPreparation(config.output)
     if not here and (code := shared.wait() if rank else shared.prepare(prepare)):
@@ -134,12 +135,12 @@ def _run_rank_owning(config: RunConfig, only_reference: bool, prepare: Callable[
         with logs.quiet_imports():
             from solopo_nemo.core.device import prepare_process
 
-            prepare_process()  # before NeMo is imported: the import is faster then
+            prepare_process()  # before the import of NeMo, which it makes faster
             from solopo_nemo.training.failures.supervise import supervised_fit
         logs.to_file(config.output / "logs", rank)
         code = supervised_fit(config, stop, only_reference)
         if not here and rank == 0:
-            shared.outcome.unlink()  # all have read it: they trained together
+            shared.outcome.unlink()  # all ranks have read it, as they trained together
         if code:
             return code
     if not here and rank == 0 and not only_reference:
@@ -149,7 +150,7 @@ def _run_rank_owning(config: RunConfig, only_reference: bool, prepare: Callable[
 
 
 def _trained(config: RunConfig) -> bool:
-    """Whether the last step has been saved: an interrupted run may lack its export and report alone."""
+    """Whether the checkpoint of the last step exists. Only export and report may be missing then."""
     from solopo_nemo.data.prepared import load_prepared
     from solopo_nemo.training.prepare import total_steps
 
@@ -183,7 +184,7 @@ def _finished(config: RunConfig) -> bool:
 
 
 def _finish(config: RunConfig) -> None:
-    """Export, evaluate, report: after the last step, in one process."""
+    """Exports, evaluates and reports after the last step, in one process."""
     from solopo_nemo.nemo_model.convert import export_hf
     from solopo_nemo.training.checkpoints.selection import choose_checkpoint, remove_others
     from solopo_nemo.training.publish import write_card
@@ -217,9 +218,10 @@ def _push(config: RunConfig) -> None:
 
 @contextmanager
 def _whole_policy(config: RunConfig) -> Iterator[Path | None]:
-    """Where the whole policy is exported to: ``hf``; for adapters that are not merged a folder for the evaluation.
+    """Yields the folder that the policy is exported to with all its weights.
 
-    ``None`` where nothing asks for it.
+    It is ``hf``. With adapters that are not merged it is a temporary folder for the evaluation, or ``None`` without an
+    evaluation.
     """
     paths = Paths(config.output)
     if not config.peft.on or config.peft.merge:
@@ -237,9 +239,9 @@ def _measures_accuracy(config: RunConfig) -> bool:
 
 
 def _measure_accuracy(config: RunConfig, policy: Path | None) -> None:
-    """Measure answer accuracy on the built-in questions, before and after training, each once.
+    """Measures answer accuracy on the built-in questions, of the initial model and of the policy, each once.
 
-    Both come after training: the first step does not wait for them.
+    Both are measured after training, so that the first step does not wait for them.
     """
     from solopo_nemo.data.prepared import load_prepared
 
@@ -260,7 +262,7 @@ def _measure_accuracy(config: RunConfig, policy: Path | None) -> None:
 
 
 def _initial_model(config: RunConfig) -> Path | None:
-    """The folder that ``model.init`` means, where it still holds the weights that the run began with."""
+    """The folder of ``model.init``; ``None``, with a warning, if its weights have changed since the run's start."""
     from solopo_nemo.training.checks import Start
 
     start = Start(config, 1)
@@ -268,14 +270,14 @@ def _initial_model(config: RunConfig) -> Path | None:
         if start.origin["weights"] == start.imported.get("weights"):
             return start.source
         reason = "it holds other weights now than at the start"
-    except UserError as error:  # a trained run ends with its report, whatever has become of that folder
+    except UserError as error:  # a trained run gets its report, also if that folder is missing
         reason = str(error)
     logger.warning("no accuracy before training is measured: model.init=%s: %s", config.model.init, reason)
     return None
 
 
 def _ask(*asked: Any) -> Any:
-    """The answer accuracy; on a GPU from a process of its own: a rank holds the trained model's memory there."""
+    """The answer accuracy. On a GPU a child process measures it, as a rank holds the memory of the trained model."""
     return run_isolated("the answer accuracy", _accuracy, *asked) if device.cuda() else _accuracy(unseen, *asked)
 
 

@@ -1,4 +1,4 @@
-"""Lightning's loggers of a run; a resumed run goes on in the same ones."""
+"""Lightning loggers of a run. A resumed run continues in the same experiments."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from solopo_nemo.training.paths import Paths
 
 
 def build_loggers(config: RunConfig, resumed: Path | None) -> list[Logger]:
-    """The loggers that the configuration names.
+    """The loggers of the configuration.
 
-    Weights & Biases, MLflow, Trackio and SwanLab's cloud go on in the run of ``run.json``'s id, where ``WANDB_RUN_ID``
-    names no other. Offline a start of Weights & Biases or SwanLab is a folder, which ``wandb sync`` joins to that run.
-    TensorBoard hides what lies past the restored step, as ``metrics.jsonl`` cuts it.
+    Weights & Biases, MLflow, Trackio and SwanLab's cloud continue the run with the id in ``run.json``, or in
+    ``WANDB_RUN_ID``. Offline, each start of Weights & Biases or SwanLab writes a folder of its own, which
+    ``wandb sync`` joins to that run. TensorBoard hides the steps after the restored one.
 
     Args:
-        config: of a run that is prepared.
-        resumed: checkpoint that the run goes on from.
+        config: configuration of a prepared run.
+        resumed: checkpoint that the run resumes from, or None.
     """
     paths, loggers = Paths(config.output), list[Logger]()
     if config.logger.tensorboard:
@@ -72,7 +72,7 @@ def _optional_loggers(config: LoggerConfig, paths: Paths) -> list[Logger]:
 
 
 def _mlflow_run(uri: str, experiment: str, name: str) -> str | None:
-    """The id of the run with a name; None before the first start."""
+    """The id of the MLflow run with a name; None before the first start."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(uri)
@@ -83,11 +83,11 @@ def _mlflow_run(uri: str, experiment: str, name: str) -> str | None:
 
 
 class TrackioLogger(Logger):
-    """Logs to Trackio, which has no Lightning logger of its own.
+    """Logs to Trackio, which has no Lightning logger.
 
     Args:
-        project: of Trackio.
-        name: of the run; a run of that name goes on.
+        project: name of the Trackio project.
+        name: name of the run; an existing run of this name is continued.
     """
 
     def __init__(self, project: str, name: str) -> None:
@@ -98,21 +98,21 @@ class TrackioLogger(Logger):
 
     @property
     def name(self) -> str:
-        """The project."""
+        """The name of the project."""
         return self._project
 
     @property
     def version(self) -> str:
-        """The run."""
+        """The name of the run."""
         return self._run
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers of a step."""
+        """Logs the metrics of a step."""
         self._trackio.log(dict(metrics), step=step)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration lies beside the metrics."""
+        """Does nothing: ``config.yaml`` has the configuration."""
 
     def finalize(self, status: str) -> None:
-        """End the run."""
+        """Ends the run."""
         self._trackio.finish()

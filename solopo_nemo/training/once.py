@@ -1,4 +1,4 @@
-"""Properties of a start of a run that are read once, refusals included."""
+"""Cached properties of a start of a run, which also cache a UserError."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class once(cached_property[T]):
-    """A property that is read once; a refusal is kept as well, and raised again."""
+    """A ``cached_property`` that stores a UserError in ``refused`` of its object and raises it again at later reads."""
 
     def __get__(self, start: Any, owner: type[Any] | None = None) -> Any:
-        """Read it, or take what was read."""
+        """Returns the value, or raises the error, of the first read."""
         name = str(self.attrname)
         if name in start.refused:
             raise start.refused[name]

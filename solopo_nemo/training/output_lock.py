@@ -1,11 +1,13 @@
-"""One run at a time in an output folder: ``output_dir/.lock`` names the process that owns it.
+"""The lock of an output folder: ``output_dir/.lock`` names the process of the one run that owns it.
 
 1. The first process of a start (the recipe, or rank 0 under ``torchrun`` and Slurm) writes host, process and time.
-2. It touches the file every few seconds until it ends, and removes it.
-3. Another start checks whether the owner lives: by its process where it can see it, else by the file's time.
-   It refuses the folder, or takes over what a dead process left. A restarted job first waits for its earlier start.
-4. An owner that was silent for so long that another start took over ends itself, with its ranks and exit code 2: when
-   it next touches the file, when rank 0 ends a step (``callbacks/ownership.py``), or when it ends anyway.
+2. It touches the file every :data:`BEAT` seconds, and removes it at its end.
+3. Another start checks whether the owner is alive: by its process on the same machine, else by the time of the file.
+   It refuses the folder of a living owner, and takes over that of a dead one. A restarted job first waits for its
+   earlier start to end.
+4. An owner that could not touch the file for so long that another start took over ends itself and its ranks with exit
+   code 2. It notices at its next touch of the file, when rank 0 ends a step (``callbacks/ownership.py``), or at its
+   end.
 """
 
 from __future__ import annotations
@@ -34,20 +36,21 @@ PATIENCE = 30.0
 """Seconds without a touch after which an owner on another host counts as dead."""
 
 RESTART_PATIENCE = 120.0
-"""Seconds that a job which its scheduler started again waits for its earlier start to end."""
+"""Seconds that a job waits for its earlier start to end, after its scheduler has restarted it."""
 
 logger = logging.getLogger("solopo_nemo")
 
 
 class OutputLock:
-    """The lock of an output folder; use it as a context manager.
+    """Context manager that owns an output folder.
 
     Args:
-        output: the folder, made where it is missing.
-        patience: seconds to watch an owner on another host.
+        output: the folder, which is created if it is missing.
+        patience: seconds without a touch after which an owner on another host counts as dead.
 
     Raises:
-        UserError: on entering; another run owns the folder, or it cannot be written.
+        UserError: at entry, if another run owns the folder or it cannot be written; at exit, if another start has taken
+            the folder over.
     """
 
     def __init__(self, output: Path, patience: float = PATIENCE) -> None:
@@ -56,7 +59,7 @@ class OutputLock:
         self._thread = threading.Thread(target=self._beat, name="output lock", daemon=True)
 
     def refuse_if_owned(self) -> None:
-        """Look whether the folder can be taken, and change nothing.
+        """Checks that no other run owns the folder, without a change.
 
         Raises:
             UserError: another run owns it.
@@ -67,7 +70,7 @@ class OutputLock:
     def __enter__(self) -> OutputLock:
         try:
             while not self._taken():
-                pass  # an owner removed the file while it was opened here
+                pass  # an owner removed the file after it was opened here
         except OSError as error:
             raise UserError(f"output_dir={self.path.parent}: cannot be written ({error.strerror})") from None
         self._thread.start()
@@ -80,13 +83,13 @@ class OutputLock:
             raise taken_over(self.path.parent) from None
         self.path.unlink(missing_ok=True)
         with suppress(OSError):
-            self.path.parent.rmdir()  # where a refused run wrote nothing else
+            self.path.parent.rmdir()  # if a refused run wrote nothing else
 
     def _taken(self) -> bool:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+", encoding="utf-8") as stream:
-            with suppress(OSError):  # not every shared file system has it
-                fcntl.flock(stream, fcntl.LOCK_EX)  # of two starts at once, one looks first
+            with suppress(OSError):  # some shared file systems do not support it
+                fcntl.flock(stream, fcntl.LOCK_EX)  # orders two starts at the same time
             stream.seek(0)
             self._refuse_if_owned(stream.read())
             if not self.path.exists() or self.path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
@@ -98,7 +101,7 @@ class OutputLock:
     def _refuse_if_owned(self, text: str) -> None:
         try:
             owner = json.loads(text)
-            # a scheduler may start a job again while its earlier start still saves
+            # a scheduler may restart a job while its earlier start still saves
             until = time.monotonic() + (RESTART_PATIENCE if environment.restarted() else 0)
             while (alive := self._lives(owner)) and time.monotonic() < until:
                 time.sleep(0.5)
@@ -116,14 +119,14 @@ class OutputLock:
         if owner["machine"] == own["machine"]:
             try:
                 process = psutil.Process(owner["pid"])
-                # in a container nobody may reap what has ended
+                # in a container an ended process may stay a zombie
                 is_over = process.status() == psutil.STATUS_ZOMBIE
                 return not is_over and abs(process.create_time() - owner["created"]) < 1
             except psutil.NoSuchProcess:
                 return False
         logger.info("%s: a run on %s was here; looking whether it lives", self.path.parent, owner["host"])
         touched, until = self.path.stat().st_mtime_ns, time.monotonic() + self.patience
-        while self.path.stat().st_mtime_ns == touched:  # hosts' clocks differ: only the change counts
+        while self.path.stat().st_mtime_ns == touched:  # only a change counts, as the clocks of hosts differ
             if time.monotonic() >= until:
                 return False
             time.sleep(min(0.5, self.patience))
@@ -137,7 +140,7 @@ class OutputLock:
                 os.utime(self.path)
 
     def _is_mine(self) -> bool:
-        """False once another start has taken the place of an owner that was silent; True where nothing can be read."""
+        """Whether the file names this process. True if the file cannot be read."""
         own = _this_process()
         try:
             owner = json.loads(self.path.read_text(encoding="utf-8"))
@@ -149,12 +152,12 @@ class OutputLock:
 
 
 def lock_file(output: Path) -> Path:
-    """The file in an output folder that its owner touches."""
+    """The path of the lock of an output folder."""
     return output / ".lock"
 
 
 def taken_over(output: Path) -> UserError:
-    """The error for a run whose output folder another start has taken over."""
+    """The error of a run whose output folder another start has taken over."""
     who = ""
     with suppress(OSError, ValueError, KeyError, TypeError):
         owner = json.loads(lock_file(output).read_text(encoding="utf-8"))
@@ -166,7 +169,10 @@ def taken_over(output: Path) -> UserError:
 
 
 def end_at_once(output: Path) -> NoReturn:
-    """End this process and those that it started, and write nothing more; the process that started a rank speaks."""
+    """Kills the children of this process and exits with code 2 at once, without another write to the folder.
+
+    A rank that the recipe started prints nothing, as the recipe prints the error.
+    """
     if not environment.started_here():
         print("error:", taken_over(output), file=sys.stderr, flush=True)
     for child in psutil.Process().children(recursive=True):
@@ -176,7 +182,7 @@ def end_at_once(output: Path) -> NoReturn:
 
 
 def _this_process() -> dict[str, Any]:
-    """Who this process is; ``machine`` is the same wherever its process number means the same."""
+    """The content of the lock for this process. Equal ``machine`` means the same host and process-id namespace."""
     process = psutil.Process()
     machine = "unknown"
     with suppress(OSError):

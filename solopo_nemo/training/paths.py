@@ -10,7 +10,7 @@ from solopo_nemo.nemo_model.end_tokens import RUN_RECORD
 
 
 def _below(name: str) -> Path:
-    """A property of :class:`Paths`: a path below the output folder."""
+    """Declares a property of :class:`Paths`: a path below the output folder."""
     return cast(Path, property(lambda paths: paths.output / name))
 
 
@@ -23,32 +23,32 @@ class Paths:
     config = _below("config.yaml")
     """The resolved configuration."""
     record = _below(RUN_RECORD)
-    """What the run depends on beyond its configuration; see :mod:`solopo_nemo.training.checkpoints.record`."""
+    """Hashes of data and weights, and other facts; see :mod:`solopo_nemo.training.checkpoints.record`."""
     metrics = _below("metrics.jsonl")
-    """One line a step."""
+    """One line of JSON for each step."""
     checkpoints = _below("checkpoints")
     """Megatron checkpoints."""
     hf = _below("hf")
     """The final policy as a Hugging Face folder."""
     hf_adapter = _below("hf_adapter")
-    """The adapters of a run with ``peft=lora``, as peft reads them."""
+    """The adapters of a run with ``peft=lora``, in peft's format."""
     report = _below("report")
     """Plots and tables."""
     tensorboard = _below("logs/tensorboard")
-    """TensorBoard's events."""
+    """Event files of TensorBoard."""
     dry_run = _below("dry_run.json")
-    """What ``dry_run=true`` found."""
+    """Result of ``dry_run=true``."""
     alpha = _below("alpha.json")
-    """What ``objective.alpha=auto`` chose."""
+    """The alpha that ``objective.alpha=auto`` chose, with the gradient norms."""
     accuracy = _below("accuracy.json")
-    """Answer accuracy before and after."""
+    """Answer accuracy before and after training."""
     selection = _below("selection")
-    """Scores of the checkpoints, where the best one is chosen."""
+    """Scores of the checkpoints with ``trainer.select_best``."""
     tokenized = _below("data/tokenized")
     """The tokenized training samples."""
     builtin = _below("data/builtin.jsonl")
     """The generated built-in triplets."""
     initial = _below("initial")
-    """The initial weights as a NeMo checkpoint."""
+    """NeMo checkpoint of the initial weights."""
     reference = _below("reference")
     """Reference log-probabilities."""

@@ -1,5 +1,7 @@
-"""Check a recipe's configuration where it is submitted: ``python -m solopo_nemo.training.preflight RECIPE RANKS
-[overrides]`` prints the output folder, or ends with one line and exit code 2.
+"""Checks a recipe's configuration before a job is submitted.
+
+``python -m solopo_nemo.training.preflight RECIPE RANKS [overrides]`` prints the output folder, or prints one line and
+exits with code 2.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Check everything that needs neither model nor data, for a job of so many ranks.
+    """Makes all checks that need neither model nor data.
+
+    Args:
+        arguments: name of the recipe, number of ranks, overrides.
 
     Raises:
-        UserError: as in the run itself, or a run that a requeued job could not go on with.
+        UserError: the run itself would refuse the configuration, or a requeued job could not resume the run.
     """
     recipe, ranks, *overrides = arguments
     config = load_config(recipe, overrides)

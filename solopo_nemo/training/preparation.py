@@ -1,8 +1,9 @@
-"""Rank 0 prepares a run that ``torchrun`` or Slurm started; the other ranks wait until it is done, or gone.
+"""Preparation of a run under ``torchrun`` or Slurm: rank 0 prepares, and the other ranks wait.
 
 1. Rank 0 owns the output folder; see :mod:`solopo_nemo.training.output_lock`.
-2. It writes its exit code to an outcome file, whatever happens.
-3. Every other rank polls the outcome. It ends with one line when rank 0 has not touched its lock for :data:`PATIENCE`.
+2. Rank 0 writes the exit code of the preparation to an outcome file, also after an error.
+3. Every other rank polls the outcome file. It ends with one line if rank 0 has not touched its lock for
+   :data:`PATIENCE` seconds.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from solopo_nemo.runtime.signals import Stopped, stopping_at_once
 from solopo_nemo.training.output_lock import lock_file
 
 PATIENCE = 120.0
-"""Seconds without a sign of life after which rank 0 counts as gone."""
+"""Seconds without a touch of the lock after which rank 0 counts as dead."""
 
 logger = logging.getLogger("solopo_nemo")
 
 
 class SharedPreparation:
-    """The files in ``output_dir`` by which the ranks of one start share the preparation.
+    """The outcome file in ``output_dir``, through which the ranks of one start share the preparation.
 
     Args:
-        output: the run's output folder, on a file system that all ranks see.
+        output: output folder of the run, on a file system that all ranks share.
     """
 
     def __init__(self, output: Path) -> None:
@@ -37,10 +38,13 @@ class SharedPreparation:
         self.outcome = output / f".prepared-{environment.job_token()}"
 
     def prepare(self, work: Callable[[], None]) -> int:
-        """Run ``work`` on rank 0 and tell the others how it ended.
+        """Runs ``work`` on rank 0, and writes its exit code for the other ranks.
 
         Returns:
-            0; whatever ``work`` raises is raised here.
+            0.
+
+        Raises:
+            Exception: the exception of ``work``.
         """
         code = cli.EXIT_FAULT
         try:
@@ -60,19 +64,19 @@ class SharedPreparation:
         return code
 
     def wait(self, patience: float = PATIENCE) -> int:
-        """Wait on another rank for rank 0's exit code.
+        """Waits on another rank for the exit code of rank 0.
 
         Args:
-            patience: seconds without a sign of life that are tolerated.
+            patience: seconds without a touch of the lock after which rank 0 counts as dead.
 
         Raises:
-            RunFault: rank 0 is gone.
+            RunFault: rank 0 counts as dead.
         """
         beat, since = None, time.monotonic()
         while not self.outcome.exists():
             with suppress(FileNotFoundError):
                 touched = lock_file(self.output).stat().st_mtime_ns
-                if touched != beat:  # hosts' clocks differ: only the change counts
+                if touched != beat:  # only a change counts, as the clocks of hosts differ
                     beat, since = touched, time.monotonic()
             if time.monotonic() - since > patience:
                 raise RunFault(
@@ -83,6 +87,6 @@ class SharedPreparation:
         return int(self.outcome.read_text())
 
     def remove_earlier(self) -> None:
-        """Remove what earlier starts left."""
+        """Removes the outcome files of earlier starts."""
         for path in self.output.glob(".prepared-*"):
             path.unlink()

@@ -1,4 +1,4 @@
-"""The parts of a run's preparation, before its ranks start: model, weights, number of steps, built-in data."""
+"""Parts of a run's preparation before its ranks start: model, weights, number of steps, built-in data."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ logger = logging.getLogger("solopo_nemo")
 
 
 def find_model(init: str, weights: bool = True, option: str = "model.init=") -> Path:
-    """The local folder that ``model.init`` means: Hugging Face or NeMo.
+    """The local folder of ``model.init``: a Hugging Face folder or a NeMo checkpoint.
 
     Args:
-        init: folder, ``builtin``, or a name on the hub.
-        weights: download them as well.
-        option: what names it in a message.
+        init: a folder, ``builtin``, or a name on the hub, which is downloaded.
+        weights: whether to download the weights.
+        option: the option in messages, such as ``model.init=``.
 
     Raises:
-        UserError: there is none and the hub does not give it.
+        UserError: the folder does not exist or has no model, or the hub does not provide it.
     """
     named = f"{option}{init}"
     if init == "builtin":
@@ -75,7 +75,7 @@ def find_model(init: str, weights: bool = True, option: str = "model.init=") -> 
     try:
         wanted = ["*.json", "*.model", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(init, allow_patterns=wanted, ignore_patterns=["consolidated*", "original/*"]))
-    except Exception as error:  # whatever the hub client raises: offline, unknown, gated
+    except Exception as error:  # the hub client raises many types: offline, unknown name, gated model
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{named}: no such folder here, and the Hugging Face hub did not give it ({reason}); give a local folder"
@@ -83,23 +83,24 @@ def find_model(init: str, weights: bool = True, option: str = "model.init=") -> 
 
 
 def find_tokenizer(name: str) -> Path:
-    """The local folder that ``--tokenizer`` means: a folder with a tokenizer, or what ``model.init`` takes.
+    """The local folder of ``--tokenizer``: a folder with a tokenizer, or a value of ``model.init``.
 
     Raises:
-        UserError: there is none and the hub does not give it.
+        UserError: see :func:`find_model`.
     """
     return Path(name) if Path(name).is_dir() else find_model(name, weights=False, option="--tokenizer ")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that decide what a model computes: weights and configuration."""
+    """The weight files and the configuration of a model folder, sorted."""
     return sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".distcp") or p.name == "config.json")
 
 
 def file_states(folder: Path, files: Iterable[Path]) -> list[Any]:
-    """Names, sizes, times and inodes of files: where these are the same, so are the contents.
+    """Names, sizes, modification times and inodes of files, as a cheap substitute for their contents.
 
-    Files younger than two seconds, in which they may change without another time, equal nothing.
+    A file may change within two seconds without a new modification time. If a file is younger, the result contains the
+    present time, so that it equals no other result.
     """
     states = [(str(p.relative_to(folder)), p.stat()) for p in files]
     young = [time.time_ns() for _, state in states if time.time_ns() - state.st_mtime_ns < 2_000_000_000]
@@ -107,10 +108,7 @@ def file_states(folder: Path, files: Iterable[Path]) -> list[Any]:
 
 
 def source_states(config: RunConfig) -> dict[str, Any]:
-    """The files of ``data.train``, ``model.init`` and ``model.adapter``, to be compared without reading them.
-
-    A name that is no path stands for itself.
-    """
+    """The :func:`file_states` of ``data.train``, ``model.init`` and ``model.adapter``; a name that is no path stays."""
     adapter = config.model.adapter
     found: dict[str, Any] = {"data": config.data.train, "weights": config.model.init, "adapter": adapter}
     if adapter and Path(adapter).is_dir():
@@ -124,7 +122,7 @@ def source_states(config: RunConfig) -> dict[str, Any]:
 
 
 def hash_weights(folder: Path, model: ModelDescription) -> str:
-    """Hash of what a model folder computes: its weight files, and what was read of its configuration."""
+    """The SHA-256 of a model folder: its weight files, and the values of its configuration that affect the model."""
     digest = hashlib.sha256(model.computation().encode())
     for file in (file for file in weight_files(folder) if file.name != "config.json"):
         digest.update(file.name.encode())
@@ -135,15 +133,15 @@ def hash_weights(folder: Path, model: ModelDescription) -> str:
 
 
 def read_weights_hash(paths: Paths) -> str:
-    """Hash of the source that the initial checkpoint was made from."""
+    """The :func:`hash_weights` of the folder that the initial checkpoint was imported from."""
     return str(json.loads((paths.initial / "source.json").read_text())["weights"])
 
 
 def total_steps(config: RunConfig, samples: int) -> int:
-    """Optimizer steps of a run over a data set of ``samples``.
+    """The number of optimizer steps of a run over a data set of ``samples`` samples.
 
-    A last global batch that the epochs do not fill is filled from the next shuffle: no sample is dropped
-    and every step has the same weight.
+    If the epochs do not fill the last global batch, samples of the next shuffle fill it, so that no sample is dropped
+    and all steps have the same number of samples.
     """
     if config.trainer.max_steps is not None:
         return config.trainer.max_steps
@@ -156,13 +154,16 @@ def shuffled(seed: int, epoch: int, samples: int) -> np.ndarray:
 
 
 def seen_samples(config: RunConfig, samples: int) -> np.ndarray:
-    """Rows that the run's steps see, sorted: all, unless ``trainer.max_steps`` ends it within the first epoch."""
+    """The sorted indices of the samples that the run trains on, int64 ``[seen]``.
+
+    These are all samples, unless ``trainer.max_steps`` ends the run within the first epoch.
+    """
     seen = total_steps(config, samples) * config.trainer.global_batch
     return np.sort(shuffled(config.trainer.seed, 0, samples)[:seen])
 
 
 def length_in_words(config: RunConfig, samples: int) -> str:
-    """How many steps a run has, and what of its ``samples`` they see, left out and repeated samples included."""
+    """One sentence for the log: the number of steps and epochs of a run, and samples that are repeated or left out."""
     trainer, steps = config.trainer, total_steps(config, samples)
     batch, seen = trainer.global_batch, steps * trainer.global_batch
     passes = "1 epoch" if seen == samples else f"{seen / samples:.4g} epochs"
@@ -180,7 +181,7 @@ def length_in_words(config: RunConfig, samples: int) -> str:
 
 
 def training_file(config: RunConfig, paths: Paths) -> Path:
-    """The file that ``data.train`` means; the built-in one is written below ``paths``."""
+    """The file or folder of ``data.train``. The built-in triplets are generated below ``paths``."""
     if config.data.train != "builtin":
         return Path(config.data.train)
     from solopo_nemo.embedded import generate_triplets
@@ -194,7 +195,7 @@ def training_file(config: RunConfig, paths: Paths) -> Path:
 
 
 def import_weights(start: Start) -> None:
-    """Bring the initial weights, configuration and tokenizer into ``output_dir/initial``, unless these are there."""
+    """Writes initial weights, configuration and tokenizer to ``output_dir/initial``, unless they are there already."""
     from solopo_nemo.nemo_model.convert import import_hf
 
     source, initial, known = start.source, start.paths.initial, start.imported
@@ -210,7 +211,7 @@ def import_weights(start: Start) -> None:
     template, changes = initial / "hf", start.model.changes()
     if template.is_symlink() and changes:
         template.unlink()
-    if not template.is_symlink():  # the tokenizer and the end tokens may have changed, and the weights not
+    if not template.is_symlink():  # tokenizer and end tokens may have changed while the weights did not
         shutil.rmtree(template, ignore_errors=True)
         hf.copy_template(start.template, template, changes)
     with atomic_text(initial / "source.json") as stream:
@@ -218,11 +219,11 @@ def import_weights(start: Start) -> None:
 
 
 def keep_date(start: Start) -> None:
-    """Write the date in the run's prompts beside the initial weights, from which checkpoints and the export have it."""
+    """Stores the date of the run's prompts with the initial weights, from which checkpoints and the export copy it."""
     day, folder = start.prepared.summary.get("date"), start.paths.initial / "hf"
     if day is None:
         return
-    if folder.is_symlink():  # to the user's own checkpoint, which stays as it is
+    if folder.is_symlink():  # a link to the user's checkpoint, which must not change
         folder.unlink()
         hf.copy_template(start.template, folder, {})
     file = folder / "tokenizer_config.json"
@@ -233,7 +234,7 @@ def keep_date(start: Start) -> None:
 
 
 def _link_checkpoint(source: Path, destination: Path) -> None:
-    """Link to a NeMo checkpoint in place; only the marker is a file of our own."""
+    """Creates links to the parts of a NeMo checkpoint."""
     destination.mkdir(parents=True)
     for part in ("weights", "context", "hf"):
         (destination / part).symlink_to((source / part).resolve())

@@ -1,4 +1,4 @@
-"""What a finished run shows to others: a model card beside the exported policy, and the upload to the hub."""
+"""Publishing of a finished run: the model card of the exported policy, and the upload to the hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.report.rows import read_metrics
 
 LOGGERS = ("mlflow", "trackio", "swanlab")
-"""Loggers whose packages are installed by the user; each has its package's name."""
+"""Loggers whose package the user installs; each has the name of its package."""
 _PACKAGES = ("solopo-nemo", "torch", "megatron-core", "nemo_toolkit", "transformers", "tokenizers")
 _CITATION = """```bibtex
 @article{solopo,
@@ -34,11 +34,10 @@ logger = logging.getLogger("solopo_nemo")
 
 
 def check_publishing(config: RunConfig) -> None:
-    """Check what a run needs to show its results to others, before it begins.
+    """Checks the packages of the loggers and the access to the hub, before the run begins.
 
     Raises:
-        UserError: a logger's package is missing, or the hub cannot be reached: there is no token, or
-            ``HF_HUB_OFFLINE`` is set.
+        UserError: the package of a logger is missing, there is no token for the hub, or ``HF_HUB_OFFLINE`` is set.
     """
     for name in LOGGERS:
         if (project := getattr(config.logger, name)) and importlib.util.find_spec(name) is None:
@@ -53,19 +52,19 @@ def check_publishing(config: RunConfig) -> None:
 
 
 def exported_policy(config: RunConfig) -> Path:
-    """The folder to show to others: the policy, or its adapters where these are not merged."""
+    """The folder to publish: the policy, or the adapters if they are not merged."""
     paths = Paths(config.output)
     return paths.hf_adapter if config.peft.on and not config.peft.merge else paths.hf
 
 
 def write_card(config: RunConfig, step: int) -> None:
-    """Write ``README.md`` beside the exported policy: base model, recipe, data, objective, metrics, versions, citation.
+    """Writes the model card ``README.md`` of the exported policy.
 
-    Paths of this machine are not in it, only the last part of each.
+    It has base model, recipe, data, objective, metrics, versions and citation. Of a local path it has only the name.
 
     Args:
-        config: of the run.
-        step: whose weights are exported.
+        config: configuration of the run.
+        step: the step whose weights are exported.
     """
     paths, base, policy = Paths(config.output), config.model.init, exported_policy(config)
     is_path = Path(base).exists() or base == "builtin"
@@ -99,10 +98,10 @@ def write_card(config: RunConfig, step: int) -> None:
 
 
 def push(config: RunConfig) -> None:
-    """Upload the exported policy to the hub; an upload of the same files changes nothing there.
+    """Uploads the exported policy to the hub. A second upload of the same files changes nothing there.
 
     Raises:
-        UserError: the hub refuses it, or cannot be reached.
+        UserError: the hub refuses the upload, or cannot be reached.
     """
     check_publishing(config)
     assert config.hub.push is not None
@@ -129,7 +128,7 @@ def _title(config: RunConfig) -> str:
 
 
 def _results(paths: Paths) -> dict[str, str]:
-    """The metrics of the last step, and the answer accuracy where it was measured."""
+    """The metrics of the last step, and the answer accuracy if it was measured, as rows of the card."""
     found = {}
     if rows := read_metrics(paths.metrics):
         shown = ("loss", "rewards/accuracy", "rewards/margin", "align/gap")

@@ -1,4 +1,4 @@
-"""Runs the ranks of one host under torch's elastic agent; forwards signals and returns how the ranks ended."""
+"""Runs the ranks of one host under torch's elastic agent, forwards signals to them and returns their exit code."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
 Report = Callable[[Mapping[int, tuple[int, float]]], Exception]
-"""Builds the error from the failed ranks: exit code (negative: the signal that killed it) and time of each."""
+"""Builds the error from the failed ranks: exit code (negative for a signal) and end time of each."""
 
 
 def start_ranks(count: int, output: Path) -> int:
-    """Run this same command as the ranks of a job on this host.
+    """Runs this process's command again as the ranks of a job on this host.
 
     Args:
-        count: of the ranks.
-        output: the run's folder.
+        count: number of ranks.
+        output: output folder of the run.
 
     Returns:
-        0, or 75 where the ranks have saved and stopped.
+        0, or 75 if the ranks have saved and stopped.
 
     Raises:
-        UserError, RunFault: why they ended.
+        UserError, RunFault: the reason why the ranks failed.
     """
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -53,7 +53,7 @@ def start_ranks(count: int, output: Path) -> int:
         run_id=start,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        local_addr="localhost",  # the host's own name need not resolve: docker run --network none
+        local_addr="localhost",  # the host's name may not resolve, as with docker run --network none
         max_restarts=0,
         monitor_interval=0.5,
     )
@@ -62,31 +62,31 @@ def start_ranks(count: int, output: Path) -> int:
     def report(ended: Mapping[int, tuple[int, float]]) -> Exception:
         return job_fault(files, count, ended, lambda: memory_advice(read_config(Paths(output).config), count))
 
-    # as it was started: a script, solopo, or python -m
+    # the command may be a script, solopo, or python -m
     return run_ranks(launch, sys.executable, sys.orig_argv[1:], report)
 
 
 def run_ranks(launch: LaunchConfig, command: str, arguments: Sequence[str], report: Report | None = None) -> int:
-    """Run a command as ranks on this host and return the exit code of the job, as far as this host knows it.
+    """Runs a command as the ranks of this host, and returns the exit code of the job as this host knows it.
 
-    A signal goes on to the ranks, which then save and stop; a second Ctrl-C kills them.
+    A signal is forwarded to the ranks, which then save and stop. A second Ctrl-C kills them.
 
     Args:
-        launch: ``torchrun``'s settings.
-        command: program.
-        arguments: the program's, unharmed.
-        report: raise this instead of returning 1 or 2.
+        launch: settings of ``torchrun``.
+        command: the program.
+        arguments: its arguments, which are passed on unchanged.
+        report: builds the error to raise in place of returning 1 or 2.
 
     Returns:
-        0; 2 where a rank ended with it; 75 where the ranks stopped on request; 1 for every other failure.
+        0; 2 if a rank exited with 2; 75 if the ranks stopped on request; 1 after any other failure.
     """
     import psutil
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
     for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # the ranks' own messages say what went wrong
-    # the other signals: torch's agent would kill ranks that have not saved in 30 s
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the ranks report their errors themselves
+    # not SIGTERM and SIGINT, after which torch's agent kills ranks that have not ended in 30 s
     launch = dataclasses.replace(launch, signals_to_handle="SIGHUP,SIGQUIT")
     stop = StopRequest()
 
@@ -99,15 +99,16 @@ def run_ranks(launch: LaunchConfig, command: str, arguments: Sequence[str], repo
 
     try:
         with handled_by(forward):
-            # the agent takes the arguments as templates, in which $$ is a dollar sign
+            # the agent reads arguments as templates, in which $$ is a dollar sign
             elastic_launch(launch, command)(*(word.replace("$", "$$") for word in arguments))
     except ChildFailedError as error:
         ended = {rank: (failure.exitcode, float(failure.timestamp)) for rank, failure in error.failures.items()}
         for failure in error.failures.values():
             with suppress(ProcessLookupError):
-                os.killpg(failure.pid, signal.SIGKILL)  # helpers of a rank that was killed itself
+                os.killpg(failure.pid, signal.SIGKILL)  # child processes of a rank that was killed
         codes = {code for code, _ in ended.values()}
-        if EXIT_RESUMABLE in codes or (stop.received and codes == {-signal.SIGTERM}):  # before it could listen
+        # SIGTERM kills a rank that has not installed its handler yet
+        if EXIT_RESUMABLE in codes or (stop.received and codes == {-signal.SIGTERM}):
             return EXIT_RESUMABLE
         if report is not None:
             raise report(ended) from None

@@ -1,4 +1,4 @@
-"""Reference log-probabilities on disk, under a hash of everything that changes them."""
+"""Reference log-probabilities on disk, keyed by a hash of everything that they depend on."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from solopo_nemo.runtime.errors import UserError
 
 Scores = dict[str, dict[str, float | list[float]]]
-"""Nats by sample id and sequence name; a list for a sample with several rejected answers."""
+"""Summed log-probabilities in nats by sample id and sequence name; a list for several rejected responses."""
 
 
 def cache_key(weights_hash: str, data_fingerprint: str, sequences: tuple[str, ...], precision: str) -> dict[str, Any]:
-    """Everything that a reference log-probability depends on.
+    """The key of a cache: everything that a reference log-probability depends on.
 
     Args:
-        weights_hash: content hash of the reference policy's weights.
-        data_fingerprint: hash of the data, the tokenizer and its template (see ``prepare_dataset``).
-        sequences: what is scored.
-        precision: compute dtype.
+        weights_hash: hash of the contents of the reference policy's weights.
+        data_fingerprint: hash of the token ids of the data (see ``prepare_dataset``).
+        sequences: names of the scored sequences.
+        precision: ``bf16`` or ``fp32``.
     """
     return {
         "weights": weights_hash,
@@ -32,7 +32,9 @@ def cache_key(weights_hash: str, data_fingerprint: str, sequences: tuple[str, ..
 
 
 class ReferenceCache:
-    """Reference log-probabilities on disk: one folder a key, one line a sample, any number of resumptions.
+    """A cache of reference log-probabilities: one folder for each key, one line of JSON for each sample.
+
+    Samples are appended, so that an interrupted scoring can be resumed.
 
     Args:
         root: folder of all caches.
@@ -46,7 +48,7 @@ class ReferenceCache:
         self.key = key
 
     def read(self) -> Scores:
-        """The complete lines; a last line that a kill cut short is ignored."""
+        """The scores of all complete lines. A line that a kill has cut short is ignored."""
         scores: Scores = {}
         if self.file.is_file():
             for line in self.file.read_text(encoding="utf-8").splitlines():
@@ -58,20 +60,24 @@ class ReferenceCache:
         return scores
 
     def incomplete(self, missing: int) -> UserError:
-        """The error for a run that has begun and lacks the scores of some samples."""
+        """The error for a resumed run whose cache lacks the scores of some samples.
+
+        Args:
+            missing: number of these samples.
+        """
         return UserError(
             f"{self.file}: the reference scores of this run are incomplete ({missing} samples missing) and its policy "
             "has moved on: run tools/cache_reference.py with the overrides of the run, then resume"
         )
 
     def append(self, scores: Scores) -> None:
-        """Add finished samples (one process only)."""
+        """Appends scored samples. Only one process may call it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "key.json").write_text(json.dumps(self.key, sort_keys=True, indent=2) + "\n")
         with self.file.open("a+b") as stream:
             if stream.tell():
                 stream.seek(-1, 2)
                 if stream.read(1) != b"\n":
-                    stream.write(b"\n")  # after a line that a kill cut short
+                    stream.write(b"\n")  # ends a line that a kill has cut short
             for i, row in scores.items():
                 stream.write(json.dumps({"id": i, **row}).encode() + b"\n")

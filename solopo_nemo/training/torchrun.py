@@ -1,8 +1,8 @@
 """``torchrun`` for a batch job: ``python -m solopo_nemo.training.torchrun [torchrun's options] PROGRAM [ARGUMENTS]``.
 
-It differs from torch's own in two ways. A signal (SIGTERM, SIGUSR1) is forwarded to the ranks, which may take as long
-as they need to save. The exit code of the ranks comes back: as this command's, and in a file for each node where
-``SOLOPO_EXIT_CODES`` names a folder, since ``srun`` has one exit code for all nodes and not always a task's.
+It differs from torch's ``torchrun`` in two ways. It forwards SIGTERM and SIGUSR1 to the ranks, and gives them as much
+time as they need to save. It exits with the exit code of the ranks, and writes that code to a file for each node in the
+folder ``SOLOPO_EXIT_CODES``, because ``srun`` has a single exit code for all nodes, which is not always a task's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from solopo_nemo.training.ranks import run_ranks
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the ranks of this node; under Slurm its node rank is known without an option."""
+    """Runs the ranks of this node and returns their exit code. Under Slurm the node rank comes from the environment."""
     from torch.distributed.run import config_from_args, parse_args
 
     node = os.environ.get("SLURM_NODEID", "0")

@@ -1,1 +1,1 @@
-"""What runs with the training steps: metrics, progress, reference scores, scoring of checkpoints."""
+"""Lightning callbacks of the training steps: metrics, progress, reference scores, scoring of checkpoints."""

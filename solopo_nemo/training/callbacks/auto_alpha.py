@@ -1,4 +1,4 @@
-"""``objective.alpha=auto``: the weight of the alignment, chosen once before the first update."""
+"""``objective.alpha=auto``: the run chooses the weight of the alignment once, before the first update."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from solopo_nemo.runtime.signals import StopRequest
 from solopo_nemo.training.datamodule import TripletDataModule
 
 SAMPLES = 128
-"""At least so many are looked at, in whole global batches: the norms of small batches differ by a factor of ten."""
+"""Smallest number of measured samples, in whole global batches: norms of small batches differ by a factor of ten."""
 LEAST, MOST = 0.01, 100.0
-"""Alpha is kept between these: beyond them one of the terms has next to no gradient, and their ratio means nothing."""
+"""Limits of alpha. Beyond them one of the terms has almost no gradient, and the ratio means nothing."""
 DIGITS = 3
-"""Significant digits of alpha: typed in, it gives the same run, and layouts, which differ by rounding, choose alike."""
+"""Significant digits of alpha. The rounded value can be typed in, and layouts that differ by rounding agree on it."""
 
 logger = logging.getLogger("solopo_nemo")
 
 
 @dataclass(frozen=True)
 class Norms:
-    """Gradient norms of the two terms of a loss on one global batch, each before its weight alpha.
+    """L2 gradient norms of the two parts of a loss on one global batch, without the weight alpha.
 
     Attributes:
-        rest: of everything but the alignment.
-        alignment: of the alignment.
+        rest: norm of the loss without its alignment term.
+        alignment: norm of the alignment term.
     """
 
     rest: float
@@ -49,14 +49,14 @@ class Norms:
 
 
 def balanced_alpha(norms: Sequence[Norms]) -> float:
-    """The alpha at which the alignment moves the weights as far as the rest of the loss does.
+    """The alpha at which the gradients of the alignment and of the rest of the loss have equal norms.
 
-    ``mean |grad rest| / mean |grad alignment|``, kept between ``LEAST`` and ``MOST``, to ``DIGITS`` digits. It takes
-    the alignment as it is configured: with ``detach_short`` its gradient is the long side's alone, and with a squared
-    distance it grows with the gap, so that alpha is smaller the further apart the two sides start.
+    It is ``mean |grad rest| / mean |grad alignment|``, limited to ``LEAST`` and ``MOST`` and rounded to ``DIGITS``
+    digits. The alignment is the configured one: with ``detach_short`` only the long side has a gradient, and with a
+    squared distance the gradient grows with the gap, so that a larger initial gap gives a smaller alpha.
 
     Args:
-        norms: of one or more global batches.
+        norms: norms of one or more global batches.
 
     Raises:
         UserError: a term has no gradient.
@@ -84,11 +84,11 @@ def balanced_alpha(norms: Sequence[Norms]) -> float:
 
 @dataclass(frozen=True)
 class Balance:
-    """What ``alpha.json`` in the output folder says.
+    """The content of ``alpha.json`` in the output folder.
 
     Attributes:
-        alpha: chosen.
-        norms: that it was chosen from, a global batch each.
+        alpha: the chosen value.
+        norms: the norms that it was chosen from, one entry for each global batch.
     """
 
     alpha: float
@@ -96,28 +96,28 @@ class Balance:
 
     @classmethod
     def read(cls, path: Path) -> Balance | None:
-        """The file's contents; None where there is no file."""
+        """Reads the file; None if it does not exist."""
         if not path.is_file():
             return None
         row = json.loads(path.read_text(encoding="utf-8"))
         return cls(row["alpha"], tuple(Norms(**norms) for norms in row["norms"]))
 
     def write(self, path: Path) -> None:
-        """Write the file."""
+        """Writes the file."""
         with atomic_text(path) as stream:
             stream.write(json.dumps(asdict(self), indent=2) + "\n")
 
 
 class AutoAlpha(pl.Callback):
-    """Gives the run its alpha before the first update, and the same one again when it is resumed.
+    """Sets the run's alpha before the first update. Every checkpoint stores it, and a resumed run takes it again.
 
-    Works at any layout, and after every callback's ``on_train_start``: the reference policy is there. Every checkpoint
-    holds the value.
+    It measures after the ``on_train_start`` of all callbacks, when the reference policy exists. Every layout gives the
+    same value.
 
     Args:
-        data: of the run.
-        path: ``alpha.json``.
-        stop: ends the measurement early.
+        data: data of the run.
+        path: path of ``alpha.json``.
+        stop: request to stop, which ends the measurement.
     """
 
     def __init__(self, data: TripletDataModule, path: Path, stop: StopRequest) -> None:
@@ -125,15 +125,20 @@ class AutoAlpha(pl.Callback):
         self._balance: Balance | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The state in a checkpoint: the :class:`Balance`."""
         return asdict(self._balance) if self._balance else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore from a checkpoint."""
+        """Restores the state of a checkpoint."""
         self._balance = Balance(state_dict["alpha"], tuple(Norms(**norms) for norms in state_dict["norms"]))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Measure alpha, unless the checkpoint that the run resumes from holds it."""
+        """Measures alpha, unless the resumed checkpoint has it.
+
+        Raises:
+            UserError: the resumed run had a number as its alpha, or a term has no gradient.
+            RunFault: a gradient is not finite.
+        """
         if self._balance is None:
             if trainer.global_step:
                 raise UserError(
@@ -142,7 +147,7 @@ class AutoAlpha(pl.Callback):
                 )
             norms = self._measure(trainer, pl_module)
             box = [Balance(balanced_alpha(norms), norms)]
-            dist.broadcast_object_list(box)  # the ranks may differ in a last bit
+            dist.broadcast_object_list(box)  # the norms of two ranks may differ in the last bit
             self._balance = box[0]
         pl_module.objective = replace(pl_module.objective, alpha=self._balance.alpha)
         if dist.get_rank() == 0:

@@ -6,15 +6,15 @@ from typing import Any
 
 
 class CollapseWatch:
-    """Tells when the alignment closes its gap by making the policy worse.
+    """Warns if the alignment gap closes because the policy gets worse.
 
-    In the paper's form nothing in a loss of differences holds the log-probability of the chosen answer
-    up: the gap can close because the short side sinks. Both are compared with the first steps.
+    The paper's loss has differences only, and does not keep the log-probability of the chosen response up: the gap can
+    close because the short side falls. Means of the last steps are compared with means of the first steps.
 
     Args:
-        window: steps that are averaged.
-        sink: how far ``logps/chosen`` may fall, as a share of its first value.
-        least: and at least, in nats; docs/collapse.md compares some.
+        window: number of steps of a mean.
+        sink: allowed fall of ``logps/chosen``, as a share of its first mean.
+        least: smallest fall that counts, in nats; docs/collapse.md compares some values.
     """
 
     def __init__(self, window: int = 5, sink: float = 0.5, least: float = 2.0) -> None:
@@ -23,7 +23,7 @@ class CollapseWatch:
         self.warned = False
 
     def see(self, row: dict[str, Any]) -> str | None:
-        """Take one step's metrics; the warning, once, when it is due."""
+        """Takes the metrics of a step, and returns the warning once if the policy collapses, else None."""
         if "align/gap" not in row or self.warned:
             return None
         self._rows.append((row["logps/chosen"], row["align/gap"]))

@@ -1,4 +1,4 @@
-"""Handles a loss or gradient that is not finite: stops before the weights change, or skips the batch."""
+"""Handles a loss or gradient that is not finite: stops before the weights change, or skips the update."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from solopo_nemo.training.callbacks.metrics import StepValues, update_skipped
 from solopo_nemo.training.checkpoints.files import last_saved
 
 IN_A_ROW = 20
-"""Batches skipped in a row before the run stops: the cause is then not a single batch."""
+"""Number of consecutive skipped updates after which the run stops: a single batch is not the cause then."""
 _SHOWN = 8
 
 logger = logging.getLogger("solopo_nemo")
 
 
 class NonFinite(pl.Callback):
-    """Looks at the loss terms before the optimizer does, and at Megatron's verdict on the gradients after it.
+    """Checks the loss terms before the optimizer's step, and Megatron's check of the gradients after it.
 
-    Megatron leaves out an update whose gradients are not finite (``loss_scale`` makes it look); a loss that is not
-    finite is made one of those. All ranks see the same reduced values and decide alike, at any layout.
+    Megatron skips an update whose gradients are not finite, if a ``loss_scale`` is set. After a loss that is not finite
+    the gradients are set to infinity, so that Megatron skips the update. All ranks have the same reduced values and
+    decide the same, at any layout.
 
     Args:
-        skip: go on with the next batch instead of stopping.
-        values: the step's metrics.
-        checkpoints: folder, for the message.
+        skip: whether to continue with the next batch instead of ending the run.
+        values: metrics of the step.
+        checkpoints: folder of the checkpoints, for the message.
     """
 
     def __init__(self, skip: bool, values: StepValues, checkpoints: Path) -> None:
@@ -38,7 +39,7 @@ class NonFinite(pl.Callback):
         self._in_a_row = 0
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        """After the backward pass: stop, or make Megatron leave out this update."""
+        """After the backward pass: ends the run, or makes Megatron skip this update."""
         terms = self._terms()
         if not terms:
             return
@@ -50,7 +51,7 @@ class NonFinite(pl.Callback):
                 buffer.grad_data.fill_(math.inf)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """After the optimizer: count what it left out."""
+        """After the optimizer's step: counts skipped updates."""
         skipped = update_skipped(pl_module)
         if skipped and not self._terms():
             self._tell(trainer, "the gradient", [i for i, _ in _samples(pl_module)], done=1)
@@ -79,7 +80,7 @@ class NonFinite(pl.Callback):
 
 
 def _samples(pl_module: Any) -> list[tuple[str, float]]:
-    """Id and loss of each sample of the global batch, on every rank; a collective."""
+    """Id and loss of each sample of the global batch, on every rank. A collective of all ranks."""
     own = [
         (i, loss)
         for ids, losses in pl_module.training_loss_reduction.samples

@@ -1,4 +1,4 @@
-"""metrics.jsonl, the loggers, and the watch over a collapsing policy."""
+"""Writes ``metrics.jsonl``, feeds the loggers, and warns of a collapsing policy."""
 
 from __future__ import annotations
 
@@ -26,38 +26,41 @@ rank_logger = logging.getLogger("solopo_nemo.rank")
 
 
 class StepValues(pl.Callback):
-    """The metrics of the current step, on every rank; there before any callback's ``on_before_optimizer_step``.
+    """The metrics of the current step on every rank. They exist before the callbacks' ``on_before_optimizer_step``.
 
     Attributes:
-        means: over the global batch.
+        means: metrics of the global batch by name.
     """
 
     def __init__(self) -> None:
         self.means: dict[str, float] = {}
 
     def on_megatron_step_end(self, step: Any) -> None:
-        """NeMo's event after forward and backward: take the metrics of the last stage and the routers; a collective."""
+        """NeMo's event after forward and backward: takes the metrics of the last stage and of the routers.
+
+        A collective of all ranks.
+        """
         model = step.pl_module
         self.means = _from_last_stage(model.training_loss_reduction.metrics)
         self.means |= take_metrics(model.module, model.config, step.num_microbatches)
 
 
 def update_skipped(pl_module: Any) -> bool:
-    """Whether Megatron left out the last update, because a gradient was not finite; the same on every rank."""
+    """Whether Megatron skipped the last update because a gradient was not finite; the same on every rank."""
     megatron = pl_module.optimizers(use_pl_optimizer=False).mcore_optimizer
     return any(bool(part.found_inf) for part in getattr(megatron, "chained_optimizers", [megatron]))
 
 
 class Metrics(pl.Callback):
-    """Writes one line a step on rank 0 and passes it on to Lightning's loggers and the listeners.
+    """Writes one line for each step on rank 0, and passes it to Lightning's loggers and to listeners.
 
     Args:
-        path: ``metrics.jsonl``; what lies past the restored step is cut off first.
-        values: of the step.
-        count_skipped: write how many updates were left out.
-        samples: size of the data set, for the epoch.
-        global_batch: samples a step.
-        listeners: called with each row, on rank 0.
+        path: path of ``metrics.jsonl``. Lines after the restored step are removed at the start.
+        values: metrics of the step.
+        count_skipped: whether to write the number of skipped updates.
+        samples: number of samples of the data set, for the epoch.
+        global_batch: samples of a step.
+        listeners: functions that are called with each row on rank 0.
     """
 
     def __init__(
@@ -76,10 +79,10 @@ class Metrics(pl.Callback):
         self._skipped = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Cut the file to the restored step."""
+        """Removes the lines after the restored step."""
         kept = [row for row in read_metrics(self.path) if row["step"] <= trainer.global_step]
         self._skipped = next((row.get("skipped", 0) for row in reversed(kept)), 0)
-        dist.barrier()  # all have read
+        dist.barrier()  # all ranks have read the file
         if dist.get_rank() == 0:
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
@@ -88,11 +91,11 @@ class Metrics(pl.Callback):
                 self._watch.see(row)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Start the clock."""
+        """Records the start time of the step."""
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Collect the row of this step."""
+        """Writes the row of this step. Time and peak memory are the maxima of all ranks."""
         seconds = time.perf_counter() - self._started
         values = dict(self.values.means)
         self._skipped += update_skipped(pl_module)
@@ -124,12 +127,12 @@ class Metrics(pl.Callback):
             listener(row)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        """Note the learning rate that this step takes (the schedule moves on before the step ends)."""
+        """Records the learning rate of this step, which the schedule changes before the step ends."""
         self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 def _from_last_stage(values: dict[str, float]) -> dict[str, float]:
-    """The last pipeline stage's metrics, on every stage."""
+    """The metrics of the last pipeline stage, on every stage."""
     if parallel_state.get_pipeline_model_parallel_world_size() == 1:
         return dict(values)
     box = [values]

@@ -13,7 +13,11 @@ from solopo_nemo.training.output_lock import end_at_once, lock_file
 
 
 class Ownership(pl.Callback):
-    """Ends rank 0 at the end of a step, before it writes anything of it, unless the owner is that of the start."""
+    """Ends rank 0 after a step, before it writes the step's files, if the owner of the output folder has changed.
+
+    Args:
+        output: output folder of the run.
+    """
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -25,6 +29,6 @@ class Ownership(pl.Callback):
         return ""
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Compare the owners."""
+        """Compares the owner with that of the start."""
         if environment.rank() == 0 and self._owner and self._read() not in ("", self._owner):
             end_at_once(self.output)

@@ -1,4 +1,4 @@
-"""Progress of a training run: a bar on a terminal, a line at intervals elsewhere."""
+"""Progress of a training run: a bar on a terminal, else a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class ProgressLine:
     """Listener of :class:`solopo_nemo.training.callbacks.metrics.Metrics` on rank 0.
 
     Args:
-        steps: of the whole run.
-        console: where to.
+        steps: number of steps of the whole run.
+        console: the console to write to; by default stdout.
     """
 
     def __init__(self, steps: int, console: Console | None = None) -> None:
@@ -35,7 +35,7 @@ class ProgressLine:
         self._task = self._bar.add_task("training", total=steps, values="")
 
     def __call__(self, row: dict[str, Any]) -> None:
-        """Show one step."""
+        """Shows the metrics of a step."""
         values = "  ".join(f"{name} {row[key]:.4g}" for key, name in SHOWN if key in row)
         done = row["step"] == self.steps
         if self.console.is_terminal:

@@ -1,4 +1,4 @@
-"""The frozen reference policy of a run: scored once and kept on disk, or run beside the policy.
+"""The frozen reference policy of a run: its scores are computed once and kept on disk, or it runs before each step.
 
 Each callback is the :class:`solopo_nemo.core.step.Reference` of the run's model.
 """
@@ -30,15 +30,16 @@ from solopo_nemo.training.reference_cache import ReferenceCache, Scores
 
 
 class ScoredReference(CachedReference, pl.Callback):
-    """Scores every sample that the run sees once with the initial weights, before its first step.
+    """Scores every sample of the run once with the initial weights, before the first step.
 
-    The policy itself is the reference policy until it is trained, its adapters off: no second copy is in memory.
+    The untrained policy, with its adapters off, is the reference policy, so that no second copy is in memory. The
+    scores are appended to the cache while the scoring runs. It works at any layout.
 
     Args:
-        cache: where the scores are kept.
-        data: of the run.
-        stop: ends the scoring early; what is scored stays in the cache.
-        only: stop after the cache is complete (``tools/cache_reference.py``).
+        cache: the cache on disk.
+        data: data of the run.
+        stop: request to stop, which ends the scoring; finished scores stay in the cache.
+        only: whether to end the run when the cache is complete (``tools/cache_reference.py``).
     """
 
     def __init__(self, cache: ReferenceCache, data: TripletDataModule, stop: StopRequest, only: bool = False) -> None:
@@ -46,15 +47,19 @@ class ScoredReference(CachedReference, pl.Callback):
         self.cache, self.data, self.stop, self.only = cache, data, stop, only
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Complete the cache, and check that it covers the run."""
+        """Completes the cache, and checks that it has all samples of the run.
+
+        Raises:
+            UserError: a resumed run lacks scores, which its trained policy cannot compute any more.
+        """
         names, scores = list(self.data.samples["id"]), self.cache.read()
         seen = seen_samples(self.data.config, len(names))
         lacking = sum(names[i] not in scores for i in seen)
-        dist.barrier()  # nobody appends before everybody has read
+        dist.barrier()  # all ranks have read the cache before rank 0 appends to it
         if lacking and trainer.global_step:
             raise self.cache.incomplete(lacking)
         if lacking:
-            # whole micro-batches of neighbours: what a sample is scored beside does not depend on the number of steps
+            # whole micro-batches of consecutive samples: their composition does not depend on the number of steps
             size = self.data.config.trainer.micro_batch * parallel_state.get_data_parallel_world_size()
             rows = (i for block in np.unique(seen // size) for i in range(block * size, (block + 1) * size))
             scores |= self._score(pl_module, [i for i in rows if i < len(names) and names[i] not in scores])
@@ -72,14 +77,14 @@ class ScoredReference(CachedReference, pl.Callback):
         done: Scores = {}
         with Progress(disable=dist.get_rank() != 0, transient=True) as progress:
             task = progress.add_task("reference log-probabilities", total=len(missing))
-            # one micro-batch a pipeline stage and data-parallel rank at a time: then it goes to disk
+            # 8 micro-batches for each pipeline stage and data-parallel rank, then the scores go to disk
             piece = size * dp * parallel_state.get_pipeline_model_parallel_world_size() * 8
             for start in range(0, len(missing), piece):
                 if self.stop.agree():
                     raise SIGTERMException
                 indices = missing[start : start + piece]
                 rounds = [indices[i : i + size * dp] for i in range(0, len(indices), size * dp)]
-                # every data-parallel rank runs equally many micro-batches; a missing one repeats the first
+                # every data-parallel rank runs the same number of micro-batches; a missing one repeats the first
                 groups = [r[dp_rank * size : (dp_rank + 1) * size] or r[:size] for r in rounds]
                 packed = [self.data.pack([samples[i] for i in group], names) for group in groups]
                 with adapters_off(pl_module.module):
@@ -104,12 +109,14 @@ class ScoredReference(CachedReference, pl.Callback):
 
 
 class OnlineScores(pl.Callback):
-    """A frozen copy of the initial policy, or the policy without its adapters, scores each global batch before it.
+    """Scores each global batch before the policy, with a frozen copy or with the policy's adapters off.
+
+    Memory: a copy holds its weights, divided by TP and PP; the policy with its adapters off needs none.
 
     Args:
-        checkpoint: the copy's weights (also when the policy is resumed from later ones); ``None``: the policy itself
-            is the reference policy with its adapters off, and no second copy is in memory.
-        data: of the run.
+        checkpoint: checkpoint of the initial weights, which the copy has also after a resume; ``None`` takes the policy
+            with its adapters off.
+        data: data of the run.
     """
 
     _model: Any
@@ -119,7 +126,7 @@ class OnlineScores(pl.Callback):
         self.checkpoint, self.data = checkpoint, data
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Build the copy, outside of everything that is trained, wrapped or saved."""
+        """Builds the frozen copy, which is no part of the trained, wrapped and saved model."""
         module = pl_module.module
         if self.checkpoint is not None:
             module = pl_module.config.configure_model(pl_module.tokenizer)
@@ -128,7 +135,7 @@ class OnlineScores(pl.Callback):
         self._model, self._reference = pl_module, OnlineReference(names, module, self.data.reference_batch)
 
     def on_megatron_step_start(self, step: Any) -> Any:
-        """NeMo's event before a global batch: score it, and give the policy its micro-batches."""
+        """NeMo's event before a global batch: scores its micro-batches and passes them on to the policy's step."""
         if step.forward_only:
             return step
         batches = [self._model.data_step(step.data) for _ in range(get_num_microbatches())]
@@ -136,12 +143,12 @@ class OnlineScores(pl.Callback):
         return dataclasses.replace(step, data=_Taken(batches))
 
     def scores(self, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """The scores of a micro-batch of this step."""
+        """The scores of a micro-batch of this step, fp32 ``[P]`` by sequence name, in nats."""
         return self._reference.scores(batch)
 
 
 class _Taken(Iterator[Any]):
-    """An iterator that NeMo recognises as one (it tests for the class)."""
+    """An iterator over micro-batches. NeMo tests for this base class."""
 
     def __init__(self, batches: list[Any]) -> None:
         self._batches = iter(batches)

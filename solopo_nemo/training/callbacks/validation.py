@@ -1,4 +1,4 @@
-"""Checkpoints scored while a run trains: each one when it has been saved, the best of them kept."""
+"""Scores each checkpoint of a run when it has been saved, and keeps the best one."""
 
 from __future__ import annotations
 
@@ -37,29 +37,30 @@ logger = logging.getLogger("solopo_nemo")
 
 
 class Validation(pl.Callback):
-    """Scores every checkpoint in a process beside rank 0, while all ranks wait; then removes what is not needed.
+    """Scores every checkpoint in a child process of rank 0 while all ranks wait, then removes superfluous checkpoints.
 
-    The ranks stay in touch, so that one that is lost or asked to stop ends the waiting of all. The scoring process
-    takes what training leaves free on rank 0's GPU. To be called after the checkpoints' own callback; any layout.
+    The waiting ranks run a collective every half second, so that a lost rank or a request to stop ends the wait of all.
+    The scoring process uses the free memory of rank 0's GPU. The callback comes after :class:`Checkpoints`. It works at
+    any layout.
 
     Args:
-        config: of the run.
-        suite: by which checkpoints are compared.
-        stop: a signal's wish to stop; what was being scored is scored by the next start.
-        checkpoints: saves them.
+        config: configuration of the run.
+        suite: name of the suite.
+        stop: request to stop; the next start scores the checkpoint again.
+        checkpoints: the callback that saves the checkpoints.
     """
 
     def __init__(self, config: RunConfig, suite: str, stop: StopRequest, checkpoints: Checkpoints) -> None:
         self.config, self.suite, self.stop, self.checkpoints = config, suite, stop, checkpoints
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Score what has been saved in this step, and what an earlier start left."""
+        """Scores the checkpoint of this step, and unscored checkpoints of earlier starts."""
         step, every = trainer.global_step, self.config.trainer.checkpoint_every
         if step % every and step != trainer.max_steps:
             return
         self.checkpoints.finish(trainer)
         waiting = [unscored_checkpoints(self.config, self.suite)]
-        dist.broadcast_object_list(waiting)  # rank 0's view: it alone writes scores
+        dist.broadcast_object_list(waiting)  # the list of rank 0, which writes the scores
         device.release_cached_memory()
         for checkpoint in waiting[0]:
             self._score(trainer, checkpoint)
@@ -71,7 +72,7 @@ class Validation(pl.Callback):
         if dist.get_rank() == 0:
             logger.info("scoring step %d by %s", step_of(checkpoint), self.suite)
         asked = (checkpoint, self.config, self.suite)
-        # the other GPUs are their ranks': lm_eval would spread the model over all that it sees
+        # one GPU only: lm_eval would spread the model over all GPUs that it sees
         begun = begin_isolated(f"scoring {checkpoint}", score_checkpoint, *asked, cuda=device.name_of_current())
         with begun if dist.get_rank() == 0 else nullcontext() as future:
             while self._running(future):
@@ -83,13 +84,13 @@ class Validation(pl.Callback):
                 lightning_logger.log_metrics({f"eval/{self.suite}": scored.value}, scored.step)
 
     def _running(self, future: Future[ScoredCheckpoint] | None) -> bool:
-        """Whether rank 0 still waits for its process.
+        """Whether rank 0 still waits for its process. A collective of all ranks.
 
         Raises:
-            SIGTERMException: the run is to stop.
+            SIGTERMException: a rank was asked to stop.
         """
         running = torch.tensor(int(future is not None and not future.done()), device=device.current())
-        time.sleep(LOOK_EVERY)  # who ends the processes of a job one by one has reached this one too by then
+        time.sleep(LOOK_EVERY)  # a launcher that signals the processes one by one reaches this one in this time
         dist.all_reduce(running, op=dist.ReduceOp.MAX)
         if self.stop.agree():
             raise SIGTERMException
@@ -97,7 +98,7 @@ class Validation(pl.Callback):
 
 
 def _shared_result(future: Future[ScoredCheckpoint] | None) -> ScoredCheckpoint:
-    """Rank 0's result, or its error, on all ranks."""
+    """Returns the result of rank 0, or raises its error, on all ranks."""
     box: list[Any] = [None]
     if future is not None:
         try:

@@ -1,1 +1,1 @@
-"""Checkpoints of a run: their files, saving, resuming, and which one becomes the policy."""
+"""Checkpoints of a run: files, saving, resuming, and selection of the exported one."""

@@ -1,7 +1,7 @@
-"""Checkpoints of a run on disk: which are whole, and which one a run goes on from.
+"""Checkpoints of a run on disk, and their verification.
 
-Each is a NeMo checkpoint (``weights``, ``context``) with an ``hf`` folder (configuration and tokenizer),
-each rank's random numbers (``rng``) and, written last, a manifest of all files. Its name says the step.
+A checkpoint is a NeMo checkpoint (``weights``, ``context``) with an ``hf`` folder (configuration and tokenizer), the
+random-number states of each rank (``rng``) and a manifest of all files, which is written last. Its name has the step.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from solopo_nemo.runtime.output import atomic_text
 PREFIX = "step_"
 MANIFEST = "manifest.json"
 CONVERSION = "conversion.json"
-"""What ``tools/convert.py`` leaves in the checkpoints that it writes."""
+"""The record of ``tools/convert.py`` in the checkpoints that it writes."""
 _BLOCK = 1 << 22
 _SMALL = 1 << 20
-"""Bytes of a file that is compared with the manifest at every start."""
+"""Largest size in bytes of the files that are compared with the manifest at every start."""
 
 logger = logging.getLogger("solopo_nemo")
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a manifest says about one file."""
+    """The entry of a file in a manifest: size in bytes and SHA-256."""
 
     size: int
     sha256: str
@@ -51,13 +51,13 @@ def step_of(checkpoint: Path) -> int:
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """The complete checkpoints of a folder, oldest first."""
     found = [p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()]
     return sorted(found, key=step_of)
 
 
 def last_saved(folder: Path) -> str:
-    """One phrase about the newest checkpoint, for messages."""
+    """A phrase about the newest checkpoint, for messages."""
     saved = saved_checkpoints(folder)
     return f"the last good checkpoint is of step {step_of(saved[-1])}" if saved else "nothing has been saved yet"
 
@@ -65,18 +65,18 @@ def last_saved(folder: Path) -> str:
 def record_file(
     path: Path, progress: Progress | None = None, entries: Iterable[tuple[int, int]] = (), written: bool = True
 ) -> FileRecord:
-    """Size and hash of a file; one pass.
+    """Computes size and hash of a file in one pass. Memory: twice the longest entry.
 
     Args:
         path: the file.
-        progress: shows the bytes read.
-        written: it has just been written: push it to the disk, and read what the disk gives back.
-        entries: offset and length of what the file must hold; an archive that ``torch.save`` wrote is checked against
-            its own checksums. Memory: the longest entry, twice.
+        progress: shows the bytes that are read.
+        entries: offset and length in bytes of the entries that the file must have. An entry that ``torch.save`` wrote
+            is an archive, and is checked against its checksums.
+        written: whether the file has just been written. It is then flushed to the disk and read back from it.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: an entry is not there, or reads back with another checksum.
+        ValueError: an entry is missing, or has another checksum.
     """
     digest, size = hashlib.sha256(), 0
 
@@ -92,7 +92,7 @@ def record_file(
     with path.open("rb") as stream:
         if written:
             os.fsync(stream.fileno())
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # not what is cached
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # drops the page cache of the file
         for offset, length in sorted(entries):
             while size < offset and read(stream, min(_BLOCK, offset - size)):
                 pass
@@ -117,7 +117,7 @@ def _check_archive(name: str, entry: bytes) -> None:
 
 
 def write_manifest(checkpoint: Path, files: dict[str, FileRecord]) -> None:
-    """Write the list of a checkpoint's files, and push it and the folders to the disk."""
+    """Writes the manifest of a checkpoint, and flushes it and the folders to the disk."""
     with atomic_text(checkpoint / MANIFEST) as stream:
         json.dump({name: vars(record) for name, record in sorted(files.items())}, stream, indent=1)
         stream.write("\n")
@@ -126,7 +126,7 @@ def write_manifest(checkpoint: Path, files: dict[str, FileRecord]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Push the entries of a folder to the disk."""
+    """Flushes the directory entries of a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -135,15 +135,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def find_damage(checkpoint: Path, rank: int | None = 0, ranks: int = 1) -> str | None:
-    """The first difference between a checkpoint's files and its manifest, in a few words; None if there is none.
+    """The first difference between the files of a checkpoint and its manifest, in words; None if there is none.
 
-    Sizes, and the contents of files up to 1 MiB, are always compared. The other files hold nearly all bytes: at
-    100 GB and 2 GB/s, comparing them takes 50 s, divided by the ranks where these share them.
+    Sizes, and contents of files up to 1 MiB, are always compared. The contents of the other files, nearly all bytes,
+    are split over the ranks: 100 GB at 2 GB/s take 50 s, divided by the number of ranks.
 
     Args:
-        checkpoint: folder.
-        rank: compares the files of the ranks that have its number modulo ``ranks``, which it most likely loads. None
-            leaves all of them to the ranks of a run.
+        checkpoint: folder of the checkpoint.
+        rank: compares the files that ranks with this number modulo ``ranks`` wrote, which it most likely loads. None
+            compares no large file.
         ranks: number of ranks that compare.
     """
     try:
@@ -191,20 +191,20 @@ def check_origin(
     vouch: str = "model.trust_checkpoint=true",
     rank: int | None = 0,
 ) -> None:
-    """Refuse a checkpoint that somebody else may have made, or that is not as it was written.
+    """Refuses a checkpoint that another program may have written, and a damaged one.
 
-    Loading one unpickles ``weights/.metadata`` (torch's ``FileSystemReader``) and calls whatever ``context/io.json``
-    names (NeMo's ``load_context``): it can run any code.
+    Loading a NeMo checkpoint unpickles ``weights/.metadata`` (torch's ``FileSystemReader``) and calls the functions
+    that ``context/io.json`` names (NeMo's ``load_context``), so that it can run any code.
 
     Args:
-        checkpoint: folder.
-        key: the configuration that names it, for messages.
-        trusted: the user vouches for it.
-        vouch: how the user does so, for messages.
-        rank: as for :func:`find_damage`.
+        checkpoint: folder of the checkpoint.
+        key: configuration key that names it, for messages.
+        trusted: whether the user trusts it.
+        vouch: the setting by which the user trusts it, for messages.
+        rank: see :func:`find_damage`.
 
     Raises:
-        UserError: it is foreign and nobody vouches for it, or it is damaged.
+        UserError: the checkpoint is neither this project's nor trusted, or it is damaged.
     """
     if (checkpoint / MANIFEST).is_file():
         if damage := find_damage(checkpoint, rank):
@@ -223,18 +223,18 @@ def damaged(checkpoint: Path, key: str, damage: str) -> UserError:
 
 
 def put_damaged_aside(checkpoints: list[Path], only_look: bool = False, rank: int | None = 0) -> list[Path]:
-    """Rename checkpoints whose files are not as they were written, from the newest down to the first good one.
+    """Renames damaged checkpoints, from the newest one to the first intact one.
 
     Args:
-        checkpoints: of one folder, oldest first.
-        only_look: rename none.
-        rank: as for :func:`find_damage`.
+        checkpoints: the checkpoints of one folder, oldest first.
+        only_look: whether to rename none.
+        rank: see :func:`find_damage`.
 
     Returns:
-        The others.
+        The checkpoints up to the first intact one, oldest first.
 
     Raises:
-        UserError: none is good.
+        UserError: all checkpoints are damaged.
     """
     good = list(checkpoints)
     while good:
@@ -252,7 +252,12 @@ def put_damaged_aside(checkpoints: list[Path], only_look: bool = False, rank: in
 
 
 def put_aside(checkpoint: Path, damage: str) -> None:
-    """Rename a damaged checkpoint, and log a warning."""
+    """Renames a damaged checkpoint, and logs a warning.
+
+    Args:
+        checkpoint: the checkpoint.
+        damage: the damage in words.
+    """
     aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
     number = 1
     while aside.exists():
@@ -271,13 +276,13 @@ def no_good_one(folder: Path) -> UserError:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed save or removal left; nothing may be saving there."""
+    """Removes temporary folders of killed saves and removals. No save may be in progress."""
     for path in (p for p in folder.glob(f".{PREFIX}*") if p.is_dir()):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_checkpoints(checkpoints: Iterable[Path]) -> None:
-    """Remove checkpoints; one that a kill leaves half removed has no checkpoint's name any more."""
+    """Removes checkpoints. Each is renamed first, so that a kill leaves no partial checkpoint under a valid name."""
     for checkpoint in checkpoints:
         hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
         shutil.rmtree(hidden, ignore_errors=True)

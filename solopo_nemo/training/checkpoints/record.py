@@ -1,7 +1,7 @@
-"""What a run depends on beyond its settings: written with the run and into every checkpoint, compared on resume.
+"""``run.json``: what a run depends on beside its configuration. It is in every checkpoint, and compared on resume.
 
-``run.json`` holds contents, not names: data and weights by their hashes, so that another path to the same file is the
-same run, and another file under the same path is not.
+It has hashes of data and weights instead of their paths. So the same file at another path is the same run, and another
+file at the same path is not.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from solopo_nemo.training.checks import Start
 
 COMPUTATION = 1
-"""Number of what a step computes. Raise it with a change of the code that gives another loss, gradient, update or order
-of samples for the same settings, data and weights: a run that an earlier version began is then refused, not mixed. A
-change of names, messages, speed or rounding is none. Other token ids for the same data: ``data.prepared.FORMAT``."""
+"""Version of the computation of a step. Increase it with a change of the code that gives another loss, gradient, update
+or order of samples for the same configuration, data and weights. Runs of earlier versions are then refused instead of
+continued. Changes of names, messages, speed or rounding do not count. ``data.prepared.FORMAT`` is the version of the
+token ids."""
 _COMPARED = {
     "computation": "what this program computes in a step",
     "steps": "optimizer steps",
@@ -48,18 +49,18 @@ logger = logging.getLogger("solopo_nemo")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What ``run.json`` says.
+    """The content of ``run.json``.
 
     Attributes:
-        id: names the run, for loggers that go on in it.
+        id: id of the run, which loggers continue.
         computation: :data:`COMPUTATION` of the program.
-        steps: of the whole run; the learning rate's schedule ends there.
+        steps: optimizer steps of the whole run, at which the learning-rate schedule ends.
         precision: ``fp32`` or ``bf16``.
-        data: hash of the samples' token ids.
+        data: hash of the token ids of the samples.
         weights: hash of the initial weights and their configuration.
-        end_tokens: ids with which the training answers end.
+        end_tokens: ids of the tokens that end the training answers.
         sources: see :func:`~solopo_nemo.training.prepare.source_states`.
-        adapter: hash of the initial adapters' file; empty without ``model.adapter``.
+        adapter: hash of the file of the initial adapters; empty without ``model.adapter``.
     """
 
     id: str
@@ -74,7 +75,7 @@ class RunRecord:
 
     @classmethod
     def of(cls, start: Start) -> RunRecord:
-        """The record of a start whose data are prepared, under a new id."""
+        """The record of a start whose data are prepared, with a new id."""
         samples, ends = start.prepared.dataset, set[int]()
         if "chosen" in samples.column_names:
             ends = end_tokens(samples.data.column("chosen"))
@@ -92,10 +93,10 @@ class RunRecord:
 
     @classmethod
     def read(cls, path: Path) -> RunRecord | None:
-        """The file's contents; None where there is no file, as in runs of version 0.1.
+        """Reads the file; None if it does not exist, as in runs of version 0.1.
 
         Raises:
-            UserError: it is damaged, or of a later version.
+            UserError: the file is damaged, or of a later version.
         """
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
@@ -103,12 +104,12 @@ class RunRecord:
             raise UserError(f"{path}: not readable by this version ({error}); choose another output_dir") from None
 
     def write(self, path: Path) -> None:
-        """Write the file."""
+        """Writes the file."""
         with atomic_text(path) as stream:
             stream.write(json.dumps(asdict(self), indent=1) + "\n")
 
     def changes(self, new: RunRecord) -> Iterable[str]:
-        """What differs between a run and this start of it."""
+        """Yields the differences between this record of a run and that of a new start, in words."""
         for key, words in _COMPARED.items():
             before, after = str(getattr(self, key)), str(getattr(new, key))
             if before != after:
@@ -116,7 +117,7 @@ class RunRecord:
 
 
 def check_record(start: Start) -> None:
-    """Compare a start with the run of the checkpoint that it goes on from.
+    """Compares a start with the record of the checkpoint that it resumes from.
 
     Raises:
         UserError: data, weights, precision, number of steps or program differ.
@@ -133,13 +134,19 @@ def check_record(start: Start) -> None:
 
 
 def write_record(start: Start) -> None:
-    """Write the record of a start that has been checked; the id stays while there is a checkpoint."""
+    """Writes the record of a checked start. A run with a checkpoint keeps its id."""
     new, former = RunRecord.of(start), RunRecord.read(start.paths.record) if start.saved else None
     (replace(new, id=former.id) if former else new).write(start.paths.record)
 
 
 def same_sources(paths: Paths, earlier: RunConfig, config: RunConfig) -> bool:
-    """Whether data and weights are known to be those of a finished run; no file is read, names count where none is."""
+    """Whether data and weights are those of a finished run, by the states of their files, which are not read.
+
+    Args:
+        paths: paths of the finished run.
+        earlier: its configuration.
+        config: configuration of the new start.
+    """
     record = RunRecord.read(paths.record)
     names = [
         {"data": one.data.train, "weights": one.model.init, "adapter": one.model.adapter} for one in (earlier, config)
@@ -153,9 +160,9 @@ def same_sources(paths: Paths, earlier: RunConfig, config: RunConfig) -> bool:
 
 
 def _misread_rope(checkpoint: Path) -> str | None:
-    """What version 0.1 misread of the rotary embeddings of a checkpoint's model; None where it was right.
+    """What version 0.1 misread of the rotary embeddings of a checkpoint's model, in words; None if it read all.
 
-    It read no ``rope_parameters``, which transformers 5 writes. Later versions write both spellings into a checkpoint.
+    Version 0.1 ignored ``rope_parameters``, which transformers 5 writes. Later versions write both spellings.
     """
     if not (checkpoint / "hf" / "config.json").is_file():
         return None

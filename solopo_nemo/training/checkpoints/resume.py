@@ -1,4 +1,4 @@
-"""Decides about an earlier run in the same output folder: resume it, refuse, or put it aside."""
+"""Handles an earlier run in the output folder: resumes it, refuses it, or moves it aside."""
 
 from __future__ import annotations
 
@@ -25,23 +25,27 @@ CHANGEABLE = (
     *("parallel", "logger", "evaluation", "dry_run", "hub"),
     *("output_dir", "model.trust_checkpoint", "data.train", "model.init", "model.adapter", "peft.merge"),
 )
-"""Parts of the configuration that may differ when a run is resumed; of data and weights the contents count."""
+"""Keys and groups that may differ when a run is resumed. Data and weights are compared by their contents instead."""
 CHANGEABLE_TRAINER = (
     *("micro_batch", "checkpoint_every", "keep_checkpoints", "select_best"),
     *("resume", "nonfinite", "timeout_minutes"),
 )
+"""Keys of ``trainer`` that may differ when a run is resumed."""
 
 logger = logging.getLogger("solopo_nemo")
 
 
 def to_resume_from(resume: str, saved: Sequence[Path]) -> Path | None:
-    """The checkpoint that a run goes on from, once :func:`settle_earlier_run` has cleared the folder.
+    """The checkpoint that a run resumes from, after :func:`settle_earlier_run` has settled the folder.
 
-    A named one is where the run started: once there are later ones in the folder, the newest of them.
+    With ``auto`` it is the newest one. A named checkpoint is taken until the run has saved a later one.
 
     Args:
-        resume: ``trainer.resume``.
-        saved: the run's own checkpoints, oldest first.
+        resume: value of ``trainer.resume``.
+        saved: checkpoints of the run, oldest first.
+
+    Returns:
+        The checkpoint, or None for a new run.
     """
     newest = next(iter(reversed(saved)), None)
     if resume in ("auto", "never"):
@@ -51,21 +55,23 @@ def to_resume_from(resume: str, saved: Sequence[Path]) -> Path | None:
 
 
 def settle_earlier_run(config: RunConfig, paths: Paths, only_look: bool = False) -> list[Path]:
-    """Make the output folder ready for this start, before anything else is done in it; by one process.
+    """Makes the output folder ready for this start. One process calls it, before any other change in the folder.
 
-    The ranks compare the large files of the checkpoint with its manifest, just before they load them; see
-    :meth:`~solopo_nemo.training.checkpoints.saving.Checkpoints.verified`. A look compares everything itself.
+    The large files of the checkpoint are not compared with its manifest here, as the ranks do so just before they load
+    them (:meth:`~solopo_nemo.training.checkpoints.saving.Checkpoints.verified`). With ``only_look`` all files are
+    compared.
 
     Args:
-        config: of the run.
-        paths: of its files.
-        only_look: change nothing there.
+        config: configuration of the run.
+        paths: paths of its files.
+        only_look: whether to change nothing.
 
     Returns:
-        The folder's checkpoints that this start may go on from, oldest first.
+        The checkpoints that this start may resume from, oldest first.
 
     Raises:
-        UserError: the folder holds a run with other settings, ``trainer.resume`` names no checkpoint, or none is good.
+        UserError: the folder has a run with other settings, ``trainer.resume`` names no checkpoint, or all checkpoints
+            are damaged.
     """
     resume, own = config.trainer.resume, saved_checkpoints(paths.checkpoints)
     earlier = _settings(own[-1], paths) if own else None
@@ -73,7 +79,7 @@ def settle_earlier_run(config: RunConfig, paths: Paths, only_look: bool = False)
     named = None if resume in ("auto", "never") else _named_checkpoint(resume)
     if own and resume == "never" and not (again and environment.restarted()):
         parts = [paths.report, paths.hf, paths.hf_adapter, paths.accuracy, paths.alpha, paths.selection, paths.metrics]
-        # checkpoints and configuration last: a start after a kill in between moves the rest
+        # checkpoints and configuration last, so that a start after a kill in between moves the others
         parts += [paths.tensorboard, paths.record, paths.checkpoints, paths.config]
         if not only_look:
             _put_aside(paths, parts)
@@ -92,7 +98,11 @@ def settle_earlier_run(config: RunConfig, paths: Paths, only_look: bool = False)
 
 
 def _settings(newest: Path, paths: Paths) -> RunConfig:
-    """The settings of a run: of its folder, or of its newest checkpoint."""
+    """The configuration of a run, from its folder or from its newest checkpoint.
+
+    Raises:
+        UserError: both lack ``config.yaml``.
+    """
     for file in (paths.config, newest / paths.config.name):
         if file.is_file():
             return read_config(file)
@@ -124,7 +134,13 @@ def _check_named(path: Path, config: RunConfig, paths: Paths, rank: int | None) 
 
 
 def other_run(place: Path, paths: Paths, changed: Sequence[str]) -> UserError:
-    """The error for a checkpoint, or a run's folder, that belongs to another run than the one being started."""
+    """The error for a checkpoint or an output folder that belongs to another run.
+
+    Args:
+        place: the checkpoint or folder.
+        paths: paths of the run that starts.
+        changed: the differences, in words.
+    """
     way = "choose another output_dir, or trainer.resume=never to put that run aside"
     if not place.resolve().is_relative_to(paths.output.resolve()):
         way = f"model.init={place} starts a new run from its weights"
@@ -142,7 +158,7 @@ def _put_aside(paths: Paths, parts: Iterable[Path]) -> None:
 
 
 def changes(old: RunConfig, new: RunConfig) -> list[str]:
-    """What differs between two configurations, as far as it decides the result of a run."""
+    """The differences of two configurations that change the result of a run, in words."""
 
     def flat(value: object, prefix: str = "") -> dict[str, object]:
         if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Saves checkpoints: writes beside, verifies, renames, then removes older ones; asynchronous on a GPU."""
+"""Saves checkpoints: writes to a temporary folder, verifies, renames, and removes older ones. Asynchronous on a GPU."""
 
 from __future__ import annotations
 
@@ -41,24 +41,26 @@ from solopo_nemo.training.checkpoints.resume import other_run, to_resume_from
 from solopo_nemo.training.paths import Paths
 
 Records = dict[str, FileRecord]
-"""Size and hash of files, by their path below a checkpoint."""
+"""Size and hash of files by their path below the checkpoint."""
 
 
 class Checkpoints(pl.Callback):
-    """Saves every so many steps, when the run is asked to stop, and at its end.
+    """Saves a checkpoint at intervals, after a request to stop, and at the end of the run.
 
-    1. Every rank writes to a temporary folder; on a GPU a process of Megatron's does, while the training goes on.
-    2. A thread of every rank reads back and hashes what the rank wrote; on a GPU the training goes on here too.
-    3. When all ranks are through, rank 0 writes the manifest, renames the folder, and removes older checkpoints.
+    1. Every rank writes to a temporary folder. On a GPU a process of Megatron writes while the training continues.
+    2. A thread of every rank reads back and hashes the files of the rank. On a GPU the training continues.
+    3. When all ranks have finished, rank 0 writes the manifest, renames the folder and removes older checkpoints.
 
-    A crash before the last step leaves the earlier checkpoints unchanged. Works at any layout.
+    A crash before the third step leaves the earlier checkpoints unchanged. It works at any layout, and a checkpoint
+    loads at any other.
 
     Args:
-        paths: of the run; a checkpoint also takes ``context`` and ``hf`` of the initial one, configuration and record.
-        every: steps.
-        keep: newest ones kept; None keeps all.
-        resume: ``trainer.resume``; None starts anew.
-        stop: ends the run after the step in which any rank was asked to.
+        paths: paths of the run. A checkpoint also has ``context`` and ``hf`` of the initial one, configuration and
+            record.
+        every: optimizer steps between two checkpoints.
+        keep: number of the newest checkpoints that are kept; None keeps all.
+        resume: value of ``trainer.resume``; None resumes no checkpoint.
+        stop: request to stop, which ends the run after the step in which a rank received it.
     """
 
     def __init__(self, paths: Paths, every: int, keep: int | None, resume: str | None, stop: StopRequest) -> None:
@@ -69,7 +71,7 @@ class Checkpoints(pl.Callback):
         self._written: tuple[int, Path, Future[Records | str]] | None = None
 
     def _choose(self) -> None:
-        """Choose the checkpoint that this run goes on from, and begin to read this rank's share of it in the thread."""
+        """Chooses the checkpoint to resume, and starts to verify this rank's share of it in the thread."""
         saved = saved_checkpoints(self.paths.checkpoints)
         self.resumed = None if self._resume is None else to_resume_from(self._resume, saved)
         if self.resumed is not None:
@@ -77,12 +79,12 @@ class Checkpoints(pl.Callback):
             self._damage = self._reader.submit(find_damage, self.resumed, *share)
 
     def verified(self) -> Path:
-        """The checkpoint to load, when all ranks have found their shares as they were written; a collective.
+        """The checkpoint to load, after all ranks have verified their shares of it. A collective of all ranks.
 
-        A damaged one of the run is put aside, and the one before it is taken.
+        A damaged checkpoint of the run is renamed, and the one before it is taken.
 
         Raises:
-            UserError: it is damaged and ``trainer.resume`` names it, or it was the last one.
+            UserError: the checkpoint is damaged, and ``trainer.resume`` names it or no other one is left.
         """
         while self.resumed is not None:
             found: list[str | None] = [None] * dist.get_world_size()
@@ -99,10 +101,10 @@ class Checkpoints(pl.Callback):
         raise no_good_one(self.paths.checkpoints)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Replace Lightning's signal handlers, which stop only the rank that gets the signal.
+        """Replaces Lightning's signal handlers, which stop only the rank that receives the signal.
 
         Raises:
-            UserError: the restored learning rate ends at another step than this run, which is then another run.
+            UserError: the restored learning-rate schedule ends at another step than this run.
         """
         for number in SIGNALS:
             signal.signal(number, self.stop.note)
@@ -117,24 +119,24 @@ class Checkpoints(pl.Callback):
             restore_random_numbers(self.resumed)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save after every ``every`` steps, after the last one, and before stopping early."""
+        """Saves after every ``every`` steps, after the last step, and before an early stop."""
         step, stop = trainer.global_step, self.stop.agree()
         self._complete(wait=False)
         if step % self.every == 0 or step == trainer.max_steps or stop:
             self.save(trainer)
         if stop:
             self.finish(trainer)
-            raise SIGTERMException  # on all ranks: Lightning's way out of a run
+            raise SIGTERMException  # on all ranks; Lightning then ends the run
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Wait for the last checkpoint."""
+        """Waits for the last checkpoint."""
         self.finish(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Begin a checkpoint; without a GPU, complete it too."""
+        """Starts a checkpoint, and on a CPU completes it. A collective of all ranks."""
         self.finish(trainer)
         step = trainer.global_step
-        # no other start of the job, nor what a killed one left running, writes to this name
+        # a name of this start: processes that a killed start left behind do not write to it
         temporary = self.paths.checkpoints / f".{PREFIX}{step:06d}.{environment.job_token()}.tmp"
         if dist.get_rank() == 0:
             temporary.mkdir(parents=True)
@@ -154,18 +156,18 @@ class Checkpoints(pl.Callback):
             raise
 
     def finish(self, trainer: pl.Trainer) -> None:
-        """Wait for a checkpoint that is still being written or read back; a collective."""
+        """Waits for a checkpoint that is still being written or verified. A collective of all ranks."""
         writer = trainer.strategy.checkpoint_io
         if isinstance(writer, AsyncFinalizableCheckpointIO):
             writer.maybe_finalize_save_checkpoint(blocking=True)
         self._complete()
 
     def _begin_reading(self, step: int, temporary: Path) -> None:
-        """On all ranks, when all of them have written their files."""
+        """Starts the verification, when all ranks have written their files."""
         self._written = step, temporary, self._reader.submit(self._read_back, temporary, dist.get_rank())
 
     def _read_back(self, temporary: Path, rank: int) -> Records | str:
-        """The records of a rank's files, or what is wrong with them; in the thread."""
+        """The records of a rank's files, or the problem with them in words. It runs in the thread."""
         try:
             if rank == 0:
                 for part in ("context", "hf"):
@@ -182,10 +184,13 @@ class Checkpoints(pl.Callback):
         return f"{min(entries).name} is missing" if entries else own
 
     def _complete(self, wait: bool = True) -> None:
-        """Give a checkpoint that all ranks have read back its name; a collective where there is one.
+        """Gives a checkpoint its name when all ranks have verified it. A collective if a checkpoint is being written.
+
+        Args:
+            wait: whether to wait for the verification; otherwise it returns if a rank has not finished.
 
         Raises:
-            RunFault: a file is not as it was written.
+            RunFault: a file differs from what was written.
         """
         if self._written is None:
             return
@@ -214,7 +219,7 @@ class Checkpoints(pl.Callback):
 
 
 def _own_files(checkpoint: Path, rank: int) -> Iterable[Path]:
-    """The files that a rank wrote; rank 0 has those of no rank, too."""
+    """The files that a rank wrote. Rank 0 also has the files that belong to no rank."""
     own = [*checkpoint.glob(f"weights/__{rank}_*.distcp"), checkpoint / "rng" / f"rank_{rank:05d}.pt"]
     if rank:
         return own
@@ -223,7 +228,7 @@ def _own_files(checkpoint: Path, rank: int) -> Iterable[Path]:
 
 
 def written_entries(weights: Path, rank: int) -> dict[Path, list[tuple[int, int]]]:
-    """Offset and length of every tensor that a rank wrote, by file, from the index of a distributed checkpoint."""
+    """Offset and length in bytes of every tensor that a rank wrote, by file, from a distributed checkpoint's index."""
     places: dict[Path, list[tuple[int, int]]] = {}
     for place in FileSystemReader(weights).read_metadata().storage_data.values():
         if place.relative_path.startswith(f"__{rank}_"):
@@ -241,7 +246,7 @@ def _layout() -> list[int]:
 
 
 def save_random_numbers(checkpoint: Path) -> None:
-    """Write the state of this rank's random-number generators."""
+    """Writes the states of this rank's random-number generators: Python, NumPy, torch, device and Megatron."""
     state = {
         "layout": _layout(),
         "python": random.getstate(),
@@ -254,7 +259,7 @@ def save_random_numbers(checkpoint: Path) -> None:
 
 
 def restore_random_numbers(checkpoint: Path) -> None:
-    """Restore the generators; at another layout all ranks start from the seed."""
+    """Restores the generators of :func:`save_random_numbers`. At another layout they keep the state of the seed."""
     path = checkpoint / "rng" / f"rank_{dist.get_rank():05d}.pt"
     state: dict[str, Any] = torch.load(path, weights_only=True) if path.is_file() else {"layout": None}
     if state["layout"] != _layout():

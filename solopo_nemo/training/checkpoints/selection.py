@@ -1,4 +1,4 @@
-"""Which checkpoint becomes the policy of a run: the last one, or the best by a suite (paper, Appendix D)."""
+"""Selects the checkpoint that is exported: the last one, or the best one by a suite (paper, appendix D)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ logger = logging.getLogger("solopo_nemo")
 
 @dataclass(frozen=True)
 class ScoredCheckpoint:
-    """A checkpoint's score: the suite's headline, 0 to 1, with its 95 % interval."""
+    """The score of a checkpoint: the suite's headline figure, 0 to 1, and its 95 % interval.
+
+    Attributes:
+        step: optimizer step of the checkpoint.
+        value: the score.
+        low, high: bounds of the interval.
+    """
 
     step: int
     value: float
@@ -38,11 +44,11 @@ class ScoredCheckpoint:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was measured so far.
+    """The scores of a run's checkpoints so far.
 
     Attributes:
-        suite: by which checkpoints are compared.
-        scores: in the order of their steps.
+        suite: name of the suite.
+        scores: scores, ordered by step.
     """
 
     suite: str
@@ -50,12 +56,12 @@ class Selection:
 
     @property
     def best(self) -> int:
-        """The step of the highest score; the earliest one of several."""
+        """The step of the highest score; of equal scores the earliest step."""
         return max(self.scores, key=lambda scored: (scored.value, -scored.step)).step
 
     @classmethod
     def read(cls, paths: Paths) -> Selection | None:
-        """What an output folder holds; None where no checkpoint was scored."""
+        """Reads the scores of an output folder; None if no checkpoint was scored."""
         path = paths.selection / RECORD
         if not path.is_file():
             return None
@@ -63,17 +69,17 @@ class Selection:
         return cls(found["suite"], [ScoredCheckpoint(**scored) for scored in found["scores"]])
 
     def write(self, paths: Paths) -> None:
-        """Write it to the output folder."""
+        """Writes the scores to the output folder."""
         with atomic_text(paths.selection / RECORD) as stream:
             json.dump({"suite": self.suite, "scores": [vars(scored) for scored in self.scores]}, stream, indent=1)
             stream.write("\n")
 
 
 def check_suite(config: RunConfig) -> None:
-    """Check the name of the suite that selects the checkpoint.
+    """Checks ``trainer.select_best``.
 
     Raises:
-        UserError: there is no such suite, or more than one is named.
+        UserError: there is no such suite, or several are named.
     """
     if config.trainer.select_best is not None:
         from solopo_nemo.evaluation.suites import find_suites
@@ -83,14 +89,14 @@ def check_suite(config: RunConfig) -> None:
 
 
 def check_selection(config: RunConfig, model: Path) -> None:
-    """Read the suite's data and build its prompts, so that what is wrong with them shows before training.
+    """Reads the data of the suite and builds its prompts, so that problems show before training.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         model: Hugging Face folder of the initial model.
 
     Raises:
-        UserError: data are missing or wrong, or beyond the model's window.
+        UserError: data are missing or wrong, or longer than the model's window.
     """
     if config.trainer.select_best is None:
         return
@@ -110,7 +116,7 @@ def unscored_checkpoints(config: RunConfig, suite: str) -> list[Path]:
 
 
 def keep_score(config: RunConfig, suite: str, scored: ScoredCheckpoint) -> None:
-    """Write a score of :func:`score_checkpoint`."""
+    """Writes a score of :func:`score_checkpoint` to the output folder."""
     paths = Paths(config.output)
     scores = [*_known(paths, suite), scored]
     Selection(suite, sorted(scores, key=lambda one: one.step)).write(paths)
@@ -118,14 +124,14 @@ def keep_score(config: RunConfig, suite: str, scored: ScoredCheckpoint) -> None:
 
 
 def best_checkpoint(config: RunConfig, suite: str) -> Path:
-    """The best of the saved checkpoints, which have all been scored."""
+    """The best of the saved checkpoints. All of them must have been scored."""
     paths = Paths(config.output)
     saved = {step_of(checkpoint): checkpoint for checkpoint in saved_checkpoints(paths.checkpoints)}
     return saved[Selection(suite, [one for one in _known(paths, suite) if one.step in saved]).best]
 
 
 def choose_checkpoint(config: RunConfig) -> Path:
-    """The checkpoint to export: in one process, after the last step. One that has not been scored is scored now.
+    """The checkpoint to export. It scores checkpoints that have no score; one process calls it after the last step.
 
     Raises:
         UserError: a checkpoint cannot be evaluated.
@@ -142,7 +148,7 @@ def choose_checkpoint(config: RunConfig) -> Path:
 
 
 def remove_others(config: RunConfig, chosen: Path) -> None:
-    """Remove the checkpoints that are neither among the newest nor chosen."""
+    """Removes the checkpoints that are neither the chosen one nor among the newest ``trainer.keep_checkpoints``."""
     saved = saved_checkpoints(Paths(config.output).checkpoints)
     remove_checkpoints([one for one in saved[: -config.trainer.keep_checkpoints] if one != chosen])
 
@@ -165,10 +171,16 @@ def _model(path: Path, config: RunConfig) -> ModelSettings:
 
 
 def score_checkpoint(progress: Progress, checkpoint: Path, config: RunConfig, suite: str) -> ScoredCheckpoint:
-    """Export and evaluate a checkpoint, in a process of its own; answers that there are already are not asked again.
+    """Exports and evaluates a checkpoint, in a process of its own. Existing answers are not computed again.
+
+    Args:
+        progress: shows the progress.
+        checkpoint: the checkpoint.
+        config: configuration of the run.
+        suite: name of the suite.
 
     Raises:
-        UserError: it cannot be evaluated.
+        UserError: the checkpoint cannot be evaluated.
     """
     from solopo_nemo.evaluation.measured import figures
     from solopo_nemo.evaluation.run import WORK, evaluate
@@ -176,7 +188,7 @@ def score_checkpoint(progress: Progress, checkpoint: Path, config: RunConfig, su
 
     folder = Paths(config.output).selection / suite / checkpoint.name
     measured = evaluate(_model(checkpoint, config), [SUITES[suite]], _settings(config), folder, progress)
-    shutil.rmtree(folder / WORK)  # the chosen one is exported again
+    shutil.rmtree(folder / WORK)  # the chosen checkpoint is exported again
     (headline,) = [view for view in figures(SUITES[suite], [measured]) if view.view.title == SUITES[suite].headline]
     mean = headline.means[0]
     assert mean is not None

@@ -15,26 +15,28 @@ from solopo_nemo.training.paths import Paths
 
 GIB = 2**30
 OPTIMIZER = 12
-"""Bytes a parameter in fp32: the optimizer's own copy and AdamW's two moments."""
+"""Bytes of the optimizer's state for each parameter: an fp32 copy and AdamW's two fp32 moments."""
 
 
 def check_space(
     config: RunConfig, model: ModelDescription, bf16: bool, steps: int | None = None, saved: int | None = None
 ) -> None:
-    """Compare the free space with the checkpoints that will lie beside each other, one being written included.
+    """Compares the free space of the disk with the files that the run will write.
 
-    A checkpoint has the weights, and in fp32 AdamW's copy of them and its two moments. The initial weights and the
-    exported policy come on top, once each, and the export of a checkpoint that is scored.
+    With P parameters and b bytes of a weight (2 in bf16, 4 in fp32), a checkpoint takes ``P * (b + 12)`` bytes. The run
+    needs ``trainer.keep_checkpoints`` of them, one that is being written, and one for ``trainer.select_best``. The
+    initial weights, the exported policy and the export for scoring take ``P * b`` each. With LoRA, P of a checkpoint is
+    the number of the adapters' parameters.
 
     Args:
-        config: of the run.
-        model: what its folder says.
-        bf16: the weights are in bf16.
-        steps: of the whole run, once they are known.
-        saved: checkpoints that are there already; by default they are counted.
+        config: configuration of the run.
+        model: description of the model.
+        bf16: whether the weights are bf16.
+        steps: optimizer steps of the whole run, if they are known.
+        saved: number of existing checkpoints; by default they are counted.
 
     Raises:
-        UserError: they will not fit.
+        UserError: the free space is too small.
     """
     paths, trainer = Paths(config.output), config.trainer
     parameters = StageParameters.of(model).total

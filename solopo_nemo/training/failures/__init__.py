@@ -1,1 +1,1 @@
-"""What ends a run early: faults of ranks, hangs, lack of memory, and their one-line messages."""
+"""Failures that end a run: faults of ranks, hangs and lack of memory, with their one-line messages."""

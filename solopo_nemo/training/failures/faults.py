@@ -1,4 +1,4 @@
-"""Faults of ranks: one line each, and the rank that caused the others to end."""
+"""Faults of ranks: one line for each rank, and the rank that caused the others to end."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.training.checkpoints.files import last_saved
 
 LAST_LINES = 15
-"""Number of log lines shown of a rank."""
+"""Number of lines of a rank's log that are printed."""
 ROLL_CALL = 15.0
-"""Seconds that a rank which lost another one waits for the other ranks' reports."""
+"""Seconds that a rank waits for the faults of the other ranks."""
 OWN = ("user", "run", "crash")
+"""Kinds of faults that a rank caused itself."""
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a rank ended.
+    """The reason why a rank ended.
 
     Attributes:
-        rank: which.
+        rank: global rank.
         step: the optimizer step that it was in.
-        kind: ``user`` (bad input), ``run`` (a `RunFault`), ``crash`` (any other error), ``lost`` (another rank is
-            gone) or ``hung`` (no step ended in time).
+        kind: ``user`` (bad input), ``run`` (a ``RunFault``), ``crash`` (any other error), ``lost`` (another rank ended)
+            or ``hung`` (no step ended in time).
         message: one line.
-        waits: the rank was waiting for others.
-        everywhere: all ranks ended with it, at the same place.
-        start: names the start of the job.
+        waits: whether the rank waited for other ranks.
+        everywhere: whether all ranks ended with this fault at the same place.
+        start: id of the start of the job.
     """
 
     rank: int
@@ -48,23 +49,23 @@ class Fault:
 
 
 class FaultFiles:
-    """The faults of a start of the job, one small file a rank beside its log, for whoever reports them.
+    """The faults of a start of the job: one small file for each rank, beside its log.
 
     Args:
-        output: the run's folder.
-        start: names this start: what earlier ones left does not count.
+        output: output folder of the run.
+        start: id of this start. Files of earlier starts are ignored.
     """
 
     def __init__(self, output: Path, start: str) -> None:
         self.output, self.start = output, start
 
     def log(self, rank: int) -> Path:
-        """A rank's log."""
+        """The path of a rank's log."""
         return self.output / "logs" / f"rank_{rank:05d}.log"
 
     def write(self, fault: Fault) -> None:
-        """Write a fault, unless this rank has written one before; a folder that cannot be written is ignored."""
-        if fault.rank in self.read():  # a rank that hangs loses its connections when the others end
+        """Writes a fault, unless this rank has written one. If the folder cannot be written, it is printed instead."""
+        if fault.rank in self.read():  # a hung rank also loses its connections when the others end
             return
         path = self.log(fault.rank).with_suffix(".fault.json")
         try:
@@ -83,14 +84,14 @@ class FaultFiles:
         return found
 
     def roll_call(self, world: int) -> dict[int, Fault]:
-        """The faults of all ranks, or those written when the time is over."""
+        """Waits up to ``ROLL_CALL`` seconds for the faults of all ranks, and returns those that are written."""
         end = time.monotonic() + ROLL_CALL
         while len(faults := self.read()) < world and time.monotonic() < end:
             time.sleep(0.2)
         return faults
 
     def show_last_lines(self, rank: int) -> None:
-        """Print the end of a rank's log on stderr."""
+        """Prints the last lines of a rank's log on stderr."""
         path = self.log(rank)
         lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
         said = [line for line in lines if line.strip()]
@@ -110,7 +111,7 @@ def kind_of(error: BaseException) -> str:
         return "run"
     import torch.distributed as dist
 
-    # gloo's own errors are plain RuntimeErrors
+    # gloo raises plain RuntimeErrors
     communication = isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection closed"))
     )
@@ -118,12 +119,12 @@ def kind_of(error: BaseException) -> str:
 
 
 def as_run_fault(error: BaseException, files: FaultFiles, advice: Callable[[], str]) -> BaseException:
-    """The `RunFault` that an error of a library stands for: memory, disk; any other error as it is.
+    """Converts an error of a library about memory or the disk to a ``RunFault``; returns any other error unchanged.
 
     Args:
-        error: what a rank ended with.
-        files: knows the last checkpoint.
-        advice: what to change where memory is short.
+        error: the error that ended a rank.
+        files: the faults of this start, for the last checkpoint.
+        advice: returns what to change if memory is short.
     """
     import torch
     from torch.distributed.checkpoint import CheckpointException
@@ -131,7 +132,7 @@ def as_run_fault(error: BaseException, files: FaultFiles, advice: Callable[[], s
     if isinstance(error, CheckpointException):
         causes = [str(cause) for cause, _ in error.failures.values()]
         reason = causes[0] if causes else "another rank says why"
-        if "inline_container" in reason:  # what torch's writer makes of a full disk
+        if "inline_container" in reason:  # torch's writer reports a full disk like this
             reason += "; no space left on device?"
         return RunFault(f"a checkpoint could not be written ({reason}); {files.last_saved}")
     if isinstance(error, OSError) and error.errno in _DISK:
@@ -147,13 +148,13 @@ def as_run_fault(error: BaseException, files: FaultFiles, advice: Callable[[], s
 
 
 def lost_ranks(gone: Iterable[int], how: str, step: int, files: FaultFiles) -> str:
-    """The line about ranks that ended without a report.
+    """The message about ranks that ended without a report.
 
     Args:
-        gone: which.
-        how: how they ended, as far as that is known.
-        step: the step that the others were in.
-        files: knows the last checkpoint.
+        gone: these ranks.
+        how: how they ended, in words.
+        step: the optimizer step of the other ranks.
+        files: the faults of this start, for the last checkpoint.
     """
     names = _ranks(gone)
     if not names:
@@ -162,7 +163,13 @@ def lost_ranks(gone: Iterable[int], how: str, step: int, files: FaultFiles) -> s
 
 
 def hung_ranks(faults: Mapping[int, Fault], world: int, files: FaultFiles) -> tuple[list[int], str]:
-    """The ranks that the others waited for, and the message that names them."""
+    """The ranks that the others waited for, and the message that names them.
+
+    Args:
+        faults: the faults that were written, by rank.
+        world: number of ranks.
+        files: the faults of this start, for the last checkpoint.
+    """
     some = next(iter(faults.values()))
     silent = [rank for rank in range(world) if rank not in faults]
     busy = [rank for rank, fault in faults.items() if fault.kind == "hung" and not fault.waits]
@@ -184,16 +191,16 @@ def _ranks(ranks: Iterable[int]) -> str:
 def job_fault(
     files: FaultFiles, world: int, ended: Mapping[int, tuple[int, float]], advice: Callable[[], str]
 ) -> Exception:
-    """Why the ranks of a job ended, for the process that started them; shows the last lines of the rank to blame.
+    """The error of a job, for the process that started its ranks. Prints the last log lines of the ranks at fault.
 
     Args:
-        files: of this start.
+        files: the faults of this start.
         world: number of ranks.
-        ended: exit code (negative: the signal that killed it) and time of each rank that failed.
-        advice: what to change where memory is short, as the host that kills ranks does not say.
+        ended: exit code (negative for a signal) and end time of each failed rank.
+        advice: returns what to change if memory is short. A host without memory kills ranks without a message.
 
     Returns:
-        A `UserError` or a `RunFault`, to be raised.
+        A ``UserError`` or a ``RunFault``, which the caller raises.
     """
     faults = files.read()
     for kind in OWN:
@@ -210,7 +217,7 @@ def job_fault(
     else:
         gone = {rank: end for rank, end in ended.items() if rank not in faults}
         first = min((at for _, at in gone.values()), default=0.0)
-        culprits = [rank for rank, (_, at) in gone.items() if at < first + 5]  # the launcher ends the others later
+        culprits = [rank for rank, (_, at) in gone.items() if at < first + 5]  # the launcher kills the others later
         how = ", ".join(sorted({_how(gone[rank][0]) for rank in culprits}))
         step = next((fault.step for fault in faults.values()), 0)
         message = lost_ranks(culprits, how, step, files)

@@ -1,4 +1,4 @@
-"""Memory of a run on its devices by the planner's prediction: whether it fits, and what to change where it does not."""
+"""The planner's prediction for a run: whether it fits into the devices' memory, and what to change if it does not."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from solopo_nemo.training.paths import Paths
 
 
 def longest_lengths(summary: Mapping[str, Any]) -> Lengths:
-    """The longest prompts and answers of tokenized data, as of one sample.
+    """The largest lengths of prompts and responses in tokenized data, as the lengths of one sample.
 
     Args:
-        summary: of the data.
+        summary: summary of the tokenized data.
     """
     return of_sample({column: int(statistics["max"]) for column, statistics in summary["tokens"].items()})
 
 
 def of_sample(lengths: Mapping[str, int]) -> Lengths:
-    """The planner's lengths of a sample, from its tokens by column; every answer counts as the longest."""
+    """The planner's lengths of a sample. Every response counts as the longest.
+
+    Args:
+        lengths: number of tokens by column of the sample.
+    """
     prompts = {column: size for column, size in lengths.items() if column.startswith("prompt")}
     answers = {column: size for column, size in lengths.items() if column not in prompts}
     long, rejected = max(prompts.values()), sum(column.startswith("rejected") for column in answers)
@@ -30,11 +34,11 @@ def of_sample(lengths: Mapping[str, int]) -> Lengths:
 
 
 def this_machine(world: int, ranks_here: int) -> tuple[str, Machine]:
-    """The device that a run computes on here, and the machine as the planner sees it.
+    """The planner's name of this process's device, and its description of the machine.
 
     Args:
-        world: ranks of the run.
-        ranks_here: those on this host, which share its memory where there is no GPU.
+        world: number of ranks of the run.
+        ranks_here: number of ranks on this host, which share its memory if there is no GPU.
     """
     if device.cuda():
         return GPU, Machine(world, max(ranks_here, device.count()), device.memory_gib())
@@ -42,20 +46,23 @@ def this_machine(world: int, ranks_here: int) -> tuple[str, Machine]:
 
 
 def own_machine(world: int) -> tuple[str, Machine]:
-    """The same for this process: a rank, or the one that starts all ranks here."""
+    """:func:`this_machine` for this process, which is a rank or starts all ranks on this host."""
     return this_machine(world, environment.local_world_size() if environment.started_as_rank() else world)
 
 
 def shortage(
     config: RunConfig, shape: ModelShape, summary: Mapping[str, Any], where: str, machine: Machine
 ) -> str | None:
-    """What to change in a run that does not fit by the planner's prediction, as one line; None where it fits, or where
-    the planner has no formulas.
+    """One line that says what to change if the run does not fit into memory by the planner's prediction.
 
     Args:
-        config, shape: of the run and its model.
-        summary: of its tokenized data.
-        where, machine: as :func:`this_machine` gives them.
+        config: configuration of the run.
+        shape: shape of its model.
+        summary: summary of its tokenized data.
+        where, machine: result of :func:`this_machine`.
+
+    Returns:
+        The line; None if the run fits, or if the planner has no prediction for it.
     """
     lengths = longest_lengths(summary)
     run = Run.of(config, shape, lengths, machine.gpus, where)
@@ -65,14 +72,15 @@ def shortage(
 
 
 def memory_advice(config: RunConfig, world: int) -> str:
-    """What to change in a run that ran out of memory: the nearest layout that fits its longest sequences.
+    """One line that says what to change in a run that ran out of memory.
 
     Args:
-        config: of a run that is prepared.
-        world: its ranks.
+        config: configuration of a prepared run.
+        world: number of its ranks.
 
     Returns:
-        One line: the layout, its overrides, and the predicted peak of a rank before and after.
+        The nearest layout that fits the longest sequences, its overrides, and the predicted peak of a rank before and
+        after.
     """
     paths = Paths(config.output)
     where, machine = own_machine(world)

@@ -1,4 +1,4 @@
-"""Runs a rank's training and reports its faults: one rank reports each fault, once."""
+"""Runs the training of a rank, and reports its failures. Of all ranks one reports a failure, once."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ logger = logging.getLogger("solopo_nemo.rank")
 
 
 def supervised_fit(config: RunConfig, stop: StopRequest, only_reference: bool) -> int:
-    """Run :func:`solopo_nemo.training.fit.fit` on this rank.
+    """Runs :func:`solopo_nemo.training.fit.fit` on this rank.
+
+    Args:
+        config: configuration of the run.
+        stop: request to stop.
+        only_reference: see ``fit``.
 
     Returns:
-        0 finished, 75 stopped after saving, 1 or 2 for a fault that somebody else reports: another rank, or the process
-        that started the ranks.
+        0 after the last step; 75 after a stop on request; 1 or 2 after a failure that another rank, or the process that
+        started the ranks, reports.
 
     Raises:
-        UserError, RunFault: to be reported by this rank.
+        UserError, RunFault: the failure, if this rank reports it.
     """
     files = FaultFiles(config.output, environment.job_token())
     watchdog = Watchdog(config.trainer.timeout_minutes, files, stop, quiet=environment.started_here())
@@ -68,10 +73,10 @@ def _report(error: BaseException, files: FaultFiles, step: int, config: RunConfi
 
 
 def _report_lost(files: FaultFiles, step: int) -> int:
-    """Report a lost rank, unless that rank or another one has reported the cause."""
+    """Reports a lost rank, unless that rank or another one has reported the cause."""
     world, rank = environment.world_size(), environment.rank()
     if dist.is_initialized() and dist.get_backend() == "gloo":
-        dist.destroy_process_group()  # hang up, so that the others notice too
+        dist.destroy_process_group()  # closes the connections, so that the other ranks notice too
     faults = files.roll_call(world)
     spoken = any(fault.kind in (*OWN, "hung") for fault in faults.values())
     if spoken or rank != min(faults):

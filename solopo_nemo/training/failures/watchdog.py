@@ -29,20 +29,20 @@ logger = logging.getLogger("solopo_nemo.rank")
 
 
 class Watchdog(pl.Callback):
-    """Ends the job when this rank completes no step for a number of minutes.
+    """Ends the job if this rank completes no step within a number of minutes.
 
-    1. The rank writes its stack to its log and its fault to the output folder.
-    2. It waits shortly for the other ranks to do the same.
-    3. It ends the process. The ranks that wait for no other rank are the cause, and the message names them.
+    1. The rank writes its stack to its log, and its fault to the output folder.
+    2. It waits up to 15 seconds for the other ranks to do the same.
+    3. It ends the process. The message names the ranks that wait for no other rank, as they are the cause.
 
-    The process groups time out a little later, in case that Python itself is stuck. Works at any layout, with gloo
-    and NCCL.
+    The process groups time out two minutes later, in case Python itself is stuck. It works at any layout, with gloo and
+    NCCL.
 
     Args:
-        minutes: limit.
-        files: where each rank writes its fault.
-        stop: its last agreement of all ranks counts as a sign of life.
-        quiet: another process reports the fault.
+        minutes: limit in minutes.
+        files: the files in which the ranks write their faults.
+        stop: request to stop, whose agreements of all ranks count as progress.
+        quiet: whether another process reports the fault.
     """
 
     def __init__(self, minutes: float, files: FaultFiles, stop: StopRequest, quiet: bool) -> None:
@@ -53,26 +53,26 @@ class Watchdog(pl.Callback):
         self._done = threading.Event()
 
     def beat(self) -> None:
-        """Record a sign of life."""
+        """Restarts the time limit."""
         self._last = time.monotonic()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Begin to watch."""
+        """Starts the watchdog's thread."""
         parallel_state.update_pg_timeout(timedelta(seconds=self.limit) + GRACE)
         self.beat()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """A step begins."""
+        """Restarts the time limit when a step begins."""
         self.step = trainer.global_step + 1
         self.beat()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """A step has ended; a checkpoint may follow."""
+        """Restarts the time limit when a step has ended, as a checkpoint may follow."""
         self.beat()
 
     def stop(self) -> None:
-        """Stop watching."""
+        """Stops the watchdog's thread."""
         self._done.set()
 
     def _watch(self) -> None:
@@ -92,18 +92,18 @@ class Watchdog(pl.Callback):
             for culprit in culprits[:3]:
                 self.files.show_last_lines(culprit)
             print("error:", message, file=sys.stderr, flush=True)
-        os._exit(cli.EXIT_FAULT)  # the main thread may never come back
+        os._exit(cli.EXIT_FAULT)  # the main thread may be stuck for good
 
 
 READS_A_GPU = (".item(", ".tolist(", ".cpu(", ".nonzero(", "bool(", "float(", "int(")
-"""Calls in which the host waits for a GPU, and with it for a collective that the GPU is in."""
+"""Calls in which the host waits for the GPU, and so for a collective that runs on it."""
 
 
 def where_it_is(frame: FrameType) -> tuple[bool, str]:
-    """Whether a stack waits for other ranks, and a phrase for where it is.
+    """Whether a stack waits for other ranks, and a phrase that says where it is.
 
-    With NCCL a collective returns at once and the GPU waits: the host stands at the next number that it reads, or in
-    the backward pass, whose threads are not Python's.
+    With NCCL a collective returns at once and the GPU waits. The host then waits at the next number that it reads from
+    the GPU, or in the backward pass, whose threads are not Python's.
     """
     stack = traceback.extract_stack(frame)
     for entry in stack:

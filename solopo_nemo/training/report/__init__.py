@@ -1,1 +1,1 @@
-"""The report of a run: reads metrics.jsonl, draws its figures, writes one static page."""
+"""The report of a run: reads ``metrics.jsonl``, draws the figures and writes one static page."""

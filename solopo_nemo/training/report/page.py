@@ -31,10 +31,10 @@ _NOT_METRICS = ("step", "epoch", "tokens_per_second")
 
 
 def write_report(config: RunConfig) -> None:
-    """Write ``report/index.html`` and its PNGs from what a run left in its output folder.
+    """Writes ``report/index.html`` and its PNGs from the files of a run's output folder.
 
-    Only what was measured is shown: a metric without a key in ``metrics.jsonl`` has no plot, a run without
-    ``accuracy.json`` no accuracy table. The page comes last, so that where it is, its plots are too.
+    A metric that ``metrics.jsonl`` lacks has no plot, and a run without ``accuracy.json`` has no accuracy table. The
+    page is written last, so that an existing page has all its plots.
     """
     paths = Paths(config.output)
     rows = [_with_speed(row) for row in read_metrics(paths.metrics)]
@@ -65,7 +65,7 @@ def write_report(config: RunConfig) -> None:
 
 
 def _sample(config: RunConfig) -> tuple[str, list[ShownSequence]] | None:
-    """The id of the first training sample and its sequences; None where the folder holds no data or no tokenizer."""
+    """The id of the first training sample and its sequences; None if the folder has no data or no tokenizer."""
     paths = Paths(config.output)
     with suppress(UserError):
         sample = load_prepared(paths.tokenized).dataset[0]
@@ -86,14 +86,14 @@ def _read_accuracy(path: Path) -> dict[str, list[AccuracyRow]]:
 
 
 def _remove_stale(folder: Path, names: set[str]) -> None:
-    """Plots of an earlier report that this one does not have."""
+    """Removes the plots of an earlier report that this one does not have."""
     for path in folder.glob("*.png"):
         if path.stem.removesuffix("-dark") not in names:
             path.unlink()
 
 
 def _facts(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """The run in a few words and numbers."""
+    """The table of the run's main facts, as pairs of name and value."""
     parallel, trainer = config.parallel, config.trainer
     sizes = {
         "tensor": parallel.tensor,
@@ -141,7 +141,7 @@ def _duration(seconds: float) -> str:
 
 
 def _metrics_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Each metric at the first step, at the last one, and its mean over the last few."""
+    """The table of metrics: first step, last step, and mean over the last ten steps."""
     head = ["metric", "first step", "last step"] + [f"mean of the last {_LAST}"] * (len(rows) > _LAST)
     table = []
     for key in dict.fromkeys(key for row in rows for key in row if key not in _NOT_METRICS):
@@ -174,7 +174,7 @@ def _accuracy_table(measured: Mapping[str, Sequence[AccuracyRow]]) -> Table:
 
 
 def _selection_table(config: RunConfig) -> Table | None:
-    """The checkpoints that were scored, where the best one was chosen."""
+    """The table of scored checkpoints; None without ``trainer.select_best``."""
     selection = Selection.read(Paths(config.output))
     if selection is None or selection.suite != config.trainer.select_best:
         return None

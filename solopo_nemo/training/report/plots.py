@@ -22,18 +22,18 @@ from solopo_nemo.pages.theme import Theme
 Rows = Sequence[Mapping[str, Any]]
 
 _FEW_STEPS = 40
-"""Number of steps up to which each step is a dot without smoothing."""
+"""Number of steps up to which a plot shows each step as a dot and no smoothed line."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes; lines whose key no row has are left out.
+    """One pair of axes. A line whose key no row has is left out.
 
     Attributes:
-        ylabel: of the y axis.
-        lines: label and colour of each metric, by its key.
-        share: the values lie between 0 and 1.
-        noisy: worth a smoothed line.
+        ylabel: label of the y axis.
+        lines: label and colour of each line, by the key of its metric.
+        share: whether the values are shares between 0 and 1.
+        noisy: whether a smoothed line is drawn.
     """
 
     ylabel: str
@@ -123,14 +123,14 @@ def finite(row: Mapping[str, Any], key: str) -> float:
 
 
 def draw_metrics(rows: Rows, folder: Path) -> list[Chart]:
-    """Write the plots of the metrics that there are.
+    """Draws the plots whose metrics were recorded.
 
     Args:
         rows: the rows of ``metrics.jsonl``.
-        folder: where ``<name>.png`` and ``<name>-dark.png`` go.
+        folder: folder of the files ``<name>.png`` and ``<name>-dark.png``.
 
     Returns:
-        What was drawn: a plot of whose metrics none was recorded is left out.
+        The plots that were drawn.
     """
     keys, drawn = {key for row in rows for key in row}, []
     for chart, panels in PLOTS.items():
@@ -157,11 +157,11 @@ def _draw_plot(title: str, panels: Sequence[Panel], rows: Rows, keys: set[str], 
 
 
 def draw_accuracy(measured: Mapping[str, Sequence[AccuracyRow]], folder: Path) -> list[Chart]:
-    """Write the accuracy by context length with 95 % intervals.
+    """Draws the accuracy by context length with 95 % intervals.
 
     Args:
         measured: rows by moment, ``before`` and ``after``; either may be missing.
-        folder: where the files go.
+        folder: folder of the files.
     """
     if not any(measured.values()):
         return []
@@ -205,12 +205,12 @@ def _draw_panel(axis: Axes, panel: Panel, keys: list[str], steps: np.ndarray, ro
 
 
 def smoothing_window(steps: int) -> int:
-    """Steps that the pale line averages over; 0 where there are too few to smooth."""
+    """Number of steps of the running mean; 0 if there are too few steps to smooth."""
     return 0 if steps <= _FEW_STEPS else 2 * max(2, steps // 50) + 1
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Centred running mean over the finite values of a window."""
+    """The centred running mean, over the finite values of each window."""
     window = np.ones(smoothing_window(len(values)))
     known = np.isfinite(values)
     counts = np.convolve(known, window, mode="same")

@@ -1,4 +1,4 @@
-"""Reading metrics.jsonl, without what writes it."""
+"""Reads ``metrics.jsonl``. It imports neither NeMo nor torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file; none where there is no file."""
+    """The complete lines of a metrics file; an empty list if there is no file."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            break  # a line that a kill cut short
+            break  # a kill has cut the last line short
     return rows
