@@ -37,26 +37,26 @@ def add_backend(option: Callable[..., None]) -> None:
 def add_sampling(parser: ArgumentParser, *, samples: int, temperature: float, max_new_tokens: int) -> None:
     """Add the options of `Sampling` with the defaults of a tool, those of the backends, and `--json`."""
     option = parser.options("sampling")
-    option("--samples N", "answers a prompt", samples)
-    option("--temperature T", "of the softmax", temperature)
-    option("--top-p P", "nucleus sampling; 1 is none", 1.0)
+    option("--samples N", "answers to each prompt", samples)
+    option("--temperature T", "temperature of the softmax", temperature)
+    option("--top-p P", "nucleus sampling; 1 switches it off", 1.0)
     option("--top-k N", "draw from the N most probable tokens (default: all; with a server its own default)", type=int)
     option("--max-new-tokens N", "longest answer in tokens", max_new_tokens, type=token_count)
     batch = (
-        "answers to a prompt that are asked for at once, 0 for all of them: fewer where they do not fit on the "
-        "device, or where the server gives no more in a request; another batch gives other samples"
+        "answers to a prompt in one batch or request, 0 for all of them; give fewer if they do not fit on the device, "
+        "or if the server limits a request; another batch size gives other samples"
     )
     option("--batch N", batch, 0)
     option("--seed N", "seed of all draws", 0)
     add_template_kwargs(option)
-    parser.options("with --backend hf")("--device DEVICE", "torch device (default: the GPU where there is one)")
+    parser.options("with --backend hf")("--device DEVICE", "torch device (default: the GPU if there is one)")
     option = parser.options(
         "with --backend openai; the key is taken from OPENAI_API_KEY",
-        "what is not given here is the server's default, such as --top-k and repetition_penalty, which vLLM takes from "
+        "settings without an option here have the server's defaults, such as repetition_penalty, which vLLM takes from "
         "the model's generation_config.json unless it is started with --generation-config vllm",
     )
-    option("--base-url URL", "such as http://127.0.0.1:8000/v1")
-    option("--concurrency N", "prompts at once", 16)
+    option("--base-url URL", "address of the server, such as http://127.0.0.1:8000/v1")
+    option("--concurrency N", "prompts at the same time", 16)
     add_server(option)
     parser.add_json()
     parser.set_defaults(date=None, server=None)

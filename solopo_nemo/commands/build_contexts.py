@@ -40,9 +40,9 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     option = parser.options("needed")
     source = (
-        "questions as MuSiQue, HotpotQA, 2WikiMultihopQA or SQuAD have them, or rows of question, answers, "
-        "supporting[] and distractors[]: .jsonl, .json (both also .gz), .parquet, a saved dataset's folder, or what "
-        "`datasets` loads by its name, such as a dataset on the Hugging Face hub"
+        "questions in the format of MuSiQue, HotpotQA, 2WikiMultihopQA or SQuAD, or rows of question, answers, "
+        "supporting[] and distractors[]: .jsonl, .json (both also .gz), .parquet, a saved dataset's folder, or a name "
+        "that `datasets` loads, such as a dataset on the Hugging Face hub"
     )
     option("--source PATH|NAME", source, type=path_or_name, required=True)
     tokenizer = "Hugging Face folder of the model to train, or its name on the hub; it needs a chat template"
@@ -52,11 +52,11 @@ def _parser() -> ArgumentParser:
     )
     option("--short-tokens N", short, type=path_or_name, required=True)
     long = (
-        "the same of the long prompt, e.g. 7500; several as 4096,8192,16384 give one output each, NAME.4096.jsonl, "
-        "all of the same questions: one that fails at one length is in none"
+        "token target of the long prompt, such as 7500; several, as in 4096,8192,16384, give one output each, "
+        "NAME.4096.jsonl, with the same questions: a question that fails at one length is in none"
     )
     option("--long-tokens N[,N]", long, type=path_or_name, required=True)
-    out = "JSON lines to write; FILE.report.json has the figures, FILE.dropped.jsonl the questions a rule left out"
+    out = "JSON lines to write; FILE.report.json has the figures, FILE.dropped.jsonl the questions that a rule left out"
     option("--out FILE", out, type=Path, required=True)
 
     option = parser.options("choices")
@@ -64,13 +64,13 @@ def _parser() -> ArgumentParser:
     option("--subset NAME", "subset (configuration) of a dataset that has several")
     option("--split NAME", "split of a dataset that has several")
     pool = (
-        "draw distractors from these files or datasets and not from the other questions: rows of title and "
-        "paragraph_text, or of text, or questions as --source takes them"
+        "draw distractors from these files or datasets instead of the other questions: rows of title and "
+        "paragraph_text, rows of text, or questions in a format of --source"
     )
     option("--pool PATH", pool, type=path_or_name, nargs="+")
     long = (
         "document: the document of the evidence in its natural order, whole or a window, with other documents around "
-        "it where it is shorter; needs --pool with the passages of build_questions"
+        "it if it is too short; needs --pool with the passages of build_questions"
     )
     option("--long KIND", long, "shuffled", choices=["shuffled", "document"])
     pairs = "gold: also write chosen (gold answer) and rejected (wrong answer of the same kind), without sampling"
@@ -78,11 +78,11 @@ def _parser() -> ArgumentParser:
     add_template_kwargs(option)
     option("--seed N", "seed of all draws", 0)
     option("--limit N", "use the first N rows only; the others still serve as distractors", type=int)
-    option("--allow-answer-leak", "allow distractors that hold the answer or an alias")
-    skip = "go on after bad rows and write them to FILE.rejects.jsonl; without it the run stops before it writes"
+    option("--allow-answer-leak", "allow distractors that contain the answer or an alias")
+    skip = "continue after bad rows and write them to FILE.rejects.jsonl; without it a bad row stops the command"
     option("--skip-bad", skip)
-    option("--workers N", "processes to compose with; the result does not depend on it", 1)
-    option("--report FOLDER", "also draw the lengths and the positions of the evidence, as PNG", type=Path)
+    option("--workers N", "number of processes; the result does not depend on it", 1)
+    option("--report FOLDER", "also plot the lengths and the positions of the evidence, as PNG", type=Path)
     parser.add_json()
     return parser
 

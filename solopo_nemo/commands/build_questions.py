@@ -1,12 +1,12 @@
 """Write questions about your own documents with an instruct model, and keep those that can be answered from them.
 
 The documents are cut into passages. For one passage, or two to four that share a name, the model writes a question, a
-short answer and quotes. A question is kept if its quotes and its answer stand in the passages, most sampled answers
+short answer and quotes. A question is kept if its quotes and its answer occur in the passages, most sampled answers
 from the evidence alone are right, no answer without passages is right, and it repeats no other question.
 
 FILE has the rows that build_contexts takes, FILE.passages.jsonl all passages (its --pool), FILE.dropped.jsonl the other
 questions, each with its rule, FILE.left_out.jsonl boilerplate and near-duplicates. To resume an interrupted run, start
-the same command again; what was answered is kept in FILE.samples.sqlite and not asked again.
+the same command again. Answers are stored in FILE.samples.sqlite and not asked for again.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     option = parser.options("needed")
     source = (
-        "files or folders of .txt, .md, .html, .pdf, .docx; rows of text and, where there is one, title (.jsonl, "
-        ".parquet, a saved dataset's folder); or what `datasets` loads by its name"
+        "files or folders of .txt, .md, .html, .pdf, .docx; rows of text and an optional title (.jsonl, .parquet, a "
+        "saved dataset's folder); or a name that `datasets` loads"
     )
     option("--source PATH|NAME", source, type=path_or_name, nargs="+", required=True)
     tokenizer = "Hugging Face folder of the model to train, or its name on the hub; it counts the tokens"
@@ -56,13 +56,13 @@ def _parser() -> ArgumentParser:
     option = parser.options("questions")
     option("--subset NAME", "subset (configuration) of a dataset that has several")
     option("--split NAME", "split of a dataset that has several")
-    option("--passage-tokens N", "longest passage", 256, type=token_count)
+    option("--passage-tokens N", "longest passage in tokens", 256, type=token_count)
     option("--limit N", "ask for N questions at most (default: one for each passage)", type=int)
     prompts = (
         "folder with your own write.txt, answer.txt or recall.txt in place of those in solopo_nemo/assets/questions"
     )
     option("--prompts FOLDER", prompts, type=Path)
-    skip = "go on without documents that cannot be read and write them to FILE.rejects.jsonl"
+    skip = "continue without documents that cannot be read, and list them in FILE.rejects.jsonl"
     option("--skip-bad", skip)
     add_sampling(parser, samples=5, temperature=0.7, max_new_tokens=1024)
     return parser

@@ -29,9 +29,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__, usage="%(prog)s [RECIPE] [KEY=VALUE ...] [options]")
-    parser.add_argument("overrides", nargs="*", metavar="[RECIPE] KEY=VALUE", help="as the recipe takes them")
+    parser.add_argument("overrides", nargs="*", metavar="[RECIPE] KEY=VALUE", help="overrides of the recipe")
     option = parser.options("the run's GPUs", "by default those of this machine, or its CPU")
-    option("--gpus N", "in all (default: as many as parallel.* asks for)", type=positive_count)
-    option("--gpu-memory GIB", "of one GPU (with --gpus: 80)", type=positive_number)
+    option("--gpus N", "number of GPUs (default: the fewest that parallel.* allows)", type=positive_count)
+    option("--gpu-memory GIB", "memory of a GPU (default with --gpus: 80)", type=positive_number)
     parser.add_json()
     return parser

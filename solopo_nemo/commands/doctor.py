@@ -1,6 +1,6 @@
-"""Say what this machine runs: versions, devices, the layers of a run and why, and what the installed set refuses.
+"""Show what this machine supports: versions, devices, the layers of a run with the reason, and unsupported features.
 
-Each refusal ends with its remedy. The exit code is 0, or 1 where no run can begin.
+Each line about an unsupported feature ends with its remedy. The exit code is 0, or 1 if no run can begin.
 """
 
 from __future__ import annotations

@@ -96,8 +96,8 @@ def _parser() -> ArgumentParser:
     option = parser.options("what")
     model = "Hugging Face folder, a checkpoint of a run (its weights and context folders), or a server's model name"
     option("--model MODEL", model, type=path_or_name)
-    option("--suite NAME[,NAME]", f"of {', '.join(SUITES)}")
-    compare = "put folders that were evaluated side by side; differences are to the first"
+    option("--suite NAME[,NAME]", f"suites: {', '.join(SUITES)}")
+    compare = "compare the folders of earlier evaluations; differences are relative to the first"
     option("--compare FOLDER", compare, type=Path, nargs="+")
     option(
         "--out FOLDER",
@@ -106,28 +106,28 @@ def _parser() -> ArgumentParser:
     )
 
     option, numbers = parser.options("how"), list_of(int)
-    data = "folder of the data, SUITE/DATASET.jsonl; what is not there comes from the hub"
+    data = "folder of the data, SUITE/DATASET.jsonl; missing files are downloaded from the hub"
     option("--data FOLDER", data, Path("evaluation_data"))
     lengths = (
         "prompt lengths of ruler_qa and niah_plus, answer included (default 4K,8K,16K,32K; to 1M and beyond); of "
         "builtin: multiples of the short length (default 1,2,4,8; to 32)"
     )
     option("--lengths N,N", lengths, type=list_of(token_count))
-    option("--depths P,P", "where niah_plus puts the needle, in percent (default 0,25,50,75,100)", type=numbers)
-    option("--limit N", "questions a cell (default: the suite's own number)", type=int)
-    option("--seeds N,N", "of longbench_v2, which samples (default 0,1,2)", type=numbers)
-    option("--max-new-tokens N", "longest answer (default: the suite's own)", type=token_count)
-    option("--yarn F", "extend the model's window F times by YaRN", type=float)
-    option("--skip-bad", "go on without bad rows of the data, and name them")
+    option("--depths P,P", "depths of the needle in niah_plus, in percent (default 0,25,50,75,100)", type=numbers)
+    option("--limit N", "questions in each cell (default: the suite's own number)", type=int)
+    option("--seeds N,N", "seeds of longbench_v2, which samples its answers (default 0,1,2)", type=numbers)
+    option("--max-new-tokens N", "longest answer in tokens (default: the suite's own)", type=token_count)
+    option("--yarn F", "extend the model's window by the factor F with YaRN", type=float)
+    option("--skip-bad", "continue without bad rows of the data, and name them")
     add_literal(option)
     add_template_kwargs(option)
 
     option = parser.options("with a server; the key is taken from OPENAI_API_KEY")
-    option("--base-url URL", "OpenAI-compatible, such as http://127.0.0.1:8000/v1")
+    option("--base-url URL", "address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
     tokenizer = "folder of the server's tokenizer, or a name on the hub, for suites that count tokens"
     option("--tokenizer FOLDER", tokenizer, type=path_or_name)
-    option("--window N", "longest sequence that the server takes, in tokens", type=token_count)
-    option("--concurrency N", "prompts at once", 16)
+    option("--window N", "longest sequence that the server accepts, in tokens", type=token_count)
+    option("--concurrency N", "prompts at the same time", 16)
     add_server(option)
     parser.add_json()
     parser.set_defaults(date=None, alive=None)

@@ -141,7 +141,7 @@ def _check(settings: GrowthSettings) -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
-    recipe = "recipe (default solo_dpo) and its keys, the same in every round"
+    recipe = "recipe (default solo_dpo) and its overrides, the same in every round"
     parser.add_argument("overrides", nargs="*", metavar="RECIPE key=value", help=recipe)
     option = parser.options("rounds")
     lengths = (
@@ -149,24 +149,24 @@ def _parser() -> ArgumentParser:
         "short length (default 2,4,8)"
     )
     option("--lengths N,N", lengths, type=list_of(positive_count))
-    option("--source PATH|NAME", "questions, as build_contexts takes them", "builtin", type=path_or_name)
+    option("--source PATH|NAME", "questions; see --source of build_contexts", "builtin", type=path_or_name)
     model = "Hugging Face folder to start from (default with the built-in questions: the embedded model)"
     option("--model FOLDER", model, type=path_or_name)
-    option("--short-tokens N", "token target of the short prompt, as build_contexts takes it (default 1100)")
+    option("--short-tokens N", "token target of the short prompt; see build_contexts (default 1100)")
     option("--out FOLDER", "folder of the rounds and of the page", Path("outputs/grow"))
     option = parser.options(
-        "when to go on",
-        "after a round whose score at its length is at least --reach times the short score, and whose short score is "
-        "at most --guard points below that of the starting model",
+        "the rule for the next round",
+        "the next round starts if the score at this round's length is at least --reach times the short score, and the "
+        "short score is at most --guard points below that of the starting model",
     )
     option("--short N", "length of the short score (default 2K, answer included; built-in: 1)", type=positive_count)
-    option("--reach S", "share of the short score", 0.8)
-    option("--guard P", "points", 5.0)
+    option("--reach S", "smallest share of the short score", 0.8)
+    option("--guard P", "largest loss of the short score, in points", 5.0)
     option = parser.options("more options of the tools, in quotes: --sampling='--samples 16'")
-    option("--contexts OPTIONS", "of build_contexts, such as --limit 8000 --workers 8")
-    option("--sampling OPTIONS", "of sample_pairs, such as --backend openai --base-url URL")
-    option("--evaluation OPTIONS", "of evaluate, such as --data FOLDER --limit 100")
+    option("--contexts OPTIONS", "options of build_contexts, such as --limit 8000 --workers 8")
+    option("--sampling OPTIONS", "options of sample_pairs, such as --backend openai --base-url URL")
+    option("--evaluation OPTIONS", "options of evaluate, such as --data FOLDER --limit 100")
     option = parser.options()
-    option("--dry-run", "print the commands of all rounds, run nothing")
+    option("--dry-run", "print the commands of all rounds and run none")
     parser.add_json()
     return parser

@@ -31,15 +31,15 @@ SCORES = ("assistant", "last")
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("file", type=Path, metavar="FILE", help="what data.train of the recipes takes")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a value of data.train: a file or a folder")
     option = parser.options()
-    tokenizer = "Hugging Face folder, or a name on the hub: lengths are then tokens, not characters"
+    tokenizer = "Hugging Face folder, or a name on the hub; lengths are then in tokens instead of characters"
     option("--tokenizer FOLDER", tokenizer, type=path_or_name)
     add_template_kwargs(option)
-    option("--score TURNS", "turns of an answer that are scored, as data.score", "assistant", choices=SCORES)
-    option("--tokens ID", "show the sequences of this sample, with the scored tokens marked, and nothing else")
-    option("--show N", "samples to show", 2)
-    option("--seed N", "draws the samples", 0)
+    option("--score TURNS", "scored turns of an answer; see data.score", "assistant", choices=SCORES)
+    option("--tokens ID", "show only the sequences of this sample, with the scored tokens marked")
+    option("--show N", "number of samples to show", 2)
+    option("--seed N", "seed of the shown samples", 0)
     parser.add_json()
     given = parser.parse_args(arguments)
 

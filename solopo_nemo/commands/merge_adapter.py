@@ -1,4 +1,4 @@
-"""Merge a LoRA adapter, as peft or a run with peft=lora writes it, into the weights of its model."""
+"""Merge a LoRA adapter of peft, or of a run with peft=lora, into the weights of its model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("model", type=Path, metavar="HF_FOLDER", help="the model that the adapter was trained on")
     parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="adapter_config.json, adapter_model.safetensors")
-    parser.add_argument("destination", type=Path, metavar="MERGED", help="folder to make: a Hugging Face folder")
+    parser.add_argument("destination", type=Path, metavar="MERGED", help="Hugging Face folder to write")
     parsed = parser.parse_args(arguments)
     from solopo_nemo.families.adapter import merge_adapter
     from solopo_nemo.nemo_model.convert import staged

@@ -101,26 +101,26 @@ _share.__name__ = "share from 0 to 1"
 def _parser() -> ArgumentParser:
     machine, count, number = Machine(), {"type": positive_count}, {"type": positive_number}
     parser = ArgumentParser(__doc__, usage="%(prog)s [RECIPE] [KEY=VALUE ...] [options]")
-    parser.add_argument("overrides", nargs="*", metavar="[RECIPE] KEY=VALUE", help="as the recipe takes them")
+    parser.add_argument("overrides", nargs="*", metavar="[RECIPE] KEY=VALUE", help="overrides of the recipe")
     option = parser.options()
-    option("--gpus N", "in all", machine.gpus, **count)
-    option("--gpus-per-node N", "of a node", machine.gpus_per_node, **count)
-    option("--gpu-memory GIB", "of one GPU", machine.memory_gib, **number)
-    length = "tokens of the long prompt, such as 131072 or 128K (default: as many as the model's window takes)"
+    option("--gpus N", "number of GPUs", machine.gpus, **count)
+    option("--gpus-per-node N", "number of GPUs of a node", machine.gpus_per_node, **count)
+    option("--gpu-memory GIB", "memory of a GPU", machine.memory_gib, **number)
+    length = "tokens of the long prompt, such as 131072 or 128K (default: the largest for the model's window)"
     option("--length N", length, **count)
-    option("--short N", "of the short prompt", 1024, **count)
-    option("--response N", "of a response", 128, **count)
+    option("--short N", "tokens of the short prompt", 1024, **count)
+    option("--response N", "tokens of a response", 128, **count)
     option("--rejected N", "rejected responses of a sample", 1, **count)
-    samples = f"of an epoch (default: those of data.train where it is at hand, else {SAMPLES})"
+    samples = f"samples of an epoch (default: those of data.train if the file exists, else {SAMPLES})"
     option("--samples N", samples, **count)
-    state = "optimizer state over the data- and context-parallel ranks, on each, or in host memory"
+    state = "optimizer state: split over data- and context-parallel ranks, whole on each rank, or in host memory"
     option("--optimizer", state, "sharded", choices=OPTIMIZERS)
-    option("--trace", "trace the fastest layout itself: its peak beside the computed one")
+    option("--trace", "trace the fastest layout, and show its traced peak beside the computed one")
     option = parser.options("assumptions")
-    option("--mfu SHARE", "share of the peak that a GPU reaches while it computes", machine.mfu, type=_share)
-    option("--tflops N", "peak of a GPU in bf16, by default of an H100", machine.tflops, **number)
+    option("--mfu SHARE", "share of its peak that a GPU reaches while it computes", machine.mfu, type=_share)
+    option("--tflops N", "peak of a GPU in bf16; the default is an H100's", machine.tflops, **number)
     option("--node-bandwidth N", "GB/s between GPUs of a node", machine.node_gbs, **number)
     option("--network-bandwidth N", "GB/s of a GPU to other nodes", machine.network_gbs, **number)
-    parser.options("output")("--plot PNG", "draw the peak against the length of the long prompt", type=Path)
+    parser.options("output")("--plot PNG", "plot of the peak by the length of the long prompt", type=Path)
     parser.add_json()
     return parser

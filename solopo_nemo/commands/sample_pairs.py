@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     option = parser.options("needed")
-    contexts = "rows of id, prompt_short, prompt_long, answers, as build_contexts writes them"
+    contexts = "output of build_contexts: rows of id, prompt_short, prompt_long, answers"
     option("--contexts FILE", contexts, type=Path, required=True)
     add_backend(option)
     out = "triplets to write (.jsonl); FILE.dropped.jsonl lists questions that a rule left out"
@@ -45,7 +45,7 @@ def _parser() -> ArgumentParser:
     )
     option("--on", on, "short", choices=["short", "long", "both"])
     option("--size N", "stop when there are N pairs", 5000)
-    skip = "go on after bad rows and write them to FILE.rejects.jsonl; without it the run stops before it samples"
+    skip = "continue after bad rows and write them to FILE.rejects.jsonl; without it a bad row stops the command"
     option("--skip-bad", skip)
     add_literal(option)
 
