@@ -163,7 +163,7 @@ def _patch_dispatcher() -> None:
 
 
 def scale(_chunk: int, _overflow: torch.Tensor, tensors: list[list[torch.Tensor]], factor: float) -> None:
-    """Writes ``factor`` times the tensors of one list to those of another, in place or in another dtype, without a copy."""
+    """Writes ``factor`` times each tensor of a list to another one, in place or in another dtype, without a copy."""
     for source, target in zip(*tensors, strict=True):
         torch.mul(source, factor, out=target)
 
