@@ -10,7 +10,6 @@ from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from solopo_nemo.data.answers import Stated, is_right, stated_answer
 from solopo_nemo.evaluation.accuracy import wilson_interval
@@ -127,6 +126,8 @@ def level(groups: Sequence[Values], questions: Sequence[Sequence[str]] | None = 
 
 def _wilson(share: float, count: float) -> tuple[float, float]:
     """Wilson's interval of a share of a number of questions, which need not be whole."""
+    from scipy.stats import norm  # here, as its import takes over a second
+
     z = float(norm.ppf((1 + CONFIDENCE) / 2))
     middle, half = share + z * z / (2 * count), z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5
     low, high = ((middle + sign * half) / (1 + z * z / count) for sign in (-1, 1))

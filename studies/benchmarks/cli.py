@@ -82,6 +82,10 @@ def _head(arguments: argparse.Namespace, command: str) -> Any:
     return commands.measure_heads(specs, arguments.repeats, _places(arguments), command)
 
 
+def _startup(arguments: argparse.Namespace, command: str) -> Any:
+    return commands.measure_starts(arguments.repeats, _places(arguments), command)
+
+
 def _all(arguments: argparse.Namespace, command: str) -> Any:
     def measure(words: Sequence[str], out: Path) -> int:
         again = ["--again"] if arguments.again else []
@@ -155,6 +159,11 @@ def _parser() -> ArgumentParser:
     head.add_argument("--heads", type=list_of(str), default=list(HEADS), metavar="HEAD,HEAD", help=", ".join(HEADS))
     _add_numbers(head, response=128, hidden=128, vocabulary=152064, row_chunk=512, threads=2)
     head.set_defaults(function=_head)
+
+    startup = subcommands.add_parser("startup", help="seconds of each --help, and of the default to its first step")
+    _add_places(startup)
+    startup.add_argument("--repeats", type=int, default=1, metavar="N", help="rounds (default 1)")
+    startup.set_defaults(function=_startup)
 
     everything = subcommands.add_parser("all", help="every measurement of a suite, then the document")
     default = suite.SUITE.relative_to(ROOT)

@@ -19,6 +19,7 @@ from studies.benchmarks.peer import make_peer
 from studies.benchmarks.results import Spread, peak_gib, step_seconds
 from studies.benchmarks.session import Session
 from studies.benchmarks.spec import PEERS, Spec, StepSpec
+from studies.benchmarks.startup import measure_start, start_specs
 from studies.benchmarks.step import check, measure_step
 from studies.results import Results
 
@@ -111,6 +112,14 @@ def measure_heads(specs: Sequence[HeadSpec], repeats: int, places: Places, comma
     session = places.session("head", command, lambda spec: measure_head(spec, places.work))
     session.run_rounds([[spec] for spec in specs], repeats)
     return _summary(session, specs, repeats)
+
+
+def measure_starts(repeats: int, places: Places, command: str) -> list[dict[str, Any]]:
+    """Measure the starts of all commands."""
+    session, specs = places.session("startup", command, measure_start), start_specs()
+    session.run_rounds([specs], repeats)
+    found = {spec.label(): Spread.of(step_seconds(session.run(spec, n)) for n in range(repeats)) for spec in specs}
+    return [{"what": label, "seconds": dataclasses.asdict(seconds)} for label, seconds in found.items()]
 
 
 def _summary(session: Session, specs: Sequence[Spec], repeats: int) -> list[dict[str, Any]]:

@@ -194,6 +194,15 @@ def _packed(results: Collected) -> Spread | None:
     return packed.over(short.median + long.median) if packed and short and long else None
 
 
+def _slowest_help(results: Collected) -> Spread | None:
+    found = results.spreads("startup", step_seconds, by="command", first_step=False)
+    return max(found.values(), key=lambda spread: spread.median, default=None)
+
+
+def _first_step(results: Collected) -> Spread | None:
+    return results.spread("startup", step_seconds, first_step=True)
+
+
 def _whole_step(results: Collected) -> Spread | None:
     return results.spread("longest_step", lambda run: run["seconds"][-1], system="solo_dpo", long=256 * K)
 
@@ -226,6 +235,8 @@ MEASURES: dict[str, Measure] = {
     "packed": _packed,
     "planner": _planner,
     "cp2_time": _ranks(step_seconds, "scaling_time", 32 * K, 2),
+    "help": _slowest_help,
+    "first_step": _first_step,
 }
 GOALS = tuple(
     Goal(name, goal.pop("title"), MEASURES[name], tuple(goal.pop("from")), **goal)

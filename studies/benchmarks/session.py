@@ -83,4 +83,5 @@ def describe(run: Run) -> str:
     """A short description of a run's measurements."""
     if "skipped" in run:
         return f"skipped ({run['skipped']})"
-    return f"{step_seconds(run):.2f} s, peak {peak_gib(run):.3f} GiB above the loaded model"
+    peak = f", peak {peak_gib(run):.3f} GiB above the loaded model" if "peak_bytes" in run else ""
+    return f"{step_seconds(run):.2f} s{peak}"

@@ -1,112 +1,100 @@
-"""Measure startup times: ``--help`` of every command, and the embedded default until its first step.
+"""Startup times: ``--help`` of every command, and the embedded default until its first step.
 
-    python studies/benchmarks/startup.py
-
-Every measurement starts a new process. Each command runs once before its measurement, so that its files are in the page
-cache. The training is killed as soon as the metrics of its first step are written. Its output up to that time is stored
-with timestamps.
+Every measurement starts a new process. A command runs once before it is measured, so that its files are in the page
+cache. The training is killed as soon as the metrics of its first step are written.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from rich.console import Console
-
 from solopo_nemo.commands.dispatch import TOOLS, recipes
-from solopo_nemo.runtime import cli, environment
-from studies.benchmarks.suite import RESULTS
+from solopo_nemo.runtime import environment
+from studies.benchmarks.spec import Spec
 from studies.paths import ROOT
 from studies.pool import MeasurementError
-from studies.results import Results, machine, revision, versions
+from studies.results import machine, versions
 
-STUDIES = ("benchmark", "collapse", "reproduce")
+STUDIES = ("benchmark", "collapse", "gpu_check", "reproduce")
 PATIENCE = 600.0
 """Timeout for the first step in seconds."""
 
 
-def main() -> None:
-    """Measure and write the results."""
-    given = _arguments()
-    about = {"revision": revision(), "machine": machine(), "versions": versions(), "repeats": given.repeats}
-    results, console = Results(given.out, about), Console(highlight=False)
-    for name, command in _commands().items():
-        seconds = [_seconds([*command, "--help"]) for _ in range(given.repeats + 1)][1:]
-        results.runs.append({"name": name, "help_seconds": seconds})
-        console.print(f"{name:<18} --help {median(seconds):5.2f} s, at most {max(seconds):.2f} s")
-    for number in range(given.starts + 1):
-        start = first_step()
-        if number:
-            results.runs.append({"name": "solo_dpo", **start})
-            console.print(f"first step of the embedded default after {start['first_step_seconds']:.1f} s")
-            for second, line in start["lines"]:
-                console.print(f"  {second:6.1f} s  {line}", soft_wrap=True, markup=False)
-    results.save()
+@dataclass(frozen=True)
+class StartSpec(Spec):
+    """The start of a command.
+
+    Attributes:
+        command: words after ``python``, in the root of the repository.
+        first_step: True to measure the time until the first step of a recipe, False for the time of ``--help``.
+    """
+
+    command: str
+    first_step: bool = False
+
+    def label(self) -> str:
+        """A short description for messages."""
+        return f"python {self.command}{', first step' if self.first_step else ' --help'}"
 
 
-def _commands() -> dict[str, list[str]]:
-    files = {name: f"recipes/{name}.py" for name in recipes()}
-    files |= {name: f"tools/{name}.py" for name in (*TOOLS, *STUDIES) if name != "launch"}
-    python = {name: [sys.executable, str(ROOT / file)] for name, file in files.items()}
-    solopo = [sys.executable, "-m", "solopo_nemo"]
-    return {"solopo": solopo, "solopo launch": [*solopo, "launch"]} | python
+def start_specs() -> list[StartSpec]:
+    """All commands with ``--help``, and the embedded default until its first step."""
+    files = [f"recipes/{name}.py" for name in recipes()]
+    files += [f"tools/{name}.py" for name in (*TOOLS, *STUDIES) if name != "launch"]
+    helps = [StartSpec(command) for command in ("-m solopo_nemo", "-m solopo_nemo launch", *files)]
+    return [*helps, StartSpec("recipes/solo_dpo.py", first_step=True)]
 
 
-def _seconds(command: list[str]) -> float:
+def measure_start(spec: StartSpec) -> dict[str, Any]:
+    """Measure a start twice. The first time fills the page cache, and is not evaluated.
+
+    Raises:
+        MeasurementError: the command fails, or its first step does not come in time.
+    """
+    measure: Callable[[list[str]], float] = _first_step if spec.first_step else _help
+    seconds = [measure([sys.executable, *spec.command.split()]) for _ in range(2)]
+    return {"spec": spec.as_json(), "seconds": seconds, "machine": machine(), "versions": versions()}
+
+
+def _help(command: list[str]) -> float:
     began = time.perf_counter()
-    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    done = subprocess.run([*command, "--help"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise MeasurementError(f"{' '.join(command)} --help: exit code {done.returncode}")
     return time.perf_counter() - began
 
 
-def first_step() -> dict[str, Any]:
-    """Start the embedded default in a new folder, and kill it after its first step.
-
-    Raises:
-        MeasurementError: the command ends before its first step, or the timeout expires.
-    """
+def _first_step(command: list[str]) -> float:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        command = [sys.executable, str(ROOT / "recipes" / "solo_dpo.py"), f"output_dir={folder}/run"]
+        log, metrics = Path(folder, "log"), Path(folder, "run", "metrics.jsonl")
         began = time.perf_counter()
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment.without_ranks(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        lines: list[tuple[float, str]] = []
-        reader = threading.Thread(target=_read, args=(process, began, lines), daemon=True)
-        reader.start()
-        metrics = Path(folder, "run", "metrics.jsonl")
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, f"output_dir={folder}/run"],
+                cwd=ROOT,
+                env=environment.without_ranks(),
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         try:
-            while not (metrics.is_file() and metrics.read_text().count("\n")):
+            while not (metrics.is_file() and metrics.read_bytes().count(b"\n")):
                 if process.poll() is not None or time.perf_counter() - began > PATIENCE:
-                    raise MeasurementError(f"no first step: {lines[-1][1] if lines else 'no output'}")
+                    raise MeasurementError(f"no first step: {log.read_text().strip().splitlines()[-1:]}")
                 time.sleep(0.02)
-            seconds = time.perf_counter() - began
+            return time.perf_counter() - began
         finally:
             _kill(process)
-        reader.join()
-    return {"first_step_seconds": round(seconds, 2), "lines": lines}
 
 
-def _read(process: subprocess.Popen[str], began: float, lines: list[tuple[float, str]]) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        lines.append((round(time.perf_counter() - began, 2), line.rstrip()))
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
+def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill the command and its ranks, which have their own process groups."""
     import psutil
 
@@ -115,16 +103,3 @@ def _kill(process: subprocess.Popen[str]) -> None:
         child.kill()
     process.kill()
     process.wait()
-
-
-def _arguments() -> argparse.Namespace:
-    parser = cli.ArgumentParser(__doc__)
-    option = parser.options()
-    option("--repeats N", "of each --help", 5, type=cli.positive_count)
-    option("--starts N", "of the training, after one that is not measured", 2, type=cli.positive_count)
-    option("--out FILE", "results", RESULTS / "startup.json")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 FILES = [path.relative_to(ROOT) for folder in ("recipes", "tools") for path in sorted((ROOT / folder).glob("*.py"))]
 THIN = [path for path in FILES if path.stem != "check_versions"]  # which runs before anything is installed
 MODULES = {**STUDIES, "make_tiny_model": "studies.make_tiny_model"}
-HEAVY = {"torch", "nemo", "megatron", "lightning", "transformers", "datasets", "pandas", "matplotlib"}
+HEAVY = {"torch", "nemo", "megatron", "lightning", "transformers", "datasets", "pandas", "scipy", "matplotlib"}
 
 
 def test_every_command_has_its_file() -> None:
@@ -80,13 +80,13 @@ def test_without_the_requirements_every_command_ends_with_one_line(path: Path, t
     assert "pip install 'solopo-nemo[cpu]'" in done.stderr
 
 
-@pytest.mark.parametrize("command", [*recipes(), *TOOLS, *STUDIES, ""])
+@pytest.mark.parametrize("command", [*recipes(), *TOOLS, *MODULES, ""])
 def test_help_imports_nothing_heavy(command: str) -> None:
     program = (
         "import atexit, sys\n"
         f"atexit.register(lambda: print('imported:', *sorted({HEAVY} & set(sys.modules))))\n"
         "from solopo_nemo.commands import main\n"
-        f"sys.argv = ['solopo', '--help']\nmain({STUDIES.get(command, command)!r})\n"
+        f"sys.argv = ['solopo', '--help']\nmain({MODULES.get(command, command)!r})\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

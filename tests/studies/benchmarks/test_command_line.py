@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import step_run
+from made_up import MACHINE, step_run
 
 from solopo_nemo.runtime import cli
 from solopo_nemo.runtime.errors import UserError
 from studies.benchmarks import cli as TOOL
 from studies.benchmarks import suite
+from studies.benchmarks.goals import GOALS
 from studies.benchmarks.peer import make_peer
+from studies.benchmarks.results import Collected
 from studies.benchmarks.spec import StepSpec
+from studies.benchmarks.startup import StartSpec
 from studies.pool import MeasurementError
 
 ROOT = Path(__file__).parents[3]
@@ -151,3 +154,16 @@ def test_a_folder_that_is_no_environment_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     with pytest.raises(UserError, match="is no virtual environment"):
         make_peer(tmp_path)
+
+
+def test_startup_goals_are_the_slowest_help_and_the_first_step(
+    measured: list[StepSpec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def measure(spec: StartSpec) -> dict[str, Any]:
+        seconds = 20.0 if spec.first_step else 0.5 if spec.command == "tools/evaluate.py" else 0.2
+        return {"spec": spec.as_json(), "seconds": [9 * seconds, seconds], "machine": MACHINE, "versions": {}}
+
+    monkeypatch.setattr("studies.benchmarks.commands.measure_start", measure)
+    assert TOOL.main(["startup", "--out", str(tmp_path / "startup.json")]) == 0
+    goals = {goal.name: goal.measure(Collected.read(tmp_path)) for goal in GOALS if goal.sources == ("startup",)}
+    assert {name: value and value.median for name, value in goals.items()} == {"help": 0.5, "first_step": 20.0}
