@@ -112,11 +112,19 @@ def check_experts(config: RunConfig, model: ModelDescription, on_gpu: bool) -> N
         f"parallel.expert_tensor={p.expert_tensor_size} with parallel.expert={p.expert}: gloo, which connects ranks on "
         "CPUs, gathers no unequal numbers of tokens; set parallel.expert_tensor=1",
     )
-    attention = [name for name, path in MODULES.items() if path.startswith("self_attn.")]
+    peft = config.peft
+    if not peft.on or all(MODULES[name].startswith("self_attn.") for name in peft.modules):
+        return
+    without = "leave gate_proj, up_proj and down_proj out of peft.targets"
     require(
-        not config.peft.on or set(config.peft.modules) <= {*attention},
-        f"peft.targets={config.peft.targets}: adapters of a model with experts are for its attention alone; give "
-        f"'peft.targets=[{','.join(attention)}]'",
+        not on_gpu or peft.rank is None or peft.rank % 8 == 0,
+        f"peft.rank={peft.rank}: the grouped product of experts takes widths that 8 divides; give such a rank, or "
+        f"{without}",
+    )
+    require(
+        not peft.dropout or p.expert_tensor_size == 1,
+        f"peft.dropout={peft.dropout}: adapters of experts have none where parallel.expert_tensor="
+        f"{p.expert_tensor_size} splits their channels; give peft.dropout=0, or {without}",
     )
 
 

@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
+from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -33,6 +35,7 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from solopo_nemo.core.layers.blockwise import gamma_of, norm
+from solopo_nemo.core.layers.experts import grouped_linear
 from solopo_nemo.core.layers.spec import GatedRowParallelLinear, NormColumnParallelLinear
 from solopo_nemo.families.family import LINEARS, TARGETS
 
@@ -40,7 +43,7 @@ MARK = ".lora_"
 """In the name of every adapter's parameter, and of no other."""
 
 ReadTensor = Callable[[int, str, str], torch.Tensor]
-"""Reads ``A`` ``[rank, in]`` or ``B`` ``[out, rank]``, whole, by layer, module and half."""
+"""Reads ``A`` ``[rank, in]`` or ``B`` ``[out, rank]``, whole, by layer, module and half; of experts all, stacked."""
 
 
 def has_adapters(keys: Iterable[str]) -> bool:
@@ -91,19 +94,23 @@ class Adapter(torch.nn.Module):
         config: of the model.
         number: of the transformer layer, from 0, over all pipeline stages.
         group: tensor-parallel group.
+        experts: of a layer that is one for each of them, those of this rank; both halves are stacks then.
     """
 
     active = True
 
-    def __init__(self, layer: Any, name: str, lora: LoRA, config: Any, number: int, group: Any) -> None:
+    def __init__(
+        self, layer: Any, name: str, lora: LoRA, config: Any, number: int, group: Any, experts: range = range(0)
+    ) -> None:
         super().__init__()
         self.config = config
         self.number, self.layer = number, (layer,)  # in a tuple: its parameters are not the adapter's
-        self.lora, self.group, self.sequence_parallel = lora, group, config.sequence_parallel
+        self.lora, self.group, self.sequence_parallel, self.experts = lora, group, config.sequence_parallel, experts
         self.column = name.endswith(("qkv", "fc1"))
         self.fused = isinstance(layer, NormColumnParallelLinear | GatedRowParallelLinear) and not lora.dropout
         tp, rank = group.size(), group.rank()
-        out, width = layer.weight.shape
+        weight = next(layer.parameters()) if experts else layer.weight
+        out, width = weight.shape[-2:]
         modules = [path.split(".")[1] for path in LINEARS[name]]
         self.groups, self.rows = 1, dict.fromkeys(modules, out // len(modules))
         if name.endswith("qkv"):
@@ -112,32 +119,52 @@ class Adapter(torch.nn.Module):
             self.rows = dict(zip(modules, (heads * config.kv_channels, *2 * (config.kv_channels,)), strict=True))
         self.adapted = [module for module in modules if module in lora.targets]
         for module in self.adapted:
-            if lora.initial:
-                a, b = (lora.initial(number, module, half) for half in "AB")
-            else:
-                whole = width if self.column else width * tp
-                generator = torch.Generator().manual_seed(zlib.crc32(f"{lora.seed} {number} {module}".encode()))
-                a = (torch.rand(lora.rank, whole, generator=generator) * 2 - 1) / whole**0.5  # as peft begins
-                b = torch.zeros(self.groups * self.rows[module] * (tp if self.column else 1), lora.rank)
-            for half, value, axis in (("A", a, None if self.column else 1), ("B", b, 0 if self.column else None)):
+            rows = self.groups * self.rows[module]
+            whole = (width, rows * tp) if self.column else (width * tp, rows)
+            for half, value in zip("AB", self._initial(module, *whole), strict=True):
+                axis = self._axis(half, value.dim())
                 own = value if axis is None else value.chunk(tp, axis)[rank]
-                parameter = torch.nn.Parameter(own.to(layer.weight).contiguous())
-                set_tensor_model_parallel_attributes(parameter, axis is not None, axis or 0, 1)
+                parameter = torch.nn.Parameter(own.to(weight).contiguous())
+                self._mark(parameter, axis)
                 self.register_parameter(f"{module}_{half}", parameter)
 
+    def _axis(self, half: str, axes: int) -> int | None:
+        """The axis of a half of so many axes that the tensor-parallel ranks share, if any."""
+        if half == "AB"[self.column]:
+            return axes - 2 if self.column else axes - 1
+        return None
+
+    def _mark(self, parameter: torch.nn.Parameter, axis: int | None) -> None:
+        set_tensor_model_parallel_attributes(parameter, axis is not None, axis or 0, 1)
+
+    def _initial(self, module: str, width: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """``A`` ``[rank, width]`` and ``B`` ``[rows, rank]`` before training, of all tensor-parallel ranks."""
+        lora, names = self.lora, [f"{module} {expert}" for expert in self.experts] or [module]
+        if lora.initial:
+            a, b = (lora.initial(self.number, module, half) for half in "AB")
+            own = slice(self.experts.start, self.experts.stop)
+            return (a[own], b[own]) if self.experts else (a, b)
+        drawn = []
+        for name in names:  # as peft begins
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{lora.seed} {self.number} {name}".encode()))
+            drawn.append((torch.rand(lora.rank, width, generator=generator) * 2 - 1) / width**0.5)
+        a = torch.stack(drawn) if self.experts else drawn[0]
+        return a, torch.zeros(*a.shape[:-2], rows, lora.rank)
+
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """``down`` ``[modules * rank, in]`` and ``up`` ``[out, modules * rank]``, this rank's, fused."""
+        """This rank's ``down`` ``[modules * rank, in]`` and ``up`` ``[out, modules * rank]``; or their stacks."""
         halves: dict[str, Any] = dict(self.named_parameters())
-        down = torch.cat([halves[f"{module}_A"] for module in self.adapted])
-        rank, columns, blocks = self.lora.rank, down.shape[0], []
+        down = torch.cat([halves[f"{module}_A"] for module in self.adapted], -2)
+        rank, columns, blocks = self.lora.rank, down.shape[-2], []
+        stack, groups = down.shape[:-2], len(self.experts) or self.groups
         for module, rows in self.rows.items():
             if module in self.adapted:
                 before = self.adapted.index(module) * rank
                 block = F.pad(halves[f"{module}_B"], (before, columns - before - rank))
             else:
-                block = down.new_zeros(self.groups * rows, columns)
-            blocks.append(block.view(self.groups, rows, columns))
-        return down, torch.cat(blocks, 1).flatten(0, 1)
+                block = down.new_zeros(groups * rows, columns)
+            blocks.append(block.view(groups, rows, columns))
+        return down, torch.cat(blocks, 1).view(*stack, -1, columns)
 
     def beside(self, product: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         """The output of a layer of this project, whose ``product`` multiplies its input with ``down`` too.
@@ -176,17 +203,14 @@ class Adapter(torch.nn.Module):
             h = reduce_from_tensor_model_parallel_region(self._down(x, down), group=group)
         return self._added(output[0], h, up), output[1]
 
-    def _down(self, x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    def _down(self, x: torch.Tensor, down: torch.Tensor, product: Any = F.linear) -> torch.Tensor:
         """``x`` times ``down``, with dropout of its own for each module; ranks that share ``x`` share what is zero."""
         if not (self.lora.dropout and self.training):
-            return F.linear(x, down)
-        if self.column and not self.sequence_parallel:
-            return self._dropped(x, down)
-        with get_cuda_rng_tracker().fork():
-            return self._dropped(x, down)
-
-    def _dropped(self, x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-        return torch.cat([F.linear(F.dropout(x, self.lora.dropout), a) for a in down.split(self.lora.rank)], -1)
+            return product(x, down)
+        shared = self.column and not self.sequence_parallel and not self.experts
+        with nullcontext() if shared else get_cuda_rng_tracker().fork():
+            halves = down.split(self.lora.rank, -2)
+            return torch.cat([product(F.dropout(x, self.lora.dropout), a) for a in halves], -1)
 
     def _added(self, out: torch.Tensor, h: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         scale = self.lora.alpha / self.lora.rank
@@ -204,6 +228,63 @@ class Adapter(torch.nn.Module):
         return make_sharded_tensors_for_checkpoint(state, prefix, split, sharded_offsets, **groups)
 
 
+class ExpertAdapter(Adapter):
+    """The adapters of one linear layer of all experts of a rank: ``A`` ``[experts, rank, in]``, ``B`` likewise.
+
+    They run as grouped products beside the layer, which is this project's or Transformer Engine's.
+
+    EP: each rank has the adapters of its experts. Expert TP: as TP for :class:`Adapter`. SP, CP, PP, DP: as the layer.
+
+    Memory: ``rank * (in + out)`` parameters a module and expert; saved for backward are ``rank`` numbers a token and
+    module, and the layer's input.
+    """
+
+    def _mark(self, parameter: torch.nn.Parameter, axis: int | None) -> None:
+        """As the experts' own weights; what is on every rank counts once in the norm of the gradient."""
+        set_tensor_model_parallel_attributes(parameter, True, axis or 0, 1)
+        parameter.allreduce = False  # type: ignore[attr-defined]
+        parameter.shared = axis is None and self.group.rank() > 0  # type: ignore[attr-defined]
+
+    def after(self, layer: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, Any]) -> Any:
+        """Forward hook of the layer: adds the adapters to its output.
+
+        The dispatcher sums over the ranks: the outputs of a row-parallel layer, the gradients of a column-parallel
+        one's input.
+        """
+        if not self.active:
+            return None
+        (rows, counts), (down, up) = inputs, self()
+        if self.column:
+            down = copy_to_tensor_model_parallel_region(down, group=self.group)
+        else:
+            up = copy_to_tensor_model_parallel_region(up, group=self.group)
+        product = partial(grouped_linear, counts=counts)
+        more = product(self._down(rows, down, product), up)
+        return torch.add(output[0], more, alpha=self.lora.alpha / self.lora.rank), output[1]
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> Any:
+        """Each half as one tensor of all experts; what is saved loads at any layout."""
+        ahead, (place, size) = len(sharded_offsets), (self.group.rank(), self.group.size())
+        ep = self.experts.start // len(self.experts), self.config.num_moe_experts // len(self.experts)
+        replica = parallel_state.get_expert_data_parallel_rank()
+        state = {}
+        for name, half in self.named_parameters():
+            axis = self._axis(name[-1], half.dim())
+            split = [] if axis is None else [(ahead + axis, place, size)]
+            state[f"{prefix}{name}"] = ShardedTensor.from_rank_offsets(
+                f"{prefix}{name}",
+                half,
+                *sharded_offsets,
+                (ahead, *ep),
+                *split,
+                replica_id=(0, place if axis is None else 0, replica),
+                prepend_axis_num=ahead,
+            )
+        return state
+
+
 def add_adapters(model: Any, lora: LoRA) -> None:
     """Freeze a built ``GPTModel`` and give its layers adapters, in place; before it is wrapped.
 
@@ -216,13 +297,20 @@ def add_adapters(model: Any, lora: LoRA) -> None:
     model.requires_grad_(False)
     group = parallel_state.get_tensor_model_parallel_group()
     for layer in model.decoder.layers:
+        number, experts = layer.layer_number - 1, getattr(layer.mlp, "experts", None)
         for name, paths in LINEARS.items():
             if not {path.split(".")[1] for path in paths} & set(lora.targets):
                 continue
-            target = layer.get_submodule(name)
-            adapter = Adapter(target, name, lora, model.config, layer.layer_number - 1, group)
             part, linear = name.split(".")
-            getattr(layer, part).add_module(linear.replace("linear", "lora"), adapter)
+            owner, ranks, held = getattr(layer, part), group, range(0)
+            kind, target = Adapter, owner
+            if part == "mlp" and experts is not None:
+                kind, target, ranks = ExpertAdapter, experts, experts.tp_group
+                held = range(owner.local_expert_indices[0], owner.local_expert_indices[-1] + 1)
+                experts.fused = False
+            target = getattr(target, linear)
+            adapter = kind(target, name, lora, model.config, number, ranks, held)
+            owner.add_module(linear.replace("linear", "lora"), adapter)
             if adapter.fused:
                 target.adapters = (adapter,)
             else:

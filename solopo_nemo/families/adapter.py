@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.families.expert_weights import expert_paths
 from solopo_nemo.families.family import MODULES, TARGETS
 from solopo_nemo.families.hf import copy_template, read_config, read_json
 from solopo_nemo.families.weights import expected_tensors, find_weights
 from solopo_nemo.runtime.errors import UserError
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_NAME = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.([\w.]+)\.lora_([AB])\.weight")
 _WITHOUT_EFFECT = {
     *(
         "peft_type",
@@ -37,12 +36,22 @@ _WITHOUT_EFFECT = {
 }
 
 Tensors = Mapping[tuple[int, str, str], torch.Tensor]
-"""``A`` ``[rank, in]`` and ``B`` ``[out, rank]`` by layer, module and half."""
+"""``A`` ``[rank, in]`` and ``B`` ``[out, rank]`` by layer, module and half; those of all experts are stacked."""
 
 
-def tensor_name(layer: int, module: str, half: str) -> str:
+def _paths(model: ModelDescription, layer: int, module: str) -> list[str]:
+    """Paths in the model of what has one name among the targets: a module, or that of each expert."""
+    return [f"model.layers.{layer}.{path}" for path in expert_paths(model, layer, module) or [MODULES[module]]]
+
+
+def by_path(model: ModelDescription, layer: int, module: str, half: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parts of one of :data:`Tensors`, each with the path of its module in the model."""
+    return zip(_paths(model, layer, module), half if half.dim() == 3 else [half], strict=True)
+
+
+def _name(path: str, half: str) -> str:
     """peft's name of a tensor."""
-    return f"base_model.model.model.layers.{layer}.{MODULES[module]}.lora_{half}.weight"
+    return f"base_model.model.{path}.lora_{half}.weight"
 
 
 @dataclass(frozen=True)
@@ -54,18 +63,20 @@ class AdapterFolder:
         rank: of every module.
         alpha: the product ``B A`` is scaled by ``alpha / rank``.
         targets: modules that have an adapter, in every layer.
+        model: that they are of.
     """
 
     folder: Path
     rank: int
     alpha: float
     targets: tuple[str, ...]
+    model: ModelDescription
 
     def tensor(self, layer: int, module: str, half: str) -> torch.Tensor:
-        """``A`` ``[rank, in]`` or ``B`` ``[out, rank]`` of a module, read from the file."""
+        """A module's ``A`` or ``B``, or the experts', read from the file, as :data:`Tensors` has it."""
         with safe_open(self.folder / WEIGHTS, "pt") as opened:
-            found: torch.Tensor = opened.get_tensor(tensor_name(layer, module, half))
-        return found
+            found = [opened.get_tensor(_name(path, half)) for path in _paths(self.model, layer, module)]
+        return torch.stack(found) if expert_paths(self.model, layer, module) else found[0]
 
 
 def read_adapter(folder: Path, model: ModelDescription) -> AdapterFolder:
@@ -87,47 +98,59 @@ def read_adapter(folder: Path, model: ModelDescription) -> AdapterFolder:
         raise UserError(
             f"{folder / SETTINGS}: {key}={value} is not supported: train such an adapter with peft, merge it"
         )
-    shapes = {name: tensor.shape for name, tensor in expected_tensors(model, torch.float32).items()}
-    found: dict[str, set[int]] = {}
+    known = adapter_tensors(model, rank)
     try:
         with safe_open(folder / WEIGHTS, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118  # no mapping
-                match = _NAME.fullmatch(name)
-                weight = shapes.get(f"model.layers.{match[1]}.{match[2]}.weight") if match else None
-                if match is None or weight is None:
-                    raise UserError(f"{folder / WEIGHTS}: {name} is no adapter of a linear layer of the model")
-                shape = [rank, weight[1]] if match[3] == "A" else [weight[0], rank]
-                if (got := list(opened.get_slice(name).get_shape())) != shape:
-                    raise UserError(
-                        f"{folder / WEIGHTS}: {name} has shape {got}, the model and r={rank} ask for {shape}"
-                    )
-                found.setdefault(f"{match[2].split('.')[1]} {match[3]}", set()).add(int(match[1]))
+            held = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  # no mapping
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / WEIGHTS}: cannot be read as safetensors ({' '.join(str(error).split())})") from None
-    targets = tuple(name for name in TARGETS if f"{name} A" in found or f"{name} B" in found)
-    lacking = [
-        f"{name} in layer {layer}"
-        for name in targets
-        for layer in range(model.num_hidden_layers)
-        if any(layer not in found.get(f"{name} {half}", ()) for half in "AB")
-    ]
+    for name, got in held.items():
+        if name not in known:
+            raise UserError(f"{folder / WEIGHTS}: {name} is no adapter of a linear layer of the model{_reason(name)}")
+        if got != (shape := known[name][1]):
+            raise UserError(f"{folder / WEIGHTS}: {name} has shape {got}, the model and r={rank} ask for {shape}")
+    targets = tuple(target for target in TARGETS if target in {known[name][0] for name in held})
+    lacking = [name for name, (target, _) in known.items() if target in targets and name not in held]
     if lacking or not targets:
-        what = lacking[0] if lacking else "any module"
-        raise UserError(f"{folder / WEIGHTS}: no adapter of {what}: every layer needs the same modules")
-    return AdapterFolder(folder, rank, float(alpha), targets)
+        what = lacking[0] if lacking else "adapter of any module"
+        raise UserError(f"{folder / WEIGHTS}: no {what}: every layer, and every expert, needs the same modules")
+    return AdapterFolder(folder, rank, float(alpha), targets, model)
 
 
-def write_adapter(folder: Path, tensors: Tensors, base: str, rank: int, alpha: float, dropout: float) -> None:
+def adapter_tensors(model: ModelDescription, rank: int) -> dict[str, tuple[str, list[int]]]:
+    """Module and shape of every tensor that an adapter of a model may have, by peft's name."""
+    weights = expected_tensors(model, torch.float32)
+    known: dict[str, tuple[str, list[int]]] = {}
+    for layer in range(model.num_hidden_layers):
+        for module in TARGETS:
+            for path in _paths(model, layer, module):
+                out, width = weights[f"{path}.weight"].shape
+                known |= {_name(path, "A"): (module, [rank, width]), _name(path, "B"): (module, [out, rank])}
+    return known
+
+
+def _reason(name: str) -> str:
+    return ", whose routers stay as they are: leave gate out of target_modules" if ".gate." in name else ""
+
+
+def write_adapter(
+    folder: Path, tensors: Tensors, model: ModelDescription, base: str, rank: int, alpha: float, dropout: float
+) -> None:
     """Write a folder that peft loads.
 
     Args:
         folder: made if missing.
         tensors: of every layer.
+        model: that they are of.
         base: folder or hub name of the model, for ``base_model_name_or_path``.
         rank, alpha, dropout: settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    named = {tensor_name(*key): tensor.contiguous() for key, tensor in tensors.items()}
+    named = {
+        _name(path, half): part.contiguous()
+        for (layer, module, half), tensor in tensors.items()
+        for path, part in by_path(model, layer, module, tensor)
+    }
     save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
     settings: dict[str, Any] = {
         "peft_type": "LORA",
@@ -139,7 +162,7 @@ def write_adapter(folder: Path, tensors: Tensors, base: str, rank: int, alpha: f
         "lora_dropout": dropout,
         "bias": "none",
         "fan_in_fan_out": False,
-        "target_modules": sorted({module for _, module, _ in tensors}),
+        "target_modules": sorted({name.split(".")[-3] for name in named}),
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
@@ -160,19 +183,23 @@ def merge_adapter(model: Path, adapter: Path, destination: Path) -> None:
     description = read_config(model)
     weights, found = find_weights(model, description), read_adapter(adapter, description)
     copy_template(model, destination, {})
-    for file in sorted(set(weights.files.values())):
-        with safe_open(file, "pt") as opened:
-            names = [name for name in opened.keys() if name in weights.files]  # noqa: SIM118
-            tensors = {name: _merged(name, opened.get_tensor(name), found) for name in names}
-        save_file(tensors, destination / file.name, metadata={"format": "pt"})
+    with safe_open(adapter / WEIGHTS, "pt") as halves:
+        held = set(halves.keys())
+
+        def merged(name: str, weight: torch.Tensor) -> torch.Tensor:
+            a, b = (_name(name.removesuffix(".weight"), half) for half in "AB")
+            if a not in held:
+                return weight
+            whole, scale = weight.float(), found.alpha / found.rank
+            return whole.addmm_(halves.get_tensor(b).float(), halves.get_tensor(a).float(), alpha=scale).to(
+                weight.dtype
+            )
+
+        for file in sorted(set(weights.files.values())):
+            with safe_open(file, "pt") as opened:
+                names = [name for name in opened.keys() if name in weights.files]  # noqa: SIM118
+                tensors = {name: merged(name, opened.get_tensor(name)) for name in names}
+            save_file(tensors, destination / file.name, metadata={"format": "pt"})
     index = "model.safetensors.index.json"
     if (model / index).is_file():
         shutil.copyfile(model / index, destination / index)
-
-
-def _merged(name: str, weight: torch.Tensor, adapter: AdapterFolder) -> torch.Tensor:
-    match = re.fullmatch(r"model\.layers\.(\d+)\.\w+\.(\w+)\.weight", name)
-    if match is None or match[2] not in adapter.targets:
-        return weight
-    a, b = (adapter.tensor(int(match[1]), match[2], half).float() for half in "AB")
-    return weight.float().addmm_(b, a, alpha=adapter.alpha / adapter.rank).to(weight.dtype)

@@ -37,6 +37,15 @@ def expert_shapes(model: ModelDescription) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def expert_paths(model: ModelDescription, layer: int, module: str) -> list[str]:
+    """Paths in a layer of a module of every expert, such as ``gate_proj``; none for any other module or layer."""
+    experts, names = model.experts, model.family.experts
+    if experts is None or names is None or module not in _EXPERT or not experts.layers[layer]:
+        return []
+    own = next(name for name in names.projections if _EXPERT[name] == _EXPERT[module])
+    return [f"{names.module}.experts.{number}.{own}" for number in range(experts.count)]
+
+
 def in_layer(name: str) -> tuple[str, str]:
     """Number of the layer and name in it; of a tensor outside the layers, empty texts."""
     if not name.startswith("model.layers."):

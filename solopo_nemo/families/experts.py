@@ -69,7 +69,8 @@ def read_experts(read: Reader, layers: int) -> Experts | None:
 def _layers(read: Reader, layers: int) -> tuple[bool, ...]:
     if read.family.experts is None or read.family.experts.normalized:  # Mixtral has experts in every layer
         return (True,) * layers
-    step, dense = read.whole("decoder_sparse_step"), read.value("mlp_only_layers") or []
+    step, stated = read.whole("decoder_sparse_step"), read.value("mlp_only_layers")
+    dense = [] if stated is None else stated
     if not isinstance(dense, list) or not all(is_whole(n, 0, layers - 1) for n in dense):
         raise read.wrong("mlp_only_layers", dense, f"a list of layers from 0 to {layers - 1}")
     found = tuple((n + 1) % step == 0 and n not in dense for n in range(layers))

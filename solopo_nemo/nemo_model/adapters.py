@@ -129,7 +129,7 @@ def _export_adapter(progress: Progress, checkpoint: Path, folder: Path) -> dict[
         base = run.model.init
         if Path(base).exists():  # users may publish the folder, so that it contains no local path
             base = Path(base).name
-        write_adapter(folder, tensors, base, run.peft.rank, run.peft.alpha, run.peft.dropout)  # type: ignore[arg-type]
+        write_adapter(folder, tensors, description, base, run.peft.rank, run.peft.alpha, run.peft.dropout)  # type: ignore[arg-type]
         got = verify.megatron_logits(module, sequences, progress)
         state = dict(hf_tensors(module, expected_tensors(description, dtype), description.family))
     want = verify.adapted_logits(state, folder, description, dtype, sequences, progress)
@@ -144,5 +144,7 @@ def merge_into_weights(module: Any) -> None:
         for adapter in adapters_of(module):
             (layer,), (down, up) = adapter.layer, adapter()
             scale = adapter.lora.alpha / adapter.lora.rank
-            layer.weight.copy_(layer.weight.float().addmm_(up.float(), down.float(), alpha=scale))
+            whole = layer.weight.float()
+            add = whole.baddbmm_ if adapter.experts else whole.addmm_
+            layer.weight.copy_(add(up.float(), down.float(), alpha=scale))
             adapter.active = False

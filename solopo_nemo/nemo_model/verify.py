@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from solopo_nemo.families.adapter import read_adapter
+from solopo_nemo.families.adapter import by_path, read_adapter
 from solopo_nemo.families.description import ModelDescription
-from solopo_nemo.families.family import MODULES
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import Progress
 
@@ -136,10 +135,11 @@ def adapted_logits(
     def adapted(a: torch.Tensor, b: torch.Tensor) -> Any:
         return lambda _, inputs, out: out + found.alpha / found.rank * (inputs[0] @ a.t() @ b.t())
 
-    for number, layer in enumerate(model.model.layers):
+    for layer in range(description.num_hidden_layers):
         for name in found.targets:
-            halves = (found.tensor(number, name, half).float() for half in "AB")
-            layer.get_submodule(MODULES[name]).register_forward_hook(adapted(*halves))
+            halves = (by_path(description, layer, name, found.tensor(layer, name, half).float()) for half in "AB")
+            for (path, a), (_, b) in zip(*halves, strict=True):
+                model.get_submodule(path).register_forward_hook(adapted(a, b))
     return _logits_of(model, sequences, progress)
 
 

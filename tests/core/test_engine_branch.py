@@ -109,11 +109,7 @@ def compare() -> dict[str, Any]:
     from solopo_nemo.core.lora import LoRA
     from solopo_nemo.core.model import build_model
     from solopo_nemo.core.step import score_sequences
-    from solopo_nemo.runtime import device as runtime_device
-    from solopo_nemo.runtime.kernels import Installed
 
-    here = Installed(engine_stand_in.VERSION)
-    Installed.here = classmethod(lambda cls: here)  # type: ignore[method-assign, assignment]
     mm, mm_of_gpu = torch.mm, mm_of_a_gpu([])
     torch.mm = lambda *a, **k: (mm_of_gpu if "out_dtype" in k else mm)(*a, **k)  # type: ignore[assignment]
     cpu_patches.install()
@@ -123,8 +119,7 @@ def compare() -> dict[str, Any]:
     batch = a_batch(1)
 
     def built(gpu: bool, lora: Any = None) -> Any:
-        device.cuda = runtime_device.cuda = lambda: gpu
-        device.current = runtime_device.current = lambda: torch.device("cpu")
+        engine_stand_in.on_gpu(gpu)
         return build_model(a_config(torch.bfloat16), 256, 128, lora=lora)
 
     def scored(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -38,11 +38,20 @@ def results(function: Any, given: list[torch.Tensor]) -> list[torch.Tensor]:
     return [out, *torch.autograd.grad((out * weights).sum(), given)]
 
 
+def apart(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    """As the layer computes where adapters are beside its products."""
+    y = experts._WeightedSwiGLU.apply(experts.grouped_linear(x, w1, COUNTS), probs)
+    return experts.grouped_linear(y, w2, COUNTS)
+
+
 @pytest.mark.parametrize("one_product", [False, True])
-def test_output_and_gradients_are_those_of_each_token_alone(one_product: bool, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(
+    "way", [lambda *given: experts._GroupedSwiGLU.apply(*given, COUNTS), apart], ids=["fused", "apart"]
+)
+def test_output_and_gradients_are_those_of_each_token_alone(way: Any, one_product: bool, monkeypatch: Any) -> None:
     monkeypatch.setattr(experts, "_is_one_product", lambda _: one_product)
     dtype, tolerance = (torch.bfloat16, 3e-2) if one_product else (torch.float64, 1e-12)
-    got = results(lambda *given: experts._GroupedSwiGLU.apply(*given, COUNTS), operands(dtype))
+    got = results(way, operands(dtype))
     want = results(one_by_one, operands(torch.float64))
     for mine, plain in zip(got, want, strict=True):
         assert float((mine.double() - plain).abs().max() / plain.abs().max()) < tolerance

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_models import SIZES, make_random
+from hf_models import MOE, SIZES, make_random
 from safetensors.torch import load_file, save_file
 
 from solopo_nemo.families.adapter import SETTINGS, WEIGHTS, merge_adapter, read_adapter, write_adapter
@@ -16,23 +16,22 @@ from solopo_nemo.families.hf import read_config
 from solopo_nemo.runtime.errors import UserError
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3": SIZES | {"head_dim": 24},
+    "qwen3_moe": SIZES | MOE | {"num_experts": 4, "mlp_only_layers": [0]},
+    "mixtral": SIZES | {"num_local_experts": 3},
+}
+OWN_NAMES = {"mixtral": {"down_proj": "w2"}}
+Made = tuple[Path, Path]
+"""A model, and a folder that peft wrote for it."""
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import AutoConfig
-
-    folder = tmp_path_factory.mktemp("model")
-    make_random(AutoConfig.for_model("qwen3", **SIZES, head_dim=24), folder, torch.bfloat16, "300KB")
-    return folder
-
-
-def adapted(model: Path, **settings: Any) -> Any:
+def adapted(model: Path, targets: list[str]) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"r": 3, "lora_alpha": 5, "target_modules": TARGETS} | settings
-    made: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(**options))
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=targets)
+    made: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
     for name, parameter in made.named_parameters():
         if ".lora_" in name:
             torch.nn.init.normal_(parameter, 0, 0.1)
@@ -40,22 +39,30 @@ def adapted(model: Path, **settings: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def folder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that peft wrote."""
-    path = tmp_path_factory.mktemp("adapter")
-    adapted(model).save_pretrained(path)
-    return path
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    from transformers import AutoConfig
+
+    family = getattr(request, "param", "qwen3")
+    model, folder = (tmp_path_factory.mktemp(name) for name in ("model", "adapter"))
+    make_random(AutoConfig.for_model(family, **FAMILIES[family]), model, torch.bfloat16, "300KB")
+    adapted(model, [OWN_NAMES.get(family, {}).get(name, name) for name in TARGETS]).save_pretrained(folder)
+    return model, folder
 
 
-def test_what_peft_writes_is_read_and_what_is_written_peft_loads(model: Path, folder: Path, tmp_path: Path) -> None:
+every_family = pytest.mark.parametrize("made", FAMILIES, indirect=True)
+
+
+@every_family
+def test_what_peft_writes_is_read_and_what_is_written_peft_loads(made: Made, tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    model, folder = made
     found = read_adapter(folder, read_config(model))
     assert (found.rank, found.alpha, found.targets) == (3, 5.0, tuple(TARGETS))
     layers = range(SIZES["num_hidden_layers"])
     tensors = {(i, name, half): found.tensor(i, name, half) for i in layers for name in TARGETS for half in "AB"}
-    write_adapter(tmp_path, tensors, str(model), found.rank, found.alpha, 0.0)
+    write_adapter(tmp_path, tensors, found.model, str(model), found.rank, found.alpha, 0.0)
     want, got = (load_file(path / WEIGHTS) for path in (folder, tmp_path))
     assert got.keys() == want.keys()
     assert all(torch.equal(got[name], want[name]) for name in want)
@@ -67,10 +74,12 @@ def test_what_peft_writes_is_read_and_what_is_written_peft_loads(model: Path, fo
     assert torch.equal(*logits)
 
 
-def test_merging_is_pefts(model: Path, folder: Path, tmp_path: Path) -> None:
+@every_family
+def test_merging_is_pefts(made: Made, tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    model, folder = made
     merge_adapter(model, folder, tmp_path)
     got = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).state_dict()
     base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -79,7 +88,7 @@ def test_merging_is_pefts(model: Path, folder: Path, tmp_path: Path) -> None:
     assert got.keys() == want.keys()
     for name, tensor in want.items():
         torch.testing.assert_close(got[name], tensor, rtol=2**-7, atol=1e-6)  # it is written in bf16
-        assert torch.equal(tensor, untouched[name]) == (name.split(".")[-2] not in TARGETS)
+        assert torch.equal(tensor, untouched[name]) == (name.split(".")[-2] not in [*TARGETS, "w2"])
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -111,7 +120,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda f: tensors(f, lambda t: t.update({"base_model.model.lm_head.lora_A.weight": torch.ones(3, 4)})),
         "lm_head",
     ),
-    "a layer without": (lambda f: tensors(f, lambda t: t.pop(f"{LAYER}self_attn.q_proj.lora_B.weight")), "in layer 1"),
+    "a layer without": (
+        lambda f: tensors(f, lambda t: t.pop(f"{LAYER}self_attn.q_proj.lora_B.weight")),
+        "layers.1.self_attn.q_proj",
+    ),
     "another model": (
         lambda f: tensors(f, lambda t: t.update({f"{LAYER}self_attn.v_proj.lora_B.weight": torch.ones(7, 3)})),
         "has shape [7, 3]",
@@ -121,12 +133,42 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_another_folder_is_refused(case: str, model: Path, folder: Path, tmp_path: Path) -> None:
+def test_another_folder_is_refused(case: str, made: Made, tmp_path: Path) -> None:
+    refused(made, tmp_path, *REFUSED[case])
+
+
+EXPERTS: dict[str, tuple[Any, str]] = {
+    "an adapter of the router": (
+        lambda f: tensors(f, lambda t: t.update({f"{LAYER}mlp.gate.lora_A.weight": torch.ones(3, 64)})),
+        "leave gate out",
+    ),
+    "an expert without": (
+        lambda f: tensors(f, lambda t: t.pop(f"{LAYER}mlp.experts.2.down_proj.lora_A.weight")),
+        "experts.2.down_proj.lora_A",
+    ),
+    "more experts": (
+        lambda f: tensors(f, lambda t: t.update({f"{LAYER}mlp.experts.4.down_proj.lora_A.weight": torch.ones(3, 40)})),
+        "experts.4.down_proj",
+    ),
+    "experts as one tensor": (
+        lambda f: edit(f, target_parameters=["mlp.experts.gate_up_proj"]),
+        "target_parameters",
+    ),
+}
+
+
+@pytest.mark.parametrize("made", ["qwen3_moe"], indirect=True)
+@pytest.mark.parametrize("case", EXPERTS)
+def test_other_adapters_of_experts_are_refused(case: str, made: Made, tmp_path: Path) -> None:
+    refused(made, tmp_path, *EXPERTS[case])
+
+
+def refused(made: Made, tmp_path: Path, spoil: Any, words: str) -> None:
     import shutil
 
-    spoil, words = REFUSED[case]
+    model, folder = made
     spoil(shutil.copytree(folder, tmp_path / "adapter"))
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as raised:
         read_adapter(tmp_path / "adapter", read_config(model))
-    assert words in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)

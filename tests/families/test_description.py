@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import hf_models
 import pytest
 import torch
 from hf_models import CASES, SIZES, SLIDES
+from safetensors.torch import save_file
 from true_values import to_version_5, true_values
 
 from solopo_nemo.families import hf
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.family import FAMILIES
-from solopo_nemo.families.weights import expected_tensors
+from solopo_nemo.families.weights import expected_tensors, find_weights
 from solopo_nemo.runtime.errors import UserError
 
 SMOLLM2 = {
@@ -231,6 +233,50 @@ def test_what_is_refused_of_gemma_3_and_of_other_families(name: str) -> None:
         read(GEMMA3 | changes)
     assert all(culprit in str(error.value) for culprit in culprits), error.value
     assert "\n" not in str(error.value)
+
+
+QWEN3_MOE, MIXTRAL = (SIZES | {"model_type": name} for name in ("qwen3_moe", "mixtral"))
+EXPERTS_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a number as text": (QWEN3_MOE | {"num_experts": "8"}, "num_experts='8'"),
+    "no experts": (QWEN3_MOE | {"num_experts": 0}, "num_experts=0"),
+    "experts without channels": (QWEN3_MOE | {"moe_intermediate_size": 0}, "moe_intermediate_size=0"),
+    "none chosen": (QWEN3_MOE | {"num_experts_per_tok": 0}, "num_experts_per_tok=0"),
+    "a text for yes": (QWEN3_MOE | {"norm_topk_prob": "yes"}, "true or false"),
+    "a loss below zero": (QWEN3_MOE | {"router_aux_loss_coef": -1}, "router_aux_loss_coef=-1"),
+    "a loss that is no number": (MIXTRAL | {"router_aux_loss_coef": "high"}, "router_aux_loss_coef='high'"),
+    "a loss of NaN": (MIXTRAL | {"router_aux_loss_coef": float("nan")}, "router_aux_loss_coef=nan"),
+    "no step of layers": (QWEN3_MOE | {"decoder_sparse_step": 0}, "decoder_sparse_step=0"),
+    "one layer, no list": (QWEN3_MOE | {"mlp_only_layers": 0}, "mlp_only_layers=0"),
+    "layers as text": (QWEN3_MOE | {"mlp_only_layers": ["0"]}, "a list of layers"),
+    "more chosen than there are": (MIXTRAL | {"num_local_experts": 1}, "is more than num_local_experts=1"),
+    "another family's key": (MIXTRAL | {"num_experts": 8}, "'num_experts' is unknown for Mixtral"),
+    "shared experts": (QWEN3_MOE | {"n_shared_experts": 1}, "'n_shared_experts' is unknown"),
+    "another router": (QWEN3_MOE | {"scoring_func": "sigmoid"}, "'scoring_func' is unknown"),
+    "groups of experts": (QWEN3_MOE | {"topk_group": 4}, "'topk_group' is unknown"),
+    "quantized experts": (MIXTRAL | {"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config"),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS_REFUSED)
+def test_what_is_refused_of_models_with_experts(name: str) -> None:
+    config, culprit = EXPERTS_REFUSED[name]
+    with pytest.raises(UserError) as error:
+        read(config)
+    assert culprit in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_tensor_of_an_expert_that_is_not_there_is_named(tmp_path: Path) -> None:
+    model = read(
+        QWEN3_MOE
+        | {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 8, "num_experts": 2, "num_experts_per_tok": 1}
+    )
+    tensors = {name: torch.zeros(tensor.shape) for name, tensor in expected_tensors(model, torch.float32).items()}
+    name = "model.layers.1.mlp.experts.1.up_proj.weight"
+    tensors[name.replace("experts.1", "experts.2")] = tensors.pop(name)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=f"hold no {re.escape(name)}"):
+        find_weights(tmp_path, model)
 
 
 def test_layers_without_rotary_embeddings() -> None:

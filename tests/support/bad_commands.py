@@ -124,7 +124,13 @@ experts not divisible        | model=custom model.init={bad}/experts parallel.ex
 experts, tokens sent twice   | model=custom model.init={bad}/experts parallel.tensor=2 | parallel.sequence=true
 experts on too few ranks     | model=custom model.init={bad}/experts parallel.expert=4 parallel.data=2 trainer.global_batch=8 | parallel.expert=4
 experts of unequal gathers   | model=custom model.init={bad}/experts parallel.tensor=2 parallel.sequence=true parallel.expert=2 parallel.expert_tensor=2 parallel.data=2 trainer.global_batch=8 | gloo
-adapters on experts          | model=custom model.init={bad}/experts peft=lora      | [q_proj,k_proj,v_proj,o_proj]
+adapters of split experts    | model=custom model.init={bad}/experts peft=lora peft.dropout=0.1 parallel.tensor=2 parallel.sequence=true | peft.dropout=0.1
+expert ranks of another type | parallel.expert=two                     | parallel.expert
+z-loss below zero            | model.moe_z_loss=-1                     | model.moe_z_loss
+router loss as text          | model=custom model.init={bad}/experts model.moe_aux_loss=high | model.moe_aux_loss
+expert channels undivided    | model=custom model.init={bad}/experts_odd parallel.tensor=2 parallel.sequence=true | parallel.expert_tensor=2
+windows in a ring            | model=custom model.init={bad}/gemma parallel.context=2 parallel.cp_comm_type=p2p | use parallel.cp_comm_type=a2a
+one head for two ranks       | model=custom model.init={bad}/gemma parallel.tensor=2 | key/value heads
 more experts than there are  | model=custom model.init={bad}/experts_many           | num_experts_per_tok=9
 one expert of weight 1       | model=custom model.init={bad}/experts_one            | num_experts_per_tok=1
 no layer with experts        | model=custom model.init={bad}/experts_nowhere        | mlp_only_layers

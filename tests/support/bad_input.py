@@ -231,8 +231,11 @@ def _make_models(bad: Path, model: Path) -> None:
     settings(copy("unknown_key"), "config.json", logit_scale=0.5)
     settings(copy("two_thetas"), "config.json", rope_parameters={"rope_type": "default", "rope_theta": 77.0})
     settings(copy("text_size"), "config.json", hidden_size="128")
-    experts = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4}
-    experts |= {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
+    of_experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
+    experts = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]} | of_experts
+    gemma = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "num_key_value_heads": 1}
+    gemma |= {"sliding_window": 512, "tie_word_embeddings": True}
+    without = ("hidden_act", "layer_types", "max_window_layers", "use_sliding_window", *of_experts)
     for name, changes in {
         "experts": {},
         "experts_many": {"num_experts_per_tok": 9},
@@ -241,7 +244,9 @@ def _make_models(bad: Path, model: Path) -> None:
         "experts_layer": {"mlp_only_layers": [100]},
         "experts_shared": {"shared_expert_intermediate_size": 64},
         "experts_noise": {"router_jitter_noise": 0.1},
+        "experts_odd": {"moe_intermediate_size": 63},
         "experts_qwen2": {"model_type": "qwen2_moe"},
+        "gemma": gemma | dict.fromkeys(without),
     }.items():
         (bad / name).mkdir()
         shutil.copyfile(model / "config.json", bad / name / "config.json")

@@ -138,16 +138,15 @@ def _global_name(name: str, config: Any) -> str:
     return ".".join(parts)
 
 
-def _splits(name: str, p: torch.Tensor) -> list[tuple[int, Any]]:
+def _splits(p: torch.Tensor) -> list[tuple[int, Any]]:
     """Axes of a parameter that are split over ranks, with their groups."""
     from megatron.core import parallel_state
 
-    experts = name.endswith(("experts.linear_fc1.weight", "experts.linear_fc2.weight"))
     found = []
     if getattr(p, "tensor_model_parallel", False):
         found.append((p.partition_dim, parallel_state.get_tensor_model_parallel_group()))
-    if experts:
-        found = [(p.partition_dim, parallel_state.get_expert_tensor_parallel_group())]
+    if p.dim() == 3:  # of experts, the first axis
+        found = [(p.partition_dim, parallel_state.get_expert_tensor_parallel_group())] * (p.partition_dim > 0)
         found.append((0, parallel_state.get_expert_model_parallel_group()))
     return [(axis, group) for axis, group in found if group.size() > 1]
 
@@ -163,13 +162,13 @@ def seed_weights(model: Any) -> None:
         full_name, shape = _global_name(name, model.config), list(p.shape)
         if model.config.share_embeddings_and_output_weights and full_name.startswith("output_layer"):
             full_name = "embedding.word_embeddings.weight"
-        for axis, group in _splits(name, p):
+        for axis, group in _splits(p):
             shape[axis] *= group.size()
         g = torch.Generator().manual_seed(zlib.crc32(full_name.encode()))
         # random norm weights: with all ones, a norm that was never loaded would go unseen
         mean = "norm" in full_name and not model.config.layernorm_zero_centered_gamma
         full = torch.randn(shape, generator=g) * 0.15 + float(mean)
-        for axis, group in _splits(name, p):
+        for axis, group in _splits(p):
             halves = full.chunk(_halves(full_name, axis), axis)
             full = torch.cat([h.chunk(group.size(), axis)[group.rank()] for h in halves], axis)
         p.copy_(full)
@@ -182,7 +181,7 @@ def gather_full(model: Any, tensors: dict[str, tuple[torch.Tensor, torch.Tensor]
     out = {}
     for name, (p, t) in tensors.items():
         full_name, t = _global_name(name, model.config), t.detach().contiguous()
-        for axis, group in _splits(name, p):
+        for axis, group in _splits(p):
             parts = [torch.empty_like(t) for _ in range(group.size())]
             dist.all_gather(parts, t.contiguous(), group=group)
             halves = [x.chunk(_halves(full_name, axis), axis) for x in parts]

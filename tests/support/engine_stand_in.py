@@ -84,6 +84,80 @@ class LayerNormLinear(Linear):
         return super().forward(F.rms_norm(x, self.layer_norm_weight.shape, self.layer_norm_weight, self.eps))
 
 
+class GroupedLinear(_WithExtraState):
+    """module/grouped_linear.py:588-790."""
+
+    fp8 = fp8_calibration = False
+
+    def __init__(
+        self, num_gemms: int, in_features: int, out_features: int, sequence_parallel: bool = False,
+        fuse_wgrad_accumulation: bool = False, tp_group: Any = None, tp_size: int = 1, get_rng_state_tracker: Any = None,
+        rng_tracker_name: str | None = None, init_method: Any = None, bias: bool = True, return_bias: bool = False,
+        params_dtype: torch.dtype | None = None, parallel_mode: str | None = None, device: Any = "cuda", ub_name: str | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        assert tp_size == 1 and not bias
+        self.num_gemms, self.use_bias, self.fp8_meta = num_gemms, bias, {"fp8_checkpoint": False}
+        for i in range(num_gemms):
+            weight = torch.nn.Parameter(torch.empty(out_features, in_features, dtype=params_dtype, device=device))
+            init_method(weight)
+            # :732
+            weight.tensor_model_parallel, weight.partition_dim, weight.partition_stride = (
+                True,
+                int(parallel_mode == "row"),
+                1,
+            )  # type: ignore[attr-defined]
+            self.register_parameter(f"weight{i}", weight)
+
+    def init_fp8_metadata(self, num_gemms: int = 1) -> None:
+        """module/base.py: nothing without FP8."""
+
+    def forward(self, inp: torch.Tensor, m_splits: list[int], is_first_microbatch: bool | None = None) -> torch.Tensor:
+        assert len(m_splits) == self.num_gemms  # :786
+        assert all(isinstance(rows, int) for rows in m_splits)  # torch.split in :152
+        weights = [getattr(self, f"weight{i}") for i in range(self.num_gemms)]
+        assert inp.size(-1) == weights[0].size(-1)  # :138
+        return torch.cat([F.linear(rows, w) for rows, w in zip(inp.split(m_splits), weights, strict=True)])
+
+
+def moe_permute_with_probs(
+    inp: torch.Tensor, probs: torch.Tensor, routing_map: torch.Tensor, num_out_tokens: int = -1
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """permutation.py:184-330, 545-575, with the rows' tokens for a map."""
+    assert inp.size(0) == routing_map.size(0)  # :205
+    assert num_out_tokens is not None  # :209
+    mask = routing_map.bool().t()
+    rows = mask.nonzero()[:, 1]
+    assert len(rows) == num_out_tokens  # the output's size, in triton/permutation.py
+    return inp[rows], probs.t()[mask], rows
+
+
+def moe_unpermute(
+    inp: torch.Tensor, row_id_map: torch.Tensor, merging_probs: torch.Tensor | None = None,
+    restore_shape: torch.Size | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """permutation.py:333-500, 578-620."""
+    assert merging_probs is None
+    assert restore_shape is not None
+    return torch.zeros(restore_shape, dtype=inp.dtype).index_add(0, row_id_map, inp)
+
+
+def moe_sort_chunks_by_index_with_probs(
+    inp: torch.Tensor, probs: torch.Tensor, split_sizes: torch.Tensor, sorted_index: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """permutation.py:623-720, 747-772."""
+    assert torch.is_tensor(split_sizes) and torch.is_tensor(sorted_index)  # :639-640: both on the GPU
+    assert split_sizes.size(0) == sorted_index.size(0)  # :646
+    inps, all_probs = (x.split(split_sizes.tolist()) for x in (inp, probs))
+    order = sorted_index.tolist()
+    return torch.cat([inps[i] for i in order]), torch.cat([all_probs[i] for i in order])
+
+
+def moe_sort_chunks_by_index(inp: torch.Tensor, split_sizes: torch.Tensor, sorted_index: torch.Tensor) -> torch.Tensor:
+    """permutation.py:724-744."""
+    return moe_sort_chunks_by_index_with_probs(inp, inp[:, 0], split_sizes, sorted_index)[0]
+
+
 class DotProductAttention(_WithExtraState):
     """attention/dot_product_attention/dot_product_attention.py."""
 
@@ -149,6 +223,9 @@ def apply_rotary_pos_emb(
     return turned.to(t.dtype)
 
 
+MOVES = (moe_permute_with_probs, moe_unpermute, moe_sort_chunks_by_index_with_probs, moe_sort_chunks_by_index)
+
+
 class _Module(ModuleType):
     """A module of Transformer Engine: what is not here is an empty class, which nobody may use."""
 
@@ -170,10 +247,11 @@ class _Finder(MetaPathFinder, Loader):
         ours: dict[str, dict[str, Any]] = {
             "transformer_engine": {"__version__": VERSION},
             "transformer_engine.pytorch": {
-                kind.__name__: kind for kind in (RMSNorm, Linear, LayerNormLinear, DotProductAttention)
+                kind.__name__: kind for kind in (RMSNorm, Linear, LayerNormLinear, GroupedLinear, DotProductAttention)
             },
             "transformer_engine.pytorch.cpu_offload": {"get_cpu_offload_context": lambda *_: (nullcontext(), None)},
             "transformer_engine.pytorch.attention.rope": {"apply_rotary_pos_emb": apply_rotary_pos_emb},
+            "transformer_engine.pytorch.permutation": {function.__name__: function for function in MOVES},
         }
         vars(module).update(ours.get(module.__name__, {}))
 
@@ -185,3 +263,15 @@ def install() -> None:
     import transformer_engine.common.recipe
     import transformer_engine.pytorch.distributed
     import transformer_engine.pytorch.ops  # noqa: F401
+
+
+def on_gpu(gpu: bool) -> None:
+    """Let the package take this process for one on a GPU with the stand-in, or without; tensors are on the CPU."""
+    from solopo_nemo.core import device
+    from solopo_nemo.runtime import device as runtime_device
+    from solopo_nemo.runtime.kernels import Installed
+
+    here = Installed(VERSION)
+    Installed.here = classmethod(lambda cls: here)  # type: ignore[method-assign, assignment]
+    device.cuda = runtime_device.cuda = lambda: gpu
+    device.current = runtime_device.current = lambda: torch.device("cpu")

@@ -11,7 +11,7 @@ from layouts import SINGLE, Layout
 
 
 def hf_model(state: dict[str, torch.Tensor], layout: Layout = SINGLE) -> Any:
-    """A transformers Qwen2 or Gemma 3 with Megatron's weights, mapped by hand."""
+    """A transformers Qwen2, Qwen3-MoE or Gemma 3 with Megatron's weights, mapped by hand."""
     import transformers
 
     sizes = dict(
@@ -19,15 +19,21 @@ def hf_model(state: dict[str, torch.Tensor], layout: Layout = SINGLE) -> Any:
         num_hidden_layers=engine.LAYERS, num_attention_heads=engine.HEADS, num_key_value_heads=engine.KV_HEADS,
         rope_theta=10000.0, rms_norm_eps=1e-6, tie_word_embeddings=layout.tied, max_position_embeddings=256,
     )  # fmt: skip
-    gemma = layout.family == "gemma3_text"
+    gemma, moe = layout.family == "gemma3_text", layout.family == "qwen3_moe"
     if gemma:
         local = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
         sizes |= engine.GEMMA3 | dict(head_dim=24, layer_types=local, sliding_window=layout.window, pad_token_id=None)
         config: Any = transformers.Gemma3TextConfig(**sizes)
         model: Any = transformers.Gemma3ForCausalLM(config).float()
+    elif moe:
+        sizes |= dict(
+            head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True,
+            mlp_only_layers=[2],
+        )  # fmt: skip
+        model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**sizes)).float()
     else:
         model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes)).float()
-    dim, group = 24 if gemma else engine.HIDDEN // engine.HEADS, engine.HEADS // engine.KV_HEADS
+    dim, group = sizes.get("head_dim", engine.HIDDEN // engine.HEADS), engine.HEADS // engine.KV_HEADS
     embedding = state["embedding.word_embeddings.weight"]
     out = {
         "model.embed_tokens.weight": embedding,
@@ -38,17 +44,26 @@ def hf_model(state: dict[str, torch.Tensor], layout: Layout = SINGLE) -> Any:
         m, h = f"decoder.layers.{i}.", f"model.layers.{i}."
         out[h + "input_layernorm.weight"] = state[m + "self_attention.linear_qkv.layer_norm_weight"]
         before_mlp = "pre_feedforward_layernorm" if gemma else "post_attention_layernorm"
-        out[h + f"{before_mlp}.weight"] = state[m + "mlp.linear_fc1.layer_norm_weight"]
+        routed = m + "mlp.router.weight" in state
+        out[h + f"{before_mlp}.weight"] = state[
+            m + ("pre_mlp_layernorm.weight" if routed else "mlp.linear_fc1.layer_norm_weight")
+        ]
         if gemma:
             out[h + "post_attention_layernorm.weight"] = state[m + "self_attention.post_norm.weight"]
             out[h + "post_feedforward_layernorm.weight"] = state[m + "mlp.post_norm.weight"]
+        if gemma or moe:
             for name in "qk":
                 out[h + f"self_attn.{name}_norm.weight"] = state[m + f"self_attention.{name}_layernorm.weight"]
         out[h + "self_attn.o_proj.weight"] = state[m + "self_attention.linear_proj.weight"]
-        out[h + "mlp.down_proj.weight"] = state[m + "mlp.linear_fc2.weight"]
-        gate_up = state[m + "mlp.linear_fc1.weight"]
-        out[h + "mlp.gate_proj.weight"], out[h + "mlp.up_proj.weight"] = gate_up.chunk(2)
-        for kind in ("weight",) if gemma else ("weight", "bias"):
+        stacks = [state[m + f"mlp.{'experts.' * routed}linear_{name}.weight"] for name in ("fc1", "fc2")]
+        mlps = {h + "mlp.": tuple(stacks)}
+        if routed:
+            out[h + "mlp.gate.weight"] = state[m + "mlp.router.weight"]
+            mlps = {h + f"mlp.experts.{e}.": pair for e, pair in enumerate(zip(*stacks, strict=True))}
+        for path, (gate_up, down) in mlps.items():
+            out[path + "gate_proj.weight"], out[path + "up_proj.weight"] = gate_up.chunk(2)
+            out[path + "down_proj.weight"] = down
+        for kind in ("weight",) if gemma or moe else ("weight", "bias"):
             qkv = state[m + f"self_attention.linear_qkv.{kind}"]
             groups = qkv.view(engine.KV_HEADS, group + 2, dim, *qkv.shape[1:])
             parts = {"q": groups[:, :group], "k": groups[:, group], "v": groups[:, group + 1]}

@@ -94,7 +94,7 @@ class Router(TopKRouter):
 
 
 class _Stacked(torch.nn.Module):
-    """The weights of one linear layer of all local experts, ``[local experts, out, in]``."""
+    """One linear layer of all local experts, without bias; its weights are ``[local experts, out, in]``."""
 
     def __init__(self, config: TransformerConfig, shape: Sequence[int], split: int) -> None:
         super().__init__()
@@ -107,6 +107,10 @@ class _Stacked(torch.nn.Module):
         # reduced over the ranks with the same experts, and not over all data-parallel ranks
         self.weight.allreduce = False  # type: ignore[attr-defined]
 
+    def forward(self, rows: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, None]:
+        """:func:`grouped_linear`, in the shape of Transformer Engine's layer."""
+        return grouped_linear(rows, self.weight, counts), None
+
 
 class Experts(MegatronModule):
     """The local experts of a layer, SwiGLU MLPs, as one grouped product: ``TEGroupedMLP``'s counterpart.
@@ -117,7 +121,12 @@ class Experts(MegatronModule):
 
     Memory, with ``n`` tokens that reach this rank: ``3 * size * hidden / (EP * ETP)`` parameters an expert; saved for
     backward are ``n * (hidden + 2 * size / ETP)`` numbers and ``n`` weights.
+
+    Attributes:
+        fused: False: the two layers are products of their own, as adapters beside them (forward hooks) need them.
     """
+
+    fused = True
 
     def __init__(self, num_local_experts: int, config: TransformerConfig, pg_collection: Any = None) -> None:
         super().__init__(config=config)
@@ -140,7 +149,12 @@ class Experts(MegatronModule):
             ``[n, hidden]``, of this expert-tensor-parallel rank's channels; and ``None``, for no bias.
         """
         counts = tokens_per_expert.tolist() if torch.is_tensor(tokens_per_expert) else tokens_per_expert
-        return _GroupedSwiGLU.apply(tokens, self.linear_fc1.weight, self.linear_fc2.weight, probs, counts), None
+        if self.fused:
+            return _GroupedSwiGLU.apply(tokens, self.linear_fc1.weight, self.linear_fc2.weight, probs, counts), None
+        out: tuple[torch.Tensor, None] = self.linear_fc2(
+            _WeightedSwiGLU.apply(self.linear_fc1(tokens, counts)[0], probs), counts
+        )
+        return out
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
@@ -197,29 +211,87 @@ class _GroupedSwiGLU(torch.autograd.Function):
         y = _grouped(x, w1.transpose(1, 2), counts)
         ctx.save_for_backward(x, w1, w2, probs, y)
         ctx.counts = counts
-        gate, value = y.chunk(2, -1)
-        activated = torch.nn.functional.silu(gate).mul_(value)
-        return _grouped(activated.mul_(probs[:, None].to(y.dtype)), w2.transpose(1, 2), counts)
+        return _grouped(_activated(y, probs), w2.transpose(1, 2), counts)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, w1, w2, probs, y = ctx.saved_tensors
-        counts, weights = ctx.counts, probs[:, None].to(y.dtype)
-        gate, value = y.chunk(2, -1)
-        silu = torch.nn.functional.silu(gate)
-        activated = silu * value
-        d = _grouped(grad, w2, counts)
-        grad_probs = (d * activated).sum(-1, dtype=probs.dtype)
-        grad_w2 = _grouped_weight(grad, activated.mul_(weights), counts) if ctx.needs_input_grad[2] else None
-        d.mul_(weights)
-        dy = torch.empty_like(y)
-        d_gate, d_value = dy.chunk(2, -1)
-        torch.mul(silu, d, out=d_value)
-        d_gate.copy_(torch.ops.aten.silu_backward(d.mul_(value), gate))
+        counts = ctx.counts
+        activated, dy, grad_probs = _activation_gradient(y, probs, _grouped(grad, w2, counts))
+        grad_w2 = _grouped_weight(grad, activated, counts) if ctx.needs_input_grad[2] else None
         grad_w1 = _grouped_weight(dy, x, counts) if ctx.needs_input_grad[1] else None
         grad_x = _grouped(dy, w1, counts) if ctx.needs_input_grad[0] else None
         return grad_x, grad_w1, grad_w2, grad_probs, None
+
+
+class _WeightedSwiGLU(torch.autograd.Function):
+    """``probs * silu(y1) * y2`` with ``y = [y1 | y2]``. Memory: saved are ``y`` and ``probs``."""
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(y, probs)
+        return _activated(y, probs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        y, probs = ctx.saved_tensors
+        return _activation_gradient(y, probs, grad.clone())[1:]
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """``x @ weight[e].T`` for the expert ``e`` of each row. Memory: ``x`` is saved where the weight is trained."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.counts = counts
+        return _grouped(x, weight.transpose(1, 2), counts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (x, weight), grad = ctx.saved_tensors, grad.contiguous()
+        grad_x = _grouped(grad, weight, ctx.counts) if ctx.needs_input_grad[0] else None
+        return grad_x, None if x is None else _grouped_weight(grad, x, ctx.counts), None
+
+
+def grouped_linear(rows: torch.Tensor, weight: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """The product of each row with the weight of its expert.
+
+    Args:
+        rows: ``[n, in]``, sorted by expert.
+        weight: ``[experts, out, in]``.
+        counts: rows of each expert.
+
+    Returns:
+        ``[n, out]``.
+    """
+    out: torch.Tensor = _GroupedLinear.apply(rows, weight, counts)
+    return out
+
+
+def _activated(y: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    gate, value = y.chunk(2, -1)
+    return torch.nn.functional.silu(gate).mul_(value).mul_(probs[:, None].to(y.dtype))
+
+
+def _activation_gradient(
+    y: torch.Tensor, probs: torch.Tensor, d: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """:func:`_activated` again, and the gradients of ``y`` and ``probs``; ``d``, that of the output, is overwritten."""
+    weights = probs[:, None].to(y.dtype)
+    gate, value = y.chunk(2, -1)
+    silu = torch.nn.functional.silu(gate)
+    activated = silu * value
+    grad_probs = (d * activated).sum(-1, dtype=probs.dtype)
+    d.mul_(weights)
+    dy = torch.empty_like(y)
+    d_gate, d_value = dy.chunk(2, -1)
+    torch.mul(silu, d, out=d_value)
+    d_gate.copy_(torch.ops.aten.silu_backward(d.mul_(value), gate))
+    return activated.mul_(weights), dy, grad_probs
 
 
 def _is_one_product(x: torch.Tensor) -> bool:

@@ -48,9 +48,9 @@ def hold(model: Any, longest: int) -> None:
         experts = getattr(layer.mlp, "experts", None)
         for linear in (layer.self_attention.linear_qkv, *([] if experts else [layer.mlp.linear_fc1])):
             _save_with(linear, lambda x: (torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)))
-        if experts:
+        if experts and experts.fused:
             _save_with(experts, partial(_activated, experts.linear_fc2.weight.shape[2]))
-        else:
+        elif not experts:
             _save_with(layer.mlp.linear_fc2, lambda x: (x.new_empty(*x.shape[:-1], x.shape[-1] // 2),))
         attention = layer.self_attention.core_attention
         if attention.cp_group.size() > 1 and attention.cp_comm_type == "p2p":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 
 from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.families.adapter import adapter_tensors
 from solopo_nemo.families.description import ModelDescription
-from solopo_nemo.planning.parameters import StageParameters, adapter_parameters
+from solopo_nemo.planning.parameters import StageParameters
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import nearest_existing
 from solopo_nemo.training.checkpoints.files import saved_checkpoints
@@ -43,7 +45,8 @@ def check_space(
     weights = parameters * (2 if bf16 else 4)
     checkpoint = weights + parameters * OPTIMIZER
     if config.peft.on:
-        trained = adapter_parameters(model, config.peft.rank or 1, config.peft.modules) * model.num_hidden_layers
+        shapes = adapter_tensors(model, config.peft.rank or 1).values()
+        trained = sum(math.prod(shape) for module, shape in shapes if module in config.peft.modules)
         checkpoint = trained * (weights // parameters + OPTIMIZER)
     there = len(saved_checkpoints(paths.checkpoints)) if saved is None else saved
     steps, scored = steps or trainer.max_steps, trainer.select_best is not None
