@@ -81,9 +81,10 @@ def describe(recipe: str, overrides: Sequence[str] = ()) -> str:
     choices = _choices(recipe) | chosen
     everywhere = list(keys(CONF / "base.yaml"))
     for group in GROUPS:
-        options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+        options = {path.stem: list(keys(path)) for path in sorted((CONF / group).glob("*.yaml"))}
+        texts = {k.path: k.comment for found in options.values() for k in found if k.comment}  # some files have none
         lines += ["", f"{group}={'|'.join(options)}"]
-        own = [Key(f"{group}.{k.path}", k.value, k.comment) for k in keys(CONF / group / f"{choices[group]}.yaml")]
+        own = [Key(f"{group}.{k.path}", k.value, k.comment or texts[k.path]) for k in options[choices[group]]]
         lines += [_line(key) for key in (*own, *(k for k in everywhere if k.path.startswith(f"{group}.")))]
     return "\n".join(lines)
 

@@ -77,9 +77,11 @@ class Objective(ABC):
     align: str = choice("chosen", ("chosen", "both", "none"), "responses whose rewards are aligned")
     align_on: str = choice("reward", ("reward", "logp"), "what is aligned; logp is SoLo-KL")
     distance: str = choice("abs", DISTANCES, "distance between the short and the long side")
-    huber_delta: float = number(1.0, "where distance=huber turns from squared to linear", above=0.0)
+    huber_delta: float = number(1.0, "difference at which distance=huber turns from squared to linear", above=0.0)
     detach_short: bool = flag(False, "hold the short side of the alignment fixed, so that only the long side moves")
-    detach_higher: bool = flag(False, "hold the higher side of the alignment fixed: it lifts, and pulls nothing down")
+    detach_higher: bool = flag(
+        False, "hold the higher side of the alignment fixed, so that only the lower side moves, up"
+    )
     alignment_reference: str = choice(
         "policy",
         ("policy", "full"),

@@ -49,3 +49,8 @@ def test_help_has_the_keys_of_the_chosen_options() -> None:
         "model.init=",
     ):
         assert f"\n  {key}" in text
+    assert all(
+        len(line.split(None, 1)) == 2
+        for line in describe("sft", ["model=qwen2_5_7b"]).splitlines()[4:]
+        if line[:1] == " "
+    )
