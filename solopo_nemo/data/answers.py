@@ -22,15 +22,16 @@ LITERAL = "literal"
 _TAG = r"(?:think(?:ing)?|thought|reasoning|reflection)"
 _BEGIN, _END = rf"(?:[<◁]{_TAG}[>▷]|\[THINK\])", rf"(?:[<◁]/{_TAG}[>▷]|\[/THINK\])"
 _THOUGHT = re.compile(rf"{_BEGIN}.*?{_END}", re.S | re.I)
-_THOUGHT_END = re.compile(rf".*{_END}", re.S | re.I)
+# long answers are read too: no pattern may take time by the square of a text, as ".*" without "\A" would
+_THOUGHT_END = re.compile(rf"\A.*{_END}", re.S | re.I)
 _THOUGHT_BEGIN = re.compile(_BEGIN, re.I)
 
 _NAMED = r"\b(?:(?:final|correct|right|short)\s+)?answer(?:\s+to\s+(?:the|this|that|your)\s+question)?"
 _BOXED = r"\\f?boxed\s*\{"
 _CLOSING = re.compile(
-    rf"""{_NAMED}[*_"]*(?:\s+(?:is|was))?(?:\s+(?:therefore|thus|simply|clearly))?[*_"]*\s*[:：][*_]*
+    rf"""{_NAMED}[*_"]{{0,9}}(?:\s+(?:is|was))?(?:\s+(?:therefore|thus|simply|clearly))?[*_"]*\s*[:：][*_]*
     | \bfinal\s+answer[*_]*(?:\s+is\b|\s*\n)
-    | ^[#*\s]*answer[*\s]*$
+    | ^[#* \t]*answer[*\s]*$
     | (?P<tag><answer>)
     | (?:答案(?:是|为|為)?|答え(?:は)?|回答|정답(?:은)?)\s*[:：]
     | \b(?:antwort(?:\s+(?:ist|lautet))?|r[eé]ponse(?:\s+finale)?(?:\s+est)?|respuesta(?:\s+final)?(?:\s+es)?

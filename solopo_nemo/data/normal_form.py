@@ -69,7 +69,7 @@ _SUPERSCRIPTS = regex.compile(r"(?<=\d)[⁺⁻]?[⁰¹²³⁴-⁹]+")
 _FRACTIONS = regex.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")
 # accents go, marks that make another letter stay: those of kana, Indic scripts and й
 _ACCENTS = regex.compile(
-    r"(?<=[\p{Latin}\p{Greek}\p{Arabic}\p{Hebrew}]\p{M}*)\p{M}|(?<=[еЕ])\u0308|(?<=[аеиоуыэюяАЕИОУЫЭЮЯ])\u0301"
+    r"(?<=[\p{Latin}\p{Greek}\p{Arabic}\p{Hebrew}])\p{M}+|(?<=[еЕ])\u0308|(?<=[аеиоуыэюяАЕИОУЫЭЮЯ])\u0301"
 )
 _INVISIBLE = regex.compile(r"[\p{Cf}™®©℠\u0640\ufe0f]")
 _TABLE = str.maketrans({sign: plain for plain, signs in WORDS["letters"].items() for sign in signs})

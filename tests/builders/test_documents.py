@@ -12,6 +12,8 @@ import datasets
 import docx
 import pypdf
 import pytest
+from docx.oxml import parse_xml
+from docx.oxml.ns import nsdecls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,6 +69,25 @@ def filled(document: docx.document.Document) -> None:
     row[0].text, row[1].text = "Ship", "Pequod"
 
 
+WORDS_OF_WORD = """<w:p %s xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math"
+ xmlns:v="urn:schemas-microsoft-com:vml"><w:pPr><w:tabs><w:tab/></w:tabs></w:pPr><w:ins><w:r><w:t>in</w:t></w:r></w:ins>
+<w:del><w:r><w:delText>out</w:delText></w:r></w:del><w:moveFrom><w:r><w:t>gone</w:t></w:r></w:moveFrom>
+<w:fldSimple><w:r><w:t xml:space="preserve"> field</w:t></w:r></w:fldSimple>
+<w:sdt><w:sdtContent><w:r><w:tab/><w:t>control</w:t></w:r></w:sdtContent></w:sdt><m:oMath><m:r><m:t>=x</m:t></m:r></m:oMath>
+<w:r><w:pict><v:textbox><w:txbxContent><w:p><w:r><w:t>, box</w:t></w:r></w:p></w:txbxContent></v:textbox></w:pict></w:r></w:p>"""
+
+
+def odd(document: docx.document.Document) -> None:
+    """Text in all places that Word has for it: a content control, an insertion, a field, a text box, nested tables."""
+    whole = parse_xml(f"<w:sdt {nsdecls('w')}><w:sdtContent>{WORDS_OF_WORD % nsdecls('w')}</w:sdtContent></w:sdt>")
+    document.element.body.insert(0, whole)
+    table = document.add_table(2, 3)
+    for cell, text in zip(table.rows[0].cells, ("Yes", "Yes", "No"), strict=True):
+        cell.text = text
+    table.rows[1].cells[0].merge(table.rows[1].cells[1]).text = "both"
+    table.rows[1].cells[2].add_table(1, 1).rows[0].cells[0].text = "inner"
+
+
 def zipped(size: int) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -89,6 +110,11 @@ READ = [
     ("book.pdf", pdf(*RUNNING), "book", "\n".join(f"{w * 3} whalebone {w}\nsame\n{w}\n{w}{w}" for w in "abcd")),
     ("owner.pdf", pdf(["kept"], password=""), "owner", "kept"),
     ("memo.docx", word(filled), "memo", "## Whales\n\nCall me Ishmael.\n\nShip | Pequod"),
+    ("odd.docx", word(odd), "odd", "in field\tcontrol=x, box\n\nYes | Yes | No\n\nboth | inner"),
+    ("deep.html", b"<div>" * 400 + b"a" + b"</div>" * 400 + b"<p>b", "deep", "a\n\nb"),
+    ("inline.html", b"<p>a<img src='data:" + b"A" * (10 << 20) + b"'><p>b", "inline", "a\n\nb"),
+    ("line\nend \udcff.txt", b"a", "line end \\udcff", "a"),
+    ("half.pdf", pdf(["a"], [], ["b"], []), "half", "a\nb"),
 ]  # fmt: skip
 REFUSED = [
     ("empty.txt", b"", "holds no text"),
@@ -102,6 +128,11 @@ REFUSED = [
     ("pointer.pdf", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
     ("locked.pdf", pdf(["x"], password="secret"), "encrypted: save it without a password"),
     ("scan.pdf", pdf([]), "holds no text: a scan"),
+    ("mostly.pdf", pdf(["a"], [], []), "2 of 3 pages hold no text: scans"),
+    ("deeper.html", b"<p>a" + b"<div>" * 5000, "Excessive depth"),
+    ("pdf.txt", b"%PDF-1.7 x", "holds a PDF: name it"),
+    ("rtf.md", rb"{\rtf1 x}", "holds RTF: save it"),
+    ("html.txt", b"\xef\xbb\xbf\n<!DOCTYPE html><p>a", "holds HTML: name it"),
     ("text.pdf", b"hello", r"not a readable \.pdf file"),
     ("cut.pdf", pdf(["x"])[:200], r"not a readable \.pdf file"),
     ("old.docx", b"\xd0\xcf\x11\xe0 an older file", r"not a readable \.docx file .*save or print it"),
@@ -111,7 +142,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "data", "title", "text"), READ, ids=[row[0] for row in READ])
+@pytest.mark.parametrize(("name", "data", "title", "text"), READ, ids=[ascii(row[0]) for row in READ])
 def test_what_is_read(tmp_path: Path, name: str, data: bytes, title: str, text: str) -> None:
     (tmp_path / name).write_bytes(data)
     document = read_file(tmp_path / name, name)
@@ -201,6 +232,20 @@ def test_cuts_follow_the_structure() -> None:
     assert len(cut("# Book\n\nby me\n\n# One\n\n" + "a " * 30, 40, words)) == 1
     novel = "THE WHALE\n\nCHAPTER 1. Loomings.\n\n" + "a " * 30 + "\n\nCHAPTER 2. The Bag.\n\n" + "b " * 30
     assert [passage[:9] for passage in cut(novel, 40, words)] == ["THE WHALE", "CHAPTER 2"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "မြန်မာဘာသာစကားသည် မြန်မာနိုင်ငံ၏ ရုံးသုံး ဘာသာစကားဖြစ်သည်။ ",
+        "हिन्दी विश्व की एक प्रमुख भाषा है। ",
+        "Tiê\u0301ng Viê\u0323t la\u0300 ngôn ngu\u031b\u0303. ",
+        "他说他明天要去北京。",
+    ],
+)
+def test_scripts_with_many_marks_are_no_boilerplate_and_end_in_sentences(text: str) -> None:
+    passages = Passages([Document("a", "A", text * 2)], len(text) + 1, len)
+    assert [one.text for one in passages.kept] == [text] and len(passages.left_out) == 1
 
 
 def test_boilerplate_and_near_duplicates_are_left_out() -> None:

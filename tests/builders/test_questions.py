@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from solopo_nemo.builders.contexts.sources.source import RowSource
 from solopo_nemo.builders.pairs import client
 from solopo_nemo.builders.pairs.backend import Sampling
 from solopo_nemo.builders.pairs.server import ServerBackend
-from solopo_nemo.builders.questions.groups import make_groups
-from solopo_nemo.builders.questions.passages import Passages
+from solopo_nemo.builders.questions.candidates import Rejected, read_candidate
+from solopo_nemo.builders.questions.groups import Group, make_groups
+from solopo_nemo.builders.questions.passages import Passage, Passages, near_duplicates
 from solopo_nemo.builders.questions.readers import Document
 from solopo_nemo.builders.questions.run import QuestionSettings, build_questions
 from solopo_nemo.data.tokenize import TripletEncoder
@@ -184,6 +186,37 @@ def test_what_a_user_can_mend(build: Builder, tmp_path: Path) -> None:
     (build.folder / "a.txt").write_text(passage("Dover"))
     with pytest.raises(UserError, match=r"no question is kept \(1 unreadable\): .*few\.jsonl\.dropped\.jsonl"):
         build()
+
+
+FACT = "The tower of Arden was built by Agnes Ardenson in 1905."
+GOOD = {"question": "Who built the tower of Arden?", "answer": "Agnes Ardenson", "quotes": [FACT]}
+
+
+@pytest.mark.parametrize(
+    ("reply", "rule"),
+    [
+        (json.dumps(GOOD) + "\n\nI hope this helps! {smile}", ""),
+        (json.dumps(GOOD).replace("built by", "built\nby"), ""),
+        (json.dumps(GOOD | {"answer": 1905}), ""),
+        (json.dumps(GOOD | {"quotes": [f"“{FACT.replace('of', 'of  ')}”"]}), ""),
+        (json.dumps(GOOD | {"question": "Who \ud800?"}), "unreadable"),
+        (json.dumps(GOOD | {"answer": "Agnes Ardenson\udfff"}), "unreadable"),
+        (json.dumps(GOOD | {"question": "Who \0?"}), "unreadable"),
+        ('{"question": ' + "[" * 100_000, "unreadable"),
+        (json.dumps(GOOD | {"answer": True}), "unreadable"),
+        (json.dumps(GOOD | {"answer": "Yes"}), "answer_not_in_evidence"),
+    ],
+)
+def test_what_models_reply(reply: str, rule: str) -> None:
+    group = Group((Passage("d", "D", 0, FACT),))
+    with pytest.raises(Rejected, match=rule) if rule else nullcontext():
+        assert read_candidate(reply, group).evidence == group.passages
+
+
+def test_long_questions_with_different_answers_are_no_duplicates() -> None:
+    long = " ".join(["In which year was the tower of", *(f"word{n}" for n in range(40)), "built?"])
+    rows = [(long, "1905"), (long, "1906"), (long.upper(), "the 1905")]
+    assert [*near_duplicates(rows, shingle=2)] == [False, False, True]
 
 
 def test_groups_share_a_name_and_prefer_their_document() -> None:

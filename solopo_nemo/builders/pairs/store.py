@@ -146,10 +146,10 @@ class SampleStore:
         return [text for text, right in found if right], [text for text, right in found if not right]
 
     def _scored(self, asked: Asked, text: str, cut: bool) -> tuple[Any, ...]:
-        """Return the columns of a sample that its rule determines. A text that states no answer counts as cut."""
+        """Return the columns of a sample that its rule determines. One that states no answer to a question is cut."""
         stated = stated_answer(text)
         right = is_right(stated, asked.answers, literal=self._literal)
-        return stated.text, stated.prefixed, right, cut or not stated.text, self.rule
+        return stated.text, stated.prefixed, right, cut or bool(asked.answers and not stated.text), self.rule
 
     def _score_again(self, asked: Asked, side: str) -> None:
         """Score the samples of a prompt that another rule has scored."""

@@ -13,7 +13,8 @@ from solopo_nemo.data.normal_form import holds, normalize, searchable
 
 LONGEST_ANSWER = 20
 """Words of the longest answer that is kept; the prompt asks for ten."""
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(strict=False)
+"""It takes line breaks in a string, which models write in their quotes."""
 
 
 class Rejected(Exception):
@@ -69,7 +70,7 @@ def read_candidate(reply: str, group: Group) -> Candidate:
     answer = str(answer) if isinstance(answer, int | float) and not isinstance(answer, bool) else answer
     quotes = [quotes] if isinstance(quotes, str) else quotes
     texts = [question, answer, *(quotes if isinstance(quotes, list) else [])]
-    if len(texts) < 3 or not all(isinstance(text, str) and normalize(text) for text in texts):
+    if len(texts) < 3 or not all(isinstance(text, str) and _is_text(text) and normalize(text) for text in texts):
         raise Rejected("unreadable")
     question, answer, *quotes = (" ".join(text.split()) for text in texts)
     if len(answer.split()) > LONGEST_ANSWER:
@@ -85,6 +86,11 @@ def read_candidate(reply: str, group: Group) -> Candidate:
 
 def _holds(passage: Passage, text: str) -> bool:
     return holds(searchable(passage.text), [searchable(text)])
+
+
+def _is_text(text: str) -> bool:
+    """True without NUL and half characters, which JSON can escape."""
+    return "\0" not in text and text.encode("utf-8", "replace").decode() == text
 
 
 def _object(text: str) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from random import Random
 from solopo_nemo.builders.contexts.gold import names
 from solopo_nemo.builders.questions.passages import Count, Passage
 from solopo_nemo.data.normal_form import normalize
+from solopo_nemo.runtime.progress import with_progress
 
 _SIZES = (1, 1, 1, 1, 2, 2, 3, 4)
 """Half of the questions are about one passage, a quarter about two, an eighth about three, and about four."""
@@ -41,7 +42,7 @@ def make_groups(passages: Sequence[Passage], seed: int, count: Count) -> list[Gr
     """
     holders: dict[str, list[int]] = {}
     named: list[list[str]] = []
-    for number, passage in enumerate(passages):
+    for number, passage in enumerate(with_progress(passages, "finding names")):
         own = sorted({name for name in map(normalize, names(passage.text)) if name})
         named.append(own)
         for name in own:

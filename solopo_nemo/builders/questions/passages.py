@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+import regex
+
 from solopo_nemo.builders.contexts.question import Paragraph
 from solopo_nemo.builders.questions.readers import Document
 from solopo_nemo.data.normal_form import normalize
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.progress import with_progress
 
 Count = Callable[[str], int]
 
@@ -22,10 +25,11 @@ _HEADINGS = re.compile(
 )
 _ENDS = [
     re.compile(r"\n\s*\n\s*"),
-    re.compile(r"""[.!?…]["'”’»)\]]*\s+|[。！？][」』”）]*\s*"""),
+    re.compile(r"""[.!?…؟۔।॥።။។]["'”’»)\]]*\s+|[。！？][」』”）]*\s*"""),
     re.compile(r"\s+"),
 ]
 """Ends of paragraphs, of sentences and of words."""
+_LETTERS = regex.compile(r"[\p{L}\p{M}]")
 _SHORT = 0.25
 """A section below this share of the budget goes on into the next one, such as a title page."""
 _REPEATED_IN, _SHARE = 3, 0.5
@@ -128,14 +132,14 @@ class Passages:
         self.kept: list[Passage] = []
         self.left_out: list[tuple[Passage, str]] = []
         prose = []
-        for document in documents:
+        for document in with_progress(documents, "cutting"):
             for number, text in enumerate(cut(document.text, budget, count)):
                 passage = Passage(document.name, document.title, number, text)
                 if _is_boilerplate(text, repeated):
                     self.left_out.append((passage, BOILERPLATE))
                 else:
                     prose.append(passage)
-        earlier = near_duplicates(passage.text for passage in prose)
+        earlier = near_duplicates((passage.text, "") for passage in with_progress(prose, "finding duplicates"))
         for passage, duplicate in zip(prose, earlier, strict=True):
             if duplicate:
                 self.left_out.append((passage, NEAR_DUPLICATE))
@@ -153,19 +157,18 @@ def _repeated(documents: Sequence[Document]) -> set[str]:
 
 
 def _is_boilerplate(text: str, repeated: set[str]) -> bool:
-    shown = [character for character in text if not character.isspace()]
-    if sum(map(str.isalpha, shown)) < _SHARE * len(shown):
+    if len(_LETTERS.findall(text)) < _SHARE * len("".join(text.split())):
         return True
     paragraphs = _paragraphs(text)
     same = sum(len(one) for one in paragraphs if repeated and normalize(one) in repeated)
     return bool(same) and same >= _SHARE * sum(map(len, paragraphs))
 
 
-def near_duplicates(texts: Iterable[str], shingle: int = _SHINGLE) -> Iterator[bool]:
+def near_duplicates(texts: Iterable[tuple[str, str]], shingle: int = _SHINGLE) -> Iterator[bool]:
     """Yield for each text whether an earlier one, that is itself no duplicate, is nearly the same.
 
     Args:
-        texts: Any texts. They are compared in normal form.
+        texts: Any texts, each with a key; only texts of one key are alike. Both are compared in normal form.
         shingle: Words of a run; texts with equal sets of runs have similarity 1.
 
     Raises:
@@ -177,7 +180,7 @@ def near_duplicates(texts: Iterable[str], shingle: int = _SHINGLE) -> Iterator[b
         raise UserError(f"{error.name} is not installed: pip install 'solopo-nemo[documents]'") from error
     index = MinHashLSH(threshold=_LIKENESS, num_perm=_PERMUTATIONS)
     known: dict[Hashable, MinHash] = {}
-    runs = (_runs(normalize(text).split(), shingle) for text in texts)
+    runs = (_runs(normalize(text).split(), shingle, normalize(key)) for text, key in texts)
     for number, signature in enumerate(MinHash.generator(runs, num_perm=_PERMUTATIONS)):
         duplicate = any(signature.jaccard(known[other]) >= _LIKENESS for other in index.query(signature))
         if not duplicate:
@@ -186,5 +189,5 @@ def near_duplicates(texts: Iterable[str], shingle: int = _SHINGLE) -> Iterator[b
         yield duplicate
 
 
-def _runs(words: list[str], size: int) -> list[bytes]:
-    return [" ".join(words[i : i + size]).encode() for i in range(max(1, len(words) - size + 1))]
+def _runs(words: list[str], size: int, key: str) -> list[bytes]:
+    return ["\0".join([*words[i : i + size], key]).encode() for i in range(max(1, len(words) - size + 1))]

@@ -7,7 +7,7 @@ import logging
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,13 @@ from solopo_nemo.runtime.errors import UserError
 LARGEST = 256 * 2**20
 """Bytes of the largest file that is read, also after decompression."""
 _DECLARED = re.compile(rb"""<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*["']?([\w.:-]+)""", re.I)
+_BEGINS = {
+    b"%pdf-": "a PDF: name it .pdf",
+    b"{\\rtf": "RTF: save it as .docx",
+    b"<!doctype html": "HTML: name it .html",
+    b"<html": "HTML: name it .html",
+}
+"""First bytes of files that are no plain text, in lower case."""
 _HEADING = re.compile(r"h([1-6])")
 _FURNITURE = frozenset({"nav", "header", "footer", "aside"})
 _NO_TEXT = frozenset({"script", "style", "head", "noscript", "template", "select", "button", "svg", "iframe"})
@@ -25,6 +32,9 @@ _INLINE = re.compile(
     "a|abbr|b|bd[io]|big|br|cite|code|data|dfn|del|em|font|i|img|ins|kbd|mark|q|ruby|r[btp]|s|samp|small|span|strike|"
     "strong|su[bp]|t[dht]|time|u|var|wbr"
 )
+_NO_WORDS = frozenset({"pPr", "moveFrom", "Fallback", "rt"})
+_WORD_SIGNS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-", "p": "\n"}
+"""Elements of Word files: without words of their own, and what stands for others."""
 _PAGE_ENDS = 2
 """Lines at each end of a PDF's page that may be its header or footer."""
 
@@ -69,11 +79,13 @@ def read_file(path: Path, name: str) -> Document:
         reason = " ".join(str(error).split()) or type(error).__name__
         way = "save or print it to a new one, without a password"
         raise UserError(f"{path}: not a readable {path.suffix.lower()} file ({reason}): {way}") from error
-    text = text.encode("utf-8", "replace").decode()  # a PDF can give half a character
+    title = " ".join((title.strip() or path.stem.replace("_", " ")).split())
+    # a PDF can give half a character, and the name of a file be no UTF-8
+    name, title, text = (part.encode("utf-8", "backslashreplace").decode() for part in (name, title, text))
     if not text.strip():
         scan = ": a scan? ocrmypdf adds the text" if path.suffix.lower() == ".pdf" else ""
         raise UserError(f"{path}: holds no text{scan}")
-    return Document(name, " ".join(title.split()) or path.stem.replace("_", " "), text, furniture)
+    return Document(name, title, text, furniture)
 
 
 def _decoded(data: bytes, path: Path, declared: str = "utf-8-sig") -> str:
@@ -92,6 +104,9 @@ def _decoded(data: bytes, path: Path, declared: str = "utf-8-sig") -> str:
 
 
 def _plain(data: bytes, path: Path) -> tuple[str, str, int]:
+    begin = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if kind := next((kind for first, kind in _BEGINS.items() if begin.startswith(first)), ""):
+        raise UserError(f"{path}: holds {kind}")
     text = _decoded(data, path)
     title = re.search(r"^#\s+(.+)$", text, re.M) if path.suffix.lower() in (".md", ".markdown") else None
     return title[1] if title else "", text, 0
@@ -108,7 +123,10 @@ def _html(data: bytes, path: Path) -> tuple[str, str, int]:
         text = _decoded(data, path, declared[1].decode())
     if not re.search("<[a-zA-Z!]", text):
         return "", text, 0
-    root = html.document_fromstring(text.encode(), parser=html.HTMLParser(encoding="utf-8"))
+    parser = html.HTMLParser(encoding="utf-8", huge_tree=True)  # else it ends in silence at 10 MB of one text
+    root = html.document_fromstring(text.encode(), parser=parser)
+    if fatal := [entry.message for entry in parser.error_log if entry.level_name == "FATAL"]:
+        raise ValueError(fatal[0])
     blocks = _Blocks()
     blocks.read(root)
     title = root.findtext(".//title") or next((b.lstrip("# ") for b in blocks.found if b.startswith("# ")), "")
@@ -169,6 +187,9 @@ def _pdf(data: bytes, path: Path) -> tuple[str, str, int]:
         raise UserError(f"{path}: encrypted: save it without a password (qpdf --decrypt --password=...)")
     pages = [page.extract_text().splitlines() for page in reader.pages]
     title = str((reader.metadata and reader.metadata.title) or "")
+    blank = sum(not any(map(str.strip, page)) for page in pages)
+    if len(pages) > 2 * (len(pages) - blank) > 0:
+        raise UserError(f"{path}: {blank} of {len(pages)} pages hold no text: scans? ocrmypdf --skip-text adds it")
     furniture = _repeated_lines(pages)
     kept = [[line for place, line in enumerate(page) if not _is_furniture(page, place, furniture)] for page in pages]
     text = "\n".join(line for page in kept for line in page)
@@ -197,18 +218,31 @@ def _docx(data: bytes, path: Path) -> tuple[str, str, int]:
     if size > LARGEST:
         raise UserError(f"{path}: {size / 2**20:.0f} MiB when unpacked, {LARGEST >> 20} are the most: split it")
     document = docx.Document(io.BytesIO(data))
-    blocks = [text for block in document.iter_inner_content() for text in _word_blocks(block)]
-    return str(document.core_properties.title or ""), "\n\n".join(blocks), 0
+    outer = document.element.body.xpath(".//w:p[not(ancestor::w:tr or ancestor::w:p)] | .//w:tr[not(ancestor::w:tr)]")
+    blocks = (_word_block(element, document, docx.text.paragraph.Paragraph) for element in outer)
+    return str(document.core_properties.title or ""), "\n\n".join(filter(None, blocks)), 0
 
 
-def _word_blocks(block: Any) -> Iterator[str]:
-    if hasattr(block, "rows"):
-        for row in block.rows:
-            if cells := " | ".join(dict.fromkeys(text for cell in row.cells if (text := " ".join(cell.text.split())))):
-                yield cells
-    elif block.text.strip():
-        level = re.fullmatch(r"(?:Heading (\d)|Title)", block.style.name or "")
-        yield "#" * (min(int(level[1] or 1), 6)) + " " + block.text.strip() if level else block.text.strip()
+def _word_block(element: Any, document: Any, paragraph: Any) -> str:
+    """The text of a paragraph or a table row."""
+    if element.tag.endswith("}tr"):
+        cells = (" ".join(_word_text(cell).split()) for cell in element.xpath(".//w:tc[not(ancestor::w:tc)]"))
+        return " | ".join(filter(None, cells))
+    text = _word_text(element).strip()
+    level = re.fullmatch(r"(?:Heading (\d)|Title)", paragraph(element, document).style.name or "")
+    return "#" * (min(int(level[1] or 1), 6)) + " " + " ".join(text.split()) if level and text else text
+
+
+def _word_text(element: Any) -> str:
+    """All text below an element, also in fields, content controls, text boxes and insertions."""
+    parts = []
+    for child in element.iterchildren("*"):
+        name = child.tag.rpartition("}")[2]
+        if name == "t":
+            parts.append(child.text or "")
+        elif name not in _NO_WORDS:
+            parts += [_word_text(child), _WORD_SIGNS.get(name, "")]
+    return "".join(parts)
 
 
 def _library(name: str, path: Path) -> Any:

@@ -23,7 +23,7 @@ from solopo_nemo.builders.questions.groups import Group, make_groups
 from solopo_nemo.builders.questions.passages import BOILERPLATE, NEAR_DUPLICATE, Passage, Passages, near_duplicates
 from solopo_nemo.builders.questions.prompts import Prompts
 from solopo_nemo.builders.questions.readers import Document
-from solopo_nemo.data.normal_form import RULE, normalize
+from solopo_nemo.data.normal_form import RULE
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.runtime.errors import UserError, require
 from solopo_nemo.runtime.output import atomic_text, beside, check_writable, write_json_line
@@ -132,9 +132,9 @@ class _Run:
 
     def without_duplicates(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Drop a question that repeats an earlier one: nearly the same words, and the same answer."""
-        forms = [f"{normalize(one.question)} {normalize(one.answer)}" for one in candidates]
         kept = []
-        for one, duplicate in zip(candidates, near_duplicates(forms, shingle=2), strict=True):
+        duplicates = near_duplicates(((one.question, one.answer) for one in candidates), shingle=2)
+        for one, duplicate in zip(candidates, duplicates, strict=True):
             if duplicate:
                 self._drop(one.id, DUPLICATE, one)
             else:
