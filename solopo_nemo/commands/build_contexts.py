@@ -10,30 +10,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.builders.contexts.sources import FORMATS
 from solopo_nemo.runtime.cli import TEMPLATE_KWARGS, ArgumentParser, add_template_kwargs, path_or_name, show_json
+
+if TYPE_CHECKING:
+    from solopo_nemo.builders.contexts.settings import BuildSettings
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     parsed = _parser().parse_args(arguments)
-    others = ("tokenizer", "json", "pairs", "chat_template_kwargs")
-    given = {name: value for name, value in vars(parsed).items() if name not in others}
     from solopo_nemo.builders.contexts.build import build_contexts
-    from solopo_nemo.builders.contexts.settings import BuildSettings
     from solopo_nemo.builders.contexts.shards import planned_date
     from solopo_nemo.data.tokenize import TripletEncoder
     from solopo_nemo.data.tokenizer_files import load_tokenizer
     from solopo_nemo.training.prepare import find_tokenizer
 
-    settings = BuildSettings(**{**given, "pool": tuple(parsed.pool or ())}, gold_pairs=parsed.pairs == "gold")
+    settings = checked(parsed)
     tokenizer = load_tokenizer(find_tokenizer(parsed.tokenizer), day=planned_date(settings.work))
     encoder = TripletEncoder(tokenizer, parsed.chat_template_kwargs, TEMPLATE_KWARGS)
     summary = build_contexts(settings, encoder)
     _report(summary)
     show_json(parsed, summary)
+
+
+def checked(parsed: Any) -> BuildSettings:
+    """Return the settings, or refuse an option. No question is read."""
+    from solopo_nemo.builders.contexts.settings import BuildSettings
+
+    others = ("tokenizer", "json", "pairs", "chat_template_kwargs")
+    given = {name: value for name, value in vars(parsed).items() if name not in others}
+    return BuildSettings(**{**given, "pool": tuple(parsed.pool or ())}, gold_pairs=parsed.pairs == "gold")
 
 
 def _parser() -> ArgumentParser:

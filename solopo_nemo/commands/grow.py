@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,12 @@ _OWN: dict[str, Any] = {
 }
 
 
+_SET = {
+    "contexts": "--source --tokenizer --seed --short-tokens --long-tokens --out",
+    "sampling": "--contexts --model --seed --out",
+    "evaluation": "--model --suite --lengths --out --compare",
+}
+"""Options of the tools that each round sets."""
 _EXTENDS = ("model.rope_scaling=", "--yarn")
 
 
@@ -55,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     from solopo_nemo.growth.plan import phases
 
     settings = _settings(given)
-    _check(settings)
+    _check(settings, given.dry_run)
     if given.dry_run:
         for number in range(len(settings.lengths) + 1):
             for phase in phases(settings, number):
@@ -107,13 +114,23 @@ def _settings(given: Any) -> GrowthSettings:
 def _words(given: Any, name: str) -> tuple[str, ...]:
     text = getattr(given, name)
     try:
-        return tuple(shlex.split(text or ""))
+        words = tuple(shlex.split(text or ""))
     except ValueError as error:
         raise UserError(f"--{name} {text}: cannot be split into words ({error})") from None
+    own = [word for word in words if word.startswith("--") and _sets(name, word.partition("=")[0])]
+    require(not own, f"--{name} {' '.join(own)}: each round sets it")
+    return words
 
 
-def _check(settings: GrowthSettings) -> None:
+def _sets(name: str, option: str) -> bool:
+    """True if the rounds set an option of a tool, which may be shortened; `--long` is another than `--long-tokens`."""
+    return any(own.startswith(option) and own[len(option) :][:1] != "-" for own in _SET[name].split())
+
+
+def _check(settings: GrowthSettings, dry_run: bool) -> None:
     """Refuse what the commands of the rounds would refuse of their options, before the first of them runs."""
+    from solopo_nemo.builders.contexts.sources.source import RowSource
+    from solopo_nemo.commands import build_contexts, sample_pairs
     from solopo_nemo.config.schema import load_config
     from solopo_nemo.families.hf import read_config
     from solopo_nemo.growth.plan import phases
@@ -136,7 +153,14 @@ def _check(settings: GrowthSettings) -> None:
             whole = not config.peft.on or config.peft.merge
             require(whole, "peft: a round goes on from the whole policy: give peft.merge=true")
         elif module == "solopo_nemo":
-            import_module(f"solopo_nemo.commands.{name}")._parser().parse_args(words)
+            parsed = import_module(f"solopo_nemo.commands.{name}")._parser().parse_args(words)
+            if phase.name == "pairs":
+                sample_pairs.checked(parsed, ExitStack())
+            elif phase.name == "contexts":
+                build_contexts.checked(parsed)
+                # a file that is not there is named before the starting model is evaluated
+                if not dry_run:
+                    RowSource(parsed.source, parsed.subset, parsed.split)
 
 
 def _parser() -> ArgumentParser:

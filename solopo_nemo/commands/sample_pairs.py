@@ -8,25 +8,36 @@ answers are dropped. Answers that reach the token limit are not selected.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.commands.asking import add_backend, add_sampling, backend_maker, resumable, show_asked
 from solopo_nemo.runtime.cli import ArgumentParser, add_literal, settings_of, show_json
+
+if TYPE_CHECKING:
+    from solopo_nemo.builders.pairs.backend import Backend, Sampling
+    from solopo_nemo.builders.pairs.run import PairSettings
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     given = _parser().parse_args(arguments)
-    from solopo_nemo.builders.pairs.backend import Sampling
-    from solopo_nemo.builders.pairs.run import PairSettings, sample_pairs
+    from solopo_nemo.builders.pairs.run import sample_pairs
 
-    sampling, settings = settings_of(given, Sampling), settings_of(given, PairSettings)
     with resumable() as stack:
-        summary = sample_pairs(settings, sampling, backend_maker(given, stack))
+        summary = sample_pairs(*checked(given, stack))
     _report(summary)
     show_json(given, summary)
+
+
+def checked(given: Any, stack: ExitStack) -> tuple[PairSettings, Sampling, Callable[[Sampling], Backend]]:
+    """Return what `sample_pairs` takes, or refuse an option. Nothing is read or started."""
+    from solopo_nemo.builders.pairs.backend import Sampling
+    from solopo_nemo.builders.pairs.run import PairSettings
+
+    return settings_of(given, PairSettings), settings_of(given, Sampling), backend_maker(given, stack)
 
 
 def _parser() -> ArgumentParser:

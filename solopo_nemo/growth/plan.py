@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from solopo_nemo.evaluation.suites.builtin import LONGEST
 from solopo_nemo.runtime.errors import UserError, require
@@ -18,6 +19,7 @@ BUILTIN = "builtin"
 COMMANDS = "commands.json"
 """File in the folder of a round: the command of each phase that was started."""
 _FREE = ("--concurrency", "--patience", "--serve", "--base-url", "--workers", "--device", "--json")
+_SET_KEYS = ("output_dir=", "data.train=", "model.init=", "dry_run=")
 _FREE_KEYS = ("parallel.", "logger.", "hub.", "trainer.checkpoint_every=", "trainer.keep_checkpoints=")
 
 
@@ -68,8 +70,8 @@ class GrowthSettings:
             require(not unused, f"--{'-'.join(unused).replace('_', '-')}: is for --source FILE")
         require(0 < self.reach <= 1, f"--reach {self.reach:g}: must be above 0 and at most 1")
         require(self.guard >= 0, f"--guard {self.guard:g}: must not be negative")
-        own = [word for word in self.overrides if word.startswith(("output_dir=", "data.train=", "model.init="))]
-        require(not own, f"{' '.join(own)}: each round sets it; see --out, --source and --model")
+        own = [word for word in self.overrides if word.startswith(_SET_KEYS)]
+        require(not own, f"{' '.join(own)}: each round sets it; see --out, --source, --model and --dry-run")
 
     @property
     def builtin(self) -> bool:
@@ -140,7 +142,20 @@ class Phase:
 
     def _noted(self) -> dict[str, Sequence[str]]:
         path = self.folder / COMMANDS
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return json_rows(path)[0] if path.is_file() else {}
+
+
+def json_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON values of a file.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(text)] if path.suffix == ".json" else [*map(json.loads, text.splitlines())]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): bring the file back, or give another --out") from None
 
 
 def _settings(words: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import solopo_nemo
 from solopo_nemo.evaluation.measured import Measured, figures
 from solopo_nemo.evaluation.scores import Mean
 from solopo_nemo.evaluation.suites import SUITES
-from solopo_nemo.growth.plan import GrowthSettings, Phase, phases
+from solopo_nemo.growth.plan import GrowthSettings, Phase, json_rows, phases
 from solopo_nemo.runtime.environment import without_ranks
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.guard import guarded
@@ -121,7 +120,7 @@ def finished_round(settings: GrowthSettings, number: int, before: list[Round]) -
         goes_on = False
     elif number == len(settings.lengths):
         verdict, goes_on = "ends: the last length is done", False
-    steps = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
+    steps = json_rows(folder / "train" / "metrics.jsonl")
     return Round(
         number,
         length,

@@ -35,7 +35,16 @@ def test_the_commands_of_a_growth(capsys: pytest.CaptureFixture[str]) -> None:
     """Their options are checked by the parsers of the tools."""
     serve = "--backend openai --serve 'vllm serve {model} --port {port}'"
     recipe = ["solo_orpo", "model=custom", "objective.lambda_=0.2"]
-    command.main([*OWN, "--dry-run", f"--sampling={serve}", "--evaluation=--data d --limit 9", *recipe])
+    command.main(
+        [
+            *OWN,
+            "--dry-run",
+            f"--sampling={serve}",
+            "--contexts=--long document --pool p",
+            "--evaluation=--data d --limit 9",
+            *recipe,
+        ]
+    )
     lines = [line.split(" -m solopo_nemo ")[1] for line in capsys.readouterr().out.splitlines()]
     assert [line.split()[0] for line in lines] == [
         "evaluate",
@@ -43,7 +52,7 @@ def test_the_commands_of_a_growth(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     first, second = "outputs/grow/round_1_8K", "outputs/grow/round_2_16K"
     assert lines[0].endswith("--suite ruler_qa --lengths 2048,8192,16384 --data d --limit 9")
-    assert f"--short-tokens 1100 --long-tokens 16384 --out {second}/contexts.jsonl" in lines[5]
+    assert f"--short-tokens 1100 --long-tokens 16384 --out {second}/contexts.jsonl --long document --pool p" in lines[5]
     assert f"--contexts {second}/contexts.jsonl --model {first}/train/hf --seed 2" in lines[6]
     assert lines[6].endswith("--backend hf --backend openai --serve 'vllm serve {model} --port {port}'")
     assert lines[7] == (
@@ -77,6 +86,17 @@ def test_the_commands_of_a_growth(capsys: pytest.CaptureFixture[str]) -> None:
         (["--contexts=--limit 3"], "--contexts: is for --source"),
         (["--short-tokens", "900"], "--short-tokens: is for --source"),
         (["--contexts='"], "--contexts ': cannot be split"),
+        (["--sampling=--size 0"], "--size 0"),
+        (["--sampling=--temperature 0"], "--temperature 0"),
+        (["--sampling=--backend openai"], "--base-url: needed"),
+        ([*OWN, "--contexts=--workers 0"], "--workers 0"),
+        ([*OWN], "questions.jsonl: no such file or directory"),
+        (["--sampling=--model m"], "--sampling --model: each round sets it"),
+        (["--sampling=--seed=3"], "--seed=3: each round sets it"),
+        (["--evaluation=--suite longbench_qa"], "--evaluation --suite: each round sets it"),
+        (["--evaluation=--comp a b"], "--comp: each round sets it"),
+        ([*OWN, "--contexts=--long-tokens 9"], "--contexts --long-tokens: each round sets it"),
+        (["solo_dpo", "dry_run=true"], "dry_run=true: each round sets it"),
     ],
 )
 def test_bad_settings_are_one_line_before_anything_runs(
@@ -107,6 +127,21 @@ def finish(given: GrowthSettings, number: int, scores: dict[int, float] | None =
         samples = [{"id": str(n), "accuracy": float(n < 100 * score)} for n in range(100)]
         cell = {"suite": "builtin", "cell": f"{length}x", "labels": {"length": length}, "metric": "accuracy"}
         (cells / f"{length}x.json").write_text(json.dumps(cell | {"samples": samples}))
+
+
+def test_a_damaged_file_of_a_finished_round_is_named(tmp_path: Path) -> None:
+    given = settings("--lengths", "2", out=tmp_path)
+    for number in (0, 1):
+        finish(given, number)
+    for file, text in (
+        ("train/metrics.jsonl", '{"step": 1, "sec'),
+        ("train/metrics.jsonl", None),
+        ("commands.json", "{"),
+    ):
+        path = given.folder(1) / file
+        path.unlink() if text is None else path.write_text(text)
+        with pytest.raises(UserError, match=f"{path.name}: cannot be read"):
+            grow(given)
 
 
 @pytest.mark.parametrize(
