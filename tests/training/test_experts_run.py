@@ -22,7 +22,7 @@ RUN = [
     "model.moe_z_loss=0.001",
     "trainer.keep_checkpoints=5",
 ]
-LORA = ["peft=lora", "peft.rank=4", "peft.alpha=8", "peft.merge=true"]
+LORA = ["peft=lora", "peft.rank=4", "peft.alpha=8", "peft.merge=true", "optim.lr=1e-3"]
 SPLIT = ["parallel.tensor=2", "parallel.sequence=true", "parallel.expert=2"]
 
 
