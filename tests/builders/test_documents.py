@@ -197,6 +197,13 @@ def test_a_folder(tmp_path: Path) -> None:
         Documents([tmp_path / "empty"])
 
 
+def test_the_output_in_a_folder_is_no_document(tmp_path: Path) -> None:
+    for name in ("a.txt", "q.jsonl", "q.jsonl.passages.jsonl", "q.jsonl.report.json", "q.jsonl2.txt"):
+        (tmp_path / name).write_text(json.dumps({"text": name}))
+    found = [one.name for one in Documents([tmp_path], out=tmp_path / "q.jsonl") if isinstance(one, Document)]
+    assert found == ["a.txt", "q.jsonl2.txt"]
+
+
 def test_a_dataset(tmp_path: Path) -> None:
     datasets.Dataset.from_list([{"title": "A", "text": "One.\r\n"}, {"title": None, "text": "Two."}]).save_to_disk(
         tmp_path / "saved"

@@ -50,7 +50,8 @@ def test_one_right_and_one_wrong_answer_of_each_mixed_question(write_rows: RowWr
     rows = rows_of(contexts.with_name("out.jsonl"))
     assert [row["id"] for row in rows] == ["q0", "q3", "q6", "q7"]
     assert summary["dropped_by_rule"] == {"all_right": 1, "all_wrong": 1, "none_finished": 1, "refused": 1}
-    assert summary["samples"]["without_closing_line"] == 1 + 1 + 2
+    # the empty ones have no last line that is scored
+    assert summary["samples"]["without_closing_line"] == 1
     for row, question in zip(rows, [MIXED[0], MIXED[3], MIXED[6], MIXED[7]], strict=True):
         assert row["chosen"].endswith(RIGHT) or row["chosen"].endswith("Then Gold")
         assert row["rejected"].endswith(WRONG)

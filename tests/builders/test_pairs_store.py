@@ -41,7 +41,7 @@ def test_samples_are_found_again(tmp_path: Path) -> None:
         for name in ("q0", "q1"):
             entry = store.finished(asked(name), "short")
             assert entry is not None
-            assert (entry.verdict, entry.right, entry.finished, entry.cut, entry.unprefixed) == ("pair", 1, 2, 2, 1)
+            assert (entry.verdict, entry.right, entry.finished, entry.cut, entry.unprefixed) == ("pair", 1, 2, 2, 0)
             assert store.texts(asked(name), "short") == ([RIGHT], [WRONG])
         assert store.finished(asked("q0"), "long") is None
         assert store.finished(asked("q2"), "short") is None

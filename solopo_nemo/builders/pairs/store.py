@@ -30,8 +30,8 @@ CREATE INDEX IF NOT EXISTS prompts ON samples (id, side);
 # truncated and empty responses are not used for training
 _FINISHED = "(text != '' AND NOT cut)"
 _ENTRY = (
-    f"SELECT digest, sum(correct AND {_FINISHED}), sum({_FINISHED}), sum(NOT {_FINISHED}), sum(NOT prefixed)"
-    " FROM samples WHERE id = ? AND side = ? GROUP BY digest"
+    f"SELECT digest, sum(correct AND {_FINISHED}), sum({_FINISHED}), sum(NOT {_FINISHED}),"
+    f" sum(NOT prefixed AND {_FINISHED}) FROM samples WHERE id = ? AND side = ? GROUP BY digest"
 )
 
 
@@ -44,7 +44,7 @@ class Entry:
         right: Finished samples with a correct answer.
         finished: Samples that are neither truncated nor empty.
         cut: Samples that reached the token limit or state no answer.
-        unprefixed: Samples without `The answer is:`.
+        unprefixed: Finished samples without `The answer is:`, scored by their last line.
     """
 
     digest: str

@@ -25,13 +25,20 @@ class Documents:
         others: Suffix -> number of the files in folders that no reader takes.
     """
 
-    def __init__(self, sources: Sequence[Path | str], subset: str | None = None, split: str | None = None) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Path | str],
+        subset: str | None = None,
+        split: str | None = None,
+        out: Path | None = None,
+    ) -> None:
         """Find the files.
 
         Args:
             sources: Files, folders (also those below), saved datasets, or names of datasets on the hub.
             subset: Subset of a dataset.
             split: Split of a dataset.
+            out: Output of the run. It and what is written beside it are no documents of a folder.
 
         Raises:
             UserError: A source does not exist, is of unknown kind, or holds no documents.
@@ -43,6 +50,8 @@ class Documents:
             path, before = Path(source), len(self._files)
             if path.is_dir() and not is_saved_dataset(path):
                 for file in _files(path):
+                    if out is not None and f"{file.resolve()}.".startswith(f"{out.resolve()}."):
+                        continue
                     self._add(file, file.relative_to(path).as_posix() if len(sources) == 1 else str(file), seen)
                 if len(self._files) == before:
                     raise UserError(f"{path}: no documents in this folder: {_expected()}")

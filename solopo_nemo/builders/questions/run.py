@@ -206,7 +206,7 @@ def build_questions(
     """
     prompts = Prompts(settings.prompts)
     check_writable(settings.out.parent, "--out")
-    documents = Documents(settings.source, settings.subset, settings.split)
+    documents = Documents(settings.source, settings.subset, settings.split, settings.out)
     good: list[Document] = []
     bad: list[BadRow] = []
     for one in with_progress(documents, "reading"):
