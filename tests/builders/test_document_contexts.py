@@ -150,6 +150,7 @@ def test_what_is_dropped_or_refused(build: Any) -> None:
         ([one(("a", 3))], 1200, POOL, {"short_tokens": 40}, "with its evidence alone"),
         ([one(("a", 3))], 90000, POOL, {}, "too few for it"),
         ([one(("a", 3))], 1200, [{"title": "T", "text": "t"}], {}, r"pool\.jsonl:1: field document: missing"),
+        ([one(("a", 3))], 1200, POOL[::-1], {}, r"pool\.jsonl:2: field number: \d+ is not above the one before it in"),
     ):
         with pytest.raises(UserError, match=why):
             build(questions, long, pool, **settings)

@@ -73,12 +73,20 @@ def read_passages(source: RowSource) -> Iterator[tuple[str, Paragraph]]:
     Raises:
         UserError: A row is bad, or the file type is unknown.
     """
+    last: dict[str, int] = {}
     for row in source.rows():
         fields = row.fields()
         if not has(fields, "document"):
             what = "missing: --long document takes the passages that build_questions writes"
             raise bad_field(row.where, "document", what)
-        yield text(fields["document"], "document", row.where), pool_paragraph(fields, row.where)
+        name, number = text(fields["document"], "document", row.where), fields.get("number")
+        if isinstance(number, int) and number <= last.get(name, -1):
+            what = (
+                f"{number} is not above the one before it in {name!r}: give the passages as build_questions wrote them"
+            )
+            raise bad_field(row.where, "number", what)
+        last[name] = number if isinstance(number, int) else last.get(name, -1)
+        yield name, pool_paragraph(fields, row.where)
 
 
 def _flat_rows(source: RowSource) -> Iterator[Row]:
