@@ -14,6 +14,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,12 +63,13 @@ def main(arguments: Sequence[str]) -> int:
     from solopo_nemo.growth.plan import phases
 
     settings = _settings(given)
-    _check(settings, given.dry_run)
+    _check(settings)
     if given.dry_run:
         for number in range(len(settings.lengths) + 1):
             for phase in phases(settings, number):
                 print(shlex.join(phase.command))
         return 0
+    settings = replace(settings, content=_content(settings))
     from solopo_nemo.growth.page import rounds_table, write_growth_page
     from solopo_nemo.growth.rounds import grow, summary
     from solopo_nemo.training.output_lock import OutputLock
@@ -127,9 +129,8 @@ def _sets(name: str, option: str) -> bool:
     return any(own.startswith(option) and own[len(option) :][:1] != "-" for own in _SET[name].split())
 
 
-def _check(settings: GrowthSettings, dry_run: bool) -> None:
+def _check(settings: GrowthSettings) -> None:
     """Refuse what the commands of the rounds would refuse of their options, before the first of them runs."""
-    from solopo_nemo.builders.contexts.sources.source import RowSource
     from solopo_nemo.commands import build_contexts, sample_pairs
     from solopo_nemo.config.schema import load_config
     from solopo_nemo.families.hf import read_config
@@ -158,9 +159,18 @@ def _check(settings: GrowthSettings, dry_run: bool) -> None:
                 sample_pairs.checked(parsed, ExitStack())
             elif phase.name == "contexts":
                 build_contexts.checked(parsed)
-                # a file that is not there is named before the starting model is evaluated
-                if not dry_run:
-                    RowSource(parsed.source, parsed.subset, parsed.split)
+
+
+def _content(settings: GrowthSettings) -> str:
+    """Return the hash of the questions. A file that is missing is named before the starting model is evaluated."""
+    from solopo_nemo.builders.contexts.sources.source import RowSource
+    from solopo_nemo.commands import build_contexts
+    from solopo_nemo.growth.plan import phases
+
+    if settings.builtin:
+        return ""
+    given = build_contexts._parser().parse_args(phases(settings, 1)[0].words[3:])
+    return RowSource(given.source, given.subset, given.split).digest()
 
 
 def _parser() -> ArgumentParser:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from solopo_nemo.runtime.units import short_count
 
 BUILTIN = "builtin"
 COMMANDS = "commands.json"
-"""File in the folder of a round: the command of each phase that was started."""
+"""File in the folder of a round: the command of each phase that was started, and `CONTENT`."""
+CONTENT = "source content"
 _FREE = ("--concurrency", "--patience", "--serve", "--base-url", "--workers", "--device", "--json")
 _SET_KEYS = ("output_dir=", "data.train=", "model.init=", "dry_run=")
 _FREE_KEYS = ("parallel.", "logger.", "hub.", "trainer.checkpoint_every=", "trainer.keep_checkpoints=")
@@ -43,6 +44,7 @@ class GrowthSettings:
         reach: share of the short score that a model reaches at a length it can use.
         guard: points of the short score that a round may lose against the starting model.
         out: folder of the rounds and of the page.
+        content: hash of the questions in the files of `source`; empty for the built-in questions.
     """
 
     recipe: str
@@ -59,6 +61,7 @@ class GrowthSettings:
     reach: float
     guard: float
     out: Path
+    content: str = ""
 
     def __post_init__(self) -> None:
         given = f"--lengths {','.join(map(str, self.lengths))}"
@@ -105,12 +108,14 @@ class Phase:
         folder: folder of the round.
         words: arguments of Python.
         done: the file that the tool writes last.
+        content: hash of what it reads that no phase has written; empty if there is no such input.
     """
 
     name: str
     folder: Path
     words: tuple[str, ...]
     done: Path
+    content: str = ""
 
     @property
     def command(self) -> list[str]:
@@ -121,7 +126,7 @@ class Phase:
         """Whether the tool has finished.
 
         Raises:
-            UserError: it has, with other settings than the present ones.
+            UserError: it has, with other settings than the present ones, or from another input.
         """
         if not self.done.is_file():
             return False
@@ -133,14 +138,19 @@ class Phase:
                 f"{self.folder}: {self.name} finished with other settings ({' '.join(lost) or 'fewer'}; now "
                 f"{' '.join(new) or 'fewer'}): give the same, or another --out"
             )
+        require(
+            self._noted().get(CONTENT, self.content) == self.content,
+            f"{self.folder}: {self.name} finished with another content of --source: restore it, or give another --out",
+        )
         return True
 
     def note(self) -> None:
-        """Record the command before it starts."""
+        """Record the command, and the hash of its input, before it starts."""
+        content = {CONTENT: self.content} if self.content else {}
         with atomic_text(self.folder / COMMANDS) as stream:
-            stream.write(json.dumps(self._noted() | {self.name: self.words}, indent=1) + "\n")
+            stream.write(json.dumps(self._noted() | {self.name: self.words} | content, indent=1) + "\n")
 
-    def _noted(self) -> dict[str, Sequence[str]]:
+    def _noted(self) -> dict[str, Any]:
         path = self.folder / COMMANDS
         return json_rows(path)[0] if path.is_file() else {}
 
@@ -194,6 +204,7 @@ def phases(settings: GrowthSettings, number: int) -> list[Phase]:
         source = ("--source", settings.source, "--tokenizer", settings.model, "--seed", number)
         targets = ("--short-tokens", settings.short_tokens, "--long-tokens", length, "--out", contexts)
         built = phase("contexts", contexts.name, "build_contexts", *source, *targets, *settings.contexts)
+        built = replace(built, content=settings.content)
     sampled = ("--contexts", contexts, "--model", before, "--seed", number, "--out", triplets, *settings.sampling)
     trained = (f"data.train={triplets}", f"model.init={before}", f"output_dir={folder / 'train'}", *settings.overrides)
     return [

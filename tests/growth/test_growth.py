@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,21 @@ def test_a_damaged_file_of_a_finished_round_is_named(tmp_path: Path) -> None:
         path.unlink() if text is None else path.write_text(text)
         with pytest.raises(UserError, match=f"{path.name}: cannot be read"):
             grow(given)
+
+
+def test_a_source_that_has_changed_since_a_round_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "questions.jsonl"
+    source.write_text('{"a": 1}\n')
+    given = settings(*OWN, out=tmp_path / "out")
+    given = replace(given, content=command._content(given))
+    finish(given, 1)
+    contexts = phases(given, 1)[0]
+    assert contexts.finished()
+    source.write_text('{"a": 2}\n')
+    changed = replace(given, content=command._content(given))
+    with pytest.raises(UserError, match="round_1_8K: contexts finished with another content of --source: restore it"):
+        phases(changed, 1)[0].finished()
 
 
 @pytest.mark.parametrize(
