@@ -61,10 +61,12 @@ def score_model(folder: Path, lengths: tuple[int, ...], questions: int, seed: in
 
     Args:
         folder: Hugging Face folder.
-        lengths: context lengths as multiples of the short one.
+        lengths: context lengths as multiples of the short one; none scores nothing.
         questions: questions per length; the same for every model with this seed.
         seed: seed of the questions.
     """
+    if not lengths:
+        return []
     drawn = {
         length: draw_contexts(
             questions, length * SHORT_SENTENCES, torch.Generator().manual_seed(_EVALUATION_SEED + seed)
