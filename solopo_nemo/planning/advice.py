@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from solopo_nemo.planning.layout import Layout
 from solopo_nemo.planning.memory import memory
 from solopo_nemo.planning.run import GPU, Run
-from solopo_nemo.planning.search import RECOMPUTE, is_valid, longest, with_layout
+from solopo_nemo.planning.search import RECOMPUTE, expert_sizes, is_valid, longest, with_layout
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.step_time import Machine, step_time
 from solopo_nemo.planning.traced import NOT_KNOWN, is_known
@@ -113,8 +113,13 @@ def _changes(
         data = world // (tensor * context * pipeline)
         # p2p is always a candidate: the number of heads does not limit the ring
         modes = {layout.cp_comm_type, "p2p"} if context > 1 else {layout.cp_comm_type}
-        for sequence, mode in product({layout.sequence, tensor > 1}, sorted(modes)):
-            other = Layout(tensor, sequence, context, mode, pipeline, data)
+        experts = [
+            (expert, split)
+            for expert, split in expert_sizes(now.shape, tensor, tensor * context * data)
+            if expert >= layout.expert and split >= layout.expert_tensor
+        ]
+        for sequence, mode, shares in product({layout.sequence, tensor > 1}, sorted(modes), experts):
+            other = Layout(tensor, sequence, context, mode, pipeline, data, *shares)
             if not is_valid(smaller, now.shape, other, now.device):
                 continue
             for recompute in recomputes:
@@ -131,9 +136,9 @@ def _difference(config: RunConfig, run: Run) -> list[str]:
         ("model.recompute", config.model.recompute, run.recompute),
         *(
             (f"parallel.{key}", getattr(config.parallel, key), getattr(changed, key))
-            for key in ("sequence", "context", "cp_comm_type", "tensor", "pipeline")
+            for key in ("sequence", "context", "cp_comm_type", "tensor", "pipeline", "expert", "expert_tensor")
         ),
     ]
     if config.parallel.data not in (None, run.layout.data):
         pairs.append(("parallel.data", config.parallel.data, run.layout.data))
-    return [f"{key}={str(new).lower()}" for key, old, new in pairs if old != new]
+    return [f"{key}={'null' if new is None else str(new).lower()}" for key, old, new in pairs if old != new]

@@ -6,11 +6,15 @@ import math
 from dataclasses import dataclass, replace
 
 from solopo_nemo.planning.run import GPU, Run
-from solopo_nemo.planning.state import MAIN_GRADIENT, trained_parameters
+from solopo_nemo.planning.state import MAIN_GRADIENT, trained_experts, trained_parameters
 from solopo_nemo.planning.traced import Formula, Kind, Sizes, traced_step
+from solopo_nemo.planning.workload import Workload
 
-BOUNDARY = Formula("2*T*h*e")
-"""Bytes that a micro-batch sends over the boundary of two pipeline stages: hidden states, and their gradients."""
+HIDDEN = Formula("1*T*h*e")
+"""Bytes of a micro-batch's hidden states. They cross the boundary of two pipeline stages, and so do their gradients."""
+OUTSIDE, OUTSIDE_SPLIT = Formula("2*T*h*e"), Formula("1*T*h*e + 2*R*h*e")
+"""Bytes that a forward pass sends to tensor-parallel ranks outside the layers, as :class:`TracedStep` has them: without
+and with sequence parallelism. A sum of the embedding over the ranks, and of the scored rows."""
 
 
 @dataclass(frozen=True)
@@ -18,17 +22,19 @@ class Communication:
     """Bytes that one rank sends in one optimizer step. Collectives are counted as ring algorithms.
 
     Attributes:
-        tensor: bytes to tensor-parallel ranks.
+        tensor: bytes to tensor-parallel ranks, and to those that share an expert's channels.
         context: bytes to context-parallel ranks.
         pipeline: bytes to the neighbouring stages.
         data: bytes of the reduce-scatter of gradients (without a GPU an all-reduce, ``core/cpu_patches.py``) and the
-            all-gather of weights, to data- and context-parallel ranks.
+            all-gather of weights, to data- and context-parallel ranks; of experts, to those that hold the same.
+        expert: bytes of the all-to-all of tokens, to their experts and back, to expert-parallel ranks.
     """
 
     tensor: float
     context: float
     pipeline: float
     data: float
+    expert: float = 0.0
 
 
 def _with_repeated_heads(run: Run) -> Run:
@@ -41,21 +47,38 @@ def _with_repeated_heads(run: Run) -> Run:
 
 
 def communication(run: Run) -> Communication:
-    """The communication of the rank that sends most in one optimizer step, with embedding and head on each stage."""
-    layout, sizes = run.layout, Sizes(_with_repeated_heads(run))
-    sent = traced_step(Kind.of(run)).sent
-    parameters = trained_parameters(run, 0)
+    """The communication of the rank that sends most in one optimizer step, with embedding and head on each stage.
+
+    A reference policy that runs in the step sends what a forward pass over its sequences does.
+    """
+    layout, kind, repeated = run.layout, Kind.of(run), _with_repeated_heads(run)
+    sent, sizes = traced_step(kind).sent, Sizes(repeated)
+    whole, none = (traced_step(replace(kind, recompute=recompute)).sent for recompute in ("full", "none"))
+    scored = Sizes(replace(repeated, workload=Workload(run.workload.reference))) if run.online_reference else None
 
     def of_group(name: str, ranks: int) -> float:
-        return sizes(sent[name]) * (ranks - 1) / ranks * run.micro_batches if ranks > 1 else 0.0
+        if ranks == 1:
+            return 0.0
+        size = sizes(sent[name])
+        if scored:  # full recomputation is one more forward pass of the layers
+            size += scored(whole[name]) - scored(none[name])
+            size += scored(OUTSIDE_SPLIT if layout.sequence else OUTSIDE) * (name == "tensor")
+        if name == "tensor" and layout.sequence and run.adapter_rank is not None:
+            size -= sizes(HIDDEN)  # the gradient of a frozen embedding is not gathered
+        return size * (ranks - 1) / ranks * run.micro_batches
 
-    ranks, reductions = layout.data * layout.context, 1 if run.device == GPU else 2
+    def of_state(parameters: int, ranks: int) -> float:
+        reductions = 1 if run.device == GPU else 2
+        return parameters * (reductions * MAIN_GRADIENT + run.itemsize) * (ranks - 1) / ranks
+
+    boundary = 2 * sizes(HIDDEN) + (scored(HIDDEN) if scored else 0.0)
+    experts = trained_experts(run, 0)
+    split = layout.expert_split if run.shape.experts else 1
     return Communication(
-        tensor=of_group("tensor", layout.tensor),
+        tensor=of_group("tensor", layout.tensor) + of_group("expert tensor", split),
         context=of_group("context", layout.context),
-        pipeline=sizes(BOUNDARY)
-        / (layout.tensor if layout.sequence else 1)
-        * run.micro_batches
-        * (layout.pipeline > 1),
-        data=parameters * (reductions * MAIN_GRADIENT + run.itemsize) * (ranks - 1) / ranks,
+        pipeline=boundary / (layout.tensor if layout.sequence else 1) * run.micro_batches * (layout.pipeline > 1),
+        data=of_state(trained_parameters(run, 0) - experts, layout.data * layout.context)
+        + of_state(experts, layout.expert_data),
+        expert=of_group("expert", layout.expert),
     )

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from solopo_nemo.planning.parameters import LayerParameters, StageParameters
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.workload import Sequence, Workload
 
@@ -49,6 +48,13 @@ def _qkv_width(shape: ModelShape) -> int:
     return shape.query_size + 2 * shape.kv_size
 
 
+def _mlp_width(shape: ModelShape, experts: bool) -> int:
+    """Weights of a layer's MLP that a token passes, for each channel of the hidden states."""
+    if not experts or shape.experts is None:
+        return 3 * shape.intermediate_size
+    return 3 * shape.experts.chosen * shape.experts.size + shape.experts.count
+
+
 def forward_flops(shape: ModelShape, sequence: Sequence) -> Flops:
     """FLOPs of a forward pass over one sequence with ``S`` input tokens and ``R`` scored positions.
 
@@ -61,14 +67,13 @@ def forward_flops(shape: ModelShape, sequence: Sequence) -> Flops:
         shape: shape of the model.
         sequence: lengths of the sequence.
     """
-    stage, layer = StageParameters.of(shape), LayerParameters.of(shape)
-    outside = stage.embedding + stage.head + stage.final_norm
-    of_layer = layer.norms + _qkv_width(shape) * shape.qkv_bias
-    weights = stage.active(shape) - outside - of_layer * shape.num_hidden_layers
+    layers = shape.experts.layers if shape.experts else (False,) * shape.num_hidden_layers
+    widths = sum(_mlp_width(shape, experts) for experts in layers)
+    widths += len(layers) * (_qkv_width(shape) + shape.query_size)
     window, slides = shape.attention_window or (0, [])
     unseen = np.maximum(sequence.inputs - window, 0) ** 2 * sum(slides)
     return Flops(
-        linear=2.0 * sequence.inputs * weights,
+        linear=2.0 * sequence.inputs * widths * shape.hidden_size,
         attention=2.0 * (sequence.inputs**2 * shape.num_hidden_layers - unseen) * shape.query_size,
         head=2.0 * sequence.rows * shape.vocab_size * shape.hidden_size,
     )
@@ -103,11 +108,8 @@ def hardware_flops(
         gpu: True for a run on GPUs.
         adapters: elements that LoRA's adapters of one layer multiply with each token; None if all weights are trained.
     """
-    layer, selective, experts = LayerParameters.of(shape), recompute == "selective", shape.experts
-    own = layer.fc1 + layer.fc2
-    if experts:
-        own = (3 * experts.chosen * experts.size + experts.count) * shape.hidden_size
-    mlp = own / (own + layer.proj + shape.hidden_size * _qkv_width(shape))
+    selective, own = recompute == "selective", _mlp_width(shape, shape.experts is not None)
+    mlp = own / (own + shape.query_size + _qkv_width(shape))
     forward = sum((forward_flops(shape, sequence) for sequence in workload.policy), Flops())
     again = Flops(
         linear=forward.linear * (mlp * (selective and gpu) + (recompute == "full")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.planning.workload import Sequence
@@ -21,8 +22,8 @@ class Layout:
         tensor, context, pipeline, data: parallel sizes; their product is the world size.
         sequence: True for sequence parallelism.
         cp_comm_type: communication of context parallelism, as in ``parallel.cp_comm_type``.
-        expert, expert_tensor: ranks that the experts, and each expert's channels, are split over; they are among the
-            tensor, context and data ranks.
+        expert: ranks that the experts are split over; they are among the tensor, context and data ranks.
+        expert_tensor: ranks that share each expert's channels where the experts are split; else the tensor ranks do.
     """
 
     tensor: int = 1
@@ -45,13 +46,28 @@ class Layout:
             pipeline=parallel.pipeline,
             data=max(world // parallel.model_ranks, 1),
             expert=parallel.expert,
-            expert_tensor=parallel.expert_tensor_size,
+            expert_tensor=parallel.expert_tensor_size if parallel.expert > 1 else 1,
         )
 
     @property
     def model_ranks(self) -> int:
         """Ranks that share one micro-batch."""
         return self.tensor * self.context * self.pipeline
+
+    @property
+    def expert_split(self) -> int:
+        """Ranks that share each expert's channels."""
+        return self.expert_tensor if self.expert > 1 else self.tensor
+
+    @property
+    def expert_ranks(self) -> int:
+        """Ranks over which the experts of a layer are split."""
+        return self.expert * self.expert_split
+
+    @property
+    def expert_data(self) -> int:
+        """Ranks that hold the same experts."""
+        return self.tensor * self.context * self.data // self.expert_ranks
 
     @property
     def world(self) -> int:
@@ -75,7 +91,7 @@ class Layout:
     def as_json(self) -> dict[str, Any]:
         """The sizes as plain JSON data. A layout without expert parallelism has no keys for it."""
         values = dataclasses.asdict(self)
-        if self.expert == self.expert_tensor == 1:
+        if self.expert == 1:
             del values["expert"], values["expert_tensor"]
         return values
 
@@ -104,18 +120,22 @@ class Share:
     @classmethod
     def of(cls, sequences: Iterable[Sequence], samples: int, layout: Layout) -> Share:
         """The share for ``samples`` equal samples, packed as in :func:`solopo_nemo.data.packing.pack`."""
-        from solopo_nemo.data.packing import Layout as Packing
-        from solopo_nemo.data.packing import local_chunks
+        return _share(tuple(sequences), samples, layout.context, layout.tensor if layout.sequence else 1)
 
-        multiple = layout.tensor if layout.sequence else 1
-        ranks = [Packing(layout.context, rank, multiple) for rank in range(layout.context)]
-        tokens, longest, rows = 0, 0, [0] * layout.context
-        for sequence in sequences:
-            padded = ranks[0].padded(sequence.inputs)
-            tokens += padded // layout.context
-            longest = max(longest, padded)
-            first = sequence.inputs - sequence.rows
-            for rank in ranks:
-                for start, stop in local_chunks(padded, rank):
-                    rows[rank.cp_rank] += max(0, min(stop, sequence.inputs) - max(start, first))
-        return cls(tokens * samples, max(rows) * samples, longest)
+
+@lru_cache(maxsize=4096)
+def _share(sequences: tuple[Sequence, ...], samples: int, context: int, multiple: int) -> Share:
+    from solopo_nemo.data.packing import Layout as Packing
+    from solopo_nemo.data.packing import local_chunks
+
+    ranks = [Packing(context, rank, multiple) for rank in range(context)]
+    tokens, longest, rows = 0, 0, [0] * context
+    for sequence in sequences:
+        padded = ranks[0].padded(sequence.inputs)
+        tokens += padded // context
+        longest = max(longest, padded)
+        first = sequence.inputs - sequence.rows
+        for rank in ranks:
+            for start, stop in local_chunks(padded, rank):
+                rows[rank.cp_rank] += max(0, min(stop, sequence.inputs) - max(start, first))
+    return Share(tokens * samples, max(rows) * samples, longest)

@@ -120,8 +120,3 @@ class StageParameters:
     def total(self) -> int:
         """The sum of all parts."""
         return self.layers + self.experts + self.embedding + self.head + self.final_norm
-
-    def active(self, shape: ModelShape) -> int:
-        """Those that a token passes: of the experts, the ones that it is sent to."""
-        idle = self.experts * (1 - shape.experts.chosen / shape.experts.count) if shape.experts else 0
-        return self.total - round(idle)

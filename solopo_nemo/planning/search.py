@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.planning.layout import Layout
@@ -75,7 +76,7 @@ def with_layout(config: RunConfig, layout: Layout, **model: Any) -> RunConfig:
         pipeline=layout.pipeline,
         data=None,
         expert=layout.expert,
-        expert_tensor=layout.expert_tensor if layout.expert > 1 else None,
+        expert_tensor=layout.expert_tensor if layout.expert_tensor > 1 else None,
     )
     return dataclasses.replace(config, parallel=parallel, model=dataclasses.replace(config.model, **model))
 
@@ -83,7 +84,8 @@ def with_layout(config: RunConfig, layout: Layout, **model: Any) -> RunConfig:
 def valid_layouts(config: RunConfig, shape: ModelShape, world: int, gpus_per_node: int) -> Iterator[Layout]:
     """Every layout of ``world`` ranks that passes the recipe's checks, with tensor parallelism within a node.
 
-    Tensor parallelism always comes with sequence parallelism, which saves memory at nearly the same traffic.
+    Tensor parallelism always comes with sequence parallelism, which saves memory at nearly the same traffic. A model's
+    experts are split over any of the ranks that may hold them.
     """
     # time and memory are those of Transformer Engine's layers, so a layout where only torch's run is not proposed
     layers = "transformer_engine" if config.model.layers == "auto" else config.model.layers
@@ -93,9 +95,20 @@ def valid_layouts(config: RunConfig, shape: ModelShape, world: int, gpus_per_nod
             for context in _divisors(world // (tensor * pipeline), world):
                 data = world // (tensor * pipeline * context)
                 for mode in OFFERED if context > 1 else (config.parallel.cp_comm_type,):
-                    layout = Layout(tensor, tensor > 1, context, mode, pipeline, data)
-                    if is_valid(modelled, shape, layout, GPU):
-                        yield layout
+                    for experts in expert_sizes(shape, tensor, tensor * context * data):
+                        layout = Layout(tensor, tensor > 1, context, mode, pipeline, data, *experts)
+                        if is_valid(modelled, shape, layout, GPU):
+                            yield layout
+
+
+def expert_sizes(shape: ModelShape, tensor: int, ranks: int) -> list[tuple[int, int]]:
+    """Expert and expert-tensor sizes that divide a model's experts and the ``ranks`` among which they are split."""
+    if shape.experts is None:
+        return [(1, 1)]
+    count = shape.experts.count
+    experts, shares = _divisors(count, min(count, ranks))[1:], _divisors(tensor, tensor)
+    split = [sizes for sizes in product(experts, shares) if ranks % (sizes[0] * sizes[1]) == 0]
+    return [(1, 1), *split]
 
 
 def is_valid(config: RunConfig, shape: ModelShape, layout: Layout, device: str) -> bool:
@@ -120,12 +133,10 @@ def search(
     """
     plans = []
     for layout in valid_layouts(config, shape, machine.gpus, machine.gpus_per_node):
-        for recompute in RECOMPUTE:
-            changed = with_layout(config, layout, recompute=recompute)
-            run = Run.of(changed, shape, lengths, machine.gpus, GPU, optimizer)
-            plan = Plan.of(run, machine)
-            if plan.fits:
-                plans.append(plan)
+        run = Run.of(with_layout(config, layout), shape, lengths, machine.gpus, GPU, optimizer)
+        for other in (dataclasses.replace(run, recompute=recompute) for recompute in RECOMPUTE):
+            if (found := memory(other)).gib <= machine.budget_gib:
+                plans.append(Plan(other, found, step_time(other, machine), machine))
     return sorted(plans, key=lambda plan: (round(plan.time.total, 3), plan.memory.peak))
 
 

@@ -40,25 +40,28 @@ class Tensor:
 def weights(run: Run, stage: int) -> Tensor:
     """The policy's weights, in Megatron's contiguous buffer: ``parameters * e``."""
     adapters = 0 if run.adapter_rank is None else trained_parameters(run, stage)
-    return Tensor("weights", (_parameters(run, stage) + adapters) * run.itemsize, "P * e")
+    return Tensor("weights", (stage_parameters(run, stage).total + adapters) * run.itemsize, "P * e")
 
 
 def training_state(run: Run, stage: int) -> tuple[Tensor, ...]:
     """Gradients, optimizer state and reference policy of pipeline stage ``stage``.
 
     With LoRA ``P`` counts the adapters alone. Megatron's distributed optimizer shards the state evenly over the data-
-    and context-parallel ranks.
+    and context-parallel ranks; that of ``X``, the experts, over the ranks that hold the same ones.
     """
-    parameters = trained_parameters(run, stage)
-    ranks = 1 if run.optimizer == "replicated" else run.layout.data * run.layout.context
+    parameters, experts, layout = trained_parameters(run, stage), trained_experts(run, stage), run.layout
     state = MOMENTS + (MASTER if run.precision == "bf16" else 0)
-    held = 0 if run.optimizer == "offloaded" else parameters * state / ranks
+    formula = f"P * {state} / (DP * CP)"
+    if experts:
+        formula = f"(P - X) * {state} / (DP * CP) + X * {state} / {layout.expert_data}"
+    shared = (parameters - experts) / (layout.data * layout.context) + experts / layout.expert_data
+    held = {"replicated": parameters, "offloaded": 0}.get(run.optimizer, shared) * state
     tensors = [
         Tensor("gradients", parameters * MAIN_GRADIENT, "P * 4"),
-        Tensor("optimizer state", held, f"P * {state} / (DP * CP)" if held else "in host memory"),
+        Tensor("optimizer state", held, formula if held else "in host memory"),
     ]
     if run.online_reference and run.adapter_rank is None:
-        tensors.append(Tensor("reference policy", _parameters(run, stage) * run.itemsize, "P * e"))
+        tensors.append(Tensor("reference policy", stage_parameters(run, stage).total * run.itemsize, "P * e"))
     return tuple(tensors)
 
 
@@ -67,24 +70,41 @@ def device_share(run: Run, stage: int) -> tuple[Tensor, ...]:
     if run.device != GPU:
         return (Tensor("libraries and heap", RUNTIME, "measured"),)
     layout = run.layout
-    groups = 1 + sum(size > 1 for size in (layout.tensor, layout.context, layout.pipeline, layout.data))
-    layer = LayerParameters.of(run.shape, layout.tensor)
-    placed = (layer.total - layer.norms) * run.itemsize if run.adapter_rank is None else 0
+    groups = 1 + sum(size > 1 for size in (layout.tensor, layout.context, layout.pipeline, layout.data, layout.expert))
     return (
         Tensor("CUDA context and workspaces", CUDA_CONTEXT, "assumed", True),
         Tensor("NCCL buffers", NCCL_GROUP * groups, f"{groups} groups, assumed", True),
-        # fused weight-gradient accumulation returns a placeholder gradient to autograd, one for each weight shape
-        Tensor("weight-gradient placeholders", placed, "P_layer * e", True),
+        Tensor("weight-gradient placeholders", _placeholders(run), "P_layer * e", True),
     )
+
+
+def _placeholders(run: Run) -> int:
+    """Bytes that fused accumulation of gradients returns to autograd, one for each shape of a layer's weight.
+
+    The experts of a layer have the same shapes. Norms and router have none.
+    """
+    if run.adapter_rank is not None:
+        return 0
+    shape, layout = run.shape, run.layout
+    layer = LayerParameters.of(shape, layout.tensor, layout.expert_ranks)
+    one_expert = layer.experts * layout.expert // shape.experts.count if shape.experts else 0
+    return (layer.total - layer.norms - layer.router - layer.experts + one_expert) * run.itemsize
 
 
 def trained_parameters(run: Run, stage: int) -> int:
     """Parameters with a gradient on one rank of pipeline stage ``stage``: all, or those of the adapters."""
     if run.adapter_rank is None:
-        return _parameters(run, stage)
+        return stage_parameters(run, stage).total
     layers = run.shape.num_hidden_layers // run.layout.pipeline
     return layers * adapter_parameters(run.shape, run.adapter_rank, run.adapter_targets, run.layout.tensor)
 
 
-def _parameters(run: Run, stage: int) -> int:
-    return StageParameters.of(run.shape, run.layout.tensor, run.layout.pipeline, stage).total
+def trained_experts(run: Run, stage: int) -> int:
+    """Those of them that are experts'."""
+    return stage_parameters(run, stage).experts if run.adapter_rank is None else 0
+
+
+def stage_parameters(run: Run, stage: int) -> StageParameters:
+    """Parameters of one rank of pipeline stage ``stage``, without adapters."""
+    layout = run.layout
+    return StageParameters.of(run.shape, layout.tensor, layout.pipeline, stage, layout.expert_ranks)

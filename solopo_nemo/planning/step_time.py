@@ -71,6 +71,7 @@ def step_time(run: Run, machine: Machine) -> StepTime:
     """Predict the time of an optimizer step.
 
     - TP, and CP with ``a2a``: communication does not overlap with computation.
+    - EP: the exchange of tokens does not overlap, and every expert gets equally many.
     - CP with ``p2p``: the ring overlaps with attention.
     - DP: gradients and weights overlap with the backward pass of the last micro-batch.
     - PP: the exchange between stages overlaps with the next micro-batch; the bubble is added.
@@ -94,10 +95,12 @@ def step_time(run: Run, machine: Machine) -> StepTime:
     exposed = {
         "tensor": sent.tensor / machine.bandwidth(layout.tensor),
         "context": context,
-        "data": max(0.0, data - last_backward),
     }
-    busy = compute + exposed["tensor"] + exposed["context"]
+    if run.shape.experts:
+        exposed["expert"] = sent.expert / machine.bandwidth(layout.expert_ranks)
+    busy = compute + sum(exposed.values())
     bubble = busy / batches * (layout.pipeline - 1)
+    exposed["data"] = max(0.0, data - last_backward)
     model = model_flops(run.shape, run.workload.policy, run.adapter_rank is not None).total * run.global_batch
     whole = busy + exposed["data"] + bubble
     utilisation = model / (whole * machine.tflops * 1e12 * layout.world)

@@ -9,7 +9,9 @@ all context-parallel ranks, ``R`` positions that the head scores, ``C`` of them 
 dimension; divided by ``t``: ``f`` feed-forward size, ``a`` and ``k`` channels of queries and keys, ``n`` and ``g``
 their heads, ``v`` vocabulary; ``t``, ``c`` tensor- and context-parallel size; ``e`` bytes of an element; ``B`` and
 ``N`` tokens that a layer and a norm process at a time, ``W`` columns of the head; ``M`` layers between the first and
-the last; ``E`` 1 with Transformer Engine's layers, else 0.
+the last; ``E`` 1 with Transformer Engine's layers, else 0; with experts: ``q`` of them a token,
+``X`` a layer, ``x`` a rank, ``m`` channels of one, divided by ``u``, over how many ranks they are split; ``F`` 1 where
+the gradient of a layer's weight is a tensor of its own: with torch's layers, unless the weight is frozen.
 
 PP: the traces have one stage. What its head or its embedding makes is left out where a stage has none, and each further
 micro-batch in flight holds what layers and embedding save.
@@ -26,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from solopo_nemo.families.family import MODULES
 from solopo_nemo.planning.layout import Share
 from solopo_nemo.planning.run import GPU, Run
 from solopo_nemo.runtime.errors import require
@@ -33,7 +36,7 @@ from solopo_nemo.runtime.kernels import ENGINE
 from solopo_nemo.runtime.paths import ASSETS
 
 STEPS = ASSETS / "traced_steps.json"
-SYMBOLS = "TSRChdfakngvtceBNWME"
+SYMBOLS = "TSRChdfakngvtceBNWMEFqmxXu"
 PARTS = ("saved by layers", "saved outside layers", "inputs", "temporaries")
 BLOCK, GPU_BLOCK = 512, 16384
 """Tokens that a layer processes at a time; ``solopo_nemo.core.layers.blockwise`` has the same constants."""
@@ -53,6 +56,8 @@ class Kind:
         heads: queries and keys are normalized.
         behind: so are the outputs of attention and MLP, as in Gemma 3. Windows are as long as the sequences: those of a
             CPU hold a mask of a block more.
+        experts: every layer has experts, which get equally many tokens each, as a dry run assumes.
+        split: their channels are split over ranks.
     """
 
     device: str
@@ -61,6 +66,8 @@ class Kind:
     sequence: bool
     heads: bool
     behind: bool = False
+    experts: bool = False
+    split: bool = False
 
     @classmethod
     def of(cls, run: Run) -> Kind:
@@ -70,20 +77,31 @@ class Kind:
             UserError: of its steps there are no formulas.
         """
         require(is_known(run), NOT_KNOWN)
-        mode = run.layout.cp_comm_type if run.layout.context > 1 else ""
-        return cls(run.device, run.recompute, mode, run.layout.sequence, run.shape.qk_norm, run.shape.family.post_norms)
+        layout, shape = run.layout, run.shape
+        mode = layout.cp_comm_type if layout.context > 1 else ""
+        experts = shape.experts is not None
+        split = experts and layout.expert_split > 1
+        return cls(
+            run.device, run.recompute, mode, layout.sequence, shape.qk_norm, shape.family.post_norms, experts, split
+        )
 
     def __str__(self) -> str:
-        flags = "sequence" * self.sequence, "norm of heads" * self.heads, "norms behind" * self.behind
+        flags = ["sequence" * self.sequence, "norm of heads" * self.heads, "norms behind" * self.behind]
+        flags += ["experts" * self.experts, "split" * self.split]
         return ", ".join(filter(None, (self.device, self.recompute, self.mode, *flags)))
 
 
-NOT_KNOWN = "the planner has no formulas for models with experts; dry_run=true traces a run of one"
+NOT_KNOWN = (
+    "the planner's formulas for models with experts are for GPUs, with experts in every layer, and adapters in "
+    "attention alone; dry_run=true traces any run"
+)
+_ATTENTION = {name for name, path in MODULES.items() if path.startswith("self_attn.")}
 
 
 def is_known(run: Run) -> bool:
     """Whether there are formulas for a run's step."""
-    return run.shape.experts is None
+    experts = run.shape.experts
+    return experts is None or (run.device == GPU and all(experts.layers) and {*run.adapter_targets} <= _ATTENTION)
 
 
 class Sizes:
@@ -106,6 +124,8 @@ class Sizes:
                 *(min(block, share.tokens), min(block, of_norm), min(tile, vocabulary)),
                 shape.num_hidden_layers // layout.pipeline - 2,
                 run.layers == ENGINE,
+                run.adapter_rank is None and run.layers != ENGINE,
+                *_of_experts(run),
             ],
             dtype=float,
         )
@@ -117,6 +137,14 @@ class Sizes:
     def terms(self, powers: Any) -> Any:
         """The values of products, whose exponents are the rows of ``powers``."""
         return np.prod(self.values**powers, axis=1)
+
+
+def _of_experts(run: Run) -> tuple[int, ...]:
+    experts, layout = run.shape.experts, run.layout
+    if experts is None:  # in no formula of such a run
+        return (1,) * 5
+    split = layout.expert_split
+    return experts.chosen, experts.size // split, experts.count // layout.expert, experts.count, split
 
 
 class Formula:

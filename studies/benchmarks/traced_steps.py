@@ -1,13 +1,14 @@
 """Traces of tiny models, read as formulas: ``solopo_nemo/assets/traced_steps.json``, from which the planner computes.
 
 A traced model has three layers, and sizes that share no prime factor. So the bytes of every tensor of the trace are a
-product of sizes in one way only. For example, 2 * 4010 * 1009 bytes in bf16 are ``T * h * e``. The second layer stands
+product of sizes in one way only. For example, 2 * 4010 * 1016 bytes in bf16 are ``T * h * e``. The second layer stands
 for all layers between the first and the last: what it saves for backward counts ``M`` times.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -26,13 +27,15 @@ from solopo_nemo.planning.dry_run.tracker import Storage, Tracker
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.traced import PARTS, STEPS, SYMBOLS, Kind, powers_of
 
-TENSOR, CONTEXT = 5, 3
+TENSOR, CONTEXT, EXPERT, SPLIT = 5, 3, 2, 7
+"""Ranks by which a size is divided. Experts without sequence parallelism are those of one tensor-parallel rank."""
 RESPONSE = 191
-SIZES = {"h": 1009, "f": 1013, "v": 257, "d": 8 * 17, "g": 3 * 7, "T": 4010, "R": 3 * RESPONSE}
-SIZES |= {"C": 409, "B": 419, "W": 211, "n": 11 * SIZES["g"]}
+SIZES = {"h": 8 * 127, "f": 1013, "v": 257, "d": 8 * 17, "g": 3 * 43, "T": 4010, "R": 3 * RESPONSE}
+SIZES |= {"C": 409, "B": 419, "W": 211, "n": 11 * SIZES["g"], "q": 29, "m": 8 * 131, "x": 37}
 LONGEST = {1: 2670, CONTEXT: 9210}
 """``S`` by context-parallel size; the other two sequences of a sample share what ``T`` leaves."""
-PRIMES = {"h": 1009, "f": 1013, "v": 257, "d": 17, "T": 401, "R": 191, "C": 409, "B": 419, "W": 211}
+PRIMES = {"h": 127, "f": 1013, "v": 257, "d": 17, "T": 401, "R": 191, "C": 409, "B": 419, "W": 211}
+PRIMES |= {"q": 29, "m": 131, "x": 37}
 REST = (23, 41, 47, 67, 239, 383)
 """Factors of what is left of a division into blocks, and of the two shorter sequences: each is beside a larger one."""
 SMALL = 2**11
@@ -51,36 +54,50 @@ def all_kinds() -> Iterator[Kind]:
     devices, recomputes, flags = ("gpu", "cpu"), ("none", "selective", "full"), (False, True)
     yield from (Kind(*values) for values in product(devices, recomputes, ("", "p2p", "a2a"), flags, flags))
     yield from (Kind(*values, True, behind=True) for values in product(devices, recomputes, ("", "a2a"), flags))
+    for sequence, split in ((False, False), (True, False), (True, True)):
+        values = product(recomputes, ("", "p2p", "a2a"), (sequence,), flags)
+        yield from (Kind("gpu", *value, experts=True, split=split) for value in values)
 
 
 def trace(kind: Kind) -> Tracker:
     """Trace a step of a kind, with sizes that can be read."""
     from solopo_nemo.core import head
     from solopo_nemo.core.layers import blockwise
+    from solopo_nemo.planning.dry_run import engine
     from solopo_nemo.planning.dry_run.rank import trace_rank
 
-    context = CONTEXT if kind.mode else 1
-    shape = {
+    context, tensor = CONTEXT if kind.mode else 1, TENSOR if kind.sequence or not kind.experts else 1
+    expert, split = EXPERT if kind.experts else 1, SPLIT if kind.split else 1
+    shape: dict[str, Any] = {
         "model_type": "gemma3_text" if kind.behind else "qwen3" if kind.heads else "qwen2",
         "hidden_size": SIZES["h"],
-        "intermediate_size": SIZES["f"] * TENSOR,
+        "intermediate_size": SIZES["f"] * tensor,
         "num_hidden_layers": 3,
-        "num_attention_heads": SIZES["n"] * TENSOR,
-        "num_key_value_heads": SIZES["g"] * TENSOR,
+        "num_attention_heads": SIZES["n"] * tensor,
+        "num_key_value_heads": SIZES["g"] * tensor,
         "head_dim": SIZES["d"],
-        "vocab_size": SIZES["v"] * TENSOR,
+        "vocab_size": SIZES["v"] * tensor,
         "max_position_embeddings": 2**20,
         **({"sliding_window": 2**20} if kind.behind else {}),
         "tie_word_embeddings": False,
     }
+    if kind.experts:
+        more = (
+            ("qwen3_moe", "num_experts", "moe_intermediate_size"),
+            ("mixtral", "num_local_experts", "intermediate_size"),
+        )
+        family, count, size = more[not kind.heads]
+        shape |= {"model_type": family, count: SIZES["x"] * EXPERT, size: SIZES["m"] * split}
+        shape |= {"num_experts_per_tok": SIZES["q"], **({"norm_topk_prob": True} if kind.heads else {})}
     overrides = [
         "dry_run=true",
         f"dry_run.device={'cuda' if kind.device == 'gpu' else 'cpu'}",
         f"model.recompute={kind.recompute}",
         f"model.logits_chunk_size={SIZES['C']}",
         "trainer.micro_batch=1",
-        "trainer.global_batch=1",
-        f"parallel.tensor={TENSOR}",
+        f"trainer.global_batch={expert * split}",
+        f"parallel.expert={expert}",
+        f"parallel.tensor={tensor}",
         f"parallel.sequence={str(kind.sequence).lower()}",
         f"parallel.context={context}",
         f"parallel.cp_comm_type={kind.mode or 'p2p'}",
@@ -88,7 +105,10 @@ def trace(kind: Kind) -> Tracker:
     long, short = LONGEST[context], (SIZES["T"] * context - LONGEST[context]) // 2
     lengths = {"prompt_long": long - RESPONSE + 1, "prompt_short": short - RESPONSE + 1}
     lengths |= {"chosen": RESPONSE, "rejected": RESPONSE}
-    world, tracker = TENSOR * context, Tracker(places_from=0)
+    world, tracker = tensor * context * expert * split, Tracker(places_from=0)
+    config = load_config("solo_dpo", overrides)
+    if kind.split:  # a prime of its own, which the check of a layout refuses
+        config.parallel.expert_tensor = SPLIT
     with ExitStack() as stack:
         for module, names, symbol in (
             (blockwise, ("BLOCK", "GPU_BLOCK"), "B"),
@@ -96,7 +116,8 @@ def trace(kind: Kind) -> Tracker:
         ):
             for name in names:
                 stack.enter_context(patch.object(module, name, SIZES[symbol]))
-        trace_rank(load_config("solo_dpo", overrides), ModelShape.from_hf(shape), lengths, 0, world, tracker=tracker)
+        stack.enter_context(patch.object(engine, "weight_shapes", lambda *_: frozenset()))  # ``F`` says it
+        trace_rank(config, ModelShape.from_hf(shape), lengths, 0, world, tracker=tracker)
     return tracker
 
 
@@ -140,7 +161,10 @@ def term_of(size: int, context: int) -> dict[str, Fraction] | None:
             names.append(name)
     if {"B", "h"} <= {*names} and "f" not in names:  # blocks of a norm, whose rows sequence parallelism divides
         names[names.index("B")] = "N"
-    wide, groups = left.numerator % 13 == 0, left.numerator % 7 == 0
+    if "x" in names and "m" not in names:  # of the router, which knows all experts
+        left /= EXPERT
+        names[names.index("x")] = "X"
+    wide, groups = left.numerator % 13 == 0, left.numerator % 43 == 0
     alternatives = [""]
     if groups:
         left /= SIZES["g"]
@@ -156,7 +180,7 @@ def term_of(size: int, context: int) -> dict[str, Fraction] | None:
             alternatives = [heads[own]]
         else:
             alternatives = [own]
-    for name, prime in (("t", TENSOR), ("c", context)):
+    for name, prime in (("t", TENSOR), ("c", context), ("u", SPLIT)):
         while prime > 1 and left.numerator % prime == 0:
             left, names = left / prime, [*names, name]
         while prime > 1 and left.denominator % prime == 0:
@@ -164,7 +188,7 @@ def term_of(size: int, context: int) -> dict[str, Fraction] | None:
     if left.numerator > 32 or left.denominator > 4:
         raise ValueError(f"{size}: {left} * {names} {alternatives}")
     found: dict[str, Fraction] = defaultdict(Fraction)
-    order = "TSRCBNWhfakngdvtc"
+    order = "TSRCBNWxXqmhfakngdvtcu"
     for other in alternatives:
         every = sorted([*names, other] if other else names, key=lambda name: (name[0] == "/", order.index(name[-1])))
         found["".join(name if name[0] == "/" else f"*{name}" for name in every).removeprefix("*")] += left
@@ -173,16 +197,14 @@ def term_of(size: int, context: int) -> dict[str, Fraction] | None:
 
 def read(kind: Kind, tracker: Tracker) -> dict[str, Any]:
     """The formulas of a traced step, as :class:`solopo_nemo.planning.traced.TracedStep` takes them."""
-    context = CONTEXT if kind.mode else 1
     events = [event for event in tracker.events if event[1].kind not in STATE and event[2] != "optimizer"]
     events = [event for event in events if NORMS not in event[1].place]
     held = _held_at_the_third(events)
     many = {id(made) for made in held if made.layer == "layer 2"}
-    own_dtype = "bfloat16" if kind.device == "gpu" else "float32"
     vectors: dict[int, Vector] = {}
     for size, made, _ in events:
         if size >= SMALL and id(made) not in vectors:
-            vectors[id(made)] = _vector(made, context, own_dtype, "*M" * (id(made) in many))
+            vectors[id(made)] = _vector(made, kind, "*M" * (id(made) in many))
     moments: dict[tuple[tuple[tuple[str, str], Fraction], ...], str] = {}
     now: Vector = defaultdict(Fraction)
     for size, made, _ in events:
@@ -195,14 +217,14 @@ def read(kind: Kind, tracker: Tracker) -> dict[str, Any]:
             moments.setdefault(tuple(sorted(now.items())), _name(made))
 
     def sum_of(some: Iterable[Storage]) -> str:
-        found = [_vector(made, context, own_dtype) for made in some if made.bytes >= SMALL]
+        found = [_vector(made, kind) for made in some if made.bytes >= SMALL]
         return _text(_summed(pair for vector in found for pair in vector.items()))
 
     return {
         "saved": sum_of(made for made in held if made.layer == "layer 2"),
         "outside": sum_of(made for made in held if not made.layer.startswith("layer")),
-        "sent": _sent(tracker.transfers, context, own_dtype),
-        "moments": [[name, _by_part(vector)] for vector, name in _highest(moments, kind.sequence)],
+        "sent": _sent(tracker.transfers, kind),
+        "moments": [[name, _by_part(vector)] for vector, name in _highest(moments, kind)],
     }
 
 
@@ -219,15 +241,27 @@ def _held_at_the_third(events: Iterable[tuple[int, Storage, str]]) -> list[Stora
     return [*live.values()]
 
 
-def _vector(made: Storage, context: int, own_dtype: str, flags: str = "") -> Vector:
+def _own_dtype(kind: Kind) -> str:
+    return "bfloat16" if kind.device == "gpu" else "float32"
+
+
+def _vector(made: Storage, kind: Kind, flags: str = "") -> Vector:
     """A tensor's bytes as coefficients."""
     itemsize = getattr(torch, made.dtype).itemsize
-    terms = term_of(made.bytes // itemsize, context) or {}
+    terms = term_of(made.bytes // itemsize, CONTEXT if kind.mode else 1) or {}
     flags = "*E" * ("engine.py" in made.place) + flags
-    flags, factor = (f"*e{flags}", 1) if made.dtype == own_dtype else (flags, itemsize)
+    if kind.experts and made.kind == "temporaries" and any(map(_is_weight, terms)):
+        flags += "*F"
+    flags, factor = (f"*e{flags}", 1) if made.dtype == _own_dtype(kind) else (flags, itemsize)
     saved = PARTS[0] if made.layer.startswith("layer") else PARTS[1]
     part = {"activations": saved, "inputs": PARTS[2]}.get(made.kind, PARTS[3])
     return {(part, term + flags): coefficient * factor for term, coefficient in terms.items()}
+
+
+def _is_weight(term: str) -> bool:
+    """Whether a term is the size of a layer's weight."""
+    names = {*re.findall(r"\w", term)}
+    return "h" in names and bool(names & {*"fakm"}) and names <= {*"hfakmxtu"}
 
 
 def _summed(vector: Iterable[tuple[tuple[str, str], Fraction]]) -> dict[str, Fraction]:
@@ -238,15 +272,18 @@ def _summed(vector: Iterable[tuple[tuple[str, str], Fraction]]) -> dict[str, Fra
     return found
 
 
-def _highest(moments: Mapping[Any, str], sequence: bool) -> list[tuple[Any, str]]:
+def _highest(moments: Mapping[Any, str], kind: Kind) -> list[tuple[Any, str]]:
     """As few moments as say, for each of many sizes, what the highest holds."""
     sums = [_summed(key) for key in moments]
     terms = sorted({term for total in sums for term in total})
     factors = np.array([[float(total.get(term, 0)) for term in terms] for total in sums])
     powers = np.array([powers_of(term) for term in terms])
-    totals = np.array([factors @ np.prod(sizes**powers, axis=1) for sizes in _samples(sequence)])
-    most, kept = totals.max(axis=1), list(range(len(sums)))
-    for index in np.argsort((totals == most[:, None]).sum(axis=0), kind="stable"):
+    samples = _samples(kind.sequence, kind.experts, kind.split)
+    totals = np.array([factors @ np.prod(sizes**powers, axis=1) for sizes in samples])
+    most = totals.max(axis=1)
+    often = (totals == most[:, None]).sum(axis=0)
+    kept = [int(index) for index in np.argsort(often, kind="stable") if often[index]]
+    for index in tuple(kept):
         fewer = [other for other in kept if other != index]
         if fewer and (totals[:, fewer].max(axis=1) >= (1 - NEAR) * most).all():
             kept = fewer
@@ -254,11 +291,12 @@ def _highest(moments: Mapping[Any, str], sequence: bool) -> list[tuple[Any, str]
 
 
 @cache
-def _samples(sequence: bool) -> list[Any]:
+def _samples(sequence: bool, experts: bool, split: bool) -> list[Any]:
     """Sizes from those of an embedded model to those of the largest, in the order of ``SYMBOLS``."""
-    random, found = Random(0), []
+    random, of_experts, found = Random(0), Random(1), []
     for _ in range(SAMPLES):
         t, c, e = (random.choice(sizes) for sizes in ((1, 2, 4, 8), (2, 3, 4, 8, 32), (2, 4)))
+        t = max(t, 2) if split else 1 if experts and not sequence else t
         long, short, response = 2 ** random.uniform(8, 20), 2 ** random.uniform(6, 11), 2 ** random.uniform(2, 11)
         d, h, v = random.choice((32, 64, 128)), 2 ** random.randint(7, 13), 2 ** random.randint(11, 18) // t
         g = random.choice((1, 2, 4, 8))
@@ -268,6 +306,10 @@ def _samples(sequence: bool) -> list[Any]:
         sizes |= {"a": n * d, "k": g * d, "n": n, "g": g, "v": v, "t": t, "c": c, "e": e, "B": min(512, T)}
         sizes |= {"W": min(4096, v), "M": random.randint(0, 30), "E": random.randint(0, 1)}
         sizes |= {"B": min(16384, T), "W": min(16384, v)} if e == 2 else {}
+        count, u = of_experts.choice((8, 64, 128)), t if split else 1
+        sizes |= {"q": of_experts.choice((2, 4, 8)), "X": count, "x": count // of_experts.choice((1, 2, 8)), "u": u}
+        sizes["F"] = of_experts.randint(0, 1) * (1 - sizes["E"])
+        sizes["m"] = h * of_experts.uniform(0.25, 3.5) / u
         sizes["N"] = min(sizes["B"], T / t if sequence else T)
         found.append(np.array([sizes[symbol] for symbol in SYMBOLS], dtype=float))
     return found
@@ -296,18 +338,20 @@ def _name(made: Storage) -> str:
     return f"{part}, {'forward' if made.layer else 'backward'}: {made.operation}{f' in {file}' * own}"
 
 
-def _sent(transfers: Iterable[tuple[str, int, str, float]], context: int, own_dtype: str) -> dict[str, str]:
+def _sent(transfers: Iterable[tuple[str, int, str, int, float]], kind: Kind) -> dict[str, str]:
     """What is sent, by group, in units of ``(ranks - 1) / ranks``; that of the three layers with ``M``."""
-    sums: dict[str, dict[str, Fraction]] = {"tensor": defaultdict(Fraction), "context": defaultdict(Fraction)}
-    for group, elements, dtype, share in transfers:
+    groups = ["tensor", "context", *["expert"] * kind.experts, *["expert tensor"] * kind.split]
+    sums: dict[str, dict[str, Fraction]] = {group: defaultdict(Fraction) for group in groups}
+    context, own_dtype = CONTEXT if kind.mode else 1, _own_dtype(kind)
+    for group, elements, dtype, ranks, share in transfers:
+        group = "expert tensor" if ranks == SPLIT else group
         itemsize = getattr(torch, dtype).itemsize
         if group not in sums or (elements % PRIMES["T"] and elements % PRIMES["R"]):
             continue  # gradients of norms, and a few numbers of each position
-        ranks, unit = (TENSOR, "t") if group == "tensor" else (context, "c")
         ring = (ranks - 1) / ranks
         times, more = Fraction(round(share / ring)), ""
         if share == 1:  # from neighbour to neighbour, as often as there are others
-            times, more = Fraction(1, ranks - 1), f"*{unit}"
+            times, more = Fraction(1, ranks - 1), "*c"
         elif times == ranks:  # the part that stays of a sum is 1 / ranks of it
             times, elements = Fraction(1), elements * ranks
         for term, coefficient in (term_of(elements, context) or {}).items():

@@ -170,3 +170,48 @@ def test_shapes_of_other_families_have_memory_too() -> None:
         memory(Run(shape, Workload.of(SOLO, Lengths(1024, 64)))).peak
         < memory(Run(QWEN, Workload.of(SOLO, Lengths(1024, 64)))).peak
     )
+
+
+EXPERTS = load_shape("Qwen/Qwen3-30B-A3B")  # 128 experts of 768 channels, 8 of them a token; h 2048
+
+
+def experts_run(**changes: object) -> Run:
+    layout = Layout(tensor=2, sequence=True, context=2, cp_comm_type="p2p", data=2, expert=4)
+    run = Run(EXPERTS, Workload.of(VANILLA, Lengths(32641, 1024)), layout)
+    return dataclasses.replace(run, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("expert", "split", "sharing"), [(1, 2, 4), (4, 1, 2), (4, 2, 1), (8, 1, 1)])
+def test_experts_are_held_by_the_ranks_that_they_are_split_over(expert: int, split: int, sharing: int) -> None:
+    """48 layers of 128 experts, each three products of 768 * 2048; their optimizer state by the ranks with the same."""
+    layout = dataclasses.replace(experts_run().layout, expert=expert, expert_tensor=split if expert > 1 else 1)
+    parts, ours = memory(experts_run(layout=layout)).parts, 48 * 128 * 3 * 768 * 2048 / (expert * split)
+    rest = StageParameters.of(EXPERTS, tensor=2, expert_ranks=2).total - 48 * 128 * 3 * 768 * 2048 / 2
+    assert parts["weights"] == 2 * (rest + ours)
+    assert parts["optimizer state"] == pytest.approx(12 * (rest / 4 + ours / sharing))
+    adapters = experts_run(layout=layout, adapter_rank=16, adapter_targets=("q_proj",))
+    assert memory(adapters).parts["weights"] == pytest.approx(parts["weights"], rel=0.001)
+    assert memory(adapters).parts["gradients"] == 48 * 16 * (2048 + 4096 / 2) * 4
+
+
+def test_saved_activations_of_a_layer_with_experts_by_hand() -> None:
+    """Per token, over 2 tensor-parallel ranks: attention; of 8 experts the input, 2m and m; norms, scores, routing."""
+    run = experts_run()
+    tokens, h, m, a, k = 2 * 32768 // 2, 2048, 768, 4096 / 2, 512 / 2
+    attention = 2 * (4 * a + 4 * k) + 4 * (4 / 2 + 2 * 32 / 2)
+    rows = 8 * (2 * (h + 3 * m) + 24) / 2
+    beside = (2 * 4 * h + 14 * 128 + 8) / 2
+    assert saved_by_a_layer(run) == tokens * (attention + rows + beside)
+    whole = dataclasses.replace(run, recompute="full")
+    assert saved_by_a_layer(whole) == tokens * (2 * h + 5 * 128 + 8 * 8) / 2  # the dispatcher keeps the routing
+
+
+def test_traffic_of_experts_by_hand() -> None:
+    """There and back, in forward and backward: 8 rows of a token, with their weights in fp32 there and the gradients."""
+    run = experts_run()
+    rows = 8 * (2 * 32768 // 2) / 2
+    sent = communication(run).expert / run.micro_batches / 48
+    assert sent == pytest.approx(3 / 4 * rows * (4 * 2048 * 2 + 2 * 4), rel=1e-6)
+    again = communication(dataclasses.replace(run, recompute="full")).expert
+    assert again == pytest.approx(1.5 * communication(run).expert, rel=0.001)
+    assert communication(dataclasses.replace(run, layout=dataclasses.replace(run.layout, expert=1))).expert == 0

@@ -187,3 +187,36 @@ def test_where_no_rank_is_left_to_split_over_the_micro_batch_shrinks() -> None:
     config = config_of("trainer.micro_batch=2", "parallel.tensor=4", "parallel.sequence=true", "model.recompute=full")
     line = advise(config, load_shape(config.model.init), Lengths(131072, 1024), Machine(4, 4))
     assert "fits: trainer.micro_batch=1 (" in line
+
+
+def test_experts_are_split_over_every_size_that_the_checks_let_pass() -> None:
+    common = ["model=qwen3_30b_a3b", "trainer.global_batch=192"]
+    config = load_config("solo_dpo", common)
+    proposed = list(valid_layouts(config, load_shape(config.model.init), 8, gpus_per_node=8))
+    assert len(set(proposed)) == len(proposed)
+    assert {layout.expert for layout in proposed} == {1, 2, 4, 8}
+    assert {layout.expert_tensor for layout in proposed} == {1, 2, 4}
+    for layout in proposed[::60]:
+        composed = load_config("solo_dpo", [*common, *layout.overrides()])
+        check_world(composed, 8)
+        check_model(composed, load_shape(config.model.init), on_gpu=True)
+        assert Layout.of(composed.parallel, 8) == layout
+        assert with_layout(config, layout).parallel == composed.parallel
+
+
+def test_advice_splits_the_experts_of_a_run_that_does_not_fit() -> None:
+    overrides = ["model=qwen3_30b_a3b"]
+    config, lengths, machine = config_of(*overrides), Lengths(16384, 1024), Machine(8)
+    line = advise(config, load_shape(config.model.init), lengths, machine)
+    found = ADVICE.fullmatch(line)
+    assert found, line
+    assert "parallel.expert=" in found["change"] and "EP" in found["layout"]
+    proved(found, overrides, lengths, machine)
+
+
+@pytest.mark.parametrize(("device", "targets"), [("cpu", ["q_proj"]), (GPU, ["q_proj", "up_proj"])])
+def test_where_there_are_no_formulas_the_advice_says_so(device: str, targets: list[str]) -> None:
+    shape = load_shape("Qwen/Qwen3-30B-A3B")
+    config = config_of("peft=lora", f"peft.targets=[{','.join(targets)}]")
+    line = advise(config, shape, Lengths(1024, 64), Machine(1), device)
+    assert "no formulas" not in line and line.endswith("dry_run=true traces any run"), line

@@ -16,9 +16,9 @@ rotary embedding      angles of the longest sequence   ``S * d * 4``            
 ====================  ===============================  ===================================  ==========================
 
 Symbols: :mod:`solopo_nemo.planning.traced`; ``n`` tokens that reach a rank's experts, whose channels are ``f``.
-Transformer Engine has less of one kind: it adds a weight's gradient to
-Megatron's buffer, where torch's layers make it first, in fp32. A trace is so much too high: by ``16 * f * h`` bytes at
-most, which is 1.0 GiB for a 7B model on one tensor-parallel rank.
+Transformer Engine has less of one kind: it adds the gradient of a layer's weight to Megatron's buffer, where torch's
+layers make it first, in fp32. A trace does not count these tensors (:func:`weight_shapes`): up to ``16 * f * h`` bytes,
+which are 1.0 GiB for a 7B model on one tensor-parallel rank.
 """
 
 from __future__ import annotations
@@ -55,6 +55,13 @@ def hold(model: Any, longest: int) -> None:
         attention = layer.self_attention.core_attention
         if attention.cp_group.size() > 1 and attention.cp_comm_type == "p2p":
             _hold_steps(attention)
+
+
+def weight_shapes(model: Any, tokens: int) -> frozenset[tuple[int, ...]]:
+    """Shapes of the layers' weights, without one whose first size is the number of a rank's tokens too."""
+    named = (pair for layer in model.decoder.layers for pair in layer.named_parameters())
+    weights = (tuple(weight.shape) for name, weight in named if "linear_" in name and weight.dim() > 1)
+    return frozenset(shape for shape in weights if shape[0] != tokens)
 
 
 def _activated(width: int, rows: torch.Tensor) -> tuple[torch.Tensor]:

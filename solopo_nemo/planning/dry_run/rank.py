@@ -165,6 +165,7 @@ def trace_rank(
         step.prepare(lengths, mode)
         if config.dry_run.device == "cuda" and layers != TORCH:
             engine.hold(step.core, max(step.batch["lengths"]))
+            tracker.absent = engine.weight_shapes(step.core, step.batch["tokens"].shape[1])
         progress("forward and backward")
         step.run()
         progress("optimizer")

@@ -225,7 +225,7 @@ def ranks_that_differ(
 def _device_bytes(config: RunConfig, layout: Layout) -> float:
     if config.dry_run.device == "cpu":
         return CPU_LIBRARIES
-    groups = 1 + sum(size > 1 for size in (layout.tensor, layout.context, layout.pipeline, layout.data))
+    groups = 1 + sum(size > 1 for size in (layout.tensor, layout.context, layout.pipeline, layout.data, layout.expert))
     return CUDA_CONTEXT + NCCL_GROUP * groups
 
 

@@ -23,6 +23,8 @@ _READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique
 """Operations whose result the host has to know, by name."""
 _ATTENTION = ("_flash_attention_forward", "_efficient_attention_forward")
 _CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+_OF_WEIGHTS = ("solopo_nemo/core/products.py", "core/layers/", "core/tensor_parallel/layers.py")
+"""Files that make the gradients of the layers' weights, as a place names them."""
 NOT_THE_PLACE = (*(f"dry_run/{name}.py" for name in ("tracker", "rank", "report")), "core/cpu_patches.py")
 """Files that stand between an operation and whoever asked for it."""
 
@@ -100,10 +102,11 @@ class Tracker(TorchDispatchMode):
         lengths: of the packed sequences, over all context-parallel ranks.
         chosen: experts of each token, by which a selection of tokens has a known size; 0 without experts.
         places_from: bytes from which a tensor's place in the source is kept.
+        absent: shapes of gradients that the target does not make, but adds up in place.
         whole: sizes of a dimension that no tensor of a context-parallel rank should have.
         too_long: tensors that have one.
         events: what was allocated (bytes) and freed (negative bytes), in order: bytes, storage, moment.
-        transfers: of each collective since :meth:`start`: group, elements, dtype, and which multiple of them is sent.
+        transfers: of each collective since :meth:`start`: group, elements, dtype, ranks, and which multiple is sent.
     """
 
     groups: dict[str, str] = field(default_factory=dict)
@@ -116,10 +119,11 @@ class Tracker(TorchDispatchMode):
     lengths: Sequence[int] = ()
     chosen: int = 0
     places_from: int = 2**20
+    absent: frozenset[tuple[int, ...]] = frozenset()
     whole: frozenset[int] = frozenset()
     too_long: list[Storage] = field(default_factory=list)
     events: list[tuple[int, Storage, str]] = field(default_factory=list)
-    transfers: list[tuple[str, int, str, float]] = field(default_factory=list)
+    transfers: list[tuple[str, int, str, int, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -169,6 +173,8 @@ class Tracker(TorchDispatchMode):
             return
         size = storage.nbytes()
         place = _place() if size >= self.places_from else ""
+        if tuple(tensor.shape) in self.absent and not self.layer and _place().startswith(_OF_WEIGHTS):
+            size = 0
         dtype = str(tensor.dtype).removeprefix("torch.")
         made = Storage(size, operation, self.layer, "temporaries", tuple(tensor.shape), dtype, place)
         if self.whole and tensor.is_floating_point() and self.whole & set(made.shape):
@@ -280,7 +286,7 @@ class Tracker(TorchDispatchMode):
             share = ranks - 1.0
         name_of = self.groups.get(group.group_name, "other")
         self.sent[name_of] += elements * dtype.itemsize * share
-        self.transfers.append((name_of, elements, str(dtype).removeprefix("torch."), share))
+        self.transfers.append((name_of, elements, str(dtype).removeprefix("torch."), ranks, share))
 
 
 def _attention(name: str, args: Any, kwargs: Any, lengths: Sequence[int]) -> float:
