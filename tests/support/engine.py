@@ -308,7 +308,7 @@ def routing(model: Any) -> dict[int, list[int]]:
 
 
 def run_layout(layout: Layout, steps: dict[str, int]) -> dict[str, Any]:
-    """Metrics and gradients of the first step, and losses of so many optimizer steps more, by objective name."""
+    """Metrics and gradients of the first step; losses and routing of it and of so many optimizer steps more, by name."""
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
     from solopo_nemo.objectives import build_objective
@@ -321,10 +321,10 @@ def run_layout(layout: Layout, steps: dict[str, int]) -> dict[str, Any]:
         seed_weights_of(model)
         metrics = step(model, layout, objective)
         result[name] = {
-            "routing": getattr(model, "routing", None),
             "metrics": metrics,
             "grads": whole_gradients(model),
             "losses": [metrics["loss"]],
+            "routing": [getattr(model, "routing", None)],
         }
         if not count:
             continue
@@ -335,6 +335,7 @@ def run_layout(layout: Layout, steps: dict[str, int]) -> dict[str, Any]:
         for _ in range(count):
             optimizer.step()
             result[name]["losses"].append(step(model, layout, objective)["loss"])
+            result[name]["routing"].append(getattr(model, "routing", None))
     return result
 
 
