@@ -187,6 +187,8 @@ def write_growth(folder: Path, document: Path) -> dict[str, Any]:
         folder=folder.name,
         chart=_CHART,
         size=stored.about["size"],
+        last=ROUNDS[-1],
+        reached=any(_accuracy(found, ROUNDS[-1]).mean >= 0.05 for found in by_arm.values()),
         method=METHOD.title,
         arms=Table(head, rows),
         verdicts=Table(
@@ -203,10 +205,10 @@ def write_growth(folder: Path, document: Path) -> dict[str, Any]:
 
 
 def _verdicts(outcomes: dict[str, Any]) -> dict[tuple[str, int], Interval | None]:
-    """Differences of growth in rounds to every other arm, at the last length and at the short one."""
+    """Differences of growth in rounds to every other arm, at the last length, the one of staying, and the short one."""
     return {
         (arm, length): contrast({IN_ROUNDS: 1.0, arm: -1.0}, outcomes, [length])
-        for length in (ROUNDS[-1], 1)
+        for length in (ROUNDS[-1], STAY, 1)
         for arm in ARMS
         if arm != IN_ROUNDS
     }
@@ -220,7 +222,7 @@ def _costs(found: Sequence[Result]) -> tuple[str, str, str]:
     """Steps, and means over the seeds of the FLOPs (16 samples a step) and of the seconds of training."""
     count = len(found)
     flops = sum(16 * run.flops * run.steps for run in found) / count / 1e15
-    return f"{found[0].steps}", f"{flops:.3f}", f"{sum(run.seconds for run in found) / count:.0f}"
+    return f"{found[0].steps}", f"{flops:.3g}", f"{sum(run.seconds for run in found) / count:.0f}"
 
 
 def _share(interval: Interval) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from studies.reproduction.growth import ARMS, LENGTHS, RESULTS, GrowthSize, writ
 from studies.reproduction.runs import Result
 from studies.results import Results
 
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+
 
 def test_verdicts_come_from_the_intervals(tmp_path: Path) -> None:
     better = {"base": 0.1, "rounds": 0.7, "direct-cost": 0.4, "direct-data": 0.99, "stay-cost": 0.7, "stay-data": 0.2}
@@ -28,7 +31,7 @@ def test_verdicts_come_from_the_intervals(tmp_path: Path) -> None:
     found = write_growth(tmp_path / "results", tmp_path / "growth.md")
     assert found["verdicts"] == {
         f"{arm} at {length}x": verdict
-        for length in (32, 1)
+        for length in (32, 8, 1)
         for arm, verdict in {
             "base": "holds", "direct-cost": "holds", "direct-data": "does not hold", "stay-cost": "not resolved",
             "stay-data": "holds",
@@ -36,7 +39,14 @@ def test_verdicts_come_from_the_intervals(tmp_path: Path) -> None:
     }  # fmt: skip
     page = (tmp_path / "growth.md").read_text()
     assert "| 32x at once, equal data | 9 | 0.144 | 7 | " in page
-    assert page.count("does not hold") == 2 and 'src="results/growth.png"' in page
+    assert page.count("does not hold") == 3 and 'src="results/growth.png"' in page
+
+
+def test_the_published_page_is_what_the_published_results_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("solopo_nemo.pages.figures.draw", lambda *_: None)
+    shutil.copytree(DOCS / "growth-study", tmp_path / "growth-study")
+    write_growth(tmp_path / "growth-study", tmp_path / "growth-study.md")
+    assert (tmp_path / "growth-study.md").read_text() == (DOCS / "growth-study.md").read_text()
 
 
 def test_the_plan_and_what_it_does_not_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
