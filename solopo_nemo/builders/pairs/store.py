@@ -15,7 +15,7 @@ from rich.console import Console
 
 from solopo_nemo.builders.pairs.backend import Sample, Sampling
 from solopo_nemo.builders.pairs.source import Asked
-from solopo_nemo.data.answers import FIRST_RULE, is_right, rule_name, stated_answer
+from solopo_nemo.data.answers import FIRST_RULE, is_right, rule_name, stated_answer, without_thoughts
 from solopo_nemo.runtime.errors import RunFault, UserError
 
 PAIR = "pair"
@@ -136,7 +136,8 @@ class SampleStore:
         head = (asked.id, side, asked.digest(side))
         with self._db:
             self._write(
-                (*head, one.text, *self._scored(asked, one.text, one.cut), one.reason or _why(one)) for one in samples
+                (*head, one.text, *self._scored(asked, one.text, one.cut), one.reason or _why(asked, one))
+                for one in samples
             )
 
     def texts(self, asked: Asked, side: str) -> tuple[list[str], list[str]]:
@@ -146,10 +147,10 @@ class SampleStore:
         return [text for text, right in found if right], [text for text, right in found if not right]
 
     def _scored(self, asked: Asked, text: str, cut: bool) -> tuple[Any, ...]:
-        """Return the columns of a sample that its rule determines. One that states no answer to a question is cut."""
+        """Return the columns of a sample that its rule determines. One that says nothing of what was asked is cut."""
         stated = stated_answer(text)
         right = is_right(stated, asked.answers, literal=self._literal)
-        return stated.text, stated.prefixed, right, cut or bool(asked.answers and not stated.text), self.rule
+        return stated.text, stated.prefixed, right, cut or not _said(asked, text), self.rule
 
     def _score_again(self, asked: Asked, side: str) -> None:
         """Score the samples of a prompt that another rule has scored."""
@@ -264,11 +265,16 @@ def _connect(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _why(sample: Sample) -> str:
+def _said(asked: Asked, text: str) -> str:
+    """Return the answer to a question, or all of another text but its thoughts."""
+    return stated_answer(text).text if asked.answers else without_thoughts(text).strip()
+
+
+def _why(asked: Asked, sample: Sample) -> str:
     """Return why a text without a finish reason of its own is no whole answer."""
     if sample.cut:
         return "length"
-    return "" if stated_answer(sample.text).text else "no stated answer"
+    return "" if _said(asked, sample.text) else "no stated answer"
 
 
 def _rows(batch: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
