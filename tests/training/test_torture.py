@@ -7,6 +7,7 @@ import random
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -55,7 +56,8 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     parent = psutil.Process(process.pid)
     everybody = [parent, *parent.children(recursive=True)]
     for one in everybody:
-        one.kill()
+        with suppress(psutil.NoSuchProcess):  # it has ended by itself meanwhile
+            one.kill()
     process.wait()
     psutil.wait_procs(everybody)
 
