@@ -100,7 +100,7 @@ def trained_parameters(run: Run, stage: int) -> int:
 
 
 def trained_experts(run: Run, stage: int) -> int:
-    """Those of them that are experts'."""
+    """Parameters of experts with a gradient on one rank of a pipeline stage; 0 with LoRA."""
     return stage_parameters(run, stage).experts if run.adapter_rank is None else 0
 
 

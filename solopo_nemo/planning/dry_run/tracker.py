@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
+from solopo_nemo.planning.dry_run import attention
+
 _READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "equal")
 """Operations whose result the host has to know, by name."""
-_ATTENTION = ("_flash_attention_forward", "_efficient_attention_forward")
-_CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 _OF_WEIGHTS = ("solopo_nemo/core/products.py", "core/layers/", "core/tensor_parallel/layers.py")
 """Files that make the gradients of the layers' weights, as a place names them."""
 NOT_THE_PLACE = (*(f"dry_run/{name}.py" for name in ("tracker", "rank", "report")), "core/cpu_patches.py")
@@ -154,7 +154,7 @@ class Tracker(TorchDispatchMode):
             out = func(*args, **kwargs)
         self.operations[name] += 1
         if name == "_flash_attention_backward":
-            self._pass(name, _workspace(*args[1:3]))
+            self._pass(name, attention.workspace(*args[1:3]))
         if func.namespace in ("c10d", "_c10d_functional"):
             self._count_traffic(name, args)
         else:
@@ -264,10 +264,8 @@ class Tracker(TorchDispatchMode):
     # ---- operations and traffic
 
     def _count_operations(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        base = name.removesuffix("_backward")
-        forward = base if base.endswith("forward") or base == _CPU_ATTENTION else f"{base}_forward"
-        if forward in _ATTENTION or forward == _CPU_ATTENTION:
-            self.flops += _attention(name, args, kwargs, self.lengths)
+        if attention.is_one(name):
+            self.flops += attention.operations(name, args, kwargs, self.lengths)
         elif name == "_grouped_mm":  # each row with one expert's matrix
             self.flops += 2.0 * args[0].numel() * args[1].shape[-1]
         elif formula := flop_registry.get(getattr(torch.ops.aten, name.removesuffix("_"), None)):  # addmm_ as addmm
@@ -287,42 +285,6 @@ class Tracker(TorchDispatchMode):
         name_of = self.groups.get(group.group_name, "other")
         self.sent[name_of] += elements * dtype.itemsize * share
         self.transfers.append((name_of, elements, str(dtype).removeprefix("torch."), ranks, share))
-
-
-def _attention(name: str, args: Any, kwargs: Any, lengths: Sequence[int]) -> float:
-    """Operations of attention: 4 for each query, key and channel in forward, 10 in backward; half of it if causal.
-
-    Args:
-        name: of the operation.
-        args, kwargs: its arguments; a window leaves out the keys before it.
-        lengths: of the packed sequences; a rank has the same share of each.
-    """
-    backward = name.endswith("backward")
-    operands = [x for x in args if isinstance(x, torch.Tensor)]
-    q, k = operands[1:3] if backward else operands[:2]
-    if name.startswith(_CPU_ATTENTION):  # [1, heads, tokens, dim]
-        heads, tokens, dim = q.shape[1:]
-        pairs = float(tokens) * k.shape[2]
-    else:
-        tokens, heads, dim = q.shape[-3:]
-        before, own = kwargs.get("window_size_left"), kwargs.get("window_size")
-        window = before + 1 if before is not None else own if own is not None else sum(lengths)
-        pairs = sum(n * n - max(n - window, 0) ** 2 for n in lengths)
-        pairs *= (tokens / sum(lengths)) * (k.shape[-3] / sum(lengths))
-    # flash: is_causal, and its other flags are false; memory-efficient: custom_mask_type, 0 without a mask
-    causal = any(x is True or (type(x) is int and x == 1) for x in args)
-    return pairs * heads * dim * (10 if backward else 4) * (0.5 if causal else 1.0)
-
-
-def _workspace(q: torch.Tensor, k: torch.Tensor) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """What flash attention's backward makes beside its results, for packed ``[tokens, heads, dim]``.
-
-    Its fake implementation does not say: the gradient of the queries and a sum of each in fp32, and the gradients of
-    grouped keys and values for each query head (mha_varlen_bwd in flash_api.cpp).
-    """
-    found = [(tuple(q.shape), torch.float32), (tuple(q.shape[:2]), torch.float32)]
-    grouped = q.shape[1] != k.shape[1]
-    return found + 2 * [((k.shape[0], q.shape[1], q.shape[2]), q.dtype)] * grouped
 
 
 def _coalesced(func: Any, args: Any) -> Any:
