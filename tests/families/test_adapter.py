@@ -96,10 +96,12 @@ def edit(folder: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def tensors(folder: Path, change: Any) -> None:
-    held = load_file(folder / WEIGHTS)
-    change(held)
-    save_file(held, folder / WEIGHTS)
+def put(folder: Path, name: str, *shape: int) -> None:
+    save_file(load_file(folder / WEIGHTS) | {name: torch.ones(shape)}, folder / WEIGHTS)
+
+
+def drop(folder: Path, name: str) -> None:
+    save_file({n: t for n, t in load_file(folder / WEIGHTS).items() if n != name}, folder / WEIGHTS)
 
 
 LAYER = "base_model.model.model.layers.1."
@@ -116,19 +118,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "whole modules": (lambda f: edit(f, modules_to_save=["lm_head"]), "modules_to_save"),
     "another rank": (lambda f: edit(f, r=4), "r=4"),
     "cut weights": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]), "safetensors"),
-    "an adapter of the head": (
-        lambda f: tensors(f, lambda t: t.update({"base_model.model.lm_head.lora_A.weight": torch.ones(3, 4)})),
-        "lm_head",
-    ),
-    "a layer without": (
-        lambda f: tensors(f, lambda t: t.pop(f"{LAYER}self_attn.q_proj.lora_B.weight")),
-        "layers.1.self_attn.q_proj",
-    ),
-    "another model": (
-        lambda f: tensors(f, lambda t: t.update({f"{LAYER}self_attn.v_proj.lora_B.weight": torch.ones(7, 3)})),
-        "has shape [7, 3]",
-    ),
-    "nothing": (lambda f: tensors(f, dict.clear), "any module"),
+    "an adapter of the head": (lambda f: put(f, "base_model.model.lm_head.lora_A.weight", 3, 4), "lm_head"),
+    "a layer without": (lambda f: drop(f, f"{LAYER}self_attn.q_proj.lora_B.weight"), "layers.1.self_attn.q_proj"),
+    "another model": (lambda f: put(f, f"{LAYER}self_attn.v_proj.lora_B.weight", 7, 3), "has shape [7, 3]"),
+    "nothing": (lambda f: save_file({}, f / WEIGHTS), "any module"),
 }
 
 
@@ -138,22 +131,13 @@ def test_another_folder_is_refused(case: str, made: Made, tmp_path: Path) -> Non
 
 
 EXPERTS: dict[str, tuple[Any, str]] = {
-    "an adapter of the router": (
-        lambda f: tensors(f, lambda t: t.update({f"{LAYER}mlp.gate.lora_A.weight": torch.ones(3, 64)})),
-        "leave gate out",
-    ),
+    "an adapter of the router": (lambda f: put(f, f"{LAYER}mlp.gate.lora_A.weight", 3, 64), "leave gate out"),
     "an expert without": (
-        lambda f: tensors(f, lambda t: t.pop(f"{LAYER}mlp.experts.2.down_proj.lora_A.weight")),
+        lambda f: drop(f, f"{LAYER}mlp.experts.2.down_proj.lora_A.weight"),
         "experts.2.down_proj.lora_A",
     ),
-    "more experts": (
-        lambda f: tensors(f, lambda t: t.update({f"{LAYER}mlp.experts.4.down_proj.lora_A.weight": torch.ones(3, 40)})),
-        "experts.4.down_proj",
-    ),
-    "experts as one tensor": (
-        lambda f: edit(f, target_parameters=["mlp.experts.gate_up_proj"]),
-        "target_parameters",
-    ),
+    "more experts": (lambda f: put(f, f"{LAYER}mlp.experts.4.down_proj.lora_A.weight", 3, 40), "experts.4.down_proj"),
+    "experts as one tensor": (lambda f: edit(f, target_parameters=["mlp.experts.gate_up_proj"]), "target_parameters"),
 }
 
 
