@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.commands.asking import add_backend, add_sampling, backend_maker, resumable, show_asked
 from solopo_nemo.runtime.cli import ArgumentParser, add_literal, settings_of, show_json
+from solopo_nemo.runtime.errors import require
 
 if TYPE_CHECKING:
     from solopo_nemo.builders.pairs.backend import Backend, Sampling
@@ -37,7 +38,9 @@ def checked(given: Any, stack: ExitStack) -> tuple[PairSettings, Sampling, Calla
     from solopo_nemo.builders.pairs.backend import Sampling
     from solopo_nemo.builders.pairs.run import PairSettings
 
-    return settings_of(given, PairSettings), settings_of(given, Sampling), backend_maker(given, stack)
+    settings, sampling = settings_of(given, PairSettings), settings_of(given, Sampling)
+    require(sampling.samples >= 2, f"--samples {sampling.samples}: a pair needs at least 2 answers a prompt")
+    return settings, sampling, backend_maker(given, stack)
 
 
 def _parser() -> ArgumentParser:

@@ -21,10 +21,8 @@ LITERAL = "literal"
 
 _TAG = r"(?:think(?:ing)?|thought|reasoning|reflection)"
 _BEGIN, _END = rf"(?:[<◁]{_TAG}[>▷]|\[THINK\])", rf"(?:[<◁]/{_TAG}[>▷]|\[/THINK\])"
-_THOUGHT = re.compile(rf"{_BEGIN}.*?{_END}", re.S | re.I)
 # long answers are read too: no pattern may take time by the square of a text, as ".*" without "\A" would
-_THOUGHT_END = re.compile(rf"\A.*{_END}", re.S | re.I)
-_THOUGHT_BEGIN = re.compile(_BEGIN, re.I)
+_THOUGHT = re.compile(rf"(?P<begin>{_BEGIN})|{_END}", re.I)
 
 _NAMED = r"\b(?:(?:final|correct|right|short)\s+)?answer(?:\s+to\s+(?:the|this|that|your)\s+question)?"
 _BOXED = r"\\f?boxed\s*\{"
@@ -102,9 +100,18 @@ class Stated:
 
 def without_thoughts(response: str) -> str:
     """Return a response without its thoughts (`<think> ... </think>`), those without beginning or end included."""
-    shown = _THOUGHT_END.sub("", _THOUGHT.sub("", response))
-    unclosed = _THOUGHT_BEGIN.search(shown)
-    return shown[: unclosed.start()] if unclosed else shown
+    shown: list[str] = []
+    begin, end = None, 0
+    for mark in _THOUGHT.finditer(response):
+        if mark["begin"]:
+            begin = mark.start() if begin is None else begin
+            continue
+        if begin is None:
+            shown.clear()
+        else:
+            shown.append(response[end:begin])
+        begin, end = None, mark.end()
+    return "".join([*shown, response[end:begin]])
 
 
 def stated_answer(response: str) -> Stated:

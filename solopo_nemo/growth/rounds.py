@@ -62,20 +62,36 @@ def grow(settings: GrowthSettings) -> tuple[int, list[Round]]:
         The exit code of the phase that ended otherwise than with 0, else 0; and the finished rounds.
 
     Raises:
-        UserError: a finished phase had other settings.
+        UserError: a finished phase had other settings, or the model that a phase needs, or the last one, is gone.
     """
     done: list[Round] = []
     console = Console(stderr=True, highlight=False, markup=False)
     with stopping_at_once():
         for number in range(len(settings.lengths) + 1):
             for phase in phases(settings, number):
-                if not phase.finished() and (code := _run(phase, console)):
+                if phase.finished():
+                    continue
+                _require_policy(settings, number if phase.name == "evaluation" else number - 1)
+                if code := _run(phase, console):
                     return code, done
             done.append(finished_round(settings, number, done))
             console.print(f"{settings.folder(number).name}: {done[-1].verdict}", soft_wrap=True)
             if not done[-1].goes_on:
                 break
+    _require_policy(settings, _kept(done))
     return 0, done
+
+
+def _require_policy(settings: GrowthSettings, number: int) -> None:
+    """Refuse to go on without the model after a round."""
+    folder = Path(settings.policy(number))
+    if not (folder / "config.json").is_file() or not [*folder.glob("*.safetensors")]:
+        raise UserError(f"{folder}: the model of round {number} is gone: bring the folder back, or give another --out")
+
+
+def _kept(rounds: list[Round]) -> int:
+    """Return the number of the round with whose model the growth ends."""
+    return max(one.number for one in rounds if one.kept)
 
 
 def _run(phase: Phase, console: Console) -> int:
@@ -144,7 +160,7 @@ def summary(settings: GrowthSettings, rounds: list[Round]) -> dict[str, Any]:
         return {name: round(100 * getattr(mean, name), 2) for name in ("value", "low", "high")}
 
     return {
-        "policy": settings.policy(max(one.number for one in rounds if one.kept)),
+        "policy": settings.policy(_kept(rounds)),
         "verdict": rounds[-1].verdict,
         "rounds": [
             {

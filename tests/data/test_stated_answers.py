@@ -19,6 +19,7 @@ from solopo_nemo.data.answers import Stated, is_right, stated_answer
         ("The final answer is \\boxed{\\text{1960}}.", "1960", True),
         ("<think>The answer is: 1959</think>1960", "1960", False),
         ("<think>The answer is: 1959", "", False),
+        ("1958</think><think>a<think>b</think>1959</think>19<THINK>c</think>60<think>d", "1960", False),
         ("The answer is:\n\n1960", "1960", True),
         ("THE ANSWER IS: 1960", "1960", True),
         ("It opened in 1959.\nSo the answer is 1960\n", "1960", True),
@@ -29,6 +30,11 @@ from solopo_nemo.data.answers import Stated, is_right, stated_answer
 )
 def test_the_last_stated_answer_counts_or_the_last_line(response: str, text: str, prefixed: bool) -> None:
     assert stated_answer(response) == Stated(text, prefixed)
+
+
+def test_a_thought_that_begins_again_and_again_is_read_once() -> None:
+    """By the square of its length it would take an hour."""
+    assert stated_answer("The answer is: 1960\n" + "<think>" * 300_000) == Stated("1960", True)
 
 
 def test_every_row_of_the_table_is_judged_as_it_says() -> None:

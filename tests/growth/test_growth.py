@@ -89,6 +89,7 @@ def test_the_commands_of_a_growth(capsys: pytest.CaptureFixture[str]) -> None:
         (["--contexts='"], "--contexts ': cannot be split"),
         (["--sampling=--size 0"], "--size 0"),
         (["--sampling=--temperature 0"], "--temperature 0"),
+        (["--sampling=--samples 1"], "--samples 1: a pair needs at least 2"),
         (["--sampling=--backend openai"], "--base-url: needed"),
         ([*OWN, "--contexts=--workers 0"], "--workers 0"),
         ([*OWN], "questions.jsonl: no such file or directory"),
@@ -120,6 +121,9 @@ def finish(given: GrowthSettings, number: int, scores: dict[int, float] | None =
     if number:
         lines = [json.dumps({"step": step, "seconds": 1.5}) for step in (1, 2)]
         (folder / "train" / "metrics.jsonl").write_text("\n".join(lines))
+        (folder / "train" / "hf").mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (folder / "train" / "hf" / name).touch()
     record = {"model": "m", "base_url": None, "yarn": None}
     (folder / "evaluation" / "evaluation.json").write_text(json.dumps(record))
     cells = folder / "evaluation" / "cells" / "builtin"
@@ -143,6 +147,22 @@ def test_a_damaged_file_of_a_finished_round_is_named(tmp_path: Path) -> None:
         path.unlink() if text is None else path.write_text(text)
         with pytest.raises(UserError, match=f"{path.name}: cannot be read"):
             grow(given)
+
+
+def test_a_model_that_is_gone_is_named_before_a_phase_that_needs_it(tmp_path: Path) -> None:
+    """Without round 1's model round 2 cannot begin, and without the last model a growth has no result."""
+    given = settings("--lengths", "2,4", out=tmp_path)
+    for number in range(3):
+        finish(given, number)
+    weights = [Path(given.policy(number)) / "model.safetensors" for number in (1, 2)]
+    weights[0].unlink()
+    assert grow(given)[0] == 0
+    weights[1].unlink()
+    with pytest.raises(UserError, match="round_2_4x/train/hf: the model of round 2 is gone"):
+        grow(given)
+    (given.folder(2) / "contexts.jsonl").unlink()
+    with pytest.raises(UserError, match="round_1_2x/train/hf: the model of round 1 is gone"):
+        grow(given)
 
 
 def test_a_source_that_has_changed_since_a_round_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import gguf
 import numpy as np
@@ -83,17 +84,27 @@ def serving(model: Path, requests: Path, *options: object) -> Iterator[tuple[sub
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("model", type=Path, help="GGUF file")
+    parser.add_argument("model", type=Path, help="GGUF file, or a Qwen2 folder, which is converted")
     parser.add_argument("--name", required=True)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--context", type=int, required=True, help="tokens of a slot")
     parser.add_argument("--slots", type=int, required=True, help="answers at once, and largest n of a request")
     parser.add_argument("--key", help="refuse requests with any other")
-    parser.add_argument("--requests", type=Path, required=True, help="folder that gets a file for each prompt asked")
+    parser.add_argument("--requests", type=Path, help="new folder that gets a file for each prompt asked")
     arguments = parser.parse_args()
-    arguments.requests.mkdir()
+    with TemporaryDirectory() as folder:
+        path = arguments.model
+        if path.is_dir():
+            path = Path(folder) / "model.gguf"
+            write_gguf(arguments.model, path)
+        server = xllamacpp.Server(_parameters(arguments, path))
+    print(server.listening_address.rpartition(":")[2], flush=True)
+    signal.pause()
+
+
+def _parameters(arguments: argparse.Namespace, path: Path) -> xllamacpp.CommonParams:
     parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(arguments.model)
+    parameters.model.path = str(path)
     parameters.model_alias = {arguments.name}
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = arguments.port
@@ -101,11 +112,11 @@ def main() -> None:
     parameters.n_parallel = arguments.slots
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
     parameters.api_keys = [arguments.key] if arguments.key else []
-    parameters.path_prompts_log_dir = str(arguments.requests)
+    if arguments.requests:
+        arguments.requests.mkdir()
+        parameters.path_prompts_log_dir = str(arguments.requests)
     parameters.fit_params = parameters.warmup = parameters.ui = False
-    server = xllamacpp.Server(parameters)
-    print(server.listening_address.rpartition(":")[2], flush=True)
-    signal.pause()
+    return parameters
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from solopo_nemo.builders.pairs.source import SIDES, Source
 from solopo_nemo.builders.pairs.store import Entry, SampleStore, sampled_setting, samples_file
 from solopo_nemo.data.template_date import pinned_date
 from solopo_nemo.data.tokenizer_files import load_tokenizer
-from solopo_nemo.runtime.errors import UserError, require
+from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, beside, write_json_line
 
 
@@ -83,7 +83,6 @@ def sample_pairs(
         refuse_bad_rows([bad.error for bad in source.bad], settings.skip_bad)
         if not len(source):
             raise UserError(f"{source.bad[0].error} (and no row is good)")
-        require(sampling.samples >= 2, f"--samples {sampling.samples}: a pair needs at least 2 answers a prompt")
         with opened(settings.out, sampling, make_backend, literal=settings.literal) as (backend, store):
             sampler = Sampler(source, store, backend, settings.sides, settings.size)
             with Meter(len(source), settings.size, cost=backend.cost) as meter:
