@@ -20,12 +20,19 @@ if TYPE_CHECKING:
     from solopo_nemo.config.schema import RunConfig
 
 SAVING = 0.9
-"""Maximum share of the predicted peak after a change. It applies if a run failed although it was predicted to fit."""
+"""Maximum share of the predicted peak after a change: a run may fail although it is predicted to fit."""
 MOST = 256
 """Largest number of GPUs that the advice proposes."""
 
 
-def advise(config: RunConfig, shape: ModelShape, lengths: Lengths, machine: Machine, device: str = GPU) -> str:
+def advise(
+    config: RunConfig,
+    shape: ModelShape,
+    lengths: Lengths,
+    machine: Machine,
+    device: str = GPU,
+    traced: float | None = None,
+) -> str:
     """The nearest layout with which a run should fit, on its own devices or on the smallest larger number of GPUs.
 
     The layout with the fewest changed keys wins, then the fastest. If no layout fits on the run's own devices, the
@@ -38,6 +45,7 @@ def advise(config: RunConfig, shape: ModelShape, lengths: Lengths, machine: Mach
         machine: machine of the run. ``gpus`` is the number of ranks. ``memory_gib`` is the memory of a rank in GiB; on
             CPUs, it is an equal share of the machine's memory.
         device: ``gpu`` or ``cpu``.
+        traced: peak of the run in GiB by its dry run; None for one that ran out of memory, or was only predicted to.
 
     Returns:
         One line, e.g. ``TP2+SP CP4 p2p PP1 DP1 with recompute=full fits: parallel.sequence=true parallel.context=4
@@ -46,8 +54,8 @@ def advise(config: RunConfig, shape: ModelShape, lengths: Lengths, machine: Mach
     now = Run.of(config, shape, lengths, machine.gpus, device)
     if not is_known(now):
         return NOT_KNOWN
-    before = memory(now).gib
-    budget = min(machine.budget_gib, before * SAVING)
+    before = traced or memory(now).gib
+    budget = machine.budget_gib if traced else min(machine.budget_gib, before * SAVING)
     of = f"GiB instead of {before:.1f} of {machine.memory_gib:.1f})"
     if found := _nearest(config, now, machine, budget):
         return f"{found} {of}"
@@ -96,13 +104,15 @@ def _changes(
 ) -> Iterator[tuple[Run, list[str]]]:
     """Runs on a machine with changes that can save memory, and these changes as overrides.
 
-    With ``only_smallest``, only the run with the lowest memory for each layout.
+    On as many devices as the run has, all layouts; on more of them those that split no less than the run's. With
+    ``only_smallest``, only the run with the lowest memory for each layout.
     """
     world, layout = machine.gpus, now.layout
+    least = Layout() if world == layout.world else layout
     sizes = [i for i in range(1, world + 1) if world % i == 0]
-    tensors = [t for t in sizes if layout.tensor <= t <= max(machine.gpus_per_node, layout.tensor)]
-    contexts = [c for c in sizes if c >= layout.context]
-    pipelines = [p for p in sizes if p >= layout.pipeline]
+    tensors = [t for t in sizes if least.tensor <= t <= max(machine.gpus_per_node, layout.tensor)]
+    contexts = [c for c in sizes if c >= least.context]
+    pipelines = [p for p in sizes if p >= least.pipeline]
     recomputes = RECOMPUTE[-1 if only_smallest else RECOMPUTE.index(now.recompute) :]
     micro_batches = sorted({1, now.micro_batch})[: 1 if only_smallest else None]
     for tensor, context, pipeline, micro_batch in product(tensors, contexts, pipelines, micro_batches):
@@ -116,7 +126,7 @@ def _changes(
         experts = [
             (expert, split)
             for expert, split in expert_sizes(now.shape, tensor, tensor * context * data)
-            if expert >= layout.expert and split >= layout.expert_tensor
+            if expert >= least.expert and split >= least.expert_tensor
         ]
         for sequence, mode, shares in product({layout.sequence, tensor > 1}, sorted(modes), experts):
             other = Layout(tensor, sequence, context, mode, pipeline, data, *shares)

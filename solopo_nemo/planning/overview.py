@@ -107,13 +107,11 @@ def furthest(
     config: RunConfig, shape: ModelShape, shorter: Lengths, machine: Machine, optimizer: str = "sharded"
 ) -> tuple[int, Plan] | None:
     """The longest long prompt in tokens that fits at any valid layout, and the fastest plan with that length."""
-    runs = [
-        Run.of(with_layout(config, layout, recompute=recompute), shape, shorter, machine.gpus, GPU, optimizer)
-        for layout in valid_layouts(config, shape, machine.gpus, machine.gpus_per_node)
-        for recompute in RECOMPUTE[-1:]  # the one with the lowest memory
-    ]
-    found = [(longest(config, run, shorter, machine), run) for run in runs]
-    most = max((long for long, _ in found), default=0)
+    most = 0
+    for layout in valid_layouts(config, shape, machine.gpus, machine.gpus_per_node):
+        smallest = with_layout(config, layout, recompute=RECOMPUTE[-1])
+        run = Run.of(smallest, shape, shorter, machine.gpus, GPU, optimizer)
+        most = longest(config, run, shorter, machine, above=most)
     if not most:
         return None
     plans = search(config, shape, dataclasses.replace(shorter, long=most), machine, optimizer)

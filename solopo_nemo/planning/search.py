@@ -140,14 +140,15 @@ def search(
     return sorted(plans, key=lambda plan: (round(plan.time.total, 3), plan.memory.peak))
 
 
-def longest(config: RunConfig, run: Run, shorter: Lengths, machine: Machine) -> int:
-    """The longest long prompt in tokens with which a run fits; 0 if none fits.
+def longest(config: RunConfig, run: Run, shorter: Lengths, machine: Machine, above: int = 0) -> int:
+    """The longest long prompt in tokens with which a run fits; ``above`` if none that is longer does.
 
     Args:
         config: configuration with the objective.
         run: the run; its lengths are ignored.
         shorter: lengths of the short prompt and of the responses.
         machine: machine whose memory is the limit.
+        above: length from which to search.
     """
     from solopo_nemo.planning.workload import Workload
 
@@ -157,7 +158,7 @@ def longest(config: RunConfig, run: Run, shorter: Lengths, machine: Machine) -> 
         workload = Workload.of(objective, dataclasses.replace(shorter, long=long))
         return memory(dataclasses.replace(run, workload=workload)).gib <= machine.budget_gib
 
-    low, high = 0, 1
+    low, high = above, above + 1
     while high <= LONGEST and fits(high):
         low, high = high, 2 * high
     while high - low > max(1, low // 1024):

@@ -68,7 +68,8 @@ def dry_run_recipe(recipe: str, arguments: Sequence[str]) -> int:
         stream.write(json.dumps(found.as_json(), indent=2) + "\n")
     if found.fits:
         return 0
-    print(f"by the planner: {advise(config, model, of_sample(lengths), machine, GPU if on_gpu else CPU)}")
+    where = GPU if on_gpu else CPU
+    print(f"by the planner: {advise(config, model, of_sample(lengths), machine, where, found.peak_gib)}")
     return cli.EXIT_USER_ERROR
 
 

@@ -214,6 +214,17 @@ def test_advice_splits_the_experts_of_a_run_that_does_not_fit() -> None:
     proved(found, overrides, lengths, machine)
 
 
+def test_after_a_dry_run_every_layout_of_the_same_gpus_is_tried() -> None:
+    """The planner puts the first run below the limit, its trace above; fewer context ranks fit."""
+    overrides = ["model=qwen3_30b_a3b", "parallel.context=8", "parallel.expert=8", "model.recompute=full"]
+    config, lengths, machine = config_of(*overrides), Lengths(32768, 1024), Machine(8)
+    found = ADVICE.fullmatch(advise(config, load_shape(config.model.init), lengths, machine, traced=76.7))
+    assert found and found["before"] == "76.7"
+    changed = config_of(*overrides, *found["change"].split())
+    after = Run.of(changed, load_shape(changed.model.init), lengths, 8)
+    assert after.layout.context < 8 and memory(after).gib <= machine.budget_gib
+
+
 @pytest.mark.parametrize(("device", "targets"), [("cpu", ["q_proj"]), (GPU, ["q_proj", "up_proj"])])
 def test_where_there_are_no_formulas_the_advice_says_so(device: str, targets: list[str]) -> None:
     shape = load_shape("Qwen/Qwen3-30B-A3B")
