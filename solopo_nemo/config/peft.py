@@ -35,6 +35,11 @@ class PeftConfig:
         """Whether adapters are trained."""
         return self.name == "lora"
 
+    @property
+    def words(self) -> str:
+        """The settings as a user reads them."""
+        return f"LoRA, rank {self.rank}, alpha {self.alpha:g}, {', '.join(self.modules)}"
+
     def check(self) -> None:
         """Check what only adapters need.
 

@@ -6,7 +6,7 @@ from solopo_nemo.config.parallel import ParallelConfig
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.family import MODULES
-from solopo_nemo.runtime import device, kernels
+from solopo_nemo.runtime import device, environment, kernels
 from solopo_nemo.runtime.errors import require
 
 
@@ -169,6 +169,11 @@ def check_context(config: RunConfig, model: ModelDescription, on_gpu: bool) -> k
                 "parallel.cp_comm_type=p2p has no such limit",
             )
     return layers
+
+
+def own_world(config: RunConfig) -> int:
+    """The number of ranks of the job that this process is a rank of; else as :func:`local_world`."""
+    return environment.world_size() if environment.started_as_rank() else local_world(config)
 
 
 def local_world(config: RunConfig) -> int:

@@ -34,6 +34,8 @@ _WITHOUT_EFFECT = {
     *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "init_lora_weights", "megatron_core"),
     *("layers_to_transform", "layers_pattern", "qalora_group_size"),  # the tensors say which modules there are
 }
+_KEEPS_BASE = (None, "gaussian", "eva", "orthogonal", "mica")
+"""Ways in which peft begins an adapter, besides true and false, that leave the weights of the base model alone."""
 
 Tensors = Mapping[tuple[int, str, str], torch.Tensor]
 """``A`` ``[rank, in]`` and ``B`` ``[out, rank]`` by layer, module and half; those of all experts are stacked."""
@@ -92,6 +94,12 @@ def read_adapter(folder: Path, model: ModelDescription) -> AdapterFolder:
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if settings.get("peft_type") != "LORA" or not isinstance(rank, int) or not isinstance(alpha, int | float):
         raise UserError(f"{folder / SETTINGS}: no LoRA adapter: peft_type LORA, r and lora_alpha are needed")
+    begun = settings.get("init_lora_weights", True)
+    if not isinstance(begun, bool) and begun not in _KEEPS_BASE:
+        raise UserError(
+            f"{folder / SETTINGS}: init_lora_weights={begun} changed the base weights too: save it with peft's "
+            "save_pretrained(folder, path_initial_model_for_weight_conversion=...), or merge it with peft"
+        )
     odd = {k: v for k, v in settings.items() if k not in _WITHOUT_EFFECT and v and (k, v) != ("bias", "none")}
     if odd:
         key, value = next(iter(odd.items()))

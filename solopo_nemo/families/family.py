@@ -127,6 +127,8 @@ _GEMMA3_ONLY = {
     "final_logit_softcapping": None,
 }
 _ROUTER = {"router_aux_loss_coef": 0.001, "output_router_logits": False}
+# what the files of Qwen3-Coder say beside the others'
+_QWEN_MOE_ONLY = {"qkv_bias": False, "use_qk_norm": True, "shared_expert_intermediate_size": 0}
 _QWEN_MOE = {
     "num_key_value_heads": 4,
     "head_dim": None,
@@ -174,7 +176,15 @@ FAMILIES: dict[str, Family] = {
             scaled_embedding=True,
             only=_GEMMA3_ONLY,
         ),
-        Family("qwen3_moe", "Qwen3MoeForCausalLM", "Qwen3-MoE", _QWEN_MOE, qk_norm=True, experts=_QWEN_EXPERTS),
+        Family(
+            "qwen3_moe",
+            "Qwen3MoeForCausalLM",
+            "Qwen3-MoE",
+            _QWEN_MOE,
+            qk_norm=True,
+            only=_QWEN_MOE_ONLY,
+            experts=_QWEN_EXPERTS,
+        ),
         Family("mixtral", "MixtralForCausalLM", "Mixtral", _MIXTRAL, sliding="all", experts=_MIXTRAL_EXPERTS),
     )
 }
@@ -185,7 +195,15 @@ UNSUPPORTED = {
     "gemma2": "it caps attention scores and logits, which no fused attention kernel of torch does",
     "gemma3": "it reads images too; save its text part, which is supported: "
     "transformers.Gemma3ForCausalLM.from_pretrained(FOLDER).save_pretrained(TEXT_FOLDER), and its tokenizer there",
-    "phi3": "its files hold q, k and v, and gate and up, as one tensor each, which peft adapts as one module",
+    "phi3": "its files hold q, k and v, and gate and up, as one tensor each, which peft adapts as one module; "
+    "a Phi-4 that was saved as a Llama is supported",
+    "qwen2_moe": "every token goes to shared experts too",
+    "gpt_oss": "its attention has sinks and biases, and its experts biases and a limited activation",
+    "olmo2": "it normalizes queries and keys over all heads at once, and has norms behind attention and MLP alone",
+    "olmo3": "it normalizes queries and keys over all heads at once, and has norms behind attention and MLP alone",
+    "olmoe": "it normalizes queries and keys over all heads at once",
+    "ministral": "it is a Mistral with windows in some layers alone",
+    "ministral3": "it scales queries by their position",
 }
 """Why a family that a user may bring is not supported."""
 SUPPORTED = "supported are " + ", ".join(f"{family.models} ({name})" for name, family in FAMILIES.items())

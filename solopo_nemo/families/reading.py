@@ -45,6 +45,7 @@ bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_
 remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens"""
 WITHOUT_EFFECT = {*" ".join((PROVENANCE, RUNNING, OTHER_TASKS, SAMPLING)).split()}
 """Keys that occur in published files and have no effect on training."""
+_ORIGINAL = "original_max_position_embeddings"
 DTYPES = ("float32", "bfloat16", "float16")
 SLIDING = LAYER_TYPES
 """Entries of ``layer_types``, by whether the layer slides."""
@@ -87,6 +88,9 @@ class Reader:
         if family.sliding is None:  # keys that switch sliding windows off are correct
             off = (None, False)
             known |= {k for k in ("sliding_window", "use_sliding_window") if any(config.get(k) is o for o in off)}
+            known |= {"sliding_window"} if config.get("use_sliding_window") is False else set()
+        if config.get(_ORIGINAL) == config.get("max_position_embeddings"):  # Phi-4 as a Llama
+            known |= {_ORIGINAL}
         for key in config:
             if key not in known:
                 raise UserError(
@@ -196,12 +200,21 @@ class Reader:
 def refusal(config: Mapping[str, Any], where: str) -> UserError:
     """Why a model of no supported family is not read: the reason, or the settings that are unknown here."""
     kind = config.get("model_type")
-    of_families = {key for family in FAMILIES.values() for key in (*family.defaults, *family.only)}
-    known = READ | WITHOUT_EFFECT | SUPPORTED_VALUES.keys() | of_families
-    own = [str(key) for key in config if key not in known]
+    known = {*READ, *WITHOUT_EFFECT, *SUPPORTED_VALUES, *(k for family in FAMILIES.values() for k in family.defaults)}
+    usual = [pair for family in FAMILIES.values() for pair in family.only.items()]
+    changed = [k for k, v in config.items() if (k, v) not in usual and v not in (None, False, 0, [], {})]
+    own = [str(key) for key in changed if key not in known]
     own += [f"{key}={config[key]}" for key, only in SUPPORTED_VALUES.items() if config.get(key, only) != only]
-    why = UNSUPPORTED.get(str(kind), f"settings that are unknown here: {', '.join(own[:8])}" if own else "")
-    return UserError(f"{where}: model_type {kind!r} is not supported{f' ({why})' if why else ''}; {SUPPORTED}")
+    why = "what its layers compute was not compared with the supported families"
+    if own:
+        why = f"settings that are unknown here: {', '.join(own[:8])}"
+    if {"vision_config", "audio_config"} & config.keys():
+        part = config.get("text_config")
+        text = str(part.get("model_type", "")) if isinstance(part, Mapping) else ""
+        why = "it reads images or sound too" + (f", and its text layers are {text!r}" if text else "")
+        if text in FAMILIES:
+            why += f", supported if they are saved alone as a {FAMILIES[text].architecture}"
+    return UserError(f"{where}: model_type {kind!r} is not supported ({UNSUPPORTED.get(str(kind), why)}); {SUPPORTED}")
 
 
 def check_token_ids(value: Any, key: str, where: str) -> None:

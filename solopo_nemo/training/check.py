@@ -21,10 +21,10 @@ from typing import Any
 
 from solopo_nemo.config.problems import load_reporting
 from solopo_nemo.config.schema import RunConfig
-from solopo_nemo.config.world import local_world
+from solopo_nemo.config.world import own_world
 from solopo_nemo.data.triplets import read_triplets
 from solopo_nemo.planning import GPU, Machine, Run, is_known, memory
-from solopo_nemo.runtime import cli, environment
+from solopo_nemo.runtime import cli
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.training.checkpoints.files import step_of
 from solopo_nemo.training.checks import CHECKS, EVERYWHERE, Start
@@ -103,7 +103,7 @@ def check_config(
         found: receives the problems, or the description of a run without problems.
         gpus, gpu_memory: see :func:`check_recipe`.
     """
-    world = gpus or (environment.world_size() if environment.started_as_rank() else local_world(config))
+    world = gpus or own_world(config)
     if gpus or gpu_memory:
         usual = Machine()
         where, machine = GPU, Machine(world, min(world, usual.gpus_per_node), gpu_memory or usual.memory_gib)

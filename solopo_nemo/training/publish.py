@@ -84,6 +84,7 @@ def write_card(config: RunConfig, step: int) -> None:
         else base,
         "Recipe": config.recipe,
         "Objective": f"{config.objective['name']} ({objective})",
+        **({"Adapters": config.peft.words} if config.peft.on else {}),
         "Data": Path(config.data.train).name,
         "Training": f"{step} steps of {batch} samples, learning rate {lr:g}",
         **_results(paths),

@@ -1,4 +1,4 @@
-"""The experts' grouped product, and padding that the router does not count."""
+"""The experts' grouped product, the router's losses, and padding that the router does not count."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from solopo_nemo.core.experts import padding_of
 from solopo_nemo.core.layers import experts
@@ -80,3 +81,49 @@ def test_an_earlier_megatron_is_refused(version: str, refused: bool, monkeypatch
     monkeypatch.setattr(kernels, "_version", lambda _: version)
     with pytest.raises(UserError, match=r"0\.15\.3.*0\.16") if refused else nullcontext():
         kernels.check_experts()
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_routers_losses_are_those_of_the_documentation(normalized: bool) -> None:
+    """Their values and their gradient, of the real tokens alone: ``docs/experts.md``, "The router's losses"."""
+    from megatron.core import parallel_state
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    tokens, count, chosen, weights = 11, 4, 2, {"load_balancing_loss": 0.5, experts.Z_LOSS: 0.25}
+    config = TransformerConfig(
+        num_layers=1, hidden_size=8, num_attention_heads=1, num_moe_experts=count, moe_router_topk=chosen,
+        moe_router_pre_softmax=not normalized, moe_router_dtype="fp32", moe_router_load_balancing_type="aux_loss",
+        moe_aux_loss_coeff=0.5, moe_z_loss_coeff=0.25, perform_initialization=False,
+        moe_ffn_hidden_size=8,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(tokens, 1, 8, generator=generator)
+    padding = torch.arange(tokens) >= 8
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    try:
+        router = experts.Router(config, ProcessGroupCollection.use_mpu_process_groups())
+        router.set_layer_number(1)
+        torch.nn.init.normal_(router.weight, generator=generator)
+        probs, _ = router(rows, padding[:, None])
+        (probs.sum() * 0).backward()
+        tracker = get_moe_layer_wise_logging_tracker()
+        got = {name: float(tracker[name]["values"][0]) for name in weights}
+        tracker.clear()
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+    weight = router.weight.detach().double().requires_grad_()
+    logits = rows[~padding, 0].double() @ weight.t()
+    shares, real = logits.softmax(-1), len(logits)
+    sent = torch.zeros_like(shares).scatter(1, logits.topk(chosen).indices, 1.0).sum(0)
+    want = {
+        "load_balancing_loss": count / (chosen * real**2) * (sent * shares.sum(0)).sum(),
+        experts.Z_LOSS: logits.logsumexp(-1).square().mean(),
+    }
+    sum(weights[name] * loss for name, loss in want.items()).backward()
+    assert got == {name: pytest.approx(float(loss.detach()), rel=1e-5) for name, loss in want.items()}
+    torch.testing.assert_close(router.weight.grad, weight.grad.float(), rtol=1e-4, atol=1e-6)
+    assert router.load.tolist() == sent.tolist()

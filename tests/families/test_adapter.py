@@ -113,6 +113,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no rank": (lambda f: edit(f, r=None), "no LoRA adapter"),
     "DoRA": (lambda f: edit(f, use_dora=True), "use_dora=True"),
     "another scale": (lambda f: edit(f, use_rslora=True), "use_rslora=True"),
+    "a base that was changed too": (
+        lambda f: edit(f, init_lora_weights="pissa_niter_4"),
+        "init_lora_weights=pissa_niter_4",
+    ),
     "ranks of their own": (lambda f: edit(f, rank_pattern={"q_proj": 8}), "rank_pattern"),
     "trained biases": (lambda f: edit(f, bias="all"), "bias=all"),
     "whole modules": (lambda f: edit(f, modules_to_save=["lm_head"]), "modules_to_save"),

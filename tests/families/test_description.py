@@ -82,6 +82,13 @@ REAL: dict[str, dict[str, Any]] = {
     "Gemma 3, saved by transformers 5": {k: v for k, v in GEMMA3.items() if not k.startswith("rope")} | {
         "layer_types": SLIDES, "dtype": "bfloat16", "rope_parameters": ROPES,
     },
+    "Qwen3-Coder": SIZES | {
+        "model_type": "qwen3_moe", "mlp_only_layers": [], "num_experts": 128, "output_router_logits": False, "qkv_bias": False,
+        "router_aux_loss_coef": 0.0, "rope_theta": 10000000, "shared_expert_intermediate_size": 0, "sliding_window": None,
+        "use_qk_norm": True, "use_sliding_window": False,
+    },
+    "Qwen3-MoE, a window that is off": SIZES | {"model_type": "qwen3_moe", "sliding_window": 4096, "use_sliding_window": False},
+    "Phi-4 as a Llama": SIZES | {"model_type": "llama", "head_dim": 128, "original_max_position_embeddings": 512},
     "SmolLM2": SIZES | {
         "model_type": "llama", "is_llama_config": True, "rope_interleaved": False, "rope_scaling": None,
         "rope_theta": 100000, "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
@@ -218,7 +225,17 @@ GEMMA3_REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "global base twice": ({"rope_parameters": ROPES, "rope_theta": 5e5}, ("contradicts", "500000.0")),
     "images": ({"model_type": "gemma3", "text_config": {}}, ("reads images", "Gemma3ForCausalLM.from_pretrained")),
     "Gemma 2": ({"model_type": "gemma2"}, ("caps attention scores",)),
-    "Phi-4": ({"model_type": "phi3"}, ("one tensor each",)),
+    "Phi-4": ({"model_type": "phi3"}, ("one tensor each", "saved as a Llama")),
+    "no setting of its own": ({"model_type": "helium"}, ("what its layers compute was not compared",)),
+    "settings that are off": ({"model_type": "olmo", "clip_qkv": None, "pool": 0}, ("was not compared",)),
+    "images beside a Mistral": (
+        {"model_type": "mistral3", "vision_config": {}, "text_config": {"model_type": "mistral"}},
+        ("reads images", "'mistral', supported if they are saved alone as a MistralForCausalLM"),
+    ),
+    "images beside an unknown model": (
+        {"model_type": "qwen3_5", "vision_config": {}, "text_config": {"model_type": ["qwen3_5_text"]}},
+        ("reads images", "its text layers are", "qwen3_5_text"),
+    ),
     "an unknown family": (
         {"model_type": "deepseek_v3", "q_lora_rank": 1536, "n_group": 8, "attention_bias": True},
         ("'deepseek_v3'", "unknown here: q_lora_rank, n_group, attention_bias=True)", "Gemma 3"),
@@ -251,6 +268,13 @@ EXPERTS_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "more chosen than there are": (MIXTRAL | {"num_local_experts": 1}, "is more than num_local_experts=1"),
     "another family's key": (MIXTRAL | {"num_experts": 8}, "'num_experts' is unknown for Mixtral"),
     "shared experts": (QWEN3_MOE | {"n_shared_experts": 1}, "'n_shared_experts' is unknown"),
+    "an expert that all share": (
+        QWEN3_MOE | {"shared_expert_intermediate_size": 64},
+        "shared_expert_intermediate_size=64 is not supported, only 0",
+    ),
+    "no norm of queries": (QWEN3_MOE | {"use_qk_norm": False}, "use_qk_norm=False is not supported"),
+    "shared experts of Qwen2": ({"model_type": "qwen2_moe"}, "every token goes to shared experts"),
+    "norms over all heads": ({"model_type": "olmoe", "clip_qkv": None}, "over all heads at once"),
     "another router": (QWEN3_MOE | {"scoring_func": "sigmoid"}, "'scoring_func' is unknown"),
     "groups of experts": (QWEN3_MOE | {"topk_group": 4}, "'topk_group' is unknown"),
     "quantized experts": (MIXTRAL | {"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config"),

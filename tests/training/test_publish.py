@@ -78,6 +78,14 @@ def test_the_card_says_what_was_trained(tmp_path: Path) -> None:
     assert str(tmp_path) not in text, "a path of this machine"
 
 
+def test_the_card_of_a_run_with_adapters_names_them(tmp_path: Path) -> None:
+    config = run(
+        tmp_path, "peft=lora", "peft.rank=4", "peft.alpha=8", "peft.targets=[v_proj,q_proj]", "peft.merge=true"
+    )
+    write_card(config, 4)
+    assert "| Adapters | LoRA, rank 4, alpha 8, q_proj, v_proj |" in (tmp_path / "hf" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(("adapters", "folder"), [((), "hf"), (("peft=lora",), "hf_adapter")])
 def test_the_policy_is_uploaded_without_its_record(
     tmp_path: Path, hub: type[Hub], adapters: tuple[str, ...], folder: str

@@ -114,6 +114,14 @@ def test_a_chosen_alpha_is_shown(tmp_path: Path) -> None:
     assert "0.317, chosen by the run" in report(config, rows(2, ("loss",)))[0]
 
 
+def test_the_layout_has_the_ranks_and_the_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure(tmp_path, "parallel.expert=2")
+    assert "TP1 CP1 PP1 DP2 EP2, 2 ranks" in report(config, [])[0]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert "TP1 CP1 PP1 DP8, 8 ranks" in report(configure(tmp_path), [])[0]
+
+
 @pytest.mark.parametrize("steps", [0, 1])
 def test_few_steps_without_accuracy(tmp_path: Path, steps: int) -> None:
     page, names = report(configure(tmp_path), rows(steps))

@@ -13,12 +13,14 @@ from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from solopo_nemo.config.schema import RunConfig
+from solopo_nemo.config.world import own_world
 from solopo_nemo.data.prepared import load_prepared
 from solopo_nemo.data.shown import ShownSequence, shown_sequences
 from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.evaluation.accuracy import AccuracyRow
 from solopo_nemo.pages.render import write_page
 from solopo_nemo.pages.tables import Table
+from solopo_nemo.planning.layout import Layout
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import ASSETS
 from solopo_nemo.training.checkpoints.selection import Selection
@@ -94,26 +96,19 @@ def _remove_stale(folder: Path, names: set[str]) -> None:
 
 def _facts(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The table of the run's main facts, as pairs of name and value."""
-    parallel, trainer = config.parallel, config.trainer
-    sizes = {
-        "tensor": parallel.tensor,
-        "context": parallel.context,
-        "pipeline": parallel.pipeline,
-        "data": parallel.data,
-    }
-    layout = [f"{name} {size}" for name, size in sizes.items() if size and size > 1]
+    trainer, layout = config.trainer, Layout.of(config.parallel, own_world(config))
     facts = [
         ("Recipe", config.recipe),
         ("Objective", str(config.objective["name"])),
         ("Model", config.model.init),
         ("Data", config.data.train),
-        ("Layout", " x ".join(layout) or "one model copy on one rank"),
+        ("Layout", f"{layout}, {layout.world} rank{'s' * (layout.world > 1)}"),
     ]
     alpha = Paths(config.output).alpha
     if config.auto_alpha and alpha.is_file():
         facts.append(("Alpha", f"{json.loads(alpha.read_text())['alpha']:g}, chosen by the run"))
-    if (peft := config.peft).on:
-        facts.append(("Adapters", f"LoRA, rank {peft.rank}, alpha {peft.alpha:g}, {', '.join(peft.modules)}"))
+    if config.peft.on:
+        facts.append(("Adapters", config.peft.words))
     if config.plugins:
         facts.append(("Plugins", ", ".join(config.plugins)))
     if not rows:
