@@ -87,8 +87,10 @@ def valid_layouts(config: RunConfig, shape: ModelShape, world: int, gpus_per_nod
     Tensor parallelism always comes with sequence parallelism, which saves memory at nearly the same traffic. A model's
     experts are split over any of the ranks that may hold them.
     """
-    # time and memory are those of Transformer Engine's layers, so a layout where only torch's run is not proposed
-    layers = "transformer_engine" if config.model.layers == "auto" else config.model.layers
+    # time and memory are those of Transformer Engine's layers, so a layout where only torch's run is not proposed; but
+    # Gemma 3, of which they lack something, has torch's alone
+    layers = config.model.layers
+    layers = "transformer_engine" if layers == "auto" and not shape.family.own else layers
     modelled = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=layers))
     for tensor in _divisors(world, min(world, gpus_per_node)):
         for pipeline in _divisors(world // tensor, shape.num_hidden_layers):

@@ -30,7 +30,13 @@ def config_of(*overrides: str, recipe: str = "solo_dpo") -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    "model", ["Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-72B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"]
+    "model",
+    [
+        "Qwen/Qwen2.5-7B-Instruct",
+        "Qwen/Qwen2.5-72B-Instruct",
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "google/gemma-3-1b-it",
+    ],
 )
 @pytest.mark.parametrize("world", [8, 48])
 def test_every_proposed_layout_passes_the_recipes_own_checks(model: str, world: int) -> None:
