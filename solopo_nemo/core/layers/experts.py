@@ -217,7 +217,7 @@ class _GroupedSwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, w1, w2, probs, y = ctx.saved_tensors
-        counts = ctx.counts
+        counts, grad = ctx.counts, grad.contiguous()
         activated, dy, grad_probs = _activation_gradient(y, probs, _grouped(grad, w2, counts))
         grad_w2 = _grouped_weight(grad, activated, counts) if ctx.needs_input_grad[2] else None
         grad_w1 = _grouped_weight(dy, x, counts) if ctx.needs_input_grad[1] else None
