@@ -74,6 +74,10 @@ def backend_maker(given: argparse.Namespace, stack: ExitStack) -> Callable[[Samp
     )
     require(given.backend == "openai" or not given.serve, "--serve: starts a server; give --backend openai")
     require(given.concurrency >= 1, f"--concurrency {given.concurrency}: must be at least 1")
+    if given.serve:
+        from solopo_nemo.builders.pairs.serving import serve_words
+
+        serve_words(given.serve)
 
     def make(sampling: Sampling) -> Backend:
         if given.backend == "hf":

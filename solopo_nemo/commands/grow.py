@@ -69,6 +69,7 @@ def main(arguments: Sequence[str]) -> int:
             for phase in phases(settings, number):
                 print(shlex.join(phase.command))
         return 0
+    _check_program(settings)
     settings = replace(settings, content=_content(settings))
     from solopo_nemo.growth.page import rounds_table, write_growth_page
     from solopo_nemo.growth.rounds import grow, summary
@@ -159,6 +160,17 @@ def _check(settings: GrowthSettings) -> None:
                 sample_pairs.checked(parsed, ExitStack())
             elif phase.name == "contexts":
                 build_contexts.checked(parsed)
+
+
+def _check_program(settings: GrowthSettings) -> None:
+    """Refuse a server that cannot be started here. A dry run may be on another machine."""
+    from solopo_nemo.builders.pairs.serving import require_program
+    from solopo_nemo.commands import sample_pairs
+    from solopo_nemo.growth.plan import phases
+
+    (words,) = (phase.words[3:] for phase in phases(settings, 1) if phase.name == "pairs")
+    if serve := sample_pairs._parser().parse_args(words).serve:
+        require_program(serve)
 
 
 def _content(settings: GrowthSettings) -> str:

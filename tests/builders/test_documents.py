@@ -162,7 +162,7 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: 
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.pdf").write_bytes(pdf(["x"]))
     monkeypatch.setitem(__import__("sys").modules, "pypdf", None)
-    with pytest.raises(UserError, match=r"pypdf is not installed.*pip install 'solopo-nemo\[documents\]'"):
+    with pytest.raises(UserError, match=r"pypdf is not installed.*pip install -r requirements/documents.txt"):
         read_file(tmp_path / "a.pdf", "a.pdf")
 
 

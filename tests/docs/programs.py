@@ -55,7 +55,7 @@ def check(command: Command) -> None:
         _known(arguments, _usage(program))
     elif program == "docker":
         _docker(arguments)
-    elif program == "pip":
+    elif program in ("pip", ".venv/bin/pip"):
         _pip(arguments)
     elif program == ".venv/bin/mkdocs":
         _mkdocs(arguments)

@@ -91,6 +91,8 @@ def test_the_commands_of_a_growth(capsys: pytest.CaptureFixture[str]) -> None:
         (["--sampling=--temperature 0"], "--temperature 0"),
         (["--sampling=--samples 1"], "--samples 1: a pair needs at least 2"),
         (["--sampling=--backend openai"], "--base-url: needed"),
+        (["--sampling=--backend openai --serve 'no-such {model} {port}'"], "no-such is no program here"),
+        (["--sampling=--backend openai --serve 'env {model}'", "--dry-run"], "needs {port}"),
         ([*OWN, "--contexts=--workers 0"], "--workers 0"),
         ([*OWN], "questions.jsonl: no such file or directory"),
         (["--sampling=--model m"], "--sampling --model: each round sets it"),
@@ -286,19 +288,24 @@ def test_kill_9_in_each_phase(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_the_embedded_world_grows(tmp_path: Path) -> None:
-    """One round of the real tools, killed in the training, and again; four minutes on a busy machine."""
+def test_the_embedded_world_grows_with_a_real_server(tmp_path: Path) -> None:
+    """One round of the real tools, killed in the sampling and in the training, and again; four minutes when busy."""
+    llama = f"{sys.executable} {ROOT}/tests/support/llama_server.py {{model}} --name {{model}} --port {{port}}"
+    serve = f"--concurrency 4 --serve '{llama} --slots 8 --context 2048'"
     words = [sys.executable, str(ROOT / "tools" / "grow.py"), "--lengths", "2", "--out", str(tmp_path), "--json"]
-    words += ["--sampling=--size 32", "--evaluation=--limit 16", "--reach", "0.1", "--guard", "90"]
-    words += ["solo_dpo", "trainer.checkpoint_every=1"]
+    words += [f"--sampling=--size 32 --backend openai {serve}", f"--evaluation=--limit 16 {serve}"]
+    words += ["--reach", "0.1", "--guard", "90", "solo_dpo", "trainer.checkpoint_every=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     folder = tmp_path / "round_1_2x"
-    with (tmp_path / "log").open("wb") as log, subprocess.Popen(words, env=environment, stderr=log) as process:
-        wait_until((folder / "train" / "metrics.jsonl").exists, process)
-        workers = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGKILL)
-    psutil.wait_procs(workers, timeout=120)
-    pairs = (folder / "triplets.jsonl").stat()
+    pairs = folder / "triplets.jsonl"
+    for begun in (pairs.with_name(f"{pairs.name}.samples.sqlite"), folder / "train" / "metrics.jsonl"):
+        assert not begun.exists()
+        with (tmp_path / "log").open("wb") as log, subprocess.Popen(words, env=environment, stderr=log) as process:
+            wait_until(begun.exists, process)
+            workers = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGKILL)
+        assert not psutil.wait_procs(workers, timeout=120)[1]
+    before = pairs.stat()
     for _ in range(2):
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -306,4 +313,4 @@ def test_the_embedded_world_grows(tmp_path: Path) -> None:
         assert found["policy"] == str(folder / "train" / "hf")
         assert [(one["pairs"], one["steps"]) for one in found["rounds"]] == [(0, 0), (32, 2)]
         assert found["rounds"][1]["scores"].keys() == {"1x", "2x", "4x"}
-    assert (folder / "triplets.jsonl").stat() == pairs
+    assert pairs.stat() == before

@@ -60,7 +60,10 @@ def serving(command: str | None, model: str, base_url: str | None, patience: flo
         yield Address(base_url)
         return
     require(base_url is None, "--serve: starts the server; leave --base-url out")
-    url, words = _prepare(command, model)
+    require_program(command)
+    port = _free_port()
+    words = [word.replace("{model}", model).replace("{port}", str(port)) for word in serve_words(command)]
+    url = f"http://127.0.0.1:{port}/v1"
     check_writable(log.parent, "--out")
     with (
         stopping_at_once(),
@@ -71,8 +74,12 @@ def serving(command: str | None, model: str, base_url: str | None, patience: flo
         yield Address(url, lambda: _require_running(process, log))
 
 
-def _prepare(command: str, model: str) -> tuple[str, list[str]]:
-    """Return the address and the words of the command."""
+def serve_words(command: str) -> list[str]:
+    """Return the words of the command of a server.
+
+    Raises:
+        UserError: It cannot be split, or lacks `{model}` or `{port}`.
+    """
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -80,16 +87,21 @@ def _prepare(command: str, model: str) -> tuple[str, list[str]]:
     for name in ("{model}", "{port}"):
         example = "such as --serve 'vllm serve {model} --port {port}'"
         require(name in command, f"--serve {command}: needs {name}, {example}")
-    require(
-        shutil.which(words[0]) is not None,
-        f"--serve {command}: {words[0]} is no program here (a variable is set by env NAME=VALUE before it)",
-    )
+    return words
+
+
+def require_program(command: str) -> None:
+    """Refuse the command of a server whose program is not on this machine."""
+    program = serve_words(command)[0]
+    hint = "(a variable is set by env NAME=VALUE before it)"
+    require(shutil.which(program) is not None, f"--serve {command}: {program} is no program here {hint}")
+
+
+def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return f"http://127.0.0.1:{port}/v1", [
-        word.replace("{model}", model).replace("{port}", str(port)) for word in words
-    ]
+        port: int = free.getsockname()[1]
+    return port
 
 
 def _wait(process: subprocess.Popen[bytes], name: str, url: str, patience: float, log: Path) -> None:

@@ -177,7 +177,7 @@ def near_duplicates(texts: Iterable[tuple[str, str]], shingle: int = _SHINGLE) -
     try:
         from datasketch import MinHash, MinHashLSH
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'solopo-nemo[documents]'") from error
+        raise UserError(f"{error.name} is not installed: pip install -r requirements/documents.txt") from error
     index = MinHashLSH(threshold=_LIKENESS, num_perm=_PERMUTATIONS)
     known: dict[Hashable, MinHash] = {}
     runs = (_runs(normalize(text).split(), shingle, normalize(key)) for text, key in texts)

@@ -250,7 +250,7 @@ def _library(name: str, path: Path) -> Any:
         return import_module(name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{path}: {error.name} is not installed, which reads it: pip install 'solopo-nemo[documents]'"
+            f"{path}: {error.name} is not installed, which reads it: pip install -r requirements/documents.txt"
         ) from error
 
 
