@@ -19,15 +19,22 @@ FIRST_RULE = "1"
 LITERAL = "literal"
 """Name of the published form of sub-EM; it takes the place of the rule's version."""
 
-_TAG = r"(?:think(?:ing)?|thought|reasoning|reflection)"
-_BEGIN, _END = rf"(?:[<◁]{_TAG}[>▷]|\[THINK\])", rf"(?:[<◁]/{_TAG}[>▷]|\[/THINK\])"
+_TAG = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad)"
+_BEGIN = (
+    rf"[<◁]{_TAG}(?:\s[^<>]{{0,80}})?[>▷]|\[THINK\]|<\|(?:start_thinking|begin_of_thought)\|>"
+    r"|<\|channel\|>(?:analysis|commentary)\b[^<]{0,80}<\|message\|>|<(?:\|channel|unused94)>thought\b"
+)
+_END = (
+    rf"[<◁]/{_TAG}\s?[>▷]|\[/THINK\]|<\|(?:end_thinking|end_of_thought)\|>"
+    r"|<\|channel\|>final\b[^<]{0,80}<\|message\|>|<channel\|>|<unused95>"
+)
 # long answers are read too: no pattern may take time by the square of a text, as ".*" without "\A" would
 _THOUGHT = re.compile(rf"(?P<begin>{_BEGIN})|{_END}", re.I)
 
-_NAMED = r"\b(?:(?:final|correct|right|short)\s+)?answer(?:\s+to\s+(?:the|this|that|your)\s+question)?"
+_NAMED = r"(?<!wrong\ )\b(?:(?:final|correct|right|short)\s+)?answer(?:\s+to\s+(?:the|this|that|your)\s+question)?"
 _BOXED = r"\\f?boxed\s*\{"
 _CLOSING = re.compile(
-    rf"""{_NAMED}[*_"]{{0,9}}(?:\s+(?:is|was))?(?:\s+(?:therefore|thus|simply|clearly))?[*_"]*\s*[:：][*_]*
+    rf"""{_NAMED}[*_"']{{0,9}}(?:\s+(?:is|was))?(?:\s+(?:therefore|thus|simply|clearly))?[*_"']*\s*[:：][*_]*
     | \bfinal\s+answer[*_]*(?:\s+is\b|\s*\n)
     | ^[#* \t]*answer[*\s]*$
     | (?P<tag><answer>)
@@ -39,9 +46,14 @@ _CLOSING = re.compile(
 )
 # read only in a response without one of the above
 _SENTENCE = re.compile(
-    rf"\b(?:the|my|so)\s+{_NAMED[2:]}[*_]*\s+(?:is|was)\b(?:\s+(?:therefore|thus|simply|clearly|that)\b)?"
+    rf"\b(?:the|my|so)\s+{_NAMED}[*_]*\s+(?:is|was)\b(?:\s+(?:therefore|thus|simply|clearly|that)\b)?"
     r"|答案(?:是|为|為)|答えは",
     re.I,
+)
+_VALUE = re.compile(
+    r"""\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\[[^\[\]]*\]
+    |(?:-?\d[\d.]*|null|None|true|false)(?=\s*(?:[}\n]|,\s*["'])))""",
+    re.S | re.X,
 )
 _LATEX: list[tuple[re.Pattern[str], Any]] = [
     (re.compile(r"\\(?:text|math|operatorname)[a-z]*\s*\{([^{}]*)\}"), r"\1"),
@@ -130,8 +142,8 @@ def stated_answer(response: str) -> Stated:
             lines = [_balanced(tail)]
         elif kind.get("tag"):
             lines = re.split("</answer>", tail, flags=re.I)[0].splitlines()
-        elif '"' in last.group() and (value := re.match(r'\s*("(?:[^"\\]|\\.)*")', tail)):
-            lines = [json.loads(value.group(1), strict=False)]
+        elif re.search("[\"']", last.group()) and (value := _VALUE.match(tail)):
+            lines = [_value(value.group())]
         else:
             lines = tail.splitlines()
         text = next((line for line in map(_clean, lines) if normalize(line)), "")
@@ -213,6 +225,15 @@ def _clean(text: str) -> str:
     for pattern, new in _LATEX if "\\" in text or "{,}" in text else ():
         text = pattern.sub(new, text)
     return text.strip(" \t*_`$")
+
+
+def _value(text: str) -> str:
+    """Return the text of a JSON value, or of one in Python's form; null is none."""
+    try:
+        value = json.loads(text, strict=False)
+    except ValueError:  # single quotes, None, or LaTeX that is not escaped
+        return "" if text.strip() == "None" else text.strip(" \t\n[\"']")
+    return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
 
 def _balanced(text: str) -> str:
