@@ -143,6 +143,8 @@ CASES = [
     refused("500, always", said(500, "oops"), why=r"500 \(oops\), 4 tries, and answers another prompt"),
     refused("an HTML page under 200, always", HTML, why="another format than OpenAI's .*Sign in"),
     Case("an HTML page under 200, once", [HTML, good]),
+    refused("a stream", lambda b: httpx.Response(200, text='data: {"choices": [{"delta": {"content": "Gold"}}]}\n\ndata: [DONE]\n'), why="it streams, which it was not asked to"),
+    refused("no content", lambda b: httpx.Response(204), why="another format"),
     refused("a list under 200", body_of([1]), why="a list"),
     refused("text as message", body_of({"choices": [{"message": "Gold"}]}), why="another format"),
     refused("a number as content", each(5), why="content is a int"),
@@ -154,6 +156,13 @@ CASES = [
     Case("usage shows a cut prompt", [usage(1)]),
     Case("401", [said(401, "no")], stops="OPENAI_API_KEY"),
     Case("404 with a reason", [said(404, "no model m")], stops="no model m"),
+    Case("429 that passes", [said(429, "You exceeded your current quota, retry in 1 s"), good]),
+    Case("429 without credit", [lambda b: httpx.Response(429, json={"error": {"message": "quota", "code": "insufficient_quota"}})], stops="insufficient_quota"),
+    Case("402", [said(402, "Insufficient Balance")], stops="Insufficient Balance"),
+    Case("one answer at a time", [lambda b: httpx.Response(200, json={"choices": [choice(TEXTS[b.get("seed", 0) % 4])]})]),
+    refused("a choice that is text", body_of({"choices": ["Gold"]}), why="another format"),
+    refused("message null", body_of({"choices": [{"message": None, "finish_reason": "stop"}]}), why="another format"),
+    unfinished("finish tool_calls", each("The answer is: Gold", "tool_calls"), "tool_calls"),
     Case("418", [said(418, "a teapot")], stops="a teapot"),
 ]  # fmt: skip
 

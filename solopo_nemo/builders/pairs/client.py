@@ -35,6 +35,8 @@ _CONNECT_SECONDS = 10.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 _TRIES = 4
 """Failures of one prompt before a probe decides whether the server fails, or only at this prompt."""
+_NO_CREDIT = "insufficient_quota"
+"""OpenAI's code of a 429 that does not pass: the account has no credit left."""
 _BUSY = frozenset({408, 409, 425, 429, 503})
 _REFUSED = frozenset({400, 413, 422})
 _N_REFUSED = re.compile(
@@ -281,7 +283,7 @@ class ServerClient:
         if code == 404:
             what = f"--model {self._model}: the server at {self.url} does not have it, or the address is not"
             raise UserError(f"{what} the one that ends in /v1 ({problem})")
-        if code in _BUSY or code >= 500:
+        if (code in _BUSY and _NO_CREDIT not in words) or code >= 500:
             raise _Temporary(problem + self._proxy_hint(code), own=code not in _BUSY, wait=_retry_after(headers))
         raise UserError(f"--base-url {self.url}: {problem}")
 
@@ -317,7 +319,8 @@ class ServerClient:
         """Return the server's words in one line, without the key."""
         if isinstance(body, dict):
             body = body.get("error") or body
-            body = body.get("message") or body.get("detail") or body if isinstance(body, dict) else body
+            if isinstance(body, dict) and body.get("code") != _NO_CREDIT:
+                body = body.get("message") or body.get("detail") or body
         words = " ".join(str(body or "").split())
         return (words.replace(self._key, "***") if self._key else words)[:300]
 

@@ -52,6 +52,8 @@ def read_reply(text: str, n: int) -> Reply:
         ErrorBody: It holds an error.
         ValueError, TypeError, AttributeError, KeyError: It has another format than OpenAI's.
     """
+    if text.lstrip().startswith(("data:", "event:")):
+        raise ValueError("it streams, which it was not asked to")
     value = json.loads(text)
     if not isinstance(value, dict):
         raise TypeError(f"a {type(value).__name__}")
