@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,14 +54,22 @@ def routers_of(model: torch.nn.Module) -> list[Router]:
 
 
 @contextmanager
-def without_losses(config: Any) -> Iterator[None]:
-    """Inside the block the routers of a model with this config add no loss of their own."""
+def without_losses(config: Any, chunks: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Inside the block the routers of a model add no loss of their own; the loads that they note are forgotten.
+
+    Args:
+        config: of the model.
+        chunks: its parts on this rank.
+    """
     kept = config.moe_aux_loss_coeff, config.moe_z_loss_coeff
+    loads = [(router, router.load) for chunk in chunks for router in routers_of(chunk)]
     config.moe_aux_loss_coeff, config.moe_z_loss_coeff = 0.0, None
     try:
         yield
     finally:
         config.moe_aux_loss_coeff, config.moe_z_loss_coeff = kept
+        for router, load in loads:
+            router.load = load
 
 
 @torch.no_grad()

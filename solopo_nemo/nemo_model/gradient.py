@@ -14,7 +14,8 @@ def gradient_norm(strategy: Any, batches: Iterator[Batch], reduction: ObjectiveR
     """The L2 norm of the gradient of one global batch over all parameters. The weights do not change.
 
     It runs NeMo's training step and Megatron's gradient norm, so that it holds for every layout, recompute, precision
-    and reference, and is the same number on every rank. The losses of routers are left out. A collective of all ranks.
+    and reference, and is the same number on every rank. The losses and loads of routers are left out. A collective of
+    all ranks.
 
     Args:
         strategy: the strategy of the running trainer.
@@ -25,7 +26,8 @@ def gradient_norm(strategy: Any, batches: Iterator[Batch], reduction: ObjectiveR
         The norm before clipping; infinite or NaN if the gradient is.
     """
     _forget_gradients(strategy)
-    with without_losses(strategy.lightning_module.config), strategy.precision_plugin.train_step_context():
+    config = strategy.lightning_module.config
+    with without_losses(config, strategy.model), strategy.precision_plugin.train_step_context():
         strategy.model.training_step(batches, loss_reduction=reduction)
     (optimizer,) = strategy.optimizers
     optimizer.mcore_optimizer.prepare_grads()

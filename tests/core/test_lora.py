@@ -63,7 +63,7 @@ def one_case(layout: Layout, targets: tuple[str, ...], dropout: float) -> dict[s
     with adapters_off(model.module):
         off = score_batches(model.module, batches)
     on = score_batches(model.module, batches)
-    with without_losses(model.config):  # of the routers: peft's model has none
+    with without_losses(model.config, [model.module]):  # of the routers: peft's model has none
         metrics = engine.step(model, layout, objective)
     base = engine.build(layout)  # the same weights: they are seeded by name
     return {
