@@ -14,16 +14,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow
-from pyarrow.compute import list_value_length
 
 from solopo_nemo.data.chat_template import DROPPED, ChatTemplate, common_length, not_joined, require_beginning
 from solopo_nemo.data.messages import Message
 from solopo_nemo.data.text_ids import TextIds
 from solopo_nemo.runtime.errors import UserError
+
+if TYPE_CHECKING:  # packing imports this module, and needs no pyarrow
+    import pyarrow
 
 SCORED = ("assistant", "last")
 """The turns of an answer that are scored: all of the assistant's, or the last one."""
@@ -42,7 +43,7 @@ def answer_lengths(column: pyarrow.ChunkedArray) -> tuple[np.ndarray, np.ndarray
     """Tokens, and scored tokens, of each answer of a column, fp64 ``[samples]``."""
     lengths, scored = [], []
     for chunk in column.chunks:
-        lengths.append(list_value_length(chunk).to_numpy())
+        lengths.append(chunk.value_lengths().to_numpy())
         counted = np.concatenate(([0], np.cumsum(chunk.flatten().to_numpy() >= 0)))
         ends = np.cumsum(lengths[-1])
         scored.append(counted[ends] - counted[ends - lengths[-1]])
@@ -55,7 +56,7 @@ def end_tokens(column: pyarrow.ChunkedArray) -> set[int]:
     for chunk in column.chunks:
         ids = chunk.flatten().to_numpy()
         is_end = np.append(ids[1:] < 0, True)
-        is_end[np.cumsum(list_value_length(chunk).to_numpy()) - 1] = True
+        is_end[np.cumsum(chunk.value_lengths().to_numpy()) - 1] = True
         found |= set(ids[is_end & (ids >= 0)].tolist())
     return found
 

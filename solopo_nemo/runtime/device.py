@@ -139,10 +139,12 @@ def default_precision(gpu: bool | None = None) -> str:
 
 def memory_gib() -> float:
     """Memory of this process's GPU in GiB; without a GPU, memory of the machine."""
-    import psutil
     import torch
 
-    size = torch.cuda.get_device_properties(current()).total_memory if _present() else psutil.virtual_memory().total
+    if _present():
+        size = torch.cuda.get_device_properties(current()).total_memory
+    else:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return float(size) / 2**30
 
 

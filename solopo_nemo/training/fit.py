@@ -53,6 +53,14 @@ def build_optimizer(config: RunConfig, steps: int) -> MegatronOptimizerModule:
     )
 
 
+def mixed_precision(config: RunConfig) -> nl.MegatronMixedPrecision | None:
+    """NeMo's plugin for bf16, ``None`` in fp32. On a GPU the parameters are built in bf16, without it in fp32."""
+    if precision_of(config) != "bf16":
+        return None
+    built_in = torch.bfloat16 if device.cuda() else None
+    return nl.MegatronMixedPrecision("bf16-mixed", params_dtype=built_in, fp16_loss_scale=LOSS_SCALE)
+
+
 def fit(
     config: RunConfig, stop: StopRequest, only_reference: bool = False, callbacks: Sequence[pl.Callback] = ()
 ) -> None:
@@ -114,12 +122,7 @@ def fit(
             restore_config=nl.RestoreConfig(path=str(paths.initial)),  # used if no checkpoint is resumed
             verified=checkpoints.verified,
         ),
-        # bf16 takes a loss scale too (LOSS_SCALE); without params_dtype the parameters are fp32 on the GPU
-        plugins=nl.MegatronMixedPrecision(
-            "bf16-mixed", params_dtype=torch.bfloat16 if device.cuda() else None, fp16_loss_scale=LOSS_SCALE
-        )
-        if precision_of(config) == "bf16"
-        else None,
+        plugins=mixed_precision(config),
         callbacks=trainer_callbacks,
         logger=[] if only_reference else build_loggers(config, checkpoints.resumed),
         enable_checkpointing=False,

@@ -19,6 +19,7 @@ import ctypes
 import gc
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,6 +41,28 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Total bytes of the distinct storages of tensors."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
+
+
+def megatron_state(chunks: Iterable[Any], optimizer: Any) -> dict[str, list[torch.Tensor]]:
+    """Tensors that Megatron allocates before the first step: gradients, and the optimizer's shards.
+
+    Args:
+        chunks: the model, in Megatron's DDP wrappers.
+        optimizer: Megatron's.
+    """
+    state: dict[str, list[torch.Tensor]] = {"gradients": [], "optimizer": []}
+    weights = set()
+    for module in chunks:
+        weights |= {p.untyped_storage().data_ptr() for p in module.parameters()}
+        for buffer in (*module.buffers, *module.expert_parallel_buffers):
+            buffer.grad_data.zero_()  # every step starts with this; it makes the buffer resident
+            state["gradients"].append(buffer.grad_data)
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for group in part.optimizer.param_groups:  # fp32 shards are views of the model's weights
+            state["optimizer"] += [p for p in group["params"] if p.untyped_storage().data_ptr() not in weights]
+        for values in part.optimizer.state.values():
+            state["optimizer"] += [value for value in values.values() if torch.is_tensor(value)]
+    return state
 
 
 def release_free_memory() -> None:

@@ -15,7 +15,7 @@ from solopo_nemo.config.schema import load_config
 from solopo_nemo.runtime import cli, environment, logs
 from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.runtime.signals import StopRequest
-from studies.benchmarks.memory import PeakMemory, storage_bytes
+from studies.benchmarks.memory import PeakMemory, megatron_state, storage_bytes
 
 
 class StepMeter(pl.Callback):
@@ -64,21 +64,10 @@ class StepMeter(pl.Callback):
 
 
 def _training_state(trainer: pl.Trainer) -> dict[str, list[torch.Tensor]]:
-    """Tensors that Megatron allocates before the first step: gradients, optimizer shards, and a reference policy."""
-    state: dict[str, list[torch.Tensor]] = {"gradients": [], "optimizer": [], "reference": []}
+    """:func:`megatron_state`, and a reference policy."""
     strategy: Any = trainer.strategy
-    weights = set()
-    for module in strategy.megatron_parallel:
-        weights |= {p.untyped_storage().data_ptr() for p in module.parameters()}
-        for buffer in (*module.buffers, *module.expert_parallel_buffers):
-            buffer.grad_data.zero_()  # every step starts with this; it makes the buffer resident
-            state["gradients"].append(buffer.grad_data)
-    megatron = strategy.lightning_module.optimizers(use_pl_optimizer=False).mcore_optimizer
-    for optimizer in getattr(megatron, "chained_optimizers", [megatron]):
-        for group in optimizer.optimizer.param_groups:  # fp32 shards are views of the model's weights
-            state["optimizer"] += [p for p in group["params"] if p.untyped_storage().data_ptr() not in weights]
-        for values in optimizer.optimizer.state.values():
-            state["optimizer"] += [value for value in values.values() if torch.is_tensor(value)]
+    optimizer = strategy.lightning_module.optimizers(use_pl_optimizer=False).mcore_optimizer
+    state = {**megatron_state(strategy.megatron_parallel, optimizer), "reference": []}
     for callback in trainer.callbacks:
         module = getattr(callback, "module", None)
         if isinstance(module, torch.nn.Module):

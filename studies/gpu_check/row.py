@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
+
+OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""What libraries beside torch's allocator say where memory is missing."""
 
 
 def main(asked: dict[str, Any]) -> dict[str, Any]:
@@ -22,7 +27,12 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     except torch.OutOfMemoryError:
         return {"note": "out of memory"}
     except Exception as error:
-        return {"ok": False, "note": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        said = " ".join(str(error).split())[:300]
+        if any(words in said for words in OUT_OF_MEMORY):
+            return {"note": "out of memory"}
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{'/'.join(Path(place.filename).parts[-2:])}:{place.lineno}"
+        return {"ok": False, "note": f"{type(error).__name__}: {said} ({where})"}
 
 
 if __name__ == "__main__":

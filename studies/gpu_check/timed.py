@@ -12,7 +12,7 @@ import torch
 
 from solopo_nemo.objectives import SequenceScores, build_objective
 from solopo_nemo.runtime import device
-from studies.benchmarks.memory import PeakMemory
+from studies.benchmarks.memory import PeakMemory, megatron_state
 from studies.gpu_check.megatron import BASE, OBJECTIVES, RESPONSE, SHAPES, SHORT, Shape, Training, sample
 
 
@@ -29,13 +29,15 @@ def measure(system: str, shape: str, long: int, steps: int = 3) -> dict[str, Any
     row = sample(sizes, 0, min(SHORT, long), long, RESPONSE)
     dtype = torch.bfloat16 if device.cuda() else torch.float32
     found: dict[str, Any] = {}
+    state: list[torch.Tensor] = []
     if system == "transformers":
         step, parameters = _transformers(sizes)
     else:
         training = Training(sizes, dtype, system)
         step, parameters, found["layers"] = training.step, list(training.model.parameters()), training.layers
+        state = [x for tensors in megatron_state([training.model], training.optimizer).values() for x in tensors]
     memory, seconds = PeakMemory(), []
-    memory.start(parameters, [])
+    memory.start(parameters, state)
     for _ in range(steps):
         started = time.perf_counter()
         found["loss"] = step([row])  # a number: the GPU has finished when it is there

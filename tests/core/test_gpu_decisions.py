@@ -180,6 +180,17 @@ def test_the_lengths_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert moved["lengths"] == [4]
 
 
+def test_a_batch_is_copied_to_a_gpu_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host waits for a copy from other memory, even with non_blocking=True."""
+    calls: list[str] = []
+    monkeypatch.setattr(core_device, "cuda", lambda: True)
+    monkeypatch.setattr(core_device, "current", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *where, **how: calls.append(f"{where} {how}") or self)
+    core_device.to_device({"tokens": torch.zeros(1, 4), "lengths": [4]})  # type: ignore[typeddict-item]
+    assert calls == ["pinned", "(device(type='cuda', index=0),) {'non_blocking': True}"]
+
+
 @pytest.mark.parametrize("gpu", [False, True])
 def test_a_host_that_reads_a_number_waits_for_its_gpu(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from solopo_nemo.training.failures.watchdog import where_it_is
@@ -268,3 +279,21 @@ def test_one_rank_gathers_the_state_of_a_gpus_optimizer(gpu: bool, monkeypatch: 
     assert made.sharded_state_dict_metadata["distrib_optim_sharding_type"] == "fully_reshardable"
     assert made.sharded_state_dict_metadata["distrib_optim_fully_reshardable_mem_efficient"] is gpu
     assert isinstance(made.unwrapped_checkpoint_io, strategy._CheckpointIO)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("gpu", [False, True])
+def test_on_a_gpu_policy_and_reference_are_built_in_bf16(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugin sets the model's config, from which the callback of the online reference builds its copy, too."""
+    from nemo.lightning.pytorch.plugins.mixed_precision import update_config_with_dtype_overrides
+
+    from solopo_nemo.config.schema import load_config
+    from solopo_nemo.training.fit import mixed_precision
+
+    monkeypatch.setattr(device, "cuda", lambda: gpu)
+    plugin = mixed_precision(load_config("solo_dpo", ["trainer.precision=bf16"]))
+    assert plugin is not None
+    config = update_config_with_dtype_overrides(plugin.dtype_config, a_config(bf16=False, params_dtype=torch.float32))
+    assert config.bf16
+    assert config.params_dtype is (torch.bfloat16 if gpu else torch.float32)
+    assert mixed_precision(load_config("solo_dpo", ["trainer.precision=fp32"])) is None

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from solopo_nemo.runtime.errors import UserError
+from studies.benchmarks.memory import megatron_state, storage_bytes
 from studies.gpu_check import cli
+
+NOT_NEEDED = ("nemo", "lightning", "datasets", "hydra", "omegaconf", "pandas", "psutil", "pyarrow", "rich")
 
 
 @pytest.mark.slow
-def test_every_row_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """About 50 s: a process a row."""
+def test_every_row_runs_on_a_cpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """About 50 s: a process a row, with torch, Megatron-core and transformers alone."""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({NOT_NEEDED}))\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     out = tmp_path / "found.json"
     assert cli.main(["--out", str(out)]) == 0, capsys.readouterr().out
-    rows = json.loads(out.read_text())["rows"]
+    rows = json.loads(out.read_text())["runs"]
     checks = {row["check"]: row for row in rows if "check" in row}
     assert checks.keys() == {*cli.CHECKED} - {"sliding window"}
     assert all(row["ok"] and 0 < row["difference"] < 1e-5 for row in checks.values())
@@ -64,7 +74,7 @@ def test_what_ran_out_of_memory_is_not_tried_longer(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(cli, "_asked", lambda gpu: iter(rows))
     monkeypatch.setattr(cli, "_run", lambda row, _: found.get(row["system"], {"seconds": 1.0, "peak_gib": 1.0}))
     assert cli.main(["--out", str(tmp_path / "a.json")]) == 0
-    tried = [(row["system"], row["long"]) for row in json.loads((tmp_path / "a.json").read_text())["rows"]]
+    tried = [(row["system"], row["long"]) for row in json.loads((tmp_path / "a.json").read_text())["runs"]]
     assert tried.count(("transformers", 1)) == 1
     assert ("transformers", 2) not in tried
     assert ("SoLo-DPO", 2) in tried
@@ -76,12 +86,14 @@ def test_the_dry_run_stands_beside_what_was_measured(tmp_path: Path, monkeypatch
     def run(command: list[str], **_: Any) -> None:
         config = load_config("solo_dpo", command[2:])
         assert config.dry_run.enabled
+        assert config.model.layers == "torch"
         assert (config.model.init, config.dry_run.length) == ("Qwen/Qwen2.5-0.5B-Instruct", "8192")
         rank = {"peak_gib": 9.5, "kinds": {"weights": 1.0}}
         (Path(config.output_dir) / "dry_run.json").write_text(json.dumps({"ranks": [rank]}))
 
     monkeypatch.setattr(cli, "_asked", lambda gpu: iter([{"system": "SoLo-DPO", "shape": "0.5B", "long": 8192}]))
-    monkeypatch.setattr(cli, "_run", lambda *_: {"seconds": 1.0, "peak_gib": 8.0})
+    monkeypatch.setattr(cli, "_run", lambda *_: {"seconds": 1.0, "peak_gib": 8.0, "layers": "local"})
+    monkeypatch.setattr(cli, "_machine", lambda: {"gpu": "", "processor": "", **dict.fromkeys(cli.PACKAGES)})
     monkeypatch.setattr(cli.device, "cuda", lambda: True)
     monkeypatch.setattr(cli.subprocess, "run", run)
     assert cli.main(["--out", str(tmp_path / "a.json")]) == 0
@@ -90,13 +102,72 @@ def test_the_dry_run_stands_beside_what_was_measured(tmp_path: Path, monkeypatch
     assert "| 0.5B | 8,192 | 1.00 s, 8.0 GiB | - | - | 8.5 GiB |" in tables
 
 
-def test_a_failure_is_one_of_the_rows_values() -> None:
+def test_both_models_are_measured_up_to_128k_before_longer_prompts() -> None:
+    asked = [row for row in cli._asked(gpu=True) if "system" in row]
+    needed = {(row["shape"], row["long"]) for row in asked[: 3 * 2 * 5]}
+    assert needed == {(shape, 8192 << i) for shape in ("0.5B", "1.5B") for i in range(5)}
+
+
+def test_the_same_command_goes_on_and_another_machine_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"system": system, "shape": "tiny", "long": n} for n in (1, 2, 3) for system in cli.SYSTEMS[:2]]
+    out, asked = tmp_path / "a.json", list[tuple[str, int]]()
+    notes = {("SoLo-DPO", 2): f"{cli.UNFINISHED} in 60 s", ("Long-DPO", 2): "out of memory"}
+
+    def run(row: dict[str, Any], _: float) -> dict[str, Any]:
+        asked.append((row["system"], row["long"]))
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return {"note": note} if (note := notes.get(asked[-1])) else {"seconds": 1.0, "peak_gib": 1.0}
+
+    monkeypatch.setattr(cli, "_asked", lambda gpu: iter(rows))
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main(["--out", str(out)]) == 0
+    assert asked == [("SoLo-DPO", 1), ("Long-DPO", 1), ("SoLo-DPO", 2), ("Long-DPO", 2)]
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(["--out", str(out)])
+    notes.clear()
+    assert cli.main(["--out", str(out)]) == 0
+    assert asked[4:] == [("SoLo-DPO", 2), ("SoLo-DPO", 2), ("SoLo-DPO", 3)]
+    assert len(json.loads(out.read_text())["runs"]) == 5
+    monkeypatch.setattr(cli, "_machine", lambda: {"gpu": "another"})
+    with pytest.raises(UserError, match=r"holds results of gpu None, not 'another': give another --out"):
+        cli.main(["--out", str(out)])
+
+
+@pytest.mark.parametrize("name", ["a.md", "folder.json"])
+def test_a_file_that_the_tables_would_replace_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(UserError, match=r"give the name of a \.json file"):
+        cli.main(["--out", str(tmp_path / name)])
+
+
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (torch.OutOfMemoryError(), "out of memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), "out of memory"),
+        (ValueError("two\nlines"), r"ValueError: two lines \(studies/test_gpu_check\.py:\d+\)"),
+    ],
+)
+def test_a_failure_is_one_of_the_rows_values(error: Exception, note: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from studies.gpu_check import row
 
     def fail(*_: Any) -> Any:
-        raise torch.OutOfMemoryError
+        raise error
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("studies.gpu_check.timed.measure", fail)
-        assert row.main({"system": "SoLo-DPO", "shape": "tiny", "long": 1}) == {"note": "out of memory"}
-    assert row.main({"check": "nothing", "precision": "fp32"}) == {"ok": False, "note": "KeyError: 'nothing'"}
+    monkeypatch.setattr("studies.gpu_check.timed.measure", fail)
+    found = row.main({"system": "SoLo-DPO", "shape": "tiny", "long": 1})
+    assert re.fullmatch(note, found["note"])
+    assert found.get("ok", True) is (note == "out of memory")
+
+
+def test_gradients_and_fp32_weights_that_are_there_before_the_first_step_are_no_part_of_the_loaded_model() -> None:
+    weight, main = torch.nn.Parameter(torch.ones(8, dtype=torch.bfloat16)), torch.ones(8)
+    buffer = SimpleNamespace(grad_data=torch.ones(8))
+    chunk = SimpleNamespace(parameters=lambda: [weight], buffers=[buffer], expert_parallel_buffers=[])
+    inner = SimpleNamespace(param_groups=[{"params": [main, weight.detach()[:4]]}], state={})
+    state = megatron_state([chunk], SimpleNamespace(optimizer=inner))
+    assert {kind: storage_bytes(tensors) for kind, tensors in state.items()} == {"gradients": 32, "optimizer": 32}
+    assert not buffer.grad_data.any()

@@ -150,6 +150,10 @@ class Tracker(TorchDispatchMode):
             out = _coalesced(func, args)
         elif name == "_efficient_attention_backward":  # its fake one lacks the argument `out` (torch 2.9 to 2.13)
             out = (*map(torch.empty_like, args[1:4]), None)
+        elif func is torch.ops.aten.mm.dtype:  # torch 2.9 has no fake one
+            out = args[0].new_empty(args[0].shape[0], args[1].shape[1], dtype=args[2])
+        elif func is torch.ops.aten.mm.dtype_out:
+            out = kwargs["out"]
         else:
             out = func(*args, **kwargs)
         self.operations[name] += 1
