@@ -51,6 +51,8 @@ def data_files(path: Path) -> list[Path]:
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"{path}: unknown kind of file: name it {', '.join(SUFFIXES)}{_conversion(path)}")
         return [path]
+    if not path.is_dir():
+        raise UserError(f"{path}: a pipe or a device, which cannot be read twice: write its rows to a file")
     if is_saved_dataset(path):
         # cache-*: cached results of `datasets`, stored next to the data
         return sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("cache-"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +158,12 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: 
     with pytest.raises(UserError, match=why) as refused:
         read_file(tmp_path / name, name)
     assert name in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_pipe_among_documents_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(UserError, match=r"a\.txt: a pipe or a device"):
+        read_file(tmp_path / "a.txt", "a.txt")
 
 
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,7 @@ def test_paths_without_data(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("a,b")
     (tmp_path / "bad.parquet").write_text("no parquet")
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe.jsonl")
     splits = datasets.Dataset.from_list([triplet_row()])
     datasets.DatasetDict({"train": splits, "test": splits}).save_to_disk(tmp_path / "splits")
     cases = {
@@ -161,6 +163,7 @@ def test_paths_without_data(tmp_path: Path) -> None:
         "table.csv": r"unknown kind of file: name it \.jsonl",
         "bad.parquet": "not a readable parquet file",
         "folder": "no data in this directory",
+        "pipe.jsonl": "a pipe or a device",
         "splits": "holds several splits: give one of .*train",
     }
     for name, message in cases.items():

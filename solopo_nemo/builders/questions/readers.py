@@ -64,6 +64,8 @@ def read_file(path: Path, name: str) -> Document:
     """
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise UserError(f"{path}: a pipe or a device, not a file")
         data = path.read_bytes() if size <= LARGEST else b""
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
