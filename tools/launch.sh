@@ -368,6 +368,11 @@ submit() {
         fail "output_dir=$output_dir: cannot be written"
     fi
     rm -f "$output_dir/slurm/starts"
+    # a user's variables of sbatch win over the directives of a script
+    unset SBATCH_ARRAY_INX SBATCH_SIGNAL SBATCH_OPEN_MODE SBATCH_OUTPUT SBATCH_JOB_NAME
+    if [[ -n $limit ]]; then unset SBATCH_TIMELIMIT; fi
+    if [[ -n $partition ]]; then unset SBATCH_PARTITION; fi
+    if [[ -n $account ]]; then unset SBATCH_ACCOUNT; fi
     script=$output_dir/slurm/job.sh
     write_script >"$script"
     for ((link = 1; link <= chain; link++)); do

@@ -136,6 +136,18 @@ def test_the_script_asks_for_what_the_options_say(cluster: StubCluster, program:
     ]
 
 
+def test_variables_of_slurm_do_not_undo_what_the_launcher_sets(cluster: StubCluster, program: list[str]) -> None:
+    """Those of sbatch win over directives, and a site's --export=NONE keeps the environment from the tasks."""
+    for command in ("sbatch", "srun"):
+        cluster.add(command, f"env | grep ^S >{cluster.bin}/{command}.env; echo 7\n")
+    set_ = {"SBATCH_ARRAY_INX": "0-3", "SBATCH_SIGNAL": "KILL", "SBATCH_PARTITION": "p", "SBATCH_ACCOUNT": "a"}
+    assert not cluster.launch("--account", "lab", *program, **set_).returncode
+    left = (cluster.bin / "sbatch.env").read_text()
+    assert "SBATCH_PARTITION=p\n" in left and left.count("SBATCH_") == 1
+    cluster.run_job(cluster.script(*program, "--x"), SLURM_EXPORT_ENV="NONE")
+    assert "SLURM_EXPORT_ENV" not in (cluster.bin / "srun.env").read_text()
+
+
 def test_a_site_with_gres_only_and_a_job_that_is_not_requeued(cluster: StubCluster, program: list[str]) -> None:
     for gres in ("gpu:4", "gpu:a100:4", "shard:1,gpu:h100_80:4"):
         options = ["--gpus-per-node", "4", f"--sbatch=--gres={gres}", "--sbatch=--no-requeue"]

@@ -125,6 +125,8 @@ again() {
 trap 'stop SIGUSR1' USR1
 trap 'stop SIGTERM' TERM
 cd "$root" || exit 1
+# after sbatch --export=NONE, srun would keep these from the tasks
+unset SLURM_EXPORT_ENV
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 say "job $job, start $start, on $SLURM_JOB_NODELIST, commit $commit"
 count_start
