@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -237,6 +238,14 @@ def test_a_proxy_is_named_where_it_fails(make: Make, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(proxies, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"HTTP_PROXY=socks5://p:1: a SOCKS proxy needs the package socksio"):
         ServerClient("m", URL)
+
+
+def test_certificates_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "none.pem").touch()
+    for name in ("gone.pem", "none.pem"):
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / name))
+        with pytest.raises(UserError, match=rf"SSL_CERT_FILE=.*{name}: no file of certificates .*unset it"):
+            ServerClient("m", URL)
 
 
 def test_a_server_that_comes_back_with_another_model_ends_the_run(make: Make) -> None:

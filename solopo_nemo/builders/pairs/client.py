@@ -106,9 +106,9 @@ class ServerClient:
         if not self._key.isascii():
             raise UserError(f"{KEY_VARIABLE}: holds characters that no key has: set it again")
         self._headers = {} if self._key else {"Authorization": Omit()}
-        if alive is not None and transport is None:
-            transport = httpx.HTTPTransport(limits=httpx.Limits(max_connections=concurrency))
         try:
+            if alive is not None and transport is None:
+                transport = httpx.HTTPTransport(limits=httpx.Limits(max_connections=concurrency))
             self._client = OpenAI(
                 api_key=self._key or "none",
                 base_url=self.url,
@@ -119,6 +119,9 @@ class ServerClient:
             self._entry = self._check()
         except httpx.InvalidURL as error:
             raise UserError(f"--base-url {self.url}: not an address ({error})") from error
+        except OSError as error:
+            name = f"SSL_CERT_FILE={os.environ.get('SSL_CERT_FILE', '')}"
+            raise UserError(f"{name}: no file of certificates ({error}): correct it, or unset it") from error
 
     def ask(self, prompt: Prompt, max_tokens: int, n: int = 1, **options: Any) -> Reply:
         """Answer a prompt.
