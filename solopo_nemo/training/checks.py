@@ -104,14 +104,19 @@ class Start:
         return [] if "settled" in self.refused else self.settled
 
     @once
+    def described(self) -> Path:
+        """The local folder of ``model.init``; of a model on the hub without weights, as it may be refused."""
+        return find_model(self.config.model.init, weights=False)
+
+    @once
     def source(self) -> Path:
-        """The local folder of ``model.init``."""
-        return find_model(self.config.model.init, weights=self.scratch is None)
+        """:attr:`described`, in a run with weights."""
+        return self.described if self.scratch else find_model(self.config.model.init)
 
     @property
     def template(self) -> Path:
-        """The Hugging Face folder of :attr:`source`; in a NeMo checkpoint it has no weights."""
-        return self.source / "hf" if is_checkpoint(self.source) else self.source
+        """The Hugging Face folder of :attr:`described`; in a NeMo checkpoint it has no weights."""
+        return self.described / "hf" if is_checkpoint(self.described) else self.described
 
     @contextmanager
     def _of_model(self) -> Iterator[None]:
@@ -223,14 +228,15 @@ class Start:
 
 
 def _check_origin(start: Start) -> None:
-    if start.source.resolve() == start.paths.hf.resolve():
+    source = start.described
+    if source.resolve() == start.paths.hf.resolve():
         raise UserError(
-            f"model.init={start.source}: is where this run exports its policy, which would replace the initial "
+            f"model.init={source}: is where this run exports its policy, which would replace the initial "
             "weights: choose another output_dir"
         )
-    if is_checkpoint(start.source):
+    if is_checkpoint(source):
         rank = None if start.imported.get("files") == start.source_files else 0  # unchanged files are not read again
-        check_origin(start.source, "model.init", start.config.model.trust_checkpoint, rank=rank)
+        check_origin(source, "model.init", start.config.model.trust_checkpoint, rank=rank)
 
 
 def _check_last_step(start: Start) -> None:
@@ -246,7 +252,7 @@ def _check_context(start: Start) -> None:
 
 
 def _check_weights(start: Start) -> None:
-    if start.template is not start.source:
+    if is_checkpoint(start.described):
         return
     if start.scratch and not Path(start.config.model.init).is_dir() and not list(start.source.glob("*.safetensors")):
         logger.warning("model.init=%s: the run downloads the weights; they are not checked", start.config.model.init)

@@ -17,6 +17,7 @@ from solopo_nemo.commands.dispatch import dispatch
 from solopo_nemo.config.schema import load_config, save_config
 from solopo_nemo.runtime import device
 from solopo_nemo.runtime.cli import EXIT_USER_ERROR
+from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 from solopo_nemo.training import checks
 from solopo_nemo.training.check import Findings, check_recipe
@@ -187,6 +188,18 @@ def test_weights_on_the_hub_are_left_there(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     found = check("model=custom", "model.init=some/model")
     assert not found.problems and "the run downloads the weights" in found.warnings[0]
+
+
+def test_a_refused_model_on_the_hub_is_left_there_by_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(name: str, allow_patterns: list[str], **_: Any) -> str:
+        assert "*.safetensors" not in allow_patterns
+        return str(tmp_path)
+
+    (tmp_path / "config.json").write_text('{"model_type": "gemma3"}')
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    config = load_config("solo_dpo", ["model=custom", "model.init=some/model", f"output_dir={tmp_path / 'out'}"])
+    with pytest.raises(UserError, match="it reads images too"):
+        checks.check_all(checks.Start(config, 1), checks.CHECKS)
 
 
 def test_the_command_and_the_key_are_one(words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
