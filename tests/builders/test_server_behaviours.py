@@ -153,6 +153,8 @@ CASES = [
     Case("n refused", [without("n", "n > 1 is not supported")]),
     Case("max_tokens refused", [without("max_tokens", "'max_tokens' is unsupported, use 'max_completion_tokens'")]),
     Case("a field refused", [without("repetition_penalty", "unknown field repetition_penalty")]),
+    Case("seed refused", [without("seed", 'Invalid JSON payload. Unknown name "seed": Cannot find field.')]),
+    Case("top_p refused beside temperature", [without("top_p", "`temperature` and `top_p` cannot both be specified")]),
     Case("usage shows a cut prompt", [usage(1)]),
     Case("401", [said(401, "no")], stops="OPENAI_API_KEY"),
     Case("404 with a reason", [said(404, "no model m")], stops="no model m"),

@@ -232,8 +232,11 @@ class ServerClient:
         while True:
             gone = frozenset(self._unsupported)
             limit = "max_completion_tokens" if "max_tokens" in gone else "max_tokens"
-            body = {**given, "model": self._model, **options, limit: max_tokens, **({} if "n" in gone else {"n": n})}
+            body = {**given, "model": self._model, **options, limit: max_tokens, "n": n}
             extra = {name: value for name, value in body.pop("extra_body", {}).items() if name not in gone}
+            body = {name: value for name, value in body.items() if name not in gone}
+            # a seed, and a top_p that changes nothing, can be left out too
+            free = {*extra, *(name for name in body if name == "seed" or (name, body[name]) == ("top_p", 1))}
             try:
                 raw = create(**body, extra_headers=self._headers, extra_body=extra or None)
                 return self._read(raw.text, n)
@@ -246,7 +249,7 @@ class ServerClient:
                 raise _Temporary(self._unreachable(error), own=own) from error
             except ErrorBody as error:
                 failure = (error.code, self._words(error.value), httpx.Headers())
-            if not self._adapts(*failure[:2], n, extra, gone):
+            if not self._adapts(*failure[:2], n, free, gone):
                 self._raise(*failure, "" if n == 1 or "n" in gone else f" (to n={n}, which --batch changes)")
 
     def _read(self, text: str, n: int) -> Reply:
@@ -262,12 +265,12 @@ class ServerClient:
                 raise _Temporary(problem, own=True) from error
             raise UserError(f"--base-url {self.url}: {problem}") from error
 
-    def _adapts(self, code: int, words: str, n: int, extra: dict[str, Any], gone: frozenset[str]) -> bool:
-        """True if the refused request can be sent without a field that this server does not take."""
+    def _adapts(self, code: int, words: str, n: int, free: set[str], gone: frozenset[str]) -> bool:
+        """True if the request can be sent again without `n` or a field of `free`, which this server does not take."""
         if code not in _REFUSED:
             return False
         said = words.lower()
-        fields = {name for name in extra if name in said}
+        fields = {name for name in free if re.search(rf"(?<![\w-]){re.escape(name.lower())}(?![\w-])", said)}
         if n > 1 and "n" not in gone and _N_REFUSED.search(said):
             fields.add("n")
         if "max_completion_tokens" in said and "max_tokens" not in gone:
