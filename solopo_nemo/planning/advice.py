@@ -134,7 +134,7 @@ def _changes(
                 continue
             for recompute in recomputes:
                 run = dataclasses.replace(now, layout=other, micro_batch=micro_batch, recompute=recompute)
-                if changed := _difference(config, run):
+                if is_known(run) and (changed := _difference(config, run)):
                     yield run, changed
 
 

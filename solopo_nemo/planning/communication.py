@@ -53,7 +53,6 @@ def communication(run: Run) -> Communication:
     """
     layout, kind, repeated = run.layout, Kind.of(run), _with_repeated_heads(run)
     sent, sizes = traced_step(kind).sent, Sizes(repeated)
-    whole, none = (traced_step(replace(kind, recompute=recompute)).sent for recompute in ("full", "none"))
     scored = Sizes(replace(repeated, workload=Workload(run.workload.reference))) if run.online_reference else None
 
     def of_group(name: str, ranks: int) -> float:
@@ -61,9 +60,10 @@ def communication(run: Run) -> Communication:
             return 0.0
         size = sizes(sent[name])
         if scored:  # full recomputation is one more forward pass of the layers
+            whole, none = (traced_step(replace(kind, recompute=recompute)).sent for recompute in ("full", "none"))
             size += scored(whole[name]) - scored(none[name])
             size += scored(OUTSIDE_SPLIT if layout.sequence else OUTSIDE) * (name == "tensor")
-        if name == "tensor" and layout.sequence and run.adapter_rank is not None:
+        if name == "tensor" and layout.sequence and run.adapter_rank is not None and not kind.adapters:
             size -= sizes(HIDDEN)  # the gradient of a frozen embedding is not gathered
         return size * (ranks - 1) / ranks * run.micro_batches
 

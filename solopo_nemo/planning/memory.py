@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from solopo_nemo.planning.parameters import StageParameters
 from solopo_nemo.planning.run import GPU, Run
-from solopo_nemo.planning.state import GIB, Tensor, device_share, training_state, weights
+from solopo_nemo.planning.state import GIB, Tensor, device_share, stage_parameters, training_state, weights
 from solopo_nemo.planning.traced import Kind, Sizes, traced_step
+from solopo_nemo.runtime.kernels import ENGINE
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ def _placeholder(run: Run) -> Tensor:
     """What autograd holds for the gradient of a tied head until that of the embedding joins it, on one stage of a GPU.
 
     The gradient itself is in Megatron's buffer. The traced models have a head of their own, whose placeholder goes at
-    once.
+    once. Transformer Engine keeps that of any head (:func:`solopo_nemo.planning.state.device_share`).
     """
-    there = run.device == GPU and run.shape.tie_word_embeddings and run.layout.pipeline == 1
-    parameters = StageParameters.of(run.shape, run.layout.tensor) if there and run.adapter_rank is None else None
-    size = parameters.embedding * run.itemsize if parameters else 0
+    tied = run.device == GPU and run.shape.tie_word_embeddings and run.layout.pipeline == 1
+    there = tied and run.layers != ENGINE and run.adapter_rank is None
+    size = stage_parameters(run, 0).embedding * run.itemsize if there else 0
     return Tensor("placeholder of the tied head's gradient", size, "v * h / t * e")

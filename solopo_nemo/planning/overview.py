@@ -12,6 +12,7 @@ from solopo_nemo.planning.run import GPU, Run
 from solopo_nemo.planning.search import RECOMPUTE, Plan, longest, search, valid_layouts, with_layout
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.step_time import Machine
+from solopo_nemo.planning.traced import is_known
 from solopo_nemo.planning.workload import Lengths
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ def furthest(
     for layout in valid_layouts(config, shape, machine.gpus, machine.gpus_per_node):
         smallest = with_layout(config, layout, recompute=RECOMPUTE[-1])
         run = Run.of(smallest, shape, shorter, machine.gpus, GPU, optimizer)
-        most = longest(config, run, shorter, machine, above=most)
+        if is_known(run):
+            most = longest(config, run, shorter, machine, above=most)
     if not most:
         return None
     plans = search(config, shape, dataclasses.replace(shorter, long=most), machine, optimizer)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from solopo_nemo.families.family import LINEARS
+from solopo_nemo.families.family import LINEARS, MODULES
 from solopo_nemo.planning.shape import ModelShape
+
+MLP = frozenset(name for name, path in MODULES.items() if path.startswith("mlp."))
+"""Names of the modules of an MLP, which each expert has."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +60,37 @@ class LayerParameters:
 
 
 def adapter_parameters(shape: ModelShape, rank: int, targets: Collection[str], tensor: int = 1) -> int:
-    """Parameters of the adapters in one layer on one of ``t`` tensor-parallel ranks.
+    """Parameters of the adapters in one layer on one of ``t`` tensor-parallel ranks, without those of experts.
 
     ``rank * (in + out / t)`` for a module of a column-parallel layer, ``rank * (in / t + out)`` of a row-parallel one.
     """
+    targets = {*targets} - MLP if shape.experts else targets
     h, f, a, k = shape.hidden_size, shape.intermediate_size, shape.query_size, shape.kv_size
     split = {"q_proj": a, "k_proj": k, "v_proj": k, "o_proj": a, "gate_proj": f, "up_proj": f, "down_proj": f}
     return sum(rank * (h + split[module] // tensor) for module in targets)
 
 
+def expert_adapter_parameters(shape: ModelShape, rank: int, targets: Collection[str], expert: int, split: int) -> int:
+    """Parameters of the adapters of one layer's experts on one of ``expert * split`` ranks.
+
+    ``rank * (h + size / split)`` for each of ``count / expert`` experts and each module.
+    """
+    if shape.experts is None:
+        return 0
+    one = rank * (shape.hidden_size + shape.experts.size // split)
+    return shape.experts.count // expert * len({*targets} & MLP) * one
+
+
 def fused_adapter_weights(shape: ModelShape, rank: int, targets: Collection[str]) -> int:
     """Elements that the adapters of one layer multiply with each token: ``rank * modules * (in + out)`` a linear layer.
 
-    A linear layer of several modules multiplies with the zeros of its fused ``B`` too (``core/lora.py``).
+    A linear layer of several modules multiplies with the zeros of its fused ``B`` too (``core/lora.py``). With experts
+    those of each that a token is sent to.
     """
-    h, f = shape.hidden_size, shape.intermediate_size
-    widths = (h + shape.query_size + 2 * shape.kv_size, shape.query_size + h, h + 2 * f, f + h)
+    h, f, passes = shape.hidden_size, shape.intermediate_size, 1
+    if shape.experts:
+        f, passes = shape.experts.size, shape.experts.chosen
+    widths = (h + shape.query_size + 2 * shape.kv_size, shape.query_size + h, passes * (h + 2 * f), passes * (f + h))
     modules = [[path.split(".")[1] for path in paths] for paths in LINEARS.values()]
     return sum(rank * len({*names} & {*targets}) * width for names, width in zip(modules, widths, strict=True))
 

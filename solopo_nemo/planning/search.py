@@ -13,6 +13,7 @@ from solopo_nemo.planning.memory import Memory, memory
 from solopo_nemo.planning.run import GPU, Run
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.step_time import Machine, StepTime, step_time
+from solopo_nemo.planning.traced import is_known
 from solopo_nemo.planning.workload import Lengths
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.kernels import OFFERED
@@ -131,11 +132,14 @@ def search(
 ) -> list[Plan]:
     """Plans that fit on ``machine``, fastest first; plans of equal speed are sorted by memory.
 
-    The search varies the layout and recomputation. All other settings are those of the configuration.
+    The search varies the layout and recomputation. All other settings are those of the configuration. Layouts for which
+    there are no formulas are left out.
     """
     plans = []
     for layout in valid_layouts(config, shape, machine.gpus, machine.gpus_per_node):
         run = Run.of(with_layout(config, layout), shape, lengths, machine.gpus, GPU, optimizer)
+        if not is_known(run):
+            continue
         for other in (dataclasses.replace(run, recompute=recompute) for recompute in RECOMPUTE):
             if (found := memory(other)).gib <= machine.budget_gib:
                 plans.append(Plan(other, found, step_time(other, machine), machine))

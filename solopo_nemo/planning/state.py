@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from solopo_nemo.planning.parameters import LayerParameters, StageParameters, adapter_parameters
+from solopo_nemo.planning.parameters import (
+    LayerParameters,
+    StageParameters,
+    adapter_parameters,
+    expert_adapter_parameters,
+)
 from solopo_nemo.planning.run import GPU, Run
+from solopo_nemo.runtime.kernels import ENGINE
 
 GIB = 2**30
 RUNTIME = 30 * 2**20
@@ -74,21 +80,23 @@ def device_share(run: Run, stage: int) -> tuple[Tensor, ...]:
     return (
         Tensor("CUDA context and workspaces", CUDA_CONTEXT, "assumed", True),
         Tensor("NCCL buffers", NCCL_GROUP * groups, f"{groups} groups, assumed", True),
-        Tensor("weight-gradient placeholders", _placeholders(run), "P_layer * e", True),
+        Tensor("weight-gradient placeholders", _placeholders(run, stage), "P_layer * e + v * h / t * e", True),
     )
 
 
-def _placeholders(run: Run) -> int:
-    """Bytes that fused accumulation of gradients returns to autograd, one for each shape of a layer's weight.
+def _placeholders(run: Run, stage: int) -> float:
+    """Bytes that Transformer Engine keeps for good where it adds a weight's gradient to Megatron's buffer.
 
-    The experts of a layer have the same shapes. Norms and router have none.
+    It returns a placeholder to autograd, one for each shape of a weight (``get_dummy_wgrad`` of its module/base.py),
+    which the head takes too. The experts of a layer have the same shapes. Norms and router have none.
     """
-    if run.adapter_rank is not None:
-        return 0
+    if run.layers != ENGINE or run.adapter_rank is not None:
+        return 0.0
     shape, layout = run.shape, run.layout
     layer = LayerParameters.of(shape, layout.tensor, layout.expert_ranks)
     one_expert = layer.experts * layout.expert // shape.experts.count if shape.experts else 0
-    return (layer.total - layer.norms - layer.router - layer.experts + one_expert) * run.itemsize
+    head = shape.vocab_size * shape.hidden_size // layout.tensor * (stage == layout.pipeline - 1)
+    return float(layer.total - layer.norms - layer.router - layer.experts + one_expert + head) * run.itemsize
 
 
 def trained_parameters(run: Run, stage: int) -> int:
@@ -96,12 +104,17 @@ def trained_parameters(run: Run, stage: int) -> int:
     if run.adapter_rank is None:
         return stage_parameters(run, stage).total
     layers = run.shape.num_hidden_layers // run.layout.pipeline
-    return layers * adapter_parameters(run.shape, run.adapter_rank, run.adapter_targets, run.layout.tensor)
+    of_layer = adapter_parameters(run.shape, run.adapter_rank, run.adapter_targets, run.layout.tensor)
+    return layers * of_layer + trained_experts(run, stage)
 
 
 def trained_experts(run: Run, stage: int) -> int:
-    """Parameters of experts with a gradient on one rank of a pipeline stage; 0 with LoRA."""
-    return stage_parameters(run, stage).experts if run.adapter_rank is None else 0
+    """Parameters of experts with a gradient on one rank of a pipeline stage: all, or those of their adapters."""
+    if run.adapter_rank is None:
+        return stage_parameters(run, stage).experts
+    layout, layers = run.layout, run.shape.num_hidden_layers // run.layout.pipeline
+    sizes = layout.expert, layout.expert_split
+    return layers * expert_adapter_parameters(run.shape, run.adapter_rank, run.adapter_targets, *sizes)
 
 
 def stage_parameters(run: Run, stage: int) -> StageParameters:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from solopo_nemo.planning.communication import communication
-from solopo_nemo.planning.flops import hardware_flops, model_flops
+from solopo_nemo.planning.flops import Flops, hardware_flops, model_flops
+from solopo_nemo.planning.layout import Share
 from solopo_nemo.planning.run import GPU, Run
 
 
@@ -67,6 +68,20 @@ class StepTime:
         return self.compute + sum(self.exposed.values()) + self.bubble
 
 
+def rank_flops(run: Run) -> Flops:
+    """Operations in a step of the rank that computes most: of its context-parallel ranks that with most scored rows.
+
+    PP: the mean over the stages.
+    """
+    of_sample = hardware_flops(
+        run.shape, run.workload, run.recompute, run.online_reference, run.device == GPU, run.adapter_weights
+    )
+    rows = sum(sequence.rows for sequence in run.workload.policy)
+    busiest = Share.of(run.workload.policy, 1, run.layout).rows * run.layout.context / rows
+    samples = run.micro_batch * run.micro_batches / run.layout.model_ranks
+    return replace(of_sample, head=of_sample.head * busiest) * samples
+
+
 def step_time(run: Run, machine: Machine) -> StepTime:
     """Predict the time of an optimizer step.
 
@@ -80,16 +95,13 @@ def step_time(run: Run, machine: Machine) -> StepTime:
     """
     layout, batches = run.layout, run.micro_batches
     rate = machine.tflops * 1e12 * machine.mfu
-    of_sample = hardware_flops(
-        run.shape, run.workload, run.recompute, run.online_reference, run.device == GPU, run.adapter_weights
-    )
-    of_rank = run.micro_batch * batches / layout.model_ranks
-    compute = of_sample.total * of_rank / rate
+    operations = rank_flops(run)
+    compute = operations.total / rate
     sent = communication(run)
 
     context = sent.context / machine.bandwidth(layout.tensor * layout.context)
     if layout.cp_comm_type == "p2p":
-        context = max(0.0, context - of_sample.attention * of_rank / rate)
+        context = max(0.0, context - operations.attention / rate)
     data = sent.data / machine.bandwidth(layout.tensor * layout.context * layout.data)
     last_backward = compute / batches * 2 / 3
     exposed = {

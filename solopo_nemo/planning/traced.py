@@ -9,9 +9,10 @@ all context-parallel ranks, ``R`` positions that the head scores, ``C`` of them 
 dimension; divided by ``t``: ``f`` feed-forward size, ``a`` and ``k`` channels of queries and keys, ``n`` and ``g``
 their heads, ``v`` vocabulary; ``t``, ``c`` tensor- and context-parallel size; ``e`` bytes of an element; ``B`` and
 ``N`` tokens that a layer and a norm process at a time, ``W`` columns of the head; ``M`` layers between the first and
-the last; ``E`` 1 with Transformer Engine's layers, else 0; with experts: ``q`` of them a token,
-``X`` a layer, ``x`` a rank, ``m`` channels of one, divided by ``u``, over how many ranks they are split; ``F`` 1 where
-the gradient of a layer's weight is a tensor of its own: with torch's layers, unless the weight is frozen.
+the last; ``E`` 1 with Transformer Engine's layers, else 0; on a GPU ``F`` 1 where the gradient of a layer's weight is
+a tensor of its own: with torch's layers, unless the weight is frozen. With experts: ``q`` of them a token, ``X`` a
+layer, ``x`` a rank, ``m`` channels of one, divided by ``u``, over how many ranks they are split; ``r`` rows of an
+adapter.
 
 PP: the traces have one stage. What its head or its embedding makes is left out where a stage has none, and each further
 micro-batch in flight holds what layers and embedding save.
@@ -28,15 +29,15 @@ from typing import Any
 
 import numpy as np
 
-from solopo_nemo.families.family import MODULES
 from solopo_nemo.planning.layout import Share
+from solopo_nemo.planning.parameters import MLP
 from solopo_nemo.planning.run import GPU, Run
 from solopo_nemo.runtime.errors import require
 from solopo_nemo.runtime.kernels import ENGINE
 from solopo_nemo.runtime.paths import ASSETS
 
 STEPS = ASSETS / "traced_steps.json"
-SYMBOLS = "TSRChdfakngvtceBNWMEFqmxXu"
+SYMBOLS = "TSRChdfakngvtceBNWMEFqmxXur"
 PARTS = ("saved by layers", "saved outside layers", "inputs", "temporaries")
 BLOCK, GPU_BLOCK = 512, 16384
 """Tokens that a layer processes at a time; ``solopo_nemo.core.layers.blockwise`` has the same constants."""
@@ -58,6 +59,7 @@ class Kind:
             CPU hold a mask of a block more.
         experts: every layer has experts, which get equally many tokens each, as a dry run assumes.
         split: their channels are split over ranks.
+        adapters: each of their modules has an adapter, and no weight is trained.
     """
 
     device: str
@@ -68,6 +70,7 @@ class Kind:
     behind: bool = False
     experts: bool = False
     split: bool = False
+    adapters: bool = False
 
     @classmethod
     def of(cls, run: Run) -> Kind:
@@ -80,14 +83,14 @@ class Kind:
         layout, shape = run.layout, run.shape
         mode = layout.cp_comm_type if layout.context > 1 else ""
         experts = shape.experts is not None
-        split = experts and layout.expert_split > 1
-        return cls(
-            run.device, run.recompute, mode, layout.sequence, shape.qk_norm, shape.family.post_norms, experts, split
-        )
+        split, adapters = experts and layout.expert_split > 1, experts and bool(MLP & {*run.adapter_targets})
+        norms = shape.qk_norm, shape.family.post_norms
+        return cls(run.device, run.recompute, mode, layout.sequence, *norms, experts, split, adapters)
 
     def __str__(self) -> str:
         flags = ["sequence" * self.sequence, "norm of heads" * self.heads, "norms behind" * self.behind]
         flags += ["experts" * self.experts, "split" * self.split]
+        flags += ["adapters" * self.adapters]
         return ", ".join(filter(None, (self.device, self.recompute, self.mode, *flags)))
 
 
@@ -95,13 +98,12 @@ NOT_KNOWN = (
     "the planner's formulas for models with experts are for GPUs, with experts in every layer, and adapters in "
     "attention alone; dry_run=true traces any run"
 )
-_ATTENTION = {name for name, path in MODULES.items() if path.startswith("self_attn.")}
 
 
 def is_known(run: Run) -> bool:
     """Whether there are formulas for a run's step."""
     experts = run.shape.experts
-    return experts is None or (run.device == GPU and all(experts.layers) and {*run.adapter_targets} <= _ATTENTION)
+    return experts is None or (run.device == GPU and all(experts.layers) and not MLP & {*run.adapter_targets})
 
 
 class Sizes:
@@ -126,6 +128,7 @@ class Sizes:
                 run.layers == ENGINE,
                 run.adapter_rank is None and run.layers != ENGINE,
                 *_of_experts(run),
+                run.adapter_rank or 1,
             ],
             dtype=float,
         )

@@ -1,4 +1,4 @@
-"""The page ``docs/planning.md``: predictions for SoLoPO and vanilla objectives, for 4 models on 8 to 128 GPUs."""
+"""The page ``docs/planning.md``: predictions for SoLoPO and vanilla objectives, for 5 models on 8 to 128 GPUs."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ RESULTS = DOCS / "planning"
 MODELS = {
     "Qwen2.5-7B": "qwen2_5_7b",
     "Llama-3.1-8B": "llama3_1_8b",
+    "Qwen3-30B-A3B": "qwen3_30b_a3b",
     "Qwen2.5-32B": "qwen2_5_32b",
     "Qwen2.5-72B": "qwen2_5_72b",
 }
@@ -147,7 +148,9 @@ def draw_longest(results: Results, folder: Path) -> None:
     """Plot the longest long prompt by number of GPUs, with a panel per model: ``longest.png``, ``longest-dark.png``."""
 
     def make(theme: Theme) -> Figure:
-        figure, axes = plots.panels(2, 2, height=5.2, width=1.4, titles=list(MODELS), sharex=True)
+        figure, axes = plots.panels(2, 3, height=5.2, width=1.4, titles=list(MODELS), sharex=True)
+        axes.pop().set_axis_off()
+        axes[2].xaxis.set_tick_params(labelbottom=True)  # nothing is below it
         for axis, model in zip(axes, MODELS, strict=True):
             for recipe, colour, marker in (("SoLo-DPO", theme.blue, "o"), ("Long-DPO", theme.orange, "s")):
                 cells = [c for c in results.runs if place(c)[:3] == (model, recipe, GIB[0]) and c["longest"]]
@@ -181,7 +184,7 @@ def _layout(plan: dict[str, Any] | None) -> str:
     if plan is None:
         return "-"
     layout = plan["layout"]
-    names = ("tensor", "TP"), ("context", "CP"), ("pipeline", "PP"), ("data", "DP")
-    sizes = " ".join(f"{short}{layout[name]}" for name, short in names if layout[name] > 1)
+    names = {"tensor": "TP", "context": "CP", "pipeline": "PP", "data": "DP", "expert": "EP", "expert_tensor": "ETP"}
+    sizes = " ".join(f"{short}{layout[name]}" for name, short in names.items() if layout.get(name, 1) > 1)
     traced = f", traced {plan[TRACED]:.0f}" if TRACED in plan else ""
     return f"{sizes}, {plan['recompute']}, {plan['memory']['peak_gib']:.0f}{traced}"

@@ -24,6 +24,7 @@ import torch
 
 from solopo_nemo.config.schema import load_config
 from solopo_nemo.planning.dry_run.tracker import Storage, Tracker
+from solopo_nemo.planning.parameters import MLP
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.traced import PARTS, STEPS, SYMBOLS, Kind, powers_of
 
@@ -31,11 +32,11 @@ TENSOR, CONTEXT, EXPERT, SPLIT = 5, 3, 2, 7
 """Ranks by which a size is divided. Experts without sequence parallelism are those of one tensor-parallel rank."""
 RESPONSE = 191
 SIZES = {"h": 8 * 127, "f": 1013, "v": 257, "d": 8 * 17, "g": 3 * 43, "T": 4010, "R": 3 * RESPONSE}
-SIZES |= {"C": 409, "B": 419, "W": 211, "n": 11 * SIZES["g"], "q": 29, "m": 8 * 131, "x": 37}
+SIZES |= {"C": 409, "B": 419, "W": 211, "n": 11 * SIZES["g"], "q": 29, "m": 8 * 131, "x": 37, "r": 8 * 19}
 LONGEST = {1: 2670, CONTEXT: 9210}
 """``S`` by context-parallel size; the other two sequences of a sample share what ``T`` leaves."""
 PRIMES = {"h": 127, "f": 1013, "v": 257, "d": 17, "T": 401, "R": 191, "C": 409, "B": 419, "W": 211}
-PRIMES |= {"q": 29, "m": 131, "x": 37}
+PRIMES |= {"q": 29, "m": 131, "x": 37, "r": 19}
 REST = (23, 41, 47, 67, 239, 383)
 """Factors of what is left of a division into blocks, and of the two shorter sequences: each is beside a larger one."""
 SMALL = 2**11
@@ -102,6 +103,9 @@ def trace(kind: Kind) -> Tracker:
         f"parallel.context={context}",
         f"parallel.cp_comm_type={kind.mode or 'p2p'}",
     ]
+    if kind.adapters:
+        overrides += ["peft=lora", f"peft.rank={SIZES['r']}", f"peft.targets=[{','.join(sorted(MLP))}]"]
+        overrides += ["objective.reference=cached"]
     long, short = LONGEST[context], (SIZES["T"] * context - LONGEST[context]) // 2
     lengths = {"prompt_long": long - RESPONSE + 1, "prompt_short": short - RESPONSE + 1}
     lengths |= {"chosen": RESPONSE, "rejected": RESPONSE}
@@ -161,7 +165,7 @@ def term_of(size: int, context: int) -> dict[str, Fraction] | None:
             names.append(name)
     if {"B", "h"} <= {*names} and "f" not in names:  # blocks of a norm, whose rows sequence parallelism divides
         names[names.index("B")] = "N"
-    if "x" in names and "m" not in names:  # of the router, which knows all experts
+    if "x" in names and not {"m", "r"} & {*names}:  # of the router, which knows all experts
         left /= EXPERT
         names[names.index("x")] = "X"
     wide, groups = left.numerator % 13 == 0, left.numerator % 43 == 0
@@ -188,7 +192,7 @@ def term_of(size: int, context: int) -> dict[str, Fraction] | None:
     if left.numerator > 32 or left.denominator > 4:
         raise ValueError(f"{size}: {left} * {names} {alternatives}")
     found: dict[str, Fraction] = defaultdict(Fraction)
-    order = "TSRCBNWxXqmhfakngdvtcu"
+    order = "TSRCBNWxXqmhfakngdvrtcu"
     for other in alternatives:
         every = sorted([*names, other] if other else names, key=lambda name: (name[0] == "/", order.index(name[-1])))
         found["".join(name if name[0] == "/" else f"*{name}" for name in every).removeprefix("*")] += left
@@ -197,14 +201,16 @@ def term_of(size: int, context: int) -> dict[str, Fraction] | None:
 
 def read(kind: Kind, tracker: Tracker) -> dict[str, Any]:
     """The formulas of a traced step, as :class:`solopo_nemo.planning.traced.TracedStep` takes them."""
+    context = CONTEXT if kind.mode else 1
     events = [event for event in tracker.events if event[1].kind not in STATE and event[2] != "optimizer"]
     events = [event for event in events if NORMS not in event[1].place]
     held = _held_at_the_third(events)
     many = {id(made) for made in held if made.layer == "layer 2"}
+    own_dtype = "bfloat16" if kind.device == "gpu" else "float32"
     vectors: dict[int, Vector] = {}
     for size, made, _ in events:
         if size >= SMALL and id(made) not in vectors:
-            vectors[id(made)] = _vector(made, kind, "*M" * (id(made) in many))
+            vectors[id(made)] = _vector(made, context, own_dtype, "*M" * (id(made) in many))
     moments: dict[tuple[tuple[tuple[str, str], Fraction], ...], str] = {}
     now: Vector = defaultdict(Fraction)
     for size, made, _ in events:
@@ -217,13 +223,13 @@ def read(kind: Kind, tracker: Tracker) -> dict[str, Any]:
             moments.setdefault(tuple(sorted(now.items())), _name(made))
 
     def sum_of(some: Iterable[Storage]) -> str:
-        found = [_vector(made, kind) for made in some if made.bytes >= SMALL]
+        found = [_vector(made, context, own_dtype) for made in some if made.bytes >= SMALL]
         return _text(_summed(pair for vector in found for pair in vector.items()))
 
     return {
         "saved": sum_of(made for made in held if made.layer == "layer 2"),
         "outside": sum_of(made for made in held if not made.layer.startswith("layer")),
-        "sent": _sent(tracker.transfers, kind),
+        "sent": _sent(tracker.transfers, kind, own_dtype),
         "moments": [[name, _by_part(vector)] for vector, name in _highest(moments, kind)],
     }
 
@@ -241,18 +247,14 @@ def _held_at_the_third(events: Iterable[tuple[int, Storage, str]]) -> list[Stora
     return [*live.values()]
 
 
-def _own_dtype(kind: Kind) -> str:
-    return "bfloat16" if kind.device == "gpu" else "float32"
-
-
-def _vector(made: Storage, kind: Kind, flags: str = "") -> Vector:
+def _vector(made: Storage, context: int, own_dtype: str, flags: str = "") -> Vector:
     """A tensor's bytes as coefficients."""
     itemsize = getattr(torch, made.dtype).itemsize
-    terms = term_of(made.bytes // itemsize, CONTEXT if kind.mode else 1) or {}
+    terms = term_of(made.bytes // itemsize, context) or {}
     flags = "*E" * ("engine.py" in made.place) + flags
-    if kind.experts and made.kind == "temporaries" and any(map(_is_weight, terms)):
+    if own_dtype == "bfloat16" and made.kind == "temporaries" and any(map(_is_weight, terms)):  # on a GPU
         flags += "*F"
-    flags, factor = (f"*e{flags}", 1) if made.dtype == _own_dtype(kind) else (flags, itemsize)
+    flags, factor = (f"*e{flags}", 1) if made.dtype == own_dtype else (flags, itemsize)
     saved = PARTS[0] if made.layer.startswith("layer") else PARTS[1]
     part = {"activations": saved, "inputs": PARTS[2]}.get(made.kind, PARTS[3])
     return {(part, term + flags): coefficient * factor for term, coefficient in terms.items()}
@@ -293,7 +295,7 @@ def _highest(moments: Mapping[Any, str], kind: Kind) -> list[tuple[Any, str]]:
 @cache
 def _samples(sequence: bool, experts: bool, split: bool) -> list[Any]:
     """Sizes from those of an embedded model to those of the largest, in the order of ``SYMBOLS``."""
-    random, of_experts, found = Random(0), Random(1), []
+    random, of_experts, of_adapters, found = Random(0), Random(1), Random(2), []
     for _ in range(SAMPLES):
         t, c, e = (random.choice(sizes) for sizes in ((1, 2, 4, 8), (2, 3, 4, 8, 32), (2, 4)))
         t = max(t, 2) if split else 1 if experts and not sequence else t
@@ -310,6 +312,7 @@ def _samples(sequence: bool, experts: bool, split: bool) -> list[Any]:
         sizes |= {"q": of_experts.choice((2, 4, 8)), "X": count, "x": count // of_experts.choice((1, 2, 8)), "u": u}
         sizes["F"] = of_experts.randint(0, 1) * (1 - sizes["E"])
         sizes["m"] = h * of_experts.uniform(0.25, 3.5) / u
+        sizes["r"] = of_adapters.choice((8, 16, 32, 64, 128))
         sizes["N"] = min(sizes["B"], T / t if sequence else T)
         found.append(np.array([sizes[symbol] for symbol in SYMBOLS], dtype=float))
     return found
@@ -338,11 +341,11 @@ def _name(made: Storage) -> str:
     return f"{part}, {'forward' if made.layer else 'backward'}: {made.operation}{f' in {file}' * own}"
 
 
-def _sent(transfers: Iterable[tuple[str, int, str, int, float]], kind: Kind) -> dict[str, str]:
+def _sent(transfers: Iterable[tuple[str, int, str, int, float]], kind: Kind, own_dtype: str) -> dict[str, str]:
     """What is sent, by group, in units of ``(ranks - 1) / ranks``; that of the three layers with ``M``."""
     groups = ["tensor", "context", *["expert"] * kind.experts, *["expert tensor"] * kind.split]
     sums: dict[str, dict[str, Fraction]] = {group: defaultdict(Fraction) for group in groups}
-    context, own_dtype = CONTEXT if kind.mode else 1, _own_dtype(kind)
+    context = CONTEXT if kind.mode else 1
     for group, elements, dtype, ranks, share in transfers:
         group = "expert tensor" if ranks == SPLIT else group
         itemsize = getattr(torch, dtype).itemsize

@@ -113,3 +113,13 @@ def test_what_is_saved_for_backward_is_what_the_planner_and_the_dry_run_add(engi
     import megatron.core.fusions.fused_bias_swiglu as swiglu
 
     assert "ctx.save_for_backward(input_for_backward)" in inspect.getsource(swiglu.SwiGLUFunction.forward)
+
+
+def test_a_placeholder_of_each_shape_is_kept_for_good_where_gradients_are_added_in_place(engine: zipfile.Path) -> None:
+    """``planning/state.py`` counts one for every shape of a layer's weights, experts' too, and for the head's."""
+    base = ast.parse((engine / "module/base.py").read_text())
+    assert "_dummy_wgrads = {}" in map(ast.unparse, base.body), "a table of the module, from which nothing is taken"
+    (made,) = (n for n in base.body if isinstance(n, ast.FunctionDef) and n.name == "get_dummy_wgrad")
+    assert "_dummy_wgrads[shape[0], shape[1], dtype] = torch.empty" in ast.unparse(made)
+    for file in (*SAVED, "module/grouped_linear.py"):
+        assert "get_dummy_wgrad" in (engine / file).read_text().split("fuse_wgrad_accumulation", 1)[1], file

@@ -14,6 +14,7 @@ from solopo_nemo.objectives import build_objective
 from solopo_nemo.planning import CPU, GPU, Layout, Lengths, ModelShape, Run, Workload, communication, load_shape, memory
 from solopo_nemo.planning.layout import Share
 from solopo_nemo.planning.parameters import StageParameters
+from solopo_nemo.planning.state import device_share
 from solopo_nemo.planning.traced import Kind, Sizes, traced_step
 
 QWEN = load_shape("Qwen/Qwen2.5-7B-Instruct")
@@ -215,3 +216,21 @@ def test_traffic_of_experts_by_hand() -> None:
     again = communication(dataclasses.replace(run, recompute="full")).expert
     assert again == pytest.approx(1.5 * communication(run).expert, rel=0.001)
     assert communication(dataclasses.replace(run, layout=dataclasses.replace(run.layout, expert=1))).expert == 0
+
+
+def test_transformer_engine_keeps_a_placeholder_of_each_shape() -> None:
+    run = Run(QWEN, Workload.of(SOLO, Lengths(8192, 1024)), Layout(tensor=2, sequence=True, pipeline=2), layers="torch")
+    h, f, a, k, v = 3584, 18944, 3584, 512, 152064
+
+    def kept(layers: str, **changes: object) -> dict[int, float]:
+        changed = dataclasses.replace(run, layers=layers, **changes)  # type: ignore[arg-type]
+        return {stage: device_share(changed, stage)[-1].bytes for stage in (0, 1)}
+
+    layer = ((a + 2 * k) * (h + 1) + a * h + 3 * f * h) / 2 * 2
+    assert kept("transformer_engine") == {0: layer, 1: layer + v * h / 2 * 2}
+    assert kept("torch") == kept("transformer_engine", adapter_rank=8) == {0: 0, 1: 0}
+    shape, layout = EXPERTS, Layout(tensor=2, sequence=True, expert=4)
+    one = 3 * 768 * 2048 * 2
+    with_experts = dataclasses.replace(run, shape=shape, layout=layout, layers="transformer_engine")
+    outside = ((4096 + 2 * 512) * 2048 + 4096 * 2048 + 151936 * 2048) / 2 * 2
+    assert device_share(with_experts, 0)[-1].bytes == outside + one

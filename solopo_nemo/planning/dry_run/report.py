@@ -15,8 +15,9 @@ from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.pages.tables import Table
 from solopo_nemo.planning.layout import Layout
+from solopo_nemo.planning.run import Run
 from solopo_nemo.planning.search import with_layout
-from solopo_nemo.planning.state import CUDA_CONTEXT, GIB, NCCL_GROUP
+from solopo_nemo.planning.state import GIB, device_share
 from solopo_nemo.planning.step_time import Machine
 from solopo_nemo.planning.workload import Lengths
 from solopo_nemo.runtime import logs
@@ -162,7 +163,7 @@ def dry_run(
             ) from error
     traces.sort(key=lambda trace: -trace.peak.bytes)
     seconds = time.perf_counter() - started
-    device_bytes, experts = _device_bytes(config, layout), model.experts is not None
+    device_bytes, experts = _device_bytes(config, model, layout, traces[0].stage), model.experts is not None
     return DryRun(config, layout, lengths, tuple(traces), device_bytes, memory_gib, seconds, experts)
 
 
@@ -222,11 +223,10 @@ def ranks_that_differ(
     return [layout.tensor * (context + layout.context * layout.data * stage) for stage in stages]
 
 
-def _device_bytes(config: RunConfig, layout: Layout) -> float:
+def _device_bytes(config: RunConfig, model: ModelDescription, layout: Layout, stage: int) -> float:
     if config.dry_run.device == "cpu":
         return CPU_LIBRARIES
-    groups = 1 + sum(size > 1 for size in (layout.tensor, layout.context, layout.pipeline, layout.data, layout.expert))
-    return CUDA_CONTEXT + NCCL_GROUP * groups
+    return sum(part.bytes for part in device_share(Run.of(config, model, Lengths(1, 1), layout.world), stage))
 
 
 def _source(error: BaseException) -> str:
