@@ -139,6 +139,8 @@ def _check(settings: GrowthSettings) -> None:
 
     folder = Path(settings.model)
     require((folder / "config.json").is_file(), f"--model {folder}: no Hugging Face folder (it has no config.json)")
+    weights = "no safetensors, which training reads: transformers' save_pretrained(folder) writes them"
+    require(any(folder.glob("*.safetensors")), f"--model {folder}: {weights}")
     longest, window = settings.evaluated(len(settings.lengths))[-1], read_config(folder).window
     extends = [word for word in (*settings.overrides, *settings.evaluation) if word.startswith(_EXTENDS)]
     require(

@@ -113,6 +113,12 @@ def test_bad_settings_are_one_line_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_starting_model_without_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((EMBEDDED_MODEL / "config.json").read_text())
+    with pytest.raises(UserError, match=r"no safetensors, which training reads"):
+        command.main(["--model", str(tmp_path), "--dry-run"])
+
+
 def finish(given: GrowthSettings, number: int, scores: dict[int, float] | None = None) -> None:
     """Leave the files of a finished round; scores of 100 questions."""
     folder = given.folder(number)
