@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from platform import python_version
@@ -19,6 +20,8 @@ from solopo_nemo.runtime.kernels import LAYERS, OFFERED, Installed, Need, choose
 
 NEEDED = ("torch", "megatron-core", "nemo-toolkit", "lightning", "transformers")
 OPTIONAL = ("transformer-engine", "flash-attn", "nvidia-modelopt", "numpy", "lm_eval")
+BUILT_FOR_TORCH = {"transformer-engine": "transformer_engine.pytorch", "flash-attn": "flash_attn"}
+"""Modules of packages that are compiled for one version of torch and need a GPU."""
 HEAD = 128
 """Head size of the models that are asked about: that of nearly all with 1.5B parameters and more."""
 
@@ -54,7 +57,16 @@ def diagnose() -> dict[str, Any]:
     }
     if versions["torch"] is None:
         return found
+    if said := _import_error("torch"):
+        problems.append(f"torch {versions['torch']} cannot be imported ({said}): install it again with tools/setup.sh")
+        return found
     on = Installed.of_run(device.cuda())
+    for name, module in BUILT_FOR_TORCH.items() if on is not None else ():
+        if versions[name] is not None and (said := _import_error(module)):
+            problems.append(
+                f"{name} {versions[name]} is installed and cannot be imported ({said}): build it for torch "
+                f"{versions['torch']} (tools/setup.sh --engine) or uninstall it"
+            )
     need = Need(device.default_precision(), HEAD)
     try:
         chosen = choose_layers("auto", on, need)
@@ -81,6 +93,15 @@ def _devices(on: Installed | None) -> str:
         return f"no GPU; {os.cpu_count()} CPU cores, {memory}"
     chip = ".".join(map(str, on.chip or ()))
     return f"{device.count()} GPU, the first with {memory} and compute capability {chip}"
+
+
+def _import_error(module: str) -> str | None:
+    """Why a module cannot be imported, in one line; None if it can."""
+    try:
+        import_module(module)
+    except Exception as error:  # what a library of another build raises differs
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return None
 
 
 def _version(package: str) -> str | None:

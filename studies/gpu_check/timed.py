@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -46,6 +45,14 @@ def measure(system: str, shape: str, long: int, steps: int = 3) -> dict[str, Any
     return {**found, "seconds": statistics.median(seconds[1:]), "peak_gib": memory.peak() / 2**30}
 
 
+def _has_flash_attention() -> bool:
+    try:
+        import flash_attn  # noqa: F401
+    except Exception:  # none, or one that was built for another torch
+        return False
+    return True
+
+
 def _transformers(shape: Shape) -> tuple[Callable[[list[dict[str, Any]]], float], list[torch.Tensor]]:
     """SoLo-DPO as the paper's own code has it: full logits, and a forward pass for each kind of prompt.
 
@@ -53,7 +60,7 @@ def _transformers(shape: Shape) -> tuple[Callable[[list[dict[str, Any]]], float]
     """
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    kernel = "flash_attention_2" if device.cuda() and find_spec("flash_attn") else "sdpa"
+    kernel = "flash_attention_2" if device.cuda() and _has_flash_attention() else "sdpa"
     config = Qwen2Config(
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.ffn,
         num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv, rope_theta=BASE,

@@ -28,6 +28,7 @@ def test_layers_and_refusals_are_those_of_a_run(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(Installed, "of_run", classmethod(lambda cls, gpu: on))
     monkeypatch.setattr(device, "default_precision", lambda: "fp32" if on is None else "bf16")
+    monkeypatch.setattr(doctor, "_import_error", lambda module: None)
     assert doctor.main(["--json"]) == (problem is not None)
     shown = capsys.readouterr().out
     found = json.loads(shown.splitlines()[-1])
@@ -43,3 +44,34 @@ def test_a_missing_package_is_a_problem(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "nemo-toolkit" else versions(name))
     assert doctor.main([]) == 1
     assert "problem: nemo-toolkit is not installed: run tools/setup.sh" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("broken", "gpu", "said"),
+    [
+        ("flash_attn", True, "flash-attn 2.8.3 is installed and cannot be imported (ImportError: undefined symbol)"),
+        (
+            "transformer_engine.pytorch",
+            True,
+            "cannot be imported (ImportError: undefined symbol): build it for torch 2.",
+        ),
+        ("transformer_engine.pytorch", False, None),
+        ("torch", True, "cannot be imported (ImportError: undefined symbol): install it again"),
+    ],
+)
+def test_a_package_of_another_torch_is_a_problem_where_it_would_be_used(
+    broken: str, gpu: bool, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = Installed("2.11.0", "2.8.3", (9, 10, 2), H100) if gpu else None
+    versions, optional = doctor._version, {"transformer-engine": "2.11.0", "flash-attn": "2.8.3"}
+
+    def import_module(name: str) -> None:
+        if name == broken:
+            raise ImportError("undefined\nsymbol")
+
+    monkeypatch.setattr(doctor, "import_module", import_module)
+    monkeypatch.setattr(doctor, "_version", lambda name: optional.get(name) or versions(name))
+    monkeypatch.setattr(Installed, "of_run", classmethod(lambda cls, gpu: on))
+    found = doctor.diagnose()["problems"]
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]

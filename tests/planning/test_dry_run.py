@@ -38,6 +38,7 @@ CELLS: dict[str, tuple[int, int, list[str]]] = {  # rank, world, overrides
     "gpu, longer": (0, 1, GPU),
     "gpu, fp32": (0, 1, [*GPU, "trainer.precision=fp32"]),
     "gpu ring": (1, 2, [*GPU, "parallel.context=2", "parallel.cp_comm_type=p2p"]),
+    "gpu ring, engine": (1, 2, [*GPU, "model.layers=auto", "parallel.context=2", "parallel.cp_comm_type=p2p"]),
     "gpu stage": (2, 4, [*GPU, "parallel.pipeline=2", "parallel.tensor=2", "parallel.sequence=true"]),
     "heads": (0, 8, [*CPU, "parallel.tensor=8"]),
     "experts": (1, 4, [*CPU, "parallel.tensor=2", "parallel.sequence=true", "parallel.expert=2"]),
@@ -184,7 +185,14 @@ ON_CPU = "_scaled_dot_product_flash_attention_for_cpu"
 
 @pytest.mark.parametrize(
     ("cell", "kernel"),
-    [("one rank", ON_CPU), ("ring", ON_CPU), ("gpu", FLASH), ("gpu ring", FLASH), ("gpu, fp32", EFFICIENT)],
+    [
+        ("one rank", ON_CPU),
+        ("ring", ON_CPU),
+        ("gpu", FLASH),
+        ("gpu ring", FLASH),
+        ("gpu ring, engine", FLASH),
+        ("gpu, fp32", EFFICIENT),
+    ],
 )
 def test_a_trace_runs_the_attention_of_its_target_alone(traces: dict[str, Any], cell: str, kernel: str) -> None:
     operations = traces[cell].operations
