@@ -21,6 +21,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch.autograd.function import once_differentiable
 
+from solopo_nemo.core.gradient_sums import gradient_for_autograd, gradient_sum
 from solopo_nemo.core.products import add_product, product
 from solopo_nemo.runtime import device
 
@@ -105,57 +106,27 @@ class _VocabParallelLogProb(torch.autograd.Function):
         grad_rows = (
             torch.zeros(rows.shape, dtype=torch.float32, device=rows.device) if ctx.needs_input_grad[0] else None
         )
-        grad_weight = _gradient_sum(weight) if ctx.needs_input_grad[1] else None
+        grad_weight = gradient_sum(weight) if ctx.needs_input_grad[1] else None
         space = _space(rows, ctx.chunk)
         for i in range(0, rows.shape[0], ctx.chunk):
             part = slice(i, i + ctx.chunk)
             local = labels[part] - ctx.first
             for tile in _tiles(weight):
-                # d logp / d logits = onehot - softmax, built in place of the recomputed logits
-                d = _logits(rows[part], weight[tile], space)
-                d.sub_(log_normalizer[part, None]).exp_().mul_(-grad[part, None])
+                # d logp / d logits = onehot - softmax, built in place of the recomputed logits. Transposed, [W, C]: the
+                # product for the weight, whose sum is the largest tensor here, then reads its factor along the rows
+                d = _logits(weight[tile], rows[part], space)
+                d.sub_(log_normalizer[part]).exp_().mul_(-grad[part])
                 target, own = _in_tile(local, tile)
-                d.scatter_add_(1, target[:, None], (grad[part] * own)[:, None])
+                d.scatter_add_(0, target[None], (grad[part] * own)[None])
                 if device.cuda():
                     d = d.to(weight.dtype)
                 if grad_rows is not None:
-                    grad_rows[part] += product(d, weight[tile])
+                    grad_rows[part] += product(d.t(), weight[tile])
                 if grad_weight is not None:
-                    add_product(grad_weight[tile], d.t(), rows[part])
+                    add_product(grad_weight[tile], d, rows[part])
         if grad_rows is not None:
             grad_rows = grad_rows.to(rows.dtype)
-        return grad_rows, _wgrad_placeholder(weight, grad_weight), None, None, None
-
-
-def _gradient_sum(weight: torch.Tensor) -> torch.Tensor:
-    """The fp32 tensor ``[vocabulary / TP, hidden]`` that sums the weight's gradient: Megatron's buffer or a new one."""
-    main_grad = getattr(weight, "main_grad", None)
-    if main_grad is not None and main_grad.dtype == torch.float32:
-        return main_grad
-    return torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-
-
-def _wgrad_placeholder(weight: Any, total: torch.Tensor | None) -> torch.Tensor | None:
-    """The gradient that backward returns to autograd for a sum of :func:`_gradient_sum`.
-
-    A sum outside Megatron's buffer is returned in the weight's dtype. For a sum in Megatron's buffer, a GPU gets a
-    placeholder that only triggers the hook of the overlapped reduction, as in Megatron-core's
-    ``LinearWithGradAccumulationAndAsyncCommunication`` (tensor_parallel/layers.py:570-605). A CPU gets None, because
-    gradients are reduced after backward there.
-    """
-    if total is None or total is not getattr(weight, "main_grad", None):
-        return None if total is None else total.to(weight.dtype)
-    if not device.cuda():
-        return None
-    weight.grad_added_to_main_grad = True
-    try:  # one cached tensor for all weights of a shape, which Megatron's own layers use too
-        from transformer_engine.pytorch.module.base import get_dummy_wgrad
-    except ImportError:
-        return torch.zeros_like(weight) if getattr(weight, "zero_out_wgrad", False) else torch.empty_like(weight)
-    placeholder: torch.Tensor = get_dummy_wgrad(
-        list(weight.shape), weight.dtype, zero=getattr(weight, "zero_out_wgrad", False)
-    )
-    return placeholder
+        return grad_rows, gradient_for_autograd(weight, grad_weight), None, None, None
 
 
 def _tile_size() -> int:
@@ -174,7 +145,10 @@ def _space(rows: torch.Tensor, chunk: int) -> torch.Tensor:
 
 
 def _logits(rows: torch.Tensor, weight: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
-    """fp32 ``rows @ weight.T`` in the reused buffer ``space``: new memory pages would cost as much as the product."""
+    """fp32 ``rows @ weight.T`` in the reused buffer ``space``: new memory pages would cost as much as the product.
+
+    With the two exchanged the logits are transposed.
+    """
     out = space.flatten()[: rows.shape[0] * weight.shape[0]].view(rows.shape[0], weight.shape[0])
     if device.cuda():
         return torch.mm(rows, weight.t(), out_dtype=torch.float32, out=out)

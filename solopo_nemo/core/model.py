@@ -9,6 +9,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from solopo_nemo.core import device
+from solopo_nemo.core.embedding import RowGradientEmbedding
 from solopo_nemo.core.head import LOGITS_CHUNK_SIZE, ResponseHead
 from solopo_nemo.core.layers.extras import ScaledEmbedding, extras
 from solopo_nemo.core.layers.rotary import keep_no_tables
@@ -78,6 +79,8 @@ def complete(model: GPTModel, logits_chunk_size: int = LOGITS_CHUNK_SIZE, lora: 
     keep_no_tables(model)
     if model.pre_process and extras(model.config).scaled_embedding:
         model.embedding.__class__ = ScaledEmbedding  # GPTModel has no argument for the class of the embedding
+    if model.pre_process and not device.cuda():
+        model.embedding.word_embeddings.__class__ = RowGradientEmbedding
     if model.post_process and not isinstance(model.output_layer, ResponseHead):
         model.output_layer = ResponseHead.from_output_layer(model.output_layer, logits_chunk_size)
     if lora is not None:

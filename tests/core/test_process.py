@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from solopo_nemo.core.cpu_patches import _CudaMeansCpu
+
 ROOT = Path(__file__).parents[2]
 REPORT = """
 import os, torch
@@ -43,6 +45,18 @@ def test_an_import_changes_nothing_in_torch_and_a_prepared_process_computes_on_t
         assert "'current_device'" in prepared
         assert "_CudaMeansCpu" in prepared
         assert prepared.endswith("force_eager 1")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the patch is for machines without CUDA")
+def test_every_way_to_name_a_gpu_means_the_cpu() -> None:
+    with _CudaMeansCpu():
+        x = torch.zeros(2, device="cuda")
+        made = [x, x.cuda(), x.to("cuda"), x.to(device=torch.device("cuda", 0)), x.to("cuda", torch.float64)]
+        made.append(torch.zeros(2, pin_memory=True))
+        assert x.type() == "torch.cuda.FloatTensor"
+        assert [str(y.device) for y in made] == ["cpu"] * len(made)
+        assert made[4].dtype == torch.float64
+        assert x.type(torch.float64).dtype == torch.float64
 
 
 @pytest.mark.distributed

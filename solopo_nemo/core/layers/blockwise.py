@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from solopo_nemo.core.gradient_sums import new_sum
 from solopo_nemo.core.products import add_product
 from solopo_nemo.runtime import device
 
@@ -25,13 +26,10 @@ GPU_BLOCK = 16384
 """Rows a block on a GPU: the widest tensor in between takes 0.6 GiB for a 7B model on one tensor-parallel rank."""
 
 
-def _blocks(rows: int) -> Iterator[slice]:
+def blocks(rows: int) -> Iterator[slice]:
+    """Slices of rows that are processed one after the other."""
     size = GPU_BLOCK if device.cuda() else BLOCK
     return (slice(i, min(i + size, rows)) for i in range(0, rows, size))
-
-
-def _fp32_sum(weight: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
 
 
 Factor = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
@@ -42,7 +40,7 @@ def _factors(ctx: Any, grads: tuple[torch.Tensor, ...], *weights: tuple[int, tor
     """The products of a backward pass: of each weight, with its place among the inputs, that is there."""
     there = [(place, weight) for place, weight in weights if weight is not None]
     return [
-        (grad.flatten(0, -2), weight, _fp32_sum(weight) if ctx.needs_input_grad[place] else None)
+        (grad.flatten(0, -2), weight, new_sum(weight) if ctx.needs_input_grad[place] else None)
         for grad, (place, weight) in zip(grads, there, strict=True)
     ]
 
@@ -100,7 +98,7 @@ class _NormLinear(torch.autograd.Function):
             rows = _gathered(_normalized(rows, gamma, eps), group)
         weights = [weight] if down is None else [weight, down]
         outs = [rows.new_empty(rows.shape[0], w.shape[0]) for w in weights]
-        for part in _blocks(rows.shape[0]):
+        for part in blocks(rows.shape[0]):
             normed = rows[part] if sequence_parallel else _normalized(rows[part], gamma, eps)
             for w, b, out in zip(weights, (bias, None), outs, strict=False):
                 if b is None:
@@ -125,7 +123,7 @@ class _NormLinear(torch.autograd.Function):
         def normed(part: slice) -> torch.Tensor:
             return _normalized(rows[part], gamma, ctx.eps) if gathered is None else gathered[part]
 
-        for part in _blocks(grad.shape[0]):
+        for part in blocks(grad.shape[0]):
             _input_gradient(factors, part, dx[part])
             _add_weight_gradients(factors, part, partial(normed, part))
         if ctx.sequence_parallel:
@@ -146,8 +144,8 @@ def _of_norm() -> Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor], to
 
 def _norm_gradient(rows: torch.Tensor, gamma: torch.Tensor, eps: float, dx: torch.Tensor) -> torch.Tensor:
     """Turn the gradient of the normalized rows into that of the rows, in place; the gradient of ``gamma``."""
-    grad_gamma = _fp32_sum(gamma)
-    for part in _blocks(rows.shape[0]):
+    grad_gamma = new_sum(gamma)
+    for part in blocks(rows.shape[0]):
         block, d = (x[part].flatten(0, -2).float() for x in (rows, dx))
         scale = block.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         unit = block * scale
@@ -160,8 +158,8 @@ def _norm_gradient(rows: torch.Tensor, gamma: torch.Tensor, eps: float, dx: torc
 
 def _norm_gradient_on_gpu(rows: torch.Tensor, gamma: torch.Tensor, eps: float, dx: torch.Tensor) -> torch.Tensor:
     """As :func:`_norm_gradient`, by torch's fused kernel, which computes in fp32 and writes in the type of the rows."""
-    grad_gamma = _fp32_sum(gamma)
-    for part in _blocks(rows.shape[0]):
+    grad_gamma = new_sum(gamma)
+    for part in blocks(rows.shape[0]):
         with torch.enable_grad():
             given = rows[part].detach().requires_grad_(), gamma.detach().requires_grad_()
             normed = _normalized(*given, eps)
@@ -183,7 +181,7 @@ class _Norm(torch.autograd.Function):
         ctx.save_for_backward(x, gamma)
         ctx.eps = eps
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        for part in _blocks(x.shape[0]):
+        for part in blocks(x.shape[0]):
             out[part] = _normalized(x[part], gamma, eps)
         return out
 
@@ -276,7 +274,7 @@ class _GatedLinear(torch.autograd.Function):
         rows = y.flatten(0, -2)
         weights = [weight] if down is None else [weight, down]
         outs = [rows.new_empty(rows.shape[0], w.shape[0]) for w in weights]
-        for part in _blocks(rows.shape[0]):
+        for part in blocks(rows.shape[0]):
             gate, value = rows[part].chunk(2, -1)
             activated = activation(gate).mul_(value)
             for w, out in zip(weights, outs, strict=True):
@@ -294,7 +292,7 @@ class _GatedLinear(torch.autograd.Function):
         gradient: Any = partial(_gated_gradient, ctx.activation)
         if ctx.activation is F.silu and not device.cuda():
             gradient = _swiglu_gradient
-        for part in _blocks(rows.shape[0]):
+        for part in blocks(rows.shape[0]):
             gradient(rows[part], factors, part, dy[part])
         grad_weight, grad_down, *_ = _weight_gradients(factors)
         return dy.view(y.shape), grad_weight, grad_down, None
@@ -308,10 +306,10 @@ def _swiglu_gradient(y: torch.Tensor, factors: list[Factor], part: slice, dy: to
     _add_weight_gradients(factors, part, lambda: silu * value)
     d = _input_gradient(factors, part).float()
     d_gate, d_value = dy.chunk(2, -1)
-    d_value.copy_(silu.mul_(d))  # from here on silu is spent
+    torch.mul(silu, d, out=d_value)
     # silu'(g) = sigmoid * (1 + g * (1 - sigmoid))
     slope = (1 - sigmoid).mul_(gate).add_(1).mul_(sigmoid)
-    d_gate.copy_(d.mul_(value).mul_(slope))
+    torch.mul(d.mul_(value), slope, out=d_gate)
 
 
 def _gated_gradient(

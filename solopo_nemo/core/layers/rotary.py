@@ -17,6 +17,7 @@ import torch
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.utils import is_layer_window_attention
 
+from solopo_nemo.core.layers.blockwise import blocks
 from solopo_nemo.core.layers.extras import extras
 
 
@@ -142,9 +143,12 @@ class _Rotate(torch.autograd.Function):
 
 def _rotated(x: torch.Tensor, table: torch.Tensor, direction: int) -> torch.Tensor:
     """``x`` ``[tokens, 1, heads, head_dim]``, the halves of each head turned into each other, computed in fp32."""
-    cos, sin = table[:, :, None, None, :]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    (first, second), (turned_first, turned_second) = x.chunk(2, -1), out.chunk(2, -1)
-    turned_first.copy_((first * cos).sub_(second * sin, alpha=direction))
-    turned_second.copy_((second * cos).add_(first * sin, alpha=direction))
+    for part in blocks(x.shape[0]):
+        # both halves of a head by one product: its innermost loop is twice as long
+        cos, sin = torch.cat((table[:, part],) * 2, -1)[:, :, None, None, :]
+        (first, second), (first_across, second_across) = (x[part] * cos).chunk(2, -1), (x[part] * sin).chunk(2, -1)
+        turned_first, turned_second = out[part].chunk(2, -1)
+        torch.sub(first, second_across, alpha=direction, out=turned_first)
+        torch.add(second, first_across, alpha=direction, out=turned_second)
     return out
