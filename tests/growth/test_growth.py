@@ -295,7 +295,7 @@ def test_kill_9_in_each_phase(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.slow
 def test_the_embedded_world_grows_with_a_real_server(tmp_path: Path) -> None:
-    """One round of the real tools, killed in the sampling and in the training, and again; four minutes when busy."""
+    """One round of the real tools, killed in the sampling and in the training, and again; seven minutes when busy."""
     llama = f"{sys.executable} {ROOT}/tests/support/llama_server.py {{model}} --name {{model}} --port {{port}}"
     serve = f"--concurrency 4 --serve '{llama} --slots 8 --context 2048'"
     words = [sys.executable, str(ROOT / "tools" / "grow.py"), "--lengths", "2", "--out", str(tmp_path), "--json"]
