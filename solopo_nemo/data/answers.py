@@ -233,7 +233,8 @@ def _value(text: str) -> str:
         value = json.loads(text, strict=False)
     except ValueError:  # single quotes, None, or LaTeX that is not escaped
         return "" if text.strip() == "None" else text.strip(" \t\n[\"']")
-    return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    plain = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    return plain.encode("utf-8", "replace").decode()  # JSON can hold half a character
 
 
 def _balanced(text: str) -> str:

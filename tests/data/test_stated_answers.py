@@ -25,6 +25,7 @@ from solopo_nemo.data.answers import Stated, is_right, stated_answer
         ("It opened in 1959.\nSo the answer is 1960\n", "1960", True),
         ("It was 1960. The answer is:", "", False),
         ("So 1960.\n**", "So 1960.", False),
+        ('{"answer": "Oslo\\ud800"}', "Oslo?", True),
         ("", "", False),
     ],
 )
