@@ -35,7 +35,7 @@ def one_by_one(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, probs: torch
 
 def results(function: Any, given: list[torch.Tensor]) -> list[torch.Tensor]:
     out = function(*given)
-    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
     return [out, *torch.autograd.grad((out * weights).sum(), given)]
 
 

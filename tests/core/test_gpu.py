@@ -55,6 +55,18 @@ def test_response_head_in_bf16_agrees_with_fp32_logits() -> None:
         assert (got.float() - want).norm() / want.norm() < 0.01
 
 
+def test_the_product_of_all_experts_agrees_with_each_token_alone() -> None:
+    from test_experts import COUNTS, one_by_one, operands, results
+
+    from solopo_nemo.core.layers import experts
+
+    given = [tensor.detach().cuda().requires_grad_() for tensor in operands(torch.bfloat16)]
+    assert experts._is_one_product(given[0])
+    got = results(lambda *tensors: experts._GroupedSwiGLU.apply(*tensors, COUNTS), given)
+    for mine, plain in zip(got, results(one_by_one, operands(torch.float64)), strict=True):
+        assert float((mine.cpu().double() - plain).abs().max() / plain.abs().max()) < 3e-2
+
+
 @pytest.mark.parametrize("layout", ["", "parallel.tensor=2 parallel.sequence=true", "parallel.context=2"])
 def test_the_recipe_runs_on_gpus(tmp_path: Path, layout: str) -> None:
     ranks = 1 if not layout else 2
