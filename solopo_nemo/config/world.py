@@ -113,7 +113,16 @@ def check_experts(config: RunConfig, model: ModelDescription, on_gpu: bool) -> N
         "CPUs, gathers no unequal numbers of tokens; set parallel.expert_tensor=1",
     )
     peft = config.peft
-    if not peft.on or all(MODULES[name].startswith("self_attn.") for name in peft.modules):
+    if peft.on and all(MODULES[name].startswith("self_attn.") for name in peft.modules):
+        return
+    layers, stages = experts.layers, p.pipeline
+    size = len(layers) // stages
+    require(
+        len(layers) % stages > 0 or all(any(layers[size * i : size * (i + 1)]) for i in range(stages)),
+        f"parallel.pipeline={stages}: a stage would have no layer with experts (mlp_only_layers, decoder_sparse_step), "
+        "and Megatron's optimizer cannot save such a stage; take fewer stages",
+    )
+    if not peft.on:
         return
     without = "leave gate_proj, up_proj and down_proj out of peft.targets"
     require(

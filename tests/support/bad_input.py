@@ -242,6 +242,7 @@ def _make_models(bad: Path, model: Path) -> None:
         "experts_one": {"num_experts_per_tok": 1},
         "experts_nowhere": {"decoder_sparse_step": 100},
         "experts_layer": {"mlp_only_layers": [100]},
+        "experts_first": {"mlp_only_layers": [1]},
         "experts_shared": {"shared_expert_intermediate_size": 64},
         "experts_noise": {"router_jitter_noise": 0.1},
         "experts_odd": {"moe_intermediate_size": 63},

@@ -251,6 +251,8 @@ def _layout_logits(checkpoint: Path, layout: Any) -> torch.Tensor:
         setattr(model.config, key, value)
     model.configure_model()
     load_weights(model.module, checkpoint)
+    if layout.ep * layout.etp > 1:
+        _save_again(model.module, checkpoint, layout)
     samples = [{"prompt_short": ids[:1].tolist(), "chosen": [*ids[1:].tolist(), 0]} for ids in IDS]
     packing = Packing(layout.cp, parallel_state.get_context_parallel_rank(), layout.tp if layout.sp else 1)
     batch = pack(samples, ["short_chosen"], packing)
@@ -284,6 +286,21 @@ def _layout_logits(checkpoint: Path, layout: Any) -> torch.Tensor:
     for rows, logits in filter(None, gathered):
         whole[rows] = logits
     return whole
+
+
+def _save_again(module: Any, checkpoint: Path, layout: Any) -> None:
+    """Save what a layout has loaded: every tensor of the checkpoint is to be the same."""
+    import torch.distributed as dist
+    from megatron.core import dist_checkpointing
+
+    again = checkpoint.with_suffix(f".{layout.name}")
+    again.mkdir(exist_ok=True)
+    dist.barrier()
+    dist_checkpointing.save({"state_dict": module.sharded_state_dict(prefix="module.")}, str(again))
+    want, got = (dist_checkpointing.load_plain_tensors(str(folder)) for folder in (checkpoint / "weights", again))
+    tensors = [name for name in want if name.startswith("module.") and not name.endswith("_extra_state")]
+    assert any(".experts." in name for name in tensors)
+    assert [name for name in tensors if not torch.equal(got[name], want[name].float())] == []
 
 
 def transformers_logits(folder: Path) -> torch.Tensor:
