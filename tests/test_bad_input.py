@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_bad_input(
         return loaded[-1]
 
     monkeypatch.setattr(checks, "import_weights", begun)
-    monkeypatch.setattr(ranks, "start_ranks", begun)
+    monkeypatch.setattr(ranks, "start_ranks", lambda _: nullcontext(begun))
     monkeypatch.setattr(launch, "load_config", load)
     loaded: list[RunConfig] = []
     case = CASES[name]
@@ -126,9 +127,9 @@ def test_rope_scaling_extends_the_window(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(checks, "import_weights", begun)
     overrides = ["data.builtin.samples=2", "data.max_tokens=131072", "model.rope_scaling={type: yarn, factor: 4.0}"]
     with pytest.raises(AssertionError, match="had begun"):
-        run_recipe("solo_dpo", [f"output_dir={tmp_path}", *overrides])
+        run_recipe("solo_dpo", [f"output_dir={tmp_path}", *overrides], start=begun)
     with pytest.raises(UserError, match="131072"):
-        run_recipe("solo_dpo", [f"output_dir={tmp_path}", *overrides, "data.max_tokens=131073"])
+        run_recipe("solo_dpo", [f"output_dir={tmp_path}", *overrides, "data.max_tokens=131073"], start=begun)
 
 
 @pytest.mark.parametrize("name", ["unknown key", "contexts, order"])

@@ -55,7 +55,7 @@ def start_here(name: str) -> None:
 
 def started_here() -> bool:
     """Whether the recipe itself, and not ``torchrun`` or Slurm, started this rank."""
-    return _START in os.environ
+    return _START in os.environ and "RANK" in os.environ
 
 
 def provide_home() -> None:

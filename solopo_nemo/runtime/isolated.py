@@ -21,6 +21,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import psutil
@@ -34,11 +35,14 @@ T = TypeVar("T")
 Progress = Callable[[str, int], Callable[[], None]]
 """Takes the name and the number of steps of a stage, and returns the function to call after each step."""
 
+WAKE_EVERY = 0.5
+"""Seconds; a signal that another thread receives does not wake a waiting main thread."""
+
 _KILLED = "its process was killed, perhaps because memory ran out"
-_WAKE_EVERY = 0.5  # seconds; a signal that another thread receives does not wake a waiting main thread
 _LOOK_EVERY = 0.2  # seconds between two checks that the parent is alive
 _PRINTED_BYTES = 8000  # of the output of a failed process, from its end
 _preloaded = False
+_ready: _Process | None = None
 
 
 def unseen(stage: str, steps: int) -> Callable[[], None]:
@@ -75,7 +79,7 @@ def run_isolated(what: str, function: Callable[..., R], *arguments: Any, cuda: b
     """
     with begin_isolated(what, function, *arguments, cuda=cuda) as future:
         while not future.done():
-            wait([future], timeout=_WAKE_EVERY)
+            wait([future], timeout=WAKE_EVERY)
         return future.result()
 
 
@@ -84,8 +88,7 @@ def begin_isolated(
     what: str, function: Callable[..., R], *arguments: Any, cuda: bool | str = True
 ) -> Iterator[Future[R]]:
     """Starts :func:`run_isolated` and yields its future. An exception that leaves the block kills the process."""
-    context = multiprocessing.get_context("forkserver" if _preloaded else "spawn")
-    others = set(multiprocessing.active_children())
+    global _ready
     named: Future[R] = Future()
 
     def hand_over(done: Future[R]) -> None:
@@ -97,16 +100,55 @@ def begin_isolated(
         else:
             named.set_exception(error)
 
-    with ProcessPoolExecutor(1, context, initializer=_leave_job, initargs=(cuda,)) as pool:
-        try:
-            with held_back():
-                pool.submit(_quietly, function, *arguments).add_done_callback(hand_over)
-            yield named
-        except BaseException:
-            # the pool waits for its process when the block ends; after an error the result is not needed
-            for process in set(multiprocessing.active_children()) - others:
-                process.kill()
-            raise
+    with _ready if _ready and cuda is True else _Process(cuda) as process:
+        _ready = None if process is _ready else _ready
+        process.submit(function, *arguments).add_done_callback(hand_over)
+        yield named
+
+
+@contextmanager
+def ready(function: Callable[[Progress], None]) -> Iterator[None]:
+    """Starts a process that calls ``function``, and that the first :func:`run_isolated` in the block then uses.
+
+    An example of ``function`` is an import that takes seconds. A process that was not used is killed with the block.
+    """
+    global _ready
+    try:
+        with held_back():
+            _ready = _Process(True)
+            _ready.submit(function)
+        yield
+    finally:
+        unused, _ready = _ready, None
+        if unused:
+            unused.end(kill=True)
+
+
+class _Process:
+    """A pool of one process. The block that uses it waits for its end, and kills it after an exception."""
+
+    def __init__(self, cuda: bool | str) -> None:
+        context = multiprocessing.get_context("forkserver" if _preloaded else "spawn")
+        self._pool = ProcessPoolExecutor(1, context, initializer=_leave_job, initargs=(cuda,))
+        self._others = set(multiprocessing.active_children())
+        self._started: set[BaseProcess] = set()
+
+    def submit(self, function: Callable[..., R], *arguments: Any) -> Future[R]:
+        with held_back():
+            future = self._pool.submit(_quietly, function, *arguments)
+            self._started = self._started or set(multiprocessing.active_children()) - self._others
+        return future
+
+    def end(self, kill: bool) -> None:
+        for process in self._started if kill else ():
+            process.kill()
+        self._pool.shutdown()
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.end(kill=error is not None)
 
 
 def run_tasks(
@@ -147,7 +189,7 @@ def run_tasks(
                 running[pool.submit(_run_task, task)] = task
             if not running:
                 return
-            for future in wait(running, timeout=_WAKE_EVERY, return_when=FIRST_COMPLETED).done:
+            for future in wait(running, timeout=WAKE_EVERY, return_when=FIRST_COMPLETED).done:
                 result = future.result()
                 yield running.pop(future), result
     except BrokenProcessPool:

@@ -12,6 +12,7 @@ from typing import Any
 from solopo_nemo.runtime import device
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+CLOSING = (signal.SIGHUP, signal.SIGQUIT)
 
 
 class Stopped(KeyboardInterrupt):
@@ -19,9 +20,15 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Installs ``handler`` for the signals while the block runs, and restores the former handlers after it."""
-    earlier = {number: signal.signal(number, handler) for number in SIGNALS}
+def handled_by(handler: Callable[[int, Any], None], closing: bool = False) -> Iterator[None]:
+    """Installs ``handler`` for the signals while the block runs, and restores the former handlers after it.
+
+    Args:
+        handler: called with the number of the signal.
+        closing: also handle those of a terminal that closes or gets Ctrl-\\, unless ``nohup`` ignores them.
+    """
+    more = [number for number in CLOSING if closing and signal.getsignal(number) != signal.SIG_IGN]
+    earlier = {number: signal.signal(number, handler) for number in (*SIGNALS, *more)}
     try:
         yield
     finally:

@@ -8,7 +8,8 @@ import logging
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,11 +87,8 @@ def _wants(arguments: Sequence[str], *keys: str) -> bool:
 
 def _run_here(config: RunConfig, only_reference: bool, run_ranks: StartRanks | None) -> int:
     """The process that a user started: prepares the run, runs its ranks and finishes it."""
-    from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
     from solopo_nemo.training.ranks import start_ranks
 
-    start = Start(config, local_world(config), only_reference=only_reference)
-    check_all(start, EVERYWHERE)
     if not only_reference and _finished(config):
         Console(markup=False).print(
             f"{config.output} holds this run, finished; trainer.resume=never starts it anew", highlight=False
@@ -98,45 +96,57 @@ def _run_here(config: RunConfig, only_reference: bool, run_ranks: StartRanks | N
         _show(config)
         _push(config)
         return 0
-    with OutputLock(config.output):
-        _prepare_once(start)
-        trained = _trained(config) and not only_reference
-        code = 0 if trained else (run_ranks or start_ranks)(start.world, config.output)
-        if code == 0 and not only_reference:
-            _finish(config)
+    given = run_ranks and partial(run_ranks, local_world(config), config.output)
+    with nullcontext(given) if given else start_ranks(config) as ranks:
+        from solopo_nemo.training.checks import EVERYWHERE, Start, check_all  # seconds, while the ranks import NeMo
+
+        start = Start(config, local_world(config), only_reference=only_reference)
+        check_all(start, EVERYWHERE)
+        with OutputLock(config.output):
+            shared = SharedPreparation(config.output)
+            try:
+                shared.prepare(lambda: _prepare_once(start))
+                code = 0 if _trained(config) and not only_reference else ranks()
+            finally:
+                shared.outcome.unlink(missing_ok=True)
+            if code == 0 and not only_reference:
+                _finish(config)
     return code
 
 
 def _run_rank(config: RunConfig, only_reference: bool) -> int:
     """One rank of a job. Rank 0 owns the output folder, unless the recipe started the ranks and owns it."""
-    from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
-
-    start = Start(config, environment.world_size(), only_reference=only_reference)
-    check_all(start, EVERYWHERE)
     with ExitStack() as owned:
 
         def prepare() -> None:
             owned.enter_context(OutputLock(config.output))
             _prepare_once(start)
 
+        if not environment.started_here():  # else the starter checks
+            from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
+
+            start = Start(config, environment.world_size(), only_reference=only_reference)
+            check_all(start, EVERYWHERE)
         return _run_rank_owning(config, only_reference, prepare)
 
 
 def _run_rank_owning(config: RunConfig, only_reference: bool, prepare: Callable[[], None]) -> int:
+    from solopo_nemo.training.ranks import import_nemo
+
     rank, here = environment.rank(), environment.started_here()
     stop = StopRequest()
     for number in SIGNALS:
         signal.signal(number, stop.note)  # until the process ends, as a launcher may send several signals
     spare_helpers()
     shared = SharedPreparation(config.output)
-    if not here and (code := shared.wait() if rank else shared.prepare(prepare)):
+    if not here and rank == 0:
+        shared.prepare(prepare)
+    import_nemo()
+    with logs.quiet_imports():
+        from solopo_nemo.training.failures.supervise import supervised_fit
+    if (here or rank) and (code := shared.wait()):
         return code
     if only_reference or not _trained(config):
-        with logs.quiet_imports():
-            from solopo_nemo.core.device import prepare_process
-
-            prepare_process()  # before the import of NeMo, which it makes faster
-            from solopo_nemo.training.failures.supervise import supervised_fit
         logs.to_file(config.output / "logs", rank)
         code = supervised_fit(config, stop, only_reference)
         if not here and rank == 0:

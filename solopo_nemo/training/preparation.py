@@ -1,14 +1,16 @@
-"""Preparation of a run under ``torchrun`` or Slurm: rank 0 prepares, and the other ranks wait.
+"""Preparation of a run: one process prepares, and the ranks wait.
 
-1. Rank 0 owns the output folder; see :mod:`solopo_nemo.training.output_lock`.
-2. Rank 0 writes the exit code of the preparation to an outcome file, also after an error.
-3. Every other rank polls the outcome file. It ends with one line if rank 0 has not touched its lock for
-   :data:`PATIENCE` seconds.
+1. Under ``torchrun`` or Slurm it is rank 0, else the process that the user started. It owns the output folder; see
+   :mod:`solopo_nemo.training.output_lock`.
+2. It writes the exit code of the preparation to an outcome file, also after an error.
+3. Every other rank imports NeMo and polls the outcome file. It ends with one line if the owner has not touched its lock
+   for :data:`PATIENCE` seconds, and at once if the process that started it is gone.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,6 +38,7 @@ class SharedPreparation:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.outcome = output / f".prepared-{environment.job_token()}"
+        self.starter = os.getppid()
 
     def prepare(self, work: Callable[[], None]) -> int:
         """Runs ``work`` on rank 0, and writes its exit code for the other ranks.
@@ -69,11 +72,16 @@ class SharedPreparation:
         Args:
             patience: seconds without a touch of the lock after which rank 0 counts as dead.
 
+        Returns:
+            That code; 1 if the process that started this rank is gone.
+
         Raises:
             RunFault: rank 0 counts as dead.
         """
         beat, since = None, time.monotonic()
         while not self.outcome.exists():
+            if os.getppid() != self.starter:
+                return cli.EXIT_FAULT
             with suppress(FileNotFoundError):
                 touched = lock_file(self.output).stat().st_mtime_ns
                 if touched != beat:  # only a change counts, as the clocks of hosts differ
@@ -83,7 +91,7 @@ class SharedPreparation:
                     f"rank 0 prepares this run and has given no sign of life in {self.output} for {patience:.0f} "
                     "seconds: see its log; output_dir must lie on a file system that all nodes share"
                 )
-            time.sleep(0.5)
+            time.sleep(0.1)
         return int(self.outcome.read_text())
 
     def remove_earlier(self) -> None:

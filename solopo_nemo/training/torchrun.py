@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from solopo_nemo.training.ranks import run_ranks
+from solopo_nemo.training.ranks import begin_ranks
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,7 +22,8 @@ def main(arguments: Sequence[str]) -> int:
     node = os.environ.get("SLURM_NODEID", "0")
     os.environ.setdefault("PET_NODE_RANK", node)  # torchrun's --node-rank
     launch, command, command_arguments = config_from_args(parse_args(arguments))
-    code = run_ranks(launch, str(command), command_arguments)
+    with begin_ranks(launch, str(command), command_arguments) as ranks:
+        code = ranks()
     if folder := os.environ.get("SOLOPO_EXIT_CODES"):
         (Path(folder) / node).write_text(f"{code}\n")
     return code

@@ -163,7 +163,8 @@ def run_method(run: Run, start: Start, pairs: Path, folder: Path, keep: bool = F
 
     def one_rank(count: int, _: Path) -> int:
         nonlocal started_with
-        code, started_with = run_isolated(f"{run.method.name}, seed {run.seed}", _rank, run.method.recipe, arguments)
+        what = f"{run.method.name}, seed {run.seed}"
+        code, started_with = run_isolated(what, _rank, run.method.recipe, arguments, output)
         return code
 
     if code := run_recipe(run.method.recipe, arguments, start=one_rank):
@@ -213,12 +214,13 @@ def sample_flops(run: Run, start: Start) -> float:
     return model_flops(load_shape(str(start.hf)), Workload.of(objective, lengths).policy).total
 
 
-def _rank(_: Progress, recipe: str, arguments: Sequence[str]) -> tuple[int, float]:
+def _rank(_: Progress, recipe: str, arguments: Sequence[str], output: Path) -> tuple[int, float]:
     """Run the only rank of a prepared run. Return its exit code, and the GiB of the process before the run."""
     import torch
 
     from solopo_nemo.runtime import environment
     from solopo_nemo.training.launch import run_recipe
+    from solopo_nemo.training.preparation import SharedPreparation
 
     torch.set_num_threads(1)
     with socket.socket() as free:
@@ -227,6 +229,7 @@ def _rank(_: Progress, recipe: str, arguments: Sequence[str]) -> tuple[int, floa
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environment.start_here(f"rank-{os.getpid()}")
+    SharedPreparation(output).prepare(lambda: None)  # the run is prepared already
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return run_recipe(recipe, arguments), before
 

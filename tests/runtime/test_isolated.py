@@ -17,7 +17,7 @@ from processes import is_alive, wait_until
 
 from solopo_nemo.runtime import cli
 from solopo_nemo.runtime.errors import RunFault, UserError
-from solopo_nemo.runtime.isolated import Progress, run_isolated, run_tasks
+from solopo_nemo.runtime.isolated import Progress, ready, run_isolated, run_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -147,6 +147,26 @@ def test_an_isolated_process_is_no_rank_and_prints_only_when_it_crashes(
         run_isolated("it", chatty, "crash")
     out, err = capfd.readouterr()
     assert (out, sorted(err.splitlines())) == ("", ["to stderr", "to stdout"])
+
+
+def remember(_: Progress) -> None:
+    os.environ["READY"] = "yes"
+
+
+def remembered(_: Progress) -> str | None:
+    return os.environ.get("READY")
+
+
+def never_done(_: Progress) -> None:
+    threading.Event().wait()
+
+
+def test_the_first_work_finds_a_process_that_is_ready() -> None:
+    with ready(remember):
+        found = [run_isolated("it", remembered, cuda=cuda) for cuda in (False, True, True)]
+    assert found == [None, "yes", None]
+    with ready(never_done):
+        pass  # it is killed, as nobody needs it any more
 
 
 PROGRAM = """

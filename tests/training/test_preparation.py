@@ -35,6 +35,12 @@ def test_a_rank_0_that_touches_its_lock_no_more_is_gone(tmp_path: Path) -> None:
         SharedPreparation(tmp_path).wait(patience=0.0)
 
 
+def test_a_rank_whose_starter_is_gone_ends(tmp_path: Path) -> None:
+    shared = SharedPreparation(tmp_path)
+    shared.starter = -1
+    assert shared.wait() == 1
+
+
 def test_what_earlier_starts_left_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOLOPO_START", "first")
     SharedPreparation(tmp_path).prepare(lambda: None)
