@@ -140,7 +140,8 @@ def test_an_owner_that_was_silent_ends_itself(tmp_path: Path) -> None:
     with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout and process.stderr
         assert process.stdout.readline() == "owned\n"
-        lock_file(tmp_path).write_text(OTHER)
+        (tmp_path / "other").write_text(OTHER)
+        (tmp_path / "other").rename(lock_file(tmp_path))  # the owner must not read half of it
         assert process.wait() == 2
         assert process.stderr.read().startswith(f"error: output_dir={tmp_path}: another start (host node7")
     assert lock_file(tmp_path).read_text() == OTHER
