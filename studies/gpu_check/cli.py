@@ -53,6 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     end, out = time.monotonic() + 60 * (given.minutes or 8.0), given.out or Path("gpu_check.json")
     require(out.suffix == ".json" and not out.is_dir(), f"--out {out}: give the name of a .json file")
     check_writable(out.resolve().parent, "--out")
+    device.prepare_environment(ranks_of_model=1)  # for the processes of the rows, as a run has it
     results, skipped = Results.open(out, **_machine()), set[tuple[str, str]]()
     rows = results.runs = [row for row in results.runs if not row.get("note", "").startswith(UNFINISHED)]
     for asked in _asked(device.cuda()):

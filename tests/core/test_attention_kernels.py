@@ -126,6 +126,7 @@ class Kernels:
         self.calls.append("efficient backward")
         assert (dropout, bias, bias_gradient) == (0.0, None, False)
         assert lse.shape[2] % 32 == 0
+        assert out.is_contiguous()
         before = None if window_size is None else window_size - 1
         pairs = self._each(starts_q, starts_k, longest_q, longest_k)
         parts = []

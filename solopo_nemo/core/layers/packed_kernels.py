@@ -217,8 +217,9 @@ def _efficient_backward(
     for row, part in zip(padded, queries.selected(), strict=True):
         row[:, : part.stop - part.start] = lse[:, part]
     state = torch.zeros((), dtype=torch.int64, device=q.device)  # of dropout, of which there is none
+    # the kernel takes no stride between the rows of out (kernel_backward.h: o_strideM)
     dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
-        grad[None], q[None], *(x.repeat_interleave(group, 1)[None] for x in (k, v)), None, out[None],
+        grad[None], q[None], *(x.repeat_interleave(group, 1)[None] for x in (k, v)), None, out.contiguous()[None],
         *_lengths(queries, keys), padded, 0.0, state, state, _CAUSAL if causal else 0, False,
         scale=scale, window_size=None if before is None else before + 1,
     )  # fmt: skip
