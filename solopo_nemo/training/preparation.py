@@ -91,7 +91,7 @@ class SharedPreparation:
                     f"rank 0 prepares this run and has given no sign of life in {self.output} for {patience:.0f} "
                     "seconds: see its log; output_dir must lie on a file system that all nodes share"
                 )
-            time.sleep(0.1)
+            time.sleep(0.5)  # the file system may serve many ranks
         return int(self.outcome.read_text())
 
     def remove_earlier(self) -> None:
