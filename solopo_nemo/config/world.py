@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from solopo_nemo.config.parallel import ParallelConfig
+from solopo_nemo.config.peft import PeftConfig
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.families.description import ModelDescription
+from solopo_nemo.families.experts import Experts
 from solopo_nemo.families.family import MODULES
 from solopo_nemo.runtime import device, environment, kernels
 from solopo_nemo.runtime.errors import require
@@ -112,17 +114,9 @@ def check_experts(config: RunConfig, model: ModelDescription, on_gpu: bool) -> N
         f"parallel.expert_tensor={p.expert_tensor_size} with parallel.expert={p.expert}: gloo, which connects ranks on "
         "CPUs, gathers no unequal numbers of tokens; set parallel.expert_tensor=1",
     )
+    _check_expert_optimizer(config, experts)
     peft = config.peft
-    if peft.on and all(MODULES[name].startswith("self_attn.") for name in peft.modules):
-        return
-    layers, stages = experts.layers, p.pipeline
-    size = len(layers) // stages
-    require(
-        len(layers) % stages > 0 or all(any(layers[size * i : size * (i + 1)]) for i in range(stages)),
-        f"parallel.pipeline={stages}: a stage would have no layer with experts (mlp_only_layers, decoder_sparse_step), "
-        "and Megatron's optimizer cannot save such a stage; take fewer stages",
-    )
-    if not peft.on:
+    if not peft.on or not _of_experts(peft):
         return
     without = "leave gate_proj, up_proj and down_proj out of peft.targets"
     require(
@@ -134,6 +128,31 @@ def check_experts(config: RunConfig, model: ModelDescription, on_gpu: bool) -> N
         not peft.dropout or p.expert_tensor_size == 1,
         f"peft.dropout={peft.dropout}: adapters of experts have none where parallel.expert_tensor="
         f"{p.expert_tensor_size} splits their channels; give peft.dropout=0, or {without}",
+    )
+
+
+def _of_experts(peft: PeftConfig) -> list[str]:
+    """The targets that are not of the attention."""
+    return [name for name in peft.modules if not MODULES[name].startswith("self_attn.")]
+
+
+def _check_expert_optimizer(config: RunConfig, experts: Experts) -> None:
+    """Megatron has an optimizer for the experts and one for all else, and cannot save one that is empty on a stage."""
+    peft, stages, layers = config.peft, config.parallel.pipeline, experts.layers
+    targets = _of_experts(peft) if peft.on else []
+    if len(layers) % stages or (peft.on and not targets):
+        return
+    size = len(layers) // stages
+    parts = [layers[size * i : size * (i + 1)] for i in range(stages)]
+    require(
+        all(any(part) for part in parts),
+        f"parallel.pipeline={stages}: a stage would have no layer with experts (mlp_only_layers, decoder_sparse_step), "
+        "and Megatron's optimizer cannot save such a stage; take fewer stages",
+    )
+    require(
+        not peft.on or len(targets) < len(peft.modules) or not any(all(part) for part in parts),
+        f"peft.targets=[{','.join(peft.modules)}]: adapters of experts alone are nothing that Megatron's optimizer can "
+        "save; add a module of the attention, such as q_proj",
     )
 
 
