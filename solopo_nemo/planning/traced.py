@@ -95,15 +95,19 @@ class Kind:
 
 
 NOT_KNOWN = (
-    "the planner's formulas for models with experts are for GPUs, with experts in every layer, and adapters in "
-    "attention alone; dry_run=true traces any run"
+    "the planner's formulas for models with experts are for GPUs, with experts in every layer, and adapters in none or "
+    f"all of {', '.join(sorted(MLP))}, all channels of an expert on one rank; dry_run=true traces any run"
 )
 
 
 def is_known(run: Run) -> bool:
     """Whether there are formulas for a run's step."""
     experts = run.shape.experts
-    return experts is None or (run.device == GPU and all(experts.layers) and not MLP & {*run.adapter_targets})
+    if experts is None:
+        return True
+    adapted = MLP & {*run.adapter_targets}
+    known = not adapted or (adapted == MLP and run.layout.expert_split == 1)
+    return run.device == GPU and all(experts.layers) and known
 
 
 class Sizes:

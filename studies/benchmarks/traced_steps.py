@@ -55,9 +55,9 @@ def all_kinds() -> Iterator[Kind]:
     devices, recomputes, flags = ("gpu", "cpu"), ("none", "selective", "full"), (False, True)
     yield from (Kind(*values) for values in product(devices, recomputes, ("", "p2p", "a2a"), flags, flags))
     yield from (Kind(*values, True, behind=True) for values in product(devices, recomputes, ("", "a2a"), flags))
-    for sequence, split in ((False, False), (True, False), (True, True)):
+    for sequence, *more in ((False,), (True,), (True, True), (False, False, True), (True, False, True)):
         values = product(recomputes, ("", "p2p", "a2a"), (sequence,), flags)
-        yield from (Kind("gpu", *value, experts=True, split=split) for value in values)
+        yield from (Kind("gpu", *value, False, True, *more) for value in values)
 
 
 def trace(kind: Kind) -> Tracker:

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from solopo_nemo.data.packing import Layout as Packing
 from solopo_nemo.data.packing import pack
+from solopo_nemo.families.family import TARGETS
 from solopo_nemo.objectives import build_objective
 from solopo_nemo.planning import CPU, GPU, Layout, Lengths, ModelShape, Run, Workload, communication, load_shape, memory
 from solopo_nemo.planning.layout import Share
 from solopo_nemo.planning.parameters import StageParameters
 from solopo_nemo.planning.state import device_share
-from solopo_nemo.planning.traced import Kind, Sizes, traced_step
+from solopo_nemo.planning.traced import Kind, Sizes, is_known, traced_step
 
 QWEN = load_shape("Qwen/Qwen2.5-7B-Instruct")
 SOLO, VANILLA = build_objective("dpo"), build_objective("dpo", align="none", prompt="long")
@@ -193,6 +194,14 @@ def test_experts_are_held_by_the_ranks_that_they_are_split_over(expert: int, spl
     adapters = experts_run(layout=layout, adapter_rank=16, adapter_targets=("q_proj",))
     assert memory(adapters).parts["weights"] == pytest.approx(parts["weights"], rel=0.001)
     assert memory(adapters).parts["gradients"] == 48 * 16 * (2048 + 4096 / 2) * 4
+    everywhere = dataclasses.replace(adapters, adapter_targets=TARGETS)
+    assert is_known(everywhere) == (split == 1 < expert)
+    if is_known(everywhere):
+        of_experts = 48 * 128 // expert * 3 * 16 * (2048 + 768)
+        of_attention = 48 * 16 * (2 * (2048 + 4096 / 2) + 2 * (2048 + 512 / 2))
+        state = memory(everywhere).parts
+        assert state["gradients"] == 4 * (of_attention + of_experts)
+        assert state["optimizer state"] == pytest.approx(12 * (of_attention / 4 + of_experts / sharing))
 
 
 def test_saved_activations_of_a_layer_with_experts_by_hand() -> None:
@@ -204,6 +213,9 @@ def test_saved_activations_of_a_layer_with_experts_by_hand() -> None:
     beside = (2 * 4 * h + 14 * 128 + 8) / 2
     assert saved_by_a_layer(run) == tokens * (attention + rows + beside)
     whole = dataclasses.replace(run, recompute="full")
+    adapters = dataclasses.replace(run, adapter_rank=16, adapter_targets=TARGETS)
+    stacks = 2 * 128 / 4 * 16 * (2 * h + 4 * m + m + h)  # A and B of two modules as one, and of the third
+    assert saved_by_a_layer(adapters) == saved_by_a_layer(run) + tokens * 8 / 2 * 2 * 3 * 16 + stacks
     assert saved_by_a_layer(whole) == tokens * (2 * h + 5 * 128 + 8 * 8) / 2  # the dispatcher keeps the routing
 
 

@@ -67,6 +67,9 @@ GRID: list[Point] = [
     ("cuda", MIXTRAL, 3, 8192, [*SPLIT, *HEADS, "parallel.expert=2", "parallel.expert_tensor=2"]),
     ("cuda", EXPERTS, 4, 32768, [*RING, *ATTENTION, "parallel.expert=4", "model.recompute=full"]),
     ("cuda", EXPERTS, 3, 16384, [*SPLIT, *HEADS, *ATTENTION, "parallel.expert=4"]),
+    ("cuda", EXPERTS, 4, 16384, [*RING, *LORA, "parallel.expert=4"]),
+    ("cuda", EXPERTS, 3, 32768, [*SPLIT, *RING, *LORA, "peft.rank=32", "parallel.expert=8", "model.recompute=full"]),
+    ("cuda", MIXTRAL, 3, 8192, [*HEADS, *LORA, "parallel.expert=2", "model.recompute=selective"]),
     ("cpu", SMALL, 4, 2048, []),
     ("cuda", GEMMA3, 6, 16384, ["model.recompute=full"]),
     ("cuda", GEMMA3, 8, 32768, [*HEADS, "model.layers=torch"]),
@@ -90,6 +93,7 @@ AGAIN = (
     Kind("cpu", "selective", "a2a", False, True),
     Kind("gpu", "selective", "", True, True, behind=True),
     Kind("gpu", "full", "p2p", True, True, experts=True),
+    Kind("gpu", "none", "", True, True, experts=True, adapters=True),
 )
 
 
