@@ -139,6 +139,7 @@ def _of_experts(peft: PeftConfig) -> list[str]:
 def _check_expert_optimizer(config: RunConfig, experts: Experts) -> None:
     """Megatron has an optimizer for the experts and one for all else, and cannot save one that is empty on a stage."""
     peft, stages, layers = config.peft, config.parallel.pipeline, experts.layers
+    adapted = peft.modules if peft.on else ()
     targets = _of_experts(peft) if peft.on else []
     if len(layers) % stages or (peft.on and not targets):
         return
@@ -150,8 +151,8 @@ def _check_expert_optimizer(config: RunConfig, experts: Experts) -> None:
         "and Megatron's optimizer cannot save such a stage; take fewer stages",
     )
     require(
-        not peft.on or len(targets) < len(peft.modules) or not any(all(part) for part in parts),
-        f"peft.targets=[{','.join(peft.modules)}]: adapters of experts alone are nothing that Megatron's optimizer can "
+        not peft.on or len(targets) < len(adapted) or not any(all(part) for part in parts),
+        f"peft.targets=[{','.join(adapted)}]: adapters of experts alone are nothing that Megatron's optimizer can "
         "save; add a module of the attention, such as q_proj",
     )
 
