@@ -96,7 +96,7 @@ def test_imported_trained_exported_and_generating(shared_data: Path, tmp_path: P
 
 @pytest.mark.long
 def test_gemma_3_with_adapters(tmp_path: Path) -> None:
-    """Imported, three LoRA steps of SoLo-DPO that learn their sample, exported as an adapter that peft loads."""
+    """Imported, three LoRA steps of SoLo-DPO that learn their sample, exported as an adapter with which peft generates."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -108,7 +108,7 @@ def test_gemma_3_with_adapters(tmp_path: Path) -> None:
     triplets.write_text(json.dumps(sample | {"prompt_long": f"{numbers} Ann lives in Oslo. {numbers}{question}"}))
     run(
         "recipes/solo_dpo.py", "model=custom", f"model.init={gemma}", f"data.train={triplets}", "peft=lora",
-        "optim.lr=1e-3", "trainer.max_steps=3", "trainer.epochs=3", "trainer.global_batch=1", "trainer.micro_batch=1",
+        "optim.lr=3e-4", "trainer.max_steps=3", "trainer.epochs=3", "trainer.global_batch=1", "trainer.micro_batch=1",
         "evaluation=none", f"output_dir={output}",
     )  # fmt: skip
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -129,4 +129,7 @@ def test_gemma_3_with_adapters(tmp_path: Path) -> None:
         return float(logits[oslo] - logits[rome])
 
     before = margin(base)
-    assert margin(PeftModel.from_pretrained(base, output / "hf_adapter")) > before + 1
+    trained: Any = PeftModel.from_pretrained(base, output / "hf_adapter")
+    assert margin(trained) > before + 1
+    answer = tokenizer.decode(trained.generate(ids, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :])
+    assert "Oslo" in answer
