@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.moe_utils import (
     clear_aux_losses_tracker,
     get_moe_layer_wise_logging_tracker,
@@ -51,6 +53,22 @@ def padding_of(batch: Batch, config: Any) -> dict[str, torch.Tensor]:
 def routers_of(model: torch.nn.Module) -> list[Router]:
     """The routers of a model, bare or in any wrapper."""
     return [module for module in model.modules() if isinstance(module, Router)]
+
+
+def forget_routes(model: torch.nn.Module) -> None:
+    """Lets the dispatchers of a model drop the routers' probabilities as soon as the experts have run.
+
+    Megatron's dispatcher keeps them until the next pass (token_dispatcher.py:610), and with them the graph of the router.
+    Under recomputation that graph holds the input of each layer and its gradient, ``2 T H / (TP CP)`` values a layer,
+    until the step ends.
+    """
+    for layer in model.modules():
+        if isinstance(layer, MoELayer):
+            layer.experts.register_forward_hook(partial(_forget, layer.token_dispatcher))
+
+
+def _forget(dispatcher: Any, *_: Any) -> None:
+    dispatcher.probs = dispatcher.probs.new_empty(0)  # only its type is read later
 
 
 @contextmanager

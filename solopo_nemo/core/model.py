@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from solopo_nemo.core import device
 from solopo_nemo.core.embedding import RowGradientEmbedding
+from solopo_nemo.core.experts import forget_routes
 from solopo_nemo.core.head import LOGITS_CHUNK_SIZE, ResponseHead
 from solopo_nemo.core.layers.extras import ScaledEmbedding, extras
 from solopo_nemo.core.layers.rotary import keep_no_tables
@@ -77,6 +78,7 @@ def complete(model: GPTModel, logits_chunk_size: int = LOGITS_CHUNK_SIZE, lora: 
         The same model.
     """
     keep_no_tables(model)
+    forget_routes(model)
     if model.pre_process and extras(model.config).scaled_embedding:
         model.embedding.__class__ = ScaledEmbedding  # GPTModel has no argument for the class of the embedding
     if model.pre_process and not device.cuda():

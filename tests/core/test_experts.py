@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from solopo_nemo.core.experts import padding_of, without_losses
+from solopo_nemo.core.device import prepare_process
+from solopo_nemo.core.experts import forget_routes, padding_of, without_losses
 from solopo_nemo.core.layers import experts
 from solopo_nemo.data.packing import Layout, pack
 from solopo_nemo.runtime import kernels
@@ -83,10 +86,49 @@ def test_an_earlier_megatron_is_refused(version: str, refused: bool, monkeypatch
         kernels.check_experts()
 
 
+@contextmanager
+def one_process() -> Iterator[None]:
+    """Megatron's process groups of one process."""
+    from megatron.core import parallel_state
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    try:
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def test_a_recomputed_layer_keeps_nothing_of_its_pass() -> None:
+    """Its input, which has a gradient by then, is gone after the backward pass."""
+    from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    config = TransformerConfig(
+        num_layers=1, hidden_size=8, num_attention_heads=1, num_moe_experts=4, moe_router_topk=2, moe_ffn_hidden_size=8,
+        moe_router_dtype="fp32", moe_token_dispatcher_type="alltoall", gated_linear_unit=True, add_bias_linear=False,
+        activation_func=torch.nn.functional.silu, use_cpu_initialization=True,
+    )  # fmt: skip
+    prepare_process()
+    with one_process():
+        layer = MoELayer(config, MoESubmodules(experts=experts.Experts, router=experts.Router), layer_number=1)
+        forget_routes(layer)
+        seen = []
+
+        def run(hidden: torch.Tensor) -> torch.Tensor:
+            seen.append(weakref.ref(hidden))
+            return layer(hidden)[0]
+
+        given = torch.randn(5, 1, 8, requires_grad=True)
+        torch.utils.checkpoint.checkpoint(run, given, use_reentrant=True).sum().backward()
+    assert given.grad is not None and len(seen) == 2
+    assert seen[1]() is None
+
+
 @pytest.mark.parametrize("normalized", [False, True])
 def test_the_routers_losses_are_those_of_the_documentation(normalized: bool) -> None:
     """Their values and their gradient, of the real tokens alone: ``docs/experts.md``, "The router's losses"."""
-    from megatron.core import parallel_state
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -101,9 +143,7 @@ def test_the_routers_losses_are_those_of_the_documentation(normalized: bool) -> 
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(tokens, 1, 8, generator=generator)
     padding = torch.arange(tokens) >= 8
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    parallel_state.initialize_model_parallel()
-    try:
+    with one_process():
         router = experts.Router(config, ProcessGroupCollection.use_mpu_process_groups())
         router.set_layer_number(1)
         torch.nn.init.normal_(router.weight, generator=generator)
@@ -114,9 +154,6 @@ def test_the_routers_losses_are_those_of_the_documentation(normalized: bool) -> 
         tracker = get_moe_layer_wise_logging_tracker()
         got = {name: float(tracker[name]["values"][0]) for name in weights}
         tracker.clear()
-    finally:
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
     weight = router.weight.detach().double().requires_grad_()
     logits = rows[~padding, 0].double() @ weight.t()
     shares, real = logits.softmax(-1), len(logits)
