@@ -58,7 +58,7 @@ def routers_of(model: torch.nn.Module) -> list[Router]:
 def forget_routes(model: torch.nn.Module) -> None:
     """Lets the dispatchers of a model drop the routers' probabilities as soon as the experts have run.
 
-    Megatron's dispatcher keeps them until the next pass (token_dispatcher.py:610), and with them the graph of the router.
+    Megatron's dispatcher keeps them until the next pass (token_dispatcher.py:610), and with them the router's graph.
     Under recomputation that graph holds the input of each layer and its gradient, ``2 T H / (TP CP)`` values a layer,
     until the step ends.
     """
