@@ -6,6 +6,7 @@ Each module uses those above it:
 |---|---|
 | `world` | contexts, questions and answers, as token ids and as text |
 | `start` | `make_start(folder)`: tokenizer, and model pre-trained on short contexts |
+| `ground`, `embedded` | what methods are compared on: this data, or the embedded questions of the default run |
 | `pairs` | `make_pairs(PairPlan(side, seed), start, folder)`: triplets sampled from that model |
 | `methods` | `METHODS`: each row of the tables as a recipe with overrides |
 | `runs` | `run_method(Run(method, seed, overrides), start, pairs, folder)`: train with the recipe, score by length |

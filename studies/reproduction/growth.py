@@ -15,23 +15,32 @@ from solopo_nemo.pages.figures import Chart, Look
 from solopo_nemo.pages.render import write_page
 from solopo_nemo.pages.tables import Table
 from solopo_nemo.pages.theme import Theme
+from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 from studies.paths import ASSETS
 from studies.pool import Job, Pool
 from studies.reproduction.claims import decide
-from studies.reproduction.methods import METHODS
+from studies.reproduction.embedded import EMBEDDED
+from studies.reproduction.methods import solo
 from studies.reproduction.pairs import PairPlan, make_pairs
 from studies.reproduction.runs import BASE, Result, Run, run_method, sample_flops
-from studies.reproduction.scoring import score_model
-from studies.reproduction.start import Start, make_start
+from studies.reproduction.start import Start
 from studies.reproduction.statistics import Interval, contrast, over_seeds_and_questions
-from studies.reproduction.world import prompt_tokens
 from studies.results import Results, machine, revision, versions
 
 ROUNDS = (2, 8, 32)
 """Lengths of the rounds, as multiples of the short one."""
 STAY = 8
 LENGTHS = (1, 2, 4, 8, 16, 32)
-METHOD = METHODS["solo-dpo"]
+BATCH = 8
+"""Samples of a step."""
+METHOD = replace(
+    solo("dpo", "-higher", ", higher side held"),
+    overrides=(
+        *("objective.detach_higher=true", "objective.alpha=2", "optim.min_lr=1e-4"),
+        *(f"trainer.global_batch={BATCH}", f"trainer.micro_batch={BATCH}"),
+    ),
+)
+"""The embedded default: the only form that is safe at any gap between short and long contexts (the collapse study)."""
 IN_ROUNDS = "rounds"
 ARMS = {
     BASE: "starting model",
@@ -52,34 +61,41 @@ class GrowthSize:
 
     Attributes:
         seeds: seeds of each arm.
-        steps: optimizer steps of a round, of 16 samples.
+        steps: optimizer steps of a round, of :data:`BATCH` samples.
         pairs: pairs of a round.
         questions: questions per length and seed.
     """
 
     seeds: int = 3
-    steps: int = 50
-    pairs: int = 400
-    questions: int = 256
+    steps: int = 24
+    pairs: int = 128
+    questions: int = 128
 
     def plan(self, seed: int, long: int, rounds: int = 1) -> PairPlan:
         """The pairs of a number of rounds."""
         size = rounds * self.pairs
-        return PairPlan("short", seed, size, questions=6 * size, samples=8, long=long)
+        return PairPlan("short", seed, size, questions=4 * size, samples=8, temperature=1.2, long=long)
 
     def seconds(self) -> float:
-        """Estimated seconds on an idle core: the starting model, sampling, training and scoring."""
-        sampling = (len(ROUNDS) + 2 * len(ROUNDS)) * (10 + 0.07 * self.pairs)
-        tokens = {long: 16 * (2 * prompt_tokens(1) + prompt_tokens(long)) / 1000 for long in ROUNDS}
-        steps = len(ROUNDS) * self.steps
-        once = self.steps * sum(0.02 + 0.027 * tokens[long] for long in ROUNDS)
-        training = 3 * once + steps * (0.04 + 0.027 * (tokens[ROUNDS[-1]] + tokens[STAY]))
-        return 75 + self.seeds * (sampling + training + 8 * 6.0 + 6 * 0.06 * self.questions)
+        """Estimated seconds on an idle core: sampling, training and scoring."""
+        steps, last, stay = len(ROUNDS) * self.steps, ROUNDS[-1], STAY
+        sampling = 0.3 * self.pairs * 3 * len(ROUNDS)
+        training = 3 * self.steps * sum(map(_step_seconds, ROUNDS)) + steps * (
+            _step_seconds(last) + _step_seconds(stay)
+        )
+        starts = 40.0 * (len(ROUNDS) + 4)
+        return self.seeds * (sampling + training + starts + len(ARMS) * 0.2 * self.questions)
+
+
+def _step_seconds(long: int) -> float:
+    """Measured: a linear and a quadratic part in thousands of tokens."""
+    tokens = BATCH * (2 * EMBEDDED.prompt_tokens(1) + EMBEDDED.prompt_tokens(long)) / 1000
+    return 0.05 * tokens + 0.0054 * tokens**2
 
 
 @dataclass(frozen=True)
 class Policy(Start):
-    """A trained policy as the starting model of the next round: its Hugging Face folder in both roles."""
+    """A policy as the starting model: its Hugging Face folder in both roles."""
 
     @property
     def hf(self) -> Path:
@@ -101,13 +117,12 @@ def run_growth(size: GrowthSize, out: Path, results: Path, document: Path, worke
     Raises:
         RunFault: a job failed.
     """
-    pool, start, folder = Pool(workers, out / "logs"), Start(out / "start"), out / "growth"
-    pool.run("starting model", [Job("start", make_start, (start.folder,), 75.0)])
+    pool, start, folder = Pool(workers, out / "logs"), Policy(EMBEDDED_MODEL), out / "growth"
     seeds, share = range(1, size.seeds + 1), size.seconds() / size.seeds / 6
     plans = [size.plan(seed, long, len(ROUNDS)) for seed in seeds for long in (ROUNDS[-1], STAY)]
     pool.run(
         "sampling pairs",
-        [Job(f"pairs {plan.name}", make_pairs, (plan, start, folder / "pairs"), 90.0) for plan in plans],
+        [Job(f"pairs {plan.name}", make_pairs, (plan, start, folder / "pairs", EMBEDDED), 90.0) for plan in plans],
     )
     jobs = [
         Job(f"{arm}-{seed}", _arm, (arm, seed, size, start, folder), share)
@@ -128,13 +143,13 @@ def _arm(arm: str, seed: int, size: GrowthSize, start: Start, folder: Path) -> R
     if found.is_file():
         return Result.read(found)
     if arm == BASE:
-        result = Result(BASE, seed, "", [], score_model(start.hf, LENGTHS, size.questions, seed))
+        result = Result(BASE, seed, "", [], EMBEDDED.score(start.hf, LENGTHS, size.questions, seed))
     elif arm == IN_ROUNDS:
         result = _rounds(seed, size, start, own)
     else:
         kind, equal = arm.split("-")
         long, steps = ROUNDS[-1] if kind == "direct" else STAY, len(ROUNDS) * size.steps
-        run = Run(METHOD, seed, long=long, steps=steps, lengths=LENGTHS, questions=size.questions)
+        run = Run(METHOD, seed, (), long, steps, LENGTHS, size.questions, EMBEDDED)
         if equal == "cost":
             spent = size.steps * sum(sample_flops(replace(run, long=length), start) for length in ROUNDS)
             run = replace(run, steps=max(1, round(spent / sample_flops(run, start))))
@@ -150,9 +165,9 @@ def _rounds(seed: int, size: GrowthSize, start: Start, folder: Path) -> Result:
     done: list[Result] = []
     for number, long in enumerate(ROUNDS):
         # other questions in each round
-        pairs = make_pairs(size.plan(100 * seed + number, long), start, folder / "pairs")
+        pairs = make_pairs(size.plan(100 * seed + number, long), start, folder / "pairs", EMBEDDED)
         lengths = LENGTHS if long == ROUNDS[-1] else ()
-        run = Run(METHOD, seed, long=long, steps=size.steps, lengths=lengths, questions=size.questions)
+        run = Run(METHOD, seed, (), long, size.steps, lengths, size.questions, EMBEDDED)
         done.append(run_method(run, start, pairs, folder / f"round-{long}x", keep=True))
         start = Policy(folder / f"round-{long}x" / "run" / "hf")
     sums = {
@@ -187,6 +202,7 @@ def write_growth(folder: Path, document: Path) -> dict[str, Any]:
         folder=folder.name,
         chart=_CHART,
         size=stored.about["size"],
+        batch=BATCH,
         last=ROUNDS[-1],
         reached=any(_accuracy(found, ROUNDS[-1]).mean >= 0.05 for found in by_arm.values()),
         method=METHOD.title,
@@ -219,9 +235,9 @@ def _accuracy(found: Sequence[Result], length: int) -> Interval:
 
 
 def _costs(found: Sequence[Result]) -> tuple[str, str, str]:
-    """Steps, and means over the seeds of the FLOPs (16 samples a step) and of the seconds of training."""
+    """Steps, and means over the seeds of the FLOPs and of the seconds of training."""
     count = len(found)
-    flops = sum(16 * run.flops * run.steps for run in found) / count / 1e15
+    flops = sum(BATCH * run.flops * run.steps for run in found) / count / 1e15
     return f"{found[0].steps}", f"{flops:.3g}", f"{sum(run.seconds for run in found) / count:.0f}"
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from solopo_nemo.builders.pairs.backend import Sampling
 from solopo_nemo.builders.pairs.run import PairSettings, sample_pairs
 from solopo_nemo.runtime.output import atomic_text, write_json_line
+from studies.reproduction.ground import MINIATURE, Ground
 from studies.reproduction.start import Start
-from studies.reproduction.world import LONG, SHORT_SENTENCES, training_questions
+from studies.reproduction.world import LONG
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,14 @@ class PairPlan:
         return folder / f"{self.name}.jsonl"
 
 
-def make_pairs(plan: PairPlan, start: Start, folder: Path) -> Path:
+def make_pairs(plan: PairPlan, start: Start, folder: Path, ground: Ground = MINIATURE) -> Path:
     """Sample pairs. A second call resumes an interrupted one.
 
     Args:
         plan: settings of the pairs.
         start: starting model.
         folder: output folder.
+        ground: the contexts.
 
     Returns:
         The file of triplets.
@@ -65,14 +67,14 @@ def make_pairs(plan: PairPlan, start: Start, folder: Path) -> Path:
     contexts = folder / f"contexts-{plan.long}x-{plan.questions}-{plan.seed}.jsonl"
     if not contexts.is_file():
         with atomic_text(contexts) as stream:
-            for row in training_questions(plan.questions, plan.seed, SHORT_SENTENCES, plan.long * SHORT_SENTENCES):
+            for row in ground.contexts(plan.questions, plan.seed, plan.long):
                 write_json_line(stream, row)
     sampling = Sampling(
         backend="hf",
         model=str(start.hf),
         samples=plan.samples,
         temperature=plan.temperature,
-        max_new_tokens=6,
+        max_new_tokens=ground.new_tokens,
         seed=plan.seed,
     )
     summary: dict[str, Any] = sample_pairs(

@@ -14,10 +14,11 @@ from typing import Any
 
 from solopo_nemo.runtime.errors import RunFault
 from solopo_nemo.runtime.isolated import Progress, run_isolated
+from studies.reproduction.ground import MINIATURE, Ground
 from studies.reproduction.methods import LEARNING_RATE, SHARED, Method
 from studies.reproduction.scoring import Score, score_model
 from studies.reproduction.start import Start
-from studies.reproduction.world import LONG, RESPONSE_TOKENS, prompt_tokens
+from studies.reproduction.world import LONG
 from studies.results import Results
 
 LENGTHS = (1, 2, 4, 8, 16)
@@ -42,6 +43,7 @@ class Run:
         steps: optimizer steps.
         lengths: context lengths to score, as multiples of the short one.
         questions: questions per length.
+        ground: what it is trained and scored on.
     """
 
     method: Method
@@ -51,6 +53,7 @@ class Run:
     steps: int = STEPS
     lengths: tuple[int, ...] = LENGTHS
     questions: int = QUESTIONS
+    ground: Ground = MINIATURE
 
     def arguments(self, start: Path, pairs: Path, output: Path) -> list[str]:
         """The arguments of the recipe.
@@ -170,7 +173,7 @@ def run_method(run: Run, start: Start, pairs: Path, folder: Path, keep: bool = F
     if code := run_recipe(run.method.recipe, arguments, start=one_rank):
         raise RunFault(f"{run.method.name}, seed {run.seed}: the recipe ended with code {code} ({output / 'logs'})")
     rows = read_metrics(output / "metrics.jsonl")
-    scores = score_model(output / "hf", run.lengths, run.questions, run.seed)
+    scores = run.ground.score(output / "hf", run.lengths, run.questions, run.seed)
     later = rows[1:] or rows
     result = Result(
         method=run.method.name,
@@ -210,7 +213,8 @@ def sample_flops(run: Run, start: Start) -> float:
 
     arguments = run.arguments(start.nemo, Path("pairs.jsonl"), Path("run"))
     objective = load_config(run.method.recipe, arguments).build_objective()
-    lengths = Lengths(long=prompt_tokens(run.long), short=prompt_tokens(1), response=RESPONSE_TOKENS)
+    tokens = run.ground.prompt_tokens
+    lengths = Lengths(long=tokens(run.long), short=tokens(1), response=run.ground.response_tokens)
     return model_flops(load_shape(str(start.hf)), Workload.of(objective, lengths).policy).total
 
 

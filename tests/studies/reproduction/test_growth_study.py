@@ -38,7 +38,7 @@ def test_verdicts_come_from_the_intervals(tmp_path: Path) -> None:
         }.items()
     }  # fmt: skip
     page = (tmp_path / "growth.md").read_text()
-    assert "| 32x at once, equal data | 9 | 0.144 | 7 | " in page
+    assert "| 32x at once, equal data | 9 | 0.072 | 7 | " in page
     assert page.count("does not hold") == 3 and 'src="results/growth.png"' in page
 
 
