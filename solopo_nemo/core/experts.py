@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -64,10 +65,11 @@ def forget_routes(model: torch.nn.Module) -> None:
     """
     for layer in model.modules():
         if isinstance(layer, MoELayer):
-            layer.experts.register_forward_hook(partial(_forget, layer.token_dispatcher))
+            layer.experts.register_forward_hook(partial(_forget, weakref.proxy(layer)))
 
 
-def _forget(dispatcher: Any, *_: Any) -> None:
+def _forget(layer: MoELayer, *_: Any) -> None:
+    dispatcher = layer.token_dispatcher
     dispatcher.probs = dispatcher.probs.new_empty(0)  # only its type is read later
 
 
