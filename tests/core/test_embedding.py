@@ -98,7 +98,7 @@ def test_the_first_stage_on_a_cpu_has_it(gpu: bool, first: bool, monkeypatch: py
     words = embedding_of(VocabParallelEmbedding, torch.randn(ROWS, HIDDEN))
     model: Any = SimpleNamespace(
         position_embedding_type="none", pre_process=first, post_process=False, config=None,
-        embedding=SimpleNamespace(word_embeddings=words),
+        embedding=SimpleNamespace(word_embeddings=words), modules=list,
     )  # fmt: skip
     complete(model)
     assert (type(words) is RowGradientEmbedding) == (first and not gpu)
