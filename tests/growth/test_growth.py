@@ -261,12 +261,13 @@ import sys, time
 from pathlib import Path
 from solopo_nemo.growth import rounds
 from solopo_nemo.growth.plan import Phase
+from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 out = Path(sys.argv[1])
 work = "import sys, time; from pathlib import Path; o, n = Path(sys.argv[1]), sys.argv[2]; (o / f'{n}.starts').open('a').write('x'); time.sleep(600 * (len((o / f'{n}.starts').read_text()) < 2)); (o / n).write_text('done')"
 rounds.phases = lambda settings, number: [Phase(n, out, ("-c", work, str(out), n), out / n) for n in "abcd"]
 rounds.finished_round = lambda *_: rounds.Round(0, 1, {}, None, goes_on=False)
 from types import SimpleNamespace
-rounds.grow(SimpleNamespace(lengths=(1,), folder=lambda number: out))
+rounds.grow(SimpleNamespace(lengths=(1,), folder=lambda number: out, policy=lambda number: EMBEDDED_MODEL))
 """
 
 
