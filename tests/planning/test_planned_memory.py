@@ -212,11 +212,11 @@ def test_saved_activations_of_a_layer_with_experts_by_hand() -> None:
     rows = 8 * (2 * (h + 3 * m) + 24) / 2
     beside = (2 * 4 * h + 10 * 128 + 8) / 2
     assert saved_by_a_layer(run) == tokens * (attention + rows + beside)
-    whole = dataclasses.replace(run, recompute="full")
+    whole = dataclasses.replace(run, recompute="full")  # the dispatcher keeps which experts, not their weights
     adapters = dataclasses.replace(run, adapter_rank=16, adapter_targets=TARGETS)
     stacks = 2 * 128 / 4 * 16 * (2 * h + 4 * m + m + h)  # A and B of two modules as one, and of the third
     assert saved_by_a_layer(adapters) == saved_by_a_layer(run) + tokens * 8 / 2 * 2 * 3 * 16 + stacks
-    assert saved_by_a_layer(whole) == tokens * (2 * h + 128 + 8 * 8) / 2  # the dispatcher keeps which experts, not their weights
+    assert saved_by_a_layer(whole) == tokens * (2 * h + 128 + 8 * 8) / 2
 
 
 def test_traffic_of_experts_by_hand() -> None:
