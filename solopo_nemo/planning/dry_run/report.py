@@ -15,7 +15,7 @@ from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.pages.tables import Table
 from solopo_nemo.planning.layout import Layout
-from solopo_nemo.planning.run import Run
+from solopo_nemo.planning.run import CPU, GPU, Run
 from solopo_nemo.planning.search import with_layout
 from solopo_nemo.planning.state import GIB, device_share
 from solopo_nemo.planning.step_time import Machine
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 KINDS = ("weights", "gradients", "optimizer", "reference", "inputs", "activations", "temporaries")
 """Kinds of memory: ``activations`` outlive the forward pass of the layer that makes them, ``temporaries`` do not."""
 
-CPU_LIBRARIES = 22 * 2**20
-"""Library code and heap beside the tensors of a CPU rank. Measured in 22 configurations: 14 to 30 MiB, 42 where gloo
-copies what it sends to all (docs/performance/planner.json)."""
 OF_LAYERS = ("activations", "temporaries")
 SHOWN = 5
 """Tensors of the peak that are shown."""
@@ -224,9 +221,8 @@ def ranks_that_differ(
 
 
 def _device_bytes(config: RunConfig, model: ModelDescription, layout: Layout, stage: int) -> float:
-    if config.dry_run.device == "cpu":
-        return CPU_LIBRARIES
-    return sum(part.bytes for part in device_share(Run.of(config, model, Lengths(1, 1), layout.world), stage))
+    device = CPU if config.dry_run.device == "cpu" else GPU
+    return sum(part.bytes for part in device_share(Run.of(config, model, Lengths(1, 1), layout.world, device), stage))
 
 
 def _source(error: BaseException) -> str:
