@@ -19,7 +19,7 @@ from solopo_nemo.runtime.output import check_writable
 from solopo_nemo.runtime.units import token_count
 from studies.benchmarks import commands, suite
 from studies.benchmarks.head import HEADS, HeadSpec
-from studies.benchmarks.spec import LORA, LORA_OFF, PEERS, Shape, StepSpec
+from studies.benchmarks.spec import LORA, LORA_OFF, PAIR, PEERS, Shape, StepSpec
 from studies.paths import ROOT
 
 _LAYOUT = ("tensor", "sequence", "context", "context_mode", "pipeline", "data")
@@ -204,7 +204,8 @@ def _add_lengths(command: argparse.ArgumentParser) -> None:
 
 def _add_model(command: argparse.ArgumentParser, systems: str, threads: int, steps: int) -> None:
     what = command.add_argument_group("what is trained")
-    known = f"recipes ({LORA} or {LORA_OFF} for adapters), {', '.join(PEERS)} (default {systems})"
+    suffixes = f"{LORA} or {LORA_OFF} for adapters, {PAIR} for short pairs"
+    known = f"recipes ({suffixes}), {', '.join(PEERS)} (default {systems})"
     what.add_argument("--systems", type=list_of(str), default=systems.split(","), metavar="NAME,NAME", help=known)
     what.add_argument("--recompute", choices=("none", "selective", "full"), default="none", help="default none")
     override = "override of our recipe, such as model.logits_chunk_size=64 (repeatable)"

@@ -188,10 +188,11 @@ def _planner(results: Collected) -> Spread | None:
 def _packed(results: Collected) -> Spread | None:
     """Time of a step on the packed triplet, divided by the time of separate steps on its parts, each with an update."""
     packed, short, long = (
-        results.spread(source, step_seconds, system=system, long=8 * K)
-        for source, system in (("speed", "solo_dpo"), ("short_part", "solo_dpo"), ("long_part", "sft"))
+        {run["round"]: step_seconds(run) for run in results.select("parts", system=system)}
+        for system in ("solo_dpo", "solo_dpo+pair", "sft")
     )
-    return packed.over(short.median + long.median) if packed and short and long else None
+    shared = sorted(packed.keys() & short.keys() & long.keys())
+    return Spread.of(packed[n] / (short[n] + long[n]) for n in shared) if shared else None
 
 
 def _slowest_help(results: Collected) -> Spread | None:

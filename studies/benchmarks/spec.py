@@ -17,6 +17,8 @@ WINDOW = 1 << 22
 LORA, LORA_OFF = "+lora", "+lora_off"
 """Suffixes of a system that trains LoRA adapters on all linear layers. The reference policy is scored before training,
 or in each step by the model with its adapters off."""
+PAIR = "+pair"
+"""Suffix of a system that trains on the short pair alone."""
 PEERS = ("trl_best", "trl_as_is", f"trl_best{LORA}", f"trl_best{LORA_OFF}")
 """TRL's DPOTrainer in its settings. Every other system is a recipe of this project, with or without a suffix."""
 ADAPTERS = {"rank": 16, "alpha": 32}
@@ -83,8 +85,8 @@ class StepSpec(Spec):
     """Training steps on one sample, in new processes.
 
     Attributes:
-        system: a recipe (``solo_dpo``, ``long_po``, ...), such a name with :data:`LORA` or :data:`LORA_OFF`, or one of
-            :data:`PEERS`.
+        system: a recipe (``solo_dpo``, ``long_po``, ...), such a name with :data:`LORA`, :data:`LORA_OFF` or
+            :data:`PAIR`, or one of :data:`PEERS`.
         long, short, response: tokens of the long and the short prompt, and of each response with its end token.
         recompute: ``none``, ``selective`` or ``full``.
         shape: shape of the model.
@@ -124,6 +126,11 @@ class StepSpec(Spec):
     def adapters_off(self) -> bool:
         """True if the reference policy is the model with its adapters off."""
         return self.system.endswith(LORA_OFF)
+
+    @property
+    def pair_alone(self) -> bool:
+        """True if nothing is aligned with a long prompt."""
+        return self.system.endswith(PAIR)
 
     @property
     def ranks(self) -> int:

@@ -13,7 +13,7 @@ from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.runtime.errors import UserError
 from studies.benchmarks.material import Material, ids_digest, make_checkpoint, make_material
 from studies.benchmarks.peer import SCRIPT
-from studies.benchmarks.spec import ADAPTERS, LORA, LORA_OFF, PEERS, StepSpec
+from studies.benchmarks.spec import ADAPTERS, LORA, LORA_OFF, PAIR, PEERS, StepSpec
 from studies.pool import run_measured
 from studies.results import machine, versions
 
@@ -61,8 +61,10 @@ def check(spec: StepSpec) -> None:
     from solopo_nemo.runtime.paths import CONF
 
     recipes = sorted(p.stem for p in CONF.glob("*.yaml") if p.stem != "base")
-    if spec.system not in PEERS and (spec.recipe not in recipes or (spec.system != spec.recipe and not spec.lora)):
-        known = f"{', '.join(recipes)} (with {LORA} or {LORA_OFF} for adapters), {', '.join(PEERS)}"
+    systems = {*PEERS, *(recipe + suffix for recipe in recipes for suffix in ("", LORA, LORA_OFF, PAIR))}
+    if spec.system not in systems:
+        suffixes = f"with {LORA} or {LORA_OFF} for adapters, {PAIR} for short pairs"
+        known = f"{', '.join(recipes)} ({suffixes}), {', '.join(PEERS)}"
         raise UserError(f"--systems {spec.system}: must be one of {known}")
     for name in ("long", "short", "response", "steps", "threads"):
         if getattr(spec, name) < 1:
@@ -102,6 +104,7 @@ def overrides_of(spec: StepSpec, material: Material, output: Path) -> list[str]:
         "logger.tensorboard=false",
         "evaluation.name=none",
         *(_adapters(spec) if spec.lora else ()),
+        *(["objective.align=none"] if spec.pair_alone else ()),
         *spec.overrides,
     ]
 
