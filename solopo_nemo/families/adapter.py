@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,30 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.expert_weights import expert_paths
 from solopo_nemo.families.family import MODULES, TARGETS
-from solopo_nemo.families.hf import copy_template, read_config, read_json
-from solopo_nemo.families.weights import expected_tensors, find_weights
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.families.hf import copy_template, read_config
+from solopo_nemo.families.weights import expected_tensors, find_weights, tensor_headers
+from solopo_nemo.runtime.errors import UserError, require
+from solopo_nemo.runtime.json_files import read_json, write_json
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _WITHOUT_EFFECT = {
-    *(
-        "peft_type",
-        "task_type",
-        "auto_mapping",
-        "peft_version",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-    ),
-    *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "init_lora_weights", "megatron_core"),
-    *("layers_to_transform", "layers_pattern", "qalora_group_size"),  # the tensors say which modules there are
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "megatron_core", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules"),
+    *("init_lora_weights", "layers_to_transform", "layers_pattern", "qalora_group_size"),
 }
+"""Settings that are read here, or say nothing that the tensors do not say."""
 _KEEPS_BASE = (None, "gaussian", "eva", "orthogonal", "mica")
 """Ways in which peft begins an adapter, besides true and false, that leave the weights of the base model alone."""
 
@@ -88,8 +81,7 @@ def read_adapter(folder: Path, model: ModelDescription) -> AdapterFolder:
         UserError: no folder of an adapter, another kind of adapter than computed here, or of another model.
     """
     for name in (SETTINGS, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"no {folder / name}: give a folder that peft's save_pretrained wrote")
+        require((folder / name).is_file(), f"no {folder / name}: give a folder that peft's save_pretrained wrote")
     settings = read_json(folder / SETTINGS)
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if settings.get("peft_type") != "LORA" or not isinstance(rank, int) or not isinstance(alpha, int | float):
@@ -107,12 +99,8 @@ def read_adapter(folder: Path, model: ModelDescription) -> AdapterFolder:
             f"{folder / SETTINGS}: {key}={value} is not supported: train such an adapter with peft, merge it"
         )
     known = adapter_tensors(model, rank)
-    try:
-        with safe_open(folder / WEIGHTS, "pt") as opened:
-            held = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  # no mapping
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS}: cannot be read as safetensors ({' '.join(str(error).split())})") from None
-    for name, got in held.items():
+    held = tensor_headers(folder / WEIGHTS)
+    for name, (got, _) in held.items():
         if name not in known:
             raise UserError(f"{folder / WEIGHTS}: {name} is no adapter of a linear layer of the model{_reason(name)}")
         if got != (shape := known[name][1]):
@@ -172,7 +160,7 @@ def write_adapter(
         "fan_in_fan_out": False,
         "target_modules": sorted({name.split(".")[-3] for name in named}),
     }
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / SETTINGS, settings)
 
 
 def merge_adapter(model: Path, adapter: Path, destination: Path) -> None:

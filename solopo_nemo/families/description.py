@@ -13,9 +13,9 @@ from typing import Any
 
 from solopo_nemo.families.experts import Experts, read_experts
 from solopo_nemo.families.family import FAMILIES, Family
-from solopo_nemo.families.reading import SIZES, SLIDING, Reader, refusal
+from solopo_nemo.families.reading import SIZES, Reader, refusal
 from solopo_nemo.families.rope import LAYER_TYPES, LOCAL, RopeScaling, normal_scaling, read_rope
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,7 @@ class ModelDescription:
             raise UserError(f"{where}: num_key_value_heads={groups} does not divide num_attention_heads={heads}")
         hidden, stated = read.whole("hidden_size"), read.whole("max_position_embeddings")
         head_dim = read.whole("head_dim", nothing=max(hidden // heads, 1))
-        if head_dim % 2:
-            raise UserError(f"{where}: head_dim={head_dim} is odd: rotary embeddings need pairs")
+        require(head_dim % 2 == 0, f"{where}: head_dim={head_dim} is odd: rotary embeddings need pairs")
         rope, family = read_rope(config, stated, where, read.family.defaults), read.family
         if rope_scaling is not None:
             own, scaling = rope["rope_scaling"], normal_scaling(rope_scaling, stated, rope_key)
@@ -138,16 +137,6 @@ class ModelDescription:
     def family(self) -> Family:
         """The record of the model's family."""
         return FAMILIES[self.model_type]
-
-    @property
-    def qkv_bias(self) -> bool:
-        """True if the query, key and value projections have a bias."""
-        return self.family.qkv_bias
-
-    @property
-    def qk_norm(self) -> bool:
-        """True if queries and keys are normalized per head."""
-        return self.family.qk_norm
 
     @property
     def query_size(self) -> int:
@@ -232,7 +221,7 @@ class ModelDescription:
         values |= {"rope_theta": self.rope_theta, "rope_scaling": self.rope_scaling and dict(self.rope_scaling)}
         values |= {"architectures": [self.family.architecture], "sliding_window": self.sliding_window}
         if self.family.sliding in ("layers", "pattern"):
-            values["layer_types"] = [SLIDING[sliding] for sliding in self.sliding_layers]
+            values["layer_types"] = [LAYER_TYPES[sliding] for sliding in self.sliding_layers]
         if self.family.sliding == "layers":
             values["use_sliding_window"] = self.sliding_window is not None
         values |= {name: getattr(self, name) for name in _OF_SOME if getattr(self, name) is not None}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.families.rope import is_number, is_whole
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 
 if TYPE_CHECKING:
     from solopo_nemo.families.reading import Reader
@@ -52,8 +52,7 @@ def read_experts(read: Reader, layers: int) -> Experts | None:
     if names is None:
         return None
     count, chosen = read.whole(names.count), read.whole("num_experts_per_tok")
-    if chosen > count:
-        raise UserError(f"{where}: num_experts_per_tok={chosen} is more than {names.count}={count}")
+    require(chosen <= count, f"{where}: num_experts_per_tok={chosen} is more than {names.count}={count}")
     normalized = names.normalized or read.truth("norm_topk_prob")
     if normalized and chosen == 1:
         raise UserError(

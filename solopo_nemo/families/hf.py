@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from solopo_nemo.families.family import FAMILIES
 from solopo_nemo.families.reading import TOKEN_IDS, check_token_ids
 from solopo_nemo.families.rope import read_rope
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.json_files import read_json, write_json
 from solopo_nemo.runtime.warn import warn_once
 
 RECORD = "conversion.json"
@@ -28,24 +28,6 @@ NOT_TEMPLATE = ("model.safetensors.index.json", "pytorch_model.bin.index.json", 
 def is_checkpoint(path: Path) -> bool:
     """True if a folder is a NeMo checkpoint."""
     return (path / "weights" / "metadata.json").is_file() and (path / "context").is_dir()
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-        UserError: the file cannot be read or does not contain a JSON object.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        way = ": save it as UTF-8 without a byte order mark" if "BOM" in str(error) else ""
-        raise UserError(f"{file}: not JSON ({error}){way}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: not a JSON object")
-    return content
 
 
 def read_config(
@@ -134,12 +116,10 @@ def copy_template(source: Path, destination: Path, changes: Mapping[str, Any], *
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)
     if (older := older_config(source)) is not None:
-        text = json.dumps(older, indent=2, ensure_ascii=False) + "\n"
-        (destination / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        write_json(destination / "tokenizer_config.json", older, ensure_ascii=False)
     if changes:
         copied = destination / "config.json"
-        settings = json.loads(copied.read_text(encoding="utf-8")) | changes
-        copied.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_json(copied, read_json(copied) | changes)
 
 
 def linked_copy(source: Path, destination: Path, changes: Mapping[str, Any]) -> Path:

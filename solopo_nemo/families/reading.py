@@ -47,8 +47,6 @@ WITHOUT_EFFECT = {*" ".join((PROVENANCE, RUNNING, OTHER_TASKS, SAMPLING)).split(
 """Keys that occur in published files and have no effect on training."""
 _ORIGINAL = "original_max_position_embeddings"
 DTYPES = ("float32", "bfloat16", "float16")
-SLIDING = LAYER_TYPES
-"""Entries of ``layer_types``, by whether the layer slides."""
 
 
 class Reader:
@@ -192,9 +190,11 @@ class Reader:
         types = self._config.get("layer_types")
         if types is None:
             return None
-        if not isinstance(types, list) or len(types) != layers or any(kind not in SLIDING for kind in types):
-            raise self.wrong("layer_types", types, f"a list of {' or '.join(SLIDING)}, one for each of {layers} layers")
-        return tuple(kind == SLIDING[True] for kind in types)
+        if not isinstance(types, list) or len(types) != layers or any(kind not in LAYER_TYPES for kind in types):
+            raise self.wrong(
+                "layer_types", types, f"a list of {' or '.join(LAYER_TYPES)}, one for each of {layers} layers"
+            )
+        return tuple(kind == LAYER_TYPES[True] for kind in types)
 
 
 def refusal(config: Mapping[str, Any], where: str) -> UserError:

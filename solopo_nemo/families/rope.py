@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 
 KEYS: dict[str, tuple[set[str], set[str]]] = {
     "linear": ({"factor"}, set()),
@@ -23,7 +23,7 @@ DEFAULT_THETA = 10000.0
 LOCAL = "rope_local_base_freq"
 """Rotary base of the sliding-window layers, which a family may have."""
 LAYER_TYPES = ("full_attention", "sliding_attention")
-"""Keys of ``rope_parameters`` where there are two bases."""
+"""Entries of ``layer_types`` by whether the layer slides, and keys of ``rope_parameters`` where there are two bases."""
 LARGEST = 2**31 - 1
 RopeScaling = dict[str, Any]
 
@@ -101,15 +101,13 @@ def _read(config: Mapping[str, Any], window: int, where: str, default: float) ->
     scaling = normal_scaling(parameters, window, key)
     if "rope_scaling" in config:
         older = normal_scaling(config["rope_scaling"], window, f"{where}: rope_scaling")
-        if older != scaling:
-            raise UserError(f"{key}: {scaling} contradicts rope_scaling={older}; remove the wrong one")
+        require(older == scaling, f"{key}: {scaling} contradicts rope_scaling={older}; remove the wrong one")
     return theta, scaling
 
 
 def _theta(values: Mapping[str, Any], where: str, default: float) -> float:
     theta: float = values.get("rope_theta", default)
-    if not is_number(theta) or theta <= 1:
-        raise UserError(f"{where}: rope_theta={theta!r} is not valid; it must be a number above 1")
+    require(is_number(theta) and theta > 1, f"{where}: rope_theta={theta!r} is not valid; it must be a number above 1")
     return theta
 
 
@@ -152,8 +150,7 @@ def normal_scaling(value: Any, window: int, where: str) -> RopeScaling | None:
     if kind == "default":
         return None
     for key in scaling.keys() - {"rope_type"}:
-        if not _valid(key, scaling[key]):
-            raise UserError(f"{where}: {key}={scaling[key]!r} is no valid value")
+        require(_valid(key, scaling[key]), f"{where}: {key}={scaling[key]!r} is no valid value")
     if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
         raise UserError(f"{where}: high_freq_factor must be greater than low_freq_factor")
     if kind == "yarn":

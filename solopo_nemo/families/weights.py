@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.expert_weights import NORM, ExpertLayers, expert_shapes, expert_tensor, in_layer
 from solopo_nemo.families.family import Family
-from solopo_nemo.families.hf import read_json
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
+from solopo_nemo.runtime.json_files import read_json, write_json
 
 MODEL = {
     "model.embed_tokens.weight": "embedding.word_embeddings.weight",
@@ -56,10 +56,10 @@ def expected_tensors(model: ModelDescription, dtype: torch.dtype) -> dict[str, t
     layer: dict[str, tuple[int, ...]] = {}
     for name, rows in attention.items():
         layer[f"self_attn.{name}.weight"] = (rows, hidden)
-        if model.qkv_bias:
+        if model.family.qkv_bias:
             layer[f"self_attn.{name}.bias"] = (rows,)
     layer["self_attn.o_proj.weight"] = (hidden, model.query_size)
-    if model.qk_norm:
+    if model.family.qk_norm:
         layer |= {"self_attn.q_norm.weight": (head,), "self_attn.k_norm.weight": (head,)}
     mlp = {"mlp.gate_proj.weight": (ffn, hidden), "mlp.up_proj.weight": (ffn, hidden)}
     mlp |= {"mlp.down_proj.weight": (hidden, ffn)}
@@ -112,25 +112,15 @@ def find_weights(folder: Path, model: ModelDescription) -> WeightFiles:
     files: dict[str, Path] = {}
     dtypes: Counter[str] = Counter()
     for path, listed in _listed(folder).items():
-        try:
-            with safe_open(path, "pt") as opened:
-                held = set(opened.keys())
-                lacking = sorted(listed - held)
-                if lacking:
-                    raise UserError(f"{path}: lacks {lacking[0]}, which model.safetensors.index.json puts there")
-                for name in listed or held:
-                    if name in expected:
-                        described = opened.get_slice(name)
-                        shape, wanted = list(described.get_shape()), list(expected[name].shape)
-                        if shape != wanted:
-                            raise UserError(f"{path}: {name} has shape {shape}, config.json asks for {wanted}")
-                        dtypes[described.get_dtype()] += 1
-                    files[name] = path
-        except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"{path}: cannot be read as safetensors ({reason}): copy it again (a clone needs git lfs pull)"
-            ) from None
+        held = tensor_headers(path)
+        if lacking := sorted(listed - held.keys()):
+            raise UserError(f"{path}: lacks {lacking[0]}, which model.safetensors.index.json puts there")
+        for name in listed or held:
+            if name in expected:
+                (shape, dtype), wanted = held[name], list(expected[name].shape)
+                require(shape == wanted, f"{path}: {name} has shape {shape}, config.json asks for {wanted}")
+                dtypes[dtype] += 1
+            files[name] = path
     missing = sorted(expected.keys() - files.keys())
     if missing:
         raise UserError(f"{folder}: the files hold no {missing[0]}{_more(missing)}; is config.json of another model?")
@@ -149,6 +139,23 @@ def find_weights(folder: Path, model: ModelDescription) -> WeightFiles:
         DTYPES[next(iter(dtypes))],
         sum(tensor.numel() for tensor in expected.values()),
     )
+
+
+def tensor_headers(file: Path) -> dict[str, tuple[list[int], str]]:
+    """Shape and dtype of each tensor of a safetensors file, from its header.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
+            return {name: (list(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{file}: cannot be read as safetensors ({reason}): copy it again (a clone needs git lfs pull)"
+        ) from None
 
 
 def _more(names: list[str]) -> str:
@@ -346,5 +353,4 @@ def write_weights(
     if plan.is_sharded:
         metadata = {"total_parameters": sum(tensor.numel() for tensor in expected.values()), **plan.metadata}
         index = {"metadata": metadata, "weight_map": plan.tensor_to_filename}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+        write_json(folder / "model.safetensors.index.json", index, sort_keys=True)

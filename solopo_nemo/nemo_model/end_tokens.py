@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from solopo_nemo.families.hf import read_json
 from solopo_nemo.families.reading import TOKEN_IDS
+from solopo_nemo.runtime.json_files import read_json
 
 RUN_RECORD = "run.json"
 """A run's record in its folder and in each checkpoint. ``end_tokens`` are the ids that end its training answers."""
@@ -23,8 +23,7 @@ def lacking_end_tokens(checkpoint: Path, folder: Path) -> dict[str, list[int]]:
     Returns:
         Token ids by file name, for the files that lack some.
     """
-    record = checkpoint / RUN_RECORD
-    trained = read_json(record).get("end_tokens", []) if record.is_file() else []
+    trained = read_json(checkpoint / RUN_RECORD, missing={}).get("end_tokens", [])
     lacking = {name: [i for i in trained if i not in _ids(content)] for name, content in _contents(folder).items()}
     return {name: ids for name, ids in lacking.items() if ids}
 

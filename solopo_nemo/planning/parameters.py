@@ -44,11 +44,11 @@ class LayerParameters:
         a, k = shape.query_size, shape.kv_size
         f = 0 if experts else f
         return cls(
-            qkv=(a + 2 * k) * (h + shape.qkv_bias) // tensor,
+            qkv=(a + 2 * k) * (h + shape.family.qkv_bias) // tensor,
             proj=a * h // tensor,
             fc1=2 * f * h // tensor,
             fc2=f * h // tensor,
-            norms=len(shape.family.norms) * h + 2 * shape.head_dim * shape.qk_norm,
+            norms=len(shape.family.norms) * h + 2 * shape.head_dim * shape.family.qk_norm,
             router=experts.count * h if experts else 0,
             experts=experts.count * 3 * experts.size * h // expert_ranks if experts else 0,
         )

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from solopo_nemo.families.description import ModelDescription
-from solopo_nemo.families.hf import is_checkpoint, read_config, read_json
+from solopo_nemo.families.hf import is_checkpoint, read_config
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.json_files import read_json
 from solopo_nemo.runtime.paths import ASSETS, EMBEDDED_MODEL
 
 NAMED_SHAPES = ASSETS / "model_shapes.json"

@@ -84,7 +84,7 @@ class Kind:
         mode = layout.cp_comm_type if layout.context > 1 else ""
         experts = shape.experts is not None
         split, adapters = experts and layout.expert_split > 1, experts and bool(MLP & {*run.adapter_targets})
-        norms = shape.qk_norm, shape.family.post_norms
+        norms = shape.family.qk_norm, shape.family.post_norms
         return cls(run.device, run.recompute, mode, layout.sequence, *norms, experts, split, adapters)
 
     def __str__(self) -> str:

@@ -28,3 +28,9 @@ def require(condition: bool, message: str) -> None:
     """Raises a :class:`UserError` with this message if the condition is false."""
     if not condition:
         raise UserError(message)
+
+
+def require_at_least(least: int, **options: int | None) -> None:
+    """Raises a :class:`UserError` if the value of an option of a command is smaller; None is not checked."""
+    for name, value in options.items():
+        require(value is None or value >= least, f"--{name.replace('_', '-')} {value}: must be at least {least}")
