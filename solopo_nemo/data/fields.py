@@ -54,6 +54,38 @@ def text(value: Any, field: str, where: str, *, may_be_blank: bool = False) -> s
     return value
 
 
+def required_text(row: Mapping[str, Any], field: str, where: str, inside: str = "") -> str:
+    """Return a required field that is a usable string.
+
+    Args:
+        row: The row, or an object in it.
+        field: The field.
+        where: Location of the row, for messages.
+        inside: Path of the object in the row, such as `paragraphs[3]`; empty for the row itself.
+
+    Raises:
+        UserError: The field is missing, or its value is no usable string.
+    """
+    place, path = (f"{where}: field {inside}", f"{inside}.{field}") if inside else (where, field)
+    return text(required(row, field, place), path, where)
+
+
+def used_id(identity: str, where: str) -> UserError:
+    """Return the error for an id that an earlier row has."""
+    return bad_field(where, "id", f"{identity!r} was used by an earlier row, ids must be unique")
+
+
+def note_id(identity: str, seen: set[str], where: str) -> None:
+    """Add the id of a row to those before it.
+
+    Raises:
+        UserError: An earlier row has it.
+    """
+    if identity in seen:
+        raise used_id(identity, where)
+    seen.add(identity)
+
+
 def text_list(value: Any, field: str, where: str) -> tuple[str, ...]:
     """Return a list of usable strings. The list may be empty.
 
@@ -63,6 +95,18 @@ def text_list(value: Any, field: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise bad_field(where, field, f"is {_kind(value)}, must be a list of strings")
     return tuple(text(item, f"{field}[{index}]", where) for index, item in enumerate(value))
+
+
+def required_list(row: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:
+    """Return a required list of usable strings.
+
+    Raises:
+        UserError: The field is missing, the list is empty, or as in `text_list`.
+    """
+    found = text_list(required(row, field, where), field, where)
+    if not found:
+        raise bad_field(where, field, "is empty, must hold at least one string")
+    return found
 
 
 def records(value: Any, field: str, where: str) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from solopo_nemo.data.fields import bad_field, has, plain_json, records, required, text
+from solopo_nemo.data.fields import bad_field, has, plain_json, records, required, required_text, text
 
 Message = dict[str, Any]
 Prompt = str | list[Message]
@@ -133,7 +133,7 @@ def _messages(value: Any, field: str, where: str) -> list[Message]:
         place = f"{field}[{index}]"
         if not has(item, "role") and {"from", "value"} <= item.keys():
             raise bad_field(where, place, "is a turn of ShareGPT: write from as role (human is user), value as content")
-        role = text(required(item, "role", f"{where}: field {place}"), f"{place}.role", where)
+        role = required_text(item, "role", where, place)
         if role not in ROLES:
             raise bad_field(where, f"{place}.role", f"unknown role {role!r}, must be one of {', '.join(ROLES)}")
         message = {key: item[key] for key in item if item[key] is not None or key == "content"}

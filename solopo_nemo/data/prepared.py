@@ -31,8 +31,9 @@ from solopo_nemo.data.triplets import (
     sequence_columns,
 )
 from solopo_nemo.data.vocabulary import check_tokenizer, require_token
-from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.runtime.output import atomic_text, write_json_line
+from solopo_nemo.runtime.errors import UserError, require
+from solopo_nemo.runtime.json_files import json_hash, write_json
+from solopo_nemo.runtime.output import write_json_line
 from solopo_nemo.runtime.progress import with_progress
 from solopo_nemo.runtime.warn import warn_once
 
@@ -128,7 +129,7 @@ def prepare_dataset(
         require_token(largest["id"], tokenizer, vocab_size, largest["where"])
         if not unchanged and known == out_dir:
             earlier.summary["states"] = states
-            _write_summary(earlier.summary, out_dir)
+            write_json(out_dir / _SUMMARY, earlier.summary)
         return earlier
     if earlier is None and out_dir.is_dir() and {f.name for f in out_dir.iterdir()} - {_ARROW, _SUMMARY, _DROPPED}:
         raise UserError(f"{out_dir}: holds other files: give an empty or new folder for the tokenized data")
@@ -150,17 +151,12 @@ def prepare_dataset(
         noted = NotedEncoder(encoder, needs, vocab_size, template_mismatch)
         summary |= _write(path, noted, needs, max_tokens, too_long, temporary)
         summary["fingerprint"] = _fingerprint(temporary, earlier, trained, path)
-        _write_summary(summary, temporary)
+        write_json(temporary / _SUMMARY, summary)
         shutil.rmtree(out_dir, ignore_errors=True)
         temporary.rename(out_dir)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return load_prepared(out_dir)
-
-
-def _write_summary(summary: dict[str, Any], folder: Path) -> None:
-    with atomic_text(folder / _SUMMARY) as stream:
-        stream.write(json.dumps(summary, indent=2) + "\n")
 
 
 def load_prepared(out_dir: Path | str) -> PreparedDataset:
@@ -170,8 +166,7 @@ def load_prepared(out_dir: Path | str) -> PreparedDataset:
         UserError: The folder contains no prepared dataset.
     """
     out_dir = Path(out_dir)
-    if not _is_prepared(out_dir):
-        raise UserError(f"{out_dir}: no prepared data set in it: run the recipe's data preparation first")
+    require(_is_prepared(out_dir), f"{out_dir}: no prepared data set in it: run the recipe's data preparation first")
     summary = json.loads((out_dir / _SUMMARY).read_text(encoding="utf-8"))
     return PreparedDataset(out_dir, datasets.Dataset.from_file(str(out_dir / _ARROW)), summary)
 
@@ -220,8 +215,7 @@ def _write(
                 for column, own in ids.items():
                     lengths[column].add(len(own))
                     context += min(own) < 0 and sum(i < 0 for i in own)
-        if not kept:
-            raise UserError(f"{path}: none of the {total} samples fits data.max_tokens={max_tokens}: raise it")
+        require(kept > 0, f"{path}: none of the {total} samples fits data.max_tokens={max_tokens}: raise it")
         writer.finalize()
     encoder.report(path, kept)
     return {
@@ -299,4 +293,4 @@ def _hash_files(path: Path) -> str:
 def _hash_inputs(files: str, encoder: TripletEncoder, needs: Needs, *settings: Any) -> str:
     state = [FORMAT, files, needs.sequences, *settings, tokenizers.__version__, transformers.__version__]
     state += [tokenizer_state(encoder.tokenizer), encoder.template.switches, encoder.score]
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    return json_hash(state, sort_keys=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from solopo_nemo.data.json_rows import Row, read_json_array, read_json_lines
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 from solopo_nemo.runtime.warn import warn_once
 
 JSON_SUFFIXES = (".json", ".json.gz")
@@ -51,8 +51,7 @@ def data_files(path: Path) -> list[Path]:
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"{path}: unknown kind of file: name it {', '.join(SUFFIXES)}{_conversion(path)}")
         return [path]
-    if not path.is_dir():
-        raise UserError(f"{path}: a pipe or a device, which cannot be read twice: write its rows to a file")
+    require(path.is_dir(), f"{path}: a pipe or a device, which cannot be read twice: write its rows to a file")
     if is_saved_dataset(path):
         # cache-*: cached results of `datasets`, stored next to the data
         return sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("cache-"))

@@ -31,9 +31,11 @@ def pin_date(tokenizer: PreTrainedTokenizerBase, day: date) -> bool:
     replaced = [("%%", "\0"), *((f"%{f}{d}", moment.strftime(f"%{f}{d}")) for d in _DIRECTIVES for f in ("", "-"))]
     filters = "".join(f" | replace({json.dumps(old)}, {json.dumps(new)})" for old, new in [*replaced, ("\0", "%")])
     head = f"{{# strftime_now of {day} #}}{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}"
-    # the empty expression keeps a line break at the start of the template, which Jinja would strip after a block
-    pinned = {name: f"{head}{{{{ '' }}}}{text}" for name, text in _named(template).items()}
-    tokenizer.chat_template = pinned if isinstance(template, dict) else pinned[""]
+    head += "{{ '' }}"  # it keeps a line break at the start of the template, which Jinja would strip after a block
+    if isinstance(template, dict):
+        tokenizer.chat_template = {name: head + text for name, text in template.items()}
+    else:
+        tokenizer.chat_template = head + template
     return True
 
 
@@ -41,7 +43,3 @@ def pinned_date(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The date that :func:`pin_date` fixed, such as ``2026-11-29``; None for a template without a pinned date."""
     found = _PINNED.search(str(tokenizer.chat_template))
     return found[1] if found else None
-
-
-def _named(template: str | dict[str, str]) -> dict[str, str]:
-    return template if isinstance(template, dict) else {"": template}

@@ -15,7 +15,7 @@ from solopo_nemo.data.messages import Message, Prompt
 from solopo_nemo.data.text_ids import TextIds
 from solopo_nemo.data.triplets import Needs, Triplet, sequence_columns
 from solopo_nemo.data.turns import Turns
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -259,8 +259,7 @@ class TripletEncoder:
         probe = self._ids([_ANSWER])[0]
         with_special = self._ids([_ANSWER], add_special_tokens=True)[0]
         starts = [i for i in range(len(with_special)) if with_special[i : i + len(probe)] == probe]
-        if not starts:
-            raise UserError("the tokenizer's own special tokens change the text between them: use another tokenizer")
+        require(bool(starts), "the tokenizer's own special tokens change the text between them: use another tokenizer")
         first = with_special[: starts[0]]
         ids = self._ids(list(texts))
         plain = [

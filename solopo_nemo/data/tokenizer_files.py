@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.data import template_date
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.json_files import read_json
 from solopo_nemo.runtime.warn import warn_once
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def load_tokenizer(
                 "original model (a clone needs git lfs pull)"
             ) from error
     tokenizer.name_or_path = str(folder)
-    stated, own = _read(folder / _CONFIG).get("chat_template"), folder / "chat_template.jinja"
+    stated, own = read_json(folder / _CONFIG, missing={}).get("chat_template"), folder / "chat_template.jinja"
     if isinstance(stated, str) and own.is_file() and stated.strip() != own.read_text(encoding="utf-8").strip():
         warn_once(
             f"{own}: is taken, as by transformers, and not the other chat_template in {_CONFIG}, as by older "
@@ -76,7 +77,7 @@ def _check_end_token(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     end, file = tokenizer.eos_token, folder / _TOKENIZER
     if end is None or not file.is_file():
         return
-    listed = _read(folder / _CONFIG).get("added_tokens_decoder") or {}
+    listed = read_json(folder / _CONFIG, missing={}).get("added_tokens_decoder") or {}
     known = file.read_text(encoding="utf-8") + json.dumps(listed, ensure_ascii=False)
     if not any(json.dumps(str(end), ensure_ascii=escaped) in known for escaped in (False, True)):
         warn_once(
@@ -127,7 +128,7 @@ def older_config(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: A file is damaged, or ``tokenizer.json`` is missing.
     """
-    settings = _read(folder / _CONFIG)
+    settings = read_json(folder / _CONFIG, missing={})
     extra = settings.get("extra_special_tokens")
     name = settings.get("tokenizer_class")
     if not ("backend" in settings or isinstance(extra, list) or str(name).endswith("Backend")):
@@ -141,7 +142,7 @@ def older_config(folder: Path) -> dict[str, Any] | None:
     if isinstance(extra, list):
         older["additional_special_tokens"] = older.pop("extra_special_tokens")
     # version 4 sets add_prefix_space to false by default
-    pre_tokenizer = _read(folder / _TOKENIZER).get("pre_tokenizer") or {}
+    pre_tokenizer = read_json(folder / _TOKENIZER).get("pre_tokenizer") or {}
     return older | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_prefix_space": bool(pre_tokenizer.get("add_prefix_space")),
@@ -154,23 +155,11 @@ def _needs_tekken_pattern(folder: Path) -> bool:
     Some of Mistral's Tekken tokenizers were published with the pattern of another model, so they split text differently
     than in training. transformers 4.57 warns about this for every model, affected or not.
     """
-    kind = _read(folder / "config.json").get("model_type")
+    kind = read_json(folder / "config.json", missing={}).get("model_type")
     if kind not in _TEKKEN or not (folder / _TOKENIZER).is_file():
         return False
-    state = _read(folder / _TOKENIZER)
+    state = read_json(folder / _TOKENIZER)
     splits = (state.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
     control = {token["content"] for token in state.get("added_tokens", [])}
     # the correct pattern splits a word after its capitals, so it contains \p{Lu}
     return splits[0].get("type") == "Split" and "[INST]" in control and r"\p{Lu}" not in json.dumps(splits[0])
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not readable JSON ({error}): copy the file again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: a JSON {type(value).__name__}, must be an object: copy the file again")
-    return value

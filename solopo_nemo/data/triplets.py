@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from solopo_nemo.data.fields import bad_field, has, identifier, plain_json, records, required
+from solopo_nemo.data.fields import bad_field, has, identifier, note_id, plain_json, records, required
 from solopo_nemo.data.messages import (
     NOTHING,
     REFUSED,
@@ -22,7 +22,7 @@ from solopo_nemo.data.messages import (
     several_answers,
 )
 from solopo_nemo.data.rows import read_rows
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 from solopo_nemo.runtime.warn import say_once, warn_once
 
 PROMPT_COLUMNS = ("prompt_short", "prompt_long")
@@ -167,12 +167,9 @@ def read_triplets(path: Path | str, needs: Needs) -> Iterator[Triplet]:
         triplet = parse_triplet(fields, needs, row.where, f"row-{number}")
         read = _READ if any(has(fields, name) for name in PROMPT_COLUMNS) else _READ | {"prompt"}
         unread |= {name for name, value in fields.items() if name not in read and value not in NOTHING}
-        if triplet.id in seen:
-            raise bad_field(row.where, "id", f"{triplet.id!r} was used by an earlier row, ids must be unique")
-        seen.add(triplet.id)
+        note_id(triplet.id, seen, row.where)
         yield triplet
-    if not seen:
-        raise UserError(f"{path}: no samples in it: give a file with at least one row")
+    require(bool(seen), f"{path}: no samples in it: give a file with at least one row")
     like_a_prompt = {name for name in unread if _LIKE_A_PROMPT.match(name)}
     if like_a_prompt:
         names = ", ".join(sorted(like_a_prompt))
