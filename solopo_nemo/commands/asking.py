@@ -17,7 +17,7 @@ from solopo_nemo.runtime.cli import (
     add_template_kwargs,
     path_or_name,
 )
-from solopo_nemo.runtime.errors import require
+from solopo_nemo.runtime.errors import require, require_at_least
 from solopo_nemo.runtime.units import token_count
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def backend_maker(given: argparse.Namespace, stack: ExitStack) -> Callable[[Samp
         "--base-url: needed with --backend openai, such as http://127.0.0.1:8000/v1 (or --serve)",
     )
     require(given.backend == "openai" or not given.serve, "--serve: starts a server; give --backend openai")
-    require(given.concurrency >= 1, f"--concurrency {given.concurrency}: must be at least 1")
+    require_at_least(1, concurrency=given.concurrency)
     if given.serve:
         from solopo_nemo.builders.pairs.serving import serve_words
 

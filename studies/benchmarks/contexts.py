@@ -25,9 +25,9 @@ from typing import Any
 
 import psutil
 
-from solopo_nemo.builders.contexts.compose import PATIENCE, Composer, Dropped
+from solopo_nemo.builders.contexts.compose import Composer, Dropped
 from solopo_nemo.builders.contexts.counting import TokenCounter
-from solopo_nemo.builders.contexts.pool import ParagraphPool
+from solopo_nemo.builders.contexts.pool import PATIENCE, ParagraphPool
 from solopo_nemo.builders.contexts.prompt import render_prompt
 from solopo_nemo.builders.contexts.question import Paragraph, Question
 from solopo_nemo.builders.contexts.sources import read_pool, read_questions

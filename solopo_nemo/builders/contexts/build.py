@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 from random import Random
 from typing import Any
 
-from solopo_nemo.builders.contexts.compose import Composer, Context, Dropped
-from solopo_nemo.builders.contexts.documents import DocumentComposer, DocumentPool
+from solopo_nemo.builders.contexts.compose import Composer, Context, Dropped, Pool
+from solopo_nemo.builders.contexts.documents import DocumentPool
 from solopo_nemo.builders.contexts.gold import gold_pair
 from solopo_nemo.builders.contexts.pool import ParagraphPool
 from solopo_nemo.builders.contexts.question import BadRow, Question, refuse_bad_rows
@@ -18,11 +19,11 @@ from solopo_nemo.builders.contexts.settings import DOCUMENT, BuildSettings
 from solopo_nemo.builders.contexts.shards import ShardFolder
 from solopo_nemo.builders.contexts.sources import read_passages, read_pool, read_questions
 from solopo_nemo.builders.contexts.sources.source import RowSource
-from solopo_nemo.builders.contexts.statistics import BuildStatistics, new_facts, note_contexts, note_dropped
+from solopo_nemo.builders.contexts.statistics import BuildStatistics, new_facts, note_contexts
 from solopo_nemo.builders.contexts.targets import Targets
 from solopo_nemo.data.normal_form import RULE
 from solopo_nemo.data.tokenize import TripletEncoder
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 from solopo_nemo.runtime.isolated import run_tasks
 from solopo_nemo.runtime.output import beside
 from solopo_nemo.runtime.progress import with_progress
@@ -55,11 +56,7 @@ def build_contexts(settings: BuildSettings, encoder: TripletEncoder) -> dict[str
     source = RowSource(settings.source, settings.subset, settings.split)
     pool_sources = [RowSource(name) for name in settings.pool]
     rows, pool = _scan(settings, source, pool_sources)
-    composer: Composer | DocumentComposer
-    if isinstance(pool, DocumentPool):
-        composer = DocumentComposer(pool, encoder, settings.targets, settings.seed, settings.allow_answer_leak)
-    else:
-        composer = Composer(pool, encoder, targets=settings.targets, seed=settings.seed)
+    composer = Composer(pool, encoder, targets=settings.targets, seed=settings.seed)
     _check_pool(composer, len(pool), settings.targets)
     shards = -(-rows // settings.shard_rows)
     folder = ShardFolder(settings.work)
@@ -89,9 +86,7 @@ def build_contexts(settings: BuildSettings, encoder: TripletEncoder) -> dict[str
     return summary
 
 
-def _scan(
-    settings: BuildSettings, source: RowSource, pool_sources: list[RowSource]
-) -> tuple[int, ParagraphPool | DocumentPool]:
+def _scan(settings: BuildSettings, source: RowSource, pool_sources: list[RowSource]) -> tuple[int, Pool]:
     """Validate the source and collect the pool; return the number of rows to use, and the pool."""
     pool = ParagraphPool(allow_answer_leak=settings.allow_answer_leak)
     rows = 0
@@ -104,18 +99,19 @@ def _scan(
             for paragraph in (*item.supporting, *item.others):
                 pool.add(paragraph, item.id)
     refuse_bad_rows(bad, settings.skip_bad)
-    if not rows:
-        raise UserError(f"{settings.source}: no questions in it: give a file with at least one row")
+    require(rows > 0, f"{settings.source}: no questions in it: give a file with at least one row")
     rows = min(rows, settings.limit or rows)
     if settings.long == DOCUMENT:
         passages = chain.from_iterable(map(read_passages, pool_sources))
-        return rows, DocumentPool(with_progress(passages, "reading the documents"))
+        return rows, DocumentPool(
+            with_progress(passages, "reading the documents"), allow_answer_leak=settings.allow_answer_leak
+        )
     for paragraph in with_progress(chain.from_iterable(map(read_pool, pool_sources)), "reading the pool"):
         pool.add(paragraph)
     return rows, pool
 
 
-def _check_pool(composer: Composer | DocumentComposer, paragraphs: int, targets: Targets) -> None:
+def _check_pool(composer: Composer, paragraphs: int, targets: Targets) -> None:
     """Raise before composing if the pool is too small for the longest target."""
     tokens, longest = composer.count_pool(), targets.long[-1]
     # the evidence may be outside the pool; it fits into the short prompt, so short.high is an upper bound
@@ -138,18 +134,18 @@ def _tasks(settings: BuildSettings, source: RowSource, missing: set[int]) -> Ite
         number += 1
 
 
+@dataclass(frozen=True)
 class _ShardWriter:
     """Composes and writes shards. Each worker process has one instance."""
 
-    def __init__(self, composer: Composer | DocumentComposer, settings: BuildSettings, folder: ShardFolder) -> None:
-        self._composer = composer
-        self._settings = settings
-        self._folder = folder
+    composer: Composer
+    settings: BuildSettings
+    folder: ShardFolder
 
     def __call__(self, shard: _Shard) -> None:
         number, rows = shard
-        facts = new_facts(self._settings.out_files)
-        self._folder.write(number, self._compose(rows, facts), facts)
+        facts = new_facts(self.settings.out_files)
+        self.folder.write(number, self._compose(rows, facts), facts)
 
     def _compose(self, rows: list[Question | BadRow], facts: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         for question in rows:
@@ -157,9 +153,10 @@ class _ShardWriter:
                 facts["rejected"] += 1
                 yield "rejects", {"error": question.error, "row": question.value}
                 continue
-            contexts = self._composer.compose(question)
+            contexts = self.composer.compose(question)
             if isinstance(contexts, Dropped):
-                note_dropped(facts, contexts)
+                facts["dropped"][contexts.rule] += 1
+                facts["reason"] = contexts.reason
                 yield "dropped", {"id": question.id, "rule": contexts.rule, "reason": contexts.reason}
                 continue
             note_contexts(facts, contexts)
@@ -175,13 +172,13 @@ class _ShardWriter:
             "prompt_long": long.prompt,
         }
         meta: dict[str, Any] = {"short_tokens": short.tokens, "long_tokens": long.tokens}
-        if any(target.varies for _, target in self._settings.targets.named()):
+        if any(target.varies for _, target in self.settings.targets.named()):
             meta |= {"short_target": short.target, "long_target": long.target}
-        if self._settings.gold_pairs:
+        if self.settings.gold_pairs:
             # prefer an incorrect answer that both contexts contain to one that only the long context contains
             groups = [short.distractors, long.distractors]
-            pair = gold_pair(question, groups, Random(f"{self._settings.seed}:{question.id}:pair"))
+            pair = gold_pair(question, groups, Random(f"{self.settings.seed}:{question.id}:pair"))
             row |= {"chosen": pair.chosen, "rejected": pair.rejected}
             meta |= {"pair_kind": pair.kind, "answer_rule": str(RULE)}
-            facts["pair_kinds"][pair.kind] = facts["pair_kinds"].get(pair.kind, 0) + 1
+            facts["pair_kinds"][pair.kind] += 1
         return row | {"meta": meta}

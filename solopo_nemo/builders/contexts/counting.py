@@ -37,32 +37,29 @@ class TokenCounter:
 
     def passage(self, paragraph: Paragraph, number: int) -> int:
         """Return the tokens that a passage with its header adds to a prompt."""
-        body = self._bodies.get(paragraph.key)
-        if body is None:
-            (body,) = self.count_ahead([paragraph])
-        return self.header(number) + body
+        return self.header(number) + self.body(paragraph)
 
     def header(self, number: int) -> int:
         """Return the tokens that the header of a passage adds."""
-        count = self._headers.get(number)
-        if count is None:
-            count = self._headers[number] = self._count(_BETWEEN + passage_header(number) + _AFTER) - self._gap
-        return count
+        if number not in self._headers:
+            self._headers[number] = self._count(_BETWEEN + passage_header(number) + _AFTER) - self._gap
+        return self._headers[number]
 
     def body(self, paragraph: Paragraph) -> int:
         """Return the tokens of a passage without its header."""
-        return self.passage(paragraph, 1) - self.header(1)
+        if paragraph.key not in self._bodies:
+            self._count_bodies([paragraph])
+        return self._bodies[paragraph.key]
 
     def count_all(self, paragraphs: Iterable[Paragraph], size: int) -> int:
         """Count `size` paragraphs once, on all cores; return their sum as passages of one prompt."""
         shown = iter(with_progress(paragraphs, "counting tokens", size))
         bodies = 0
         while batch := list(islice(shown, _COUNTED_AT_ONCE)):
-            bodies += sum(self.count_ahead(batch))
+            bodies += sum(self._count_bodies(batch))
         return bodies + sum(self.header(number) for number in range(1, size + 1))
 
-    def count_ahead(self, paragraphs: Sequence[Paragraph]) -> list[int]:
-        """Count paragraphs without their headers, on all cores, and cache the counts."""
+    def _count_bodies(self, paragraphs: Sequence[Paragraph]) -> list[int]:
         counts = self._counts([_BEFORE + passage_body(paragraph) + _AFTER for paragraph in paragraphs])
         bodies = [count - self._frame for count in counts]
         self._bodies.update(zip((paragraph.key for paragraph in paragraphs), bodies, strict=True))

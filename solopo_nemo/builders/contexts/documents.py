@@ -8,14 +8,13 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, groupby
 from random import Random
 
-from solopo_nemo.builders.contexts.compose import Context, Contexts, Dropped, positions, settle_all
+from solopo_nemo.builders.contexts.compose import Context, Dropped, positions
 from solopo_nemo.builders.contexts.counting import TokenCounter
 from solopo_nemo.builders.contexts.pool import permutation
 from solopo_nemo.builders.contexts.prompt import render_prompt
 from solopo_nemo.builders.contexts.question import Paragraph, Question
-from solopo_nemo.builders.contexts.targets import Target, Targets
+from solopo_nemo.builders.contexts.targets import Target
 from solopo_nemo.data.normal_form import holds
-from solopo_nemo.data.tokenize import TripletEncoder
 
 Place = tuple[int, int]
 """Number of a document, and of a passage in it."""
@@ -24,16 +23,24 @@ Place = tuple[int, int]
 class DocumentPool:
     """The passages of documents, in order.
 
+    A context grows from the evidence to its neighbours on both sides, until the document is whole, then by other
+    documents from their beginning, each before or after it. How much faster it grows on one side is drawn for each
+    question, so the evidence stands anywhere in a window. Passages that follow each other are one text with their
+    document's title.
+
     Attributes:
         documents: The passages of each document.
+        allow_answer_leak: Also take passages of other documents that contain the answer.
     """
 
-    def __init__(self, passages: Iterable[tuple[str, Paragraph]]) -> None:
+    def __init__(self, passages: Iterable[tuple[str, Paragraph]], *, allow_answer_leak: bool) -> None:
         """Collect the passages.
 
         Args:
             passages: The name of its document and each passage, in the order of the documents.
+            allow_answer_leak: See the class.
         """
+        self.allow_answer_leak = allow_answer_leak
         documents: dict[str, list[Paragraph]] = {}
         for name, paragraph in passages:
             documents.setdefault(name, []).append(paragraph)
@@ -49,62 +56,24 @@ class DocumentPool:
     def __iter__(self) -> Iterator[Paragraph]:
         return chain.from_iterable(self.documents)
 
-    def find(self, paragraph: Paragraph) -> Place | None:
-        """Return where a paragraph stands; None if no passage has its text."""
-        return self._places.get(paragraph.key)
-
-
-class DocumentComposer:
-    """Builds the nested contexts of a question out of its document.
-
-    A context grows from the evidence to its neighbours on both sides, until the document is whole, then by other
-    documents from their beginning, each before or after it. How much faster it grows on one side is drawn for each
-    question, so the evidence stands anywhere in a window. Passages that follow each other are one text with their
-    document's title. The result for a question depends on the seed, the question, the pool, the targets and the
-    tokenizer.
-
-    Args:
-        pool: The documents.
-        encoder: Encoder of the target tokenizer.
-        targets: Maximum prompt lengths in tokens.
-        seed: Seed of all draws.
-        allow_answer_leak: Also take passages of other documents that contain the answer.
-    """
-
-    def __init__(
-        self, pool: DocumentPool, encoder: TripletEncoder, targets: Targets, seed: int, allow_answer_leak: bool
-    ) -> None:
-        self._pool, self._counter, self._targets = pool, TokenCounter(encoder), targets
-        self._seed, self._allow_answer_leak = seed, allow_answer_leak
-
-    def count_pool(self) -> int:
-        """Count the tokens of all passages."""
-        return self._counter.count_all(self._pool, len(self._pool))
-
-    def compose(self, question: Question) -> Contexts | Dropped:
-        """Return the contexts of a question, or the rule that excludes it.
-
-        A prompt is within one passage of its target and never above it.
-        """
-        if not question.answerable:
-            return Dropped("unanswerable", "the source says that the paragraphs do not hold the answer")
-        places = [self._pool.find(paragraph) for paragraph in question.supporting]
-        evidence = {place for place in places if place is not None}
-        if None in places:
-            missing = question.supporting[places.index(None)].name
-            return Dropped("not_in_documents", f"the evidence {missing!r} is no passage of the --pool")
-        window = _Window(self._counter, self._pool, question, evidence, self._seed, self._allow_answer_leak)
-        return settle_all(self._targets, window.settle)
+    def begin(self, question: Question, counter: TokenCounter, seed: int) -> _Window | Dropped:
+        """See `Pool`."""
+        evidence: set[Place] = set()
+        for paragraph in question.supporting:
+            if paragraph.key not in self._places:
+                return Dropped("not_in_documents", f"the evidence {paragraph.name!r} is no passage of the --pool")
+            evidence.add(self._places[paragraph.key])
+        return _Window(counter, self, question, evidence, seed)
 
 
 class _Window:
     """A context that grows from one target to the next."""
 
     def __init__(
-        self, counter: TokenCounter, pool: DocumentPool, question: Question, evidence: set[Place], seed: int, leak: bool
+        self, counter: TokenCounter, pool: DocumentPool, question: Question, evidence: set[Place], seed: int
     ) -> None:
         self._counter, self._pool, self._question, self._evidence = counter, pool, question, evidence
-        self._seed, self._leak = f"{seed}:{question.id}", leak
+        self._seed = f"{seed}:{question.id}"
         random = Random(self._seed)
         self._own = sorted({number for number, _ in evidence})
         self._sequence = deque(self._own)  # documents in the order of the prompt
@@ -117,8 +86,7 @@ class _Window:
         """Take as many passages as fit: by estimated counts, corrected by an exact one, then one by one."""
         limit = target.draw(Random(f"{self._seed}:{name}:target"))
         if self._base > limit:
-            what = f"with its evidence alone the {name} prompt has {self._base} tokens, the target is {limit}"
-            return Dropped("evidence_too_long", what)
+            return Dropped.too_long(name, self._base, limit)
         scale = 1.0  # exact by estimated count
         for _ in range(2):
             while self._base + scale * (self._sums or [0])[-1] <= limit and self._grow():
@@ -171,7 +139,7 @@ class _Window:
                 continue
             self._sequence.insert(random.choice((0, len(self._sequence))), number)
             for index, paragraph in enumerate(self._pool.documents[number]):
-                if self._leak or not holds(paragraph.normal, self._question.normal_answers):
+                if self._pool.allow_answer_leak or not holds(paragraph.normal, self._question.normal_answers):
                     yield number, index
 
     def _paragraph(self, place: Place) -> Paragraph:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from solopo_nemo.builders.contexts.settings import BuildSettings
 from solopo_nemo.builders.contexts.statistics import POSITION_BINS, BuildStatistics
-from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.runtime.json_files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,9 +20,7 @@ _WIDTH = 1.25
 
 def write_report(summary: dict[str, Any], statistics: BuildStatistics, settings: BuildSettings) -> None:
     """Write `<out>.report.json` and, if `settings.report` is set, `lengths.png` and `evidence.png` in that folder."""
-    with atomic_text(settings.out.with_name(f"{settings.out.name}.report.json")) as stream:
-        json.dump(summary, stream, indent=2)
-        stream.write("\n")
+    write_json(settings.out.with_name(f"{settings.out.name}.report.json"), summary)
     if settings.report is not None:
         # import matplotlib only for plots: the import is slow
         import matplotlib as mpl
@@ -40,7 +37,7 @@ def _lengths(statistics: BuildStatistics, theme: Theme) -> Figure:
 
     shown = {f"Short prompts ({statistics.written:,})": (statistics.short, theme.blue)}
     for label, long in statistics.long.items():
-        shown[f"Long prompts, target {label}"] = (long.tokens, theme.orange)
+        shown[f"Long prompts, target {label}"] = (long, theme.orange)
     figure, axes = panels(len(shown), height=2.4 * len(shown), width=_WIDTH, titles=list(shown))
     for axis, (lengths, colour) in zip(axes, shown.values(), strict=True):
         axis.hist(lengths.values(), bins=24, color=colour)
@@ -57,7 +54,7 @@ def _evidence(statistics: BuildStatistics, theme: Theme) -> Figure:
     labels, bins = list(statistics.long), np.linspace(0, 1, POSITION_BINS + 1)
     title = "Positions of the evidence (% of supporting passages)"
     figure, (axis,) = panels(1, height=1.6 + 0.4 * len(labels), width=_WIDTH, titles=[title])
-    counts = np.array([np.histogram(np.asarray(long.evidence), bins)[0] for long in statistics.long.values()])
+    counts = np.array([np.histogram(np.asarray(found), bins)[0] for found in statistics.evidence.values()])
     shares = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     heat(axis, theme, shares, ("background", "blue"), 0, max(300 / POSITION_BINS, shares.max()))
     axis.set_yticks(range(len(labels)), labels)

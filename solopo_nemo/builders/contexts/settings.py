@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +14,8 @@ from solopo_nemo.builders.contexts.targets import Targets
 from solopo_nemo.data.normal_form import RULE
 from solopo_nemo.data.template_date import pinned_date
 from solopo_nemo.data.tokenizer_files import tokenizer_state
-from solopo_nemo.runtime.errors import UserError, require
+from solopo_nemo.runtime.errors import require, require_at_least
+from solopo_nemo.runtime.json_files import json_hash
 
 SHUFFLED, DOCUMENT = "shuffled", "document"
 """Values of `--long`: passages in random order, or the documents of the evidence in natural order."""
@@ -66,16 +65,12 @@ class BuildSettings:
 
     def __post_init__(self) -> None:
         self.targets  # noqa: B018  checked by reading it
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit {self.limit}: must be at least 1")
-        if self.workers < 1:
-            raise UserError(f"--workers {self.workers}: must be at least 1")
+        require_at_least(1, limit=self.limit, workers=self.workers)
         require(
             self.long == SHUFFLED or bool(self.pool),
             "--long document: give --pool the passages of the documents, such as questions.jsonl.passages.jsonl",
         )
-        if self.out.suffix != ".jsonl":
-            raise UserError(f"--out {self.out}: must end in .jsonl")
+        require(self.out.suffix == ".jsonl", f"--out {self.out}: must end in .jsonl")
 
     @cached_property
     def targets(self) -> Targets:
@@ -98,21 +93,15 @@ class BuildSettings:
     def plan(self, source: RowSource, pool: list[RowSource], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         """Return everything that determines the result; files are identified by a hash of their content."""
         date = pinned_date(tokenizer)
-        other = {} if self.long == SHUFFLED else {"long": self.long}
-        return (
-            ({"date": date} if date else {})
-            | other
-            | {
-                "version": solopo_nemo.__version__,
-                "answer_rule": str(RULE),
-                "source": f"{source.name} {source.digest()}",
-                "pool": " ".join(part.digest() for part in pool),
-                "tokenizer": hashlib.sha256(
-                    json.dumps(tokenizer_state(tokenizer), sort_keys=True).encode()
-                ).hexdigest(),
-                "targets": repr(self.targets),
-                "choices": repr(
-                    (self.schema, self.seed, self.limit, self.gold_pairs, self.allow_answer_leak, self.shard_rows)
-                ),
-            }
-        )
+        choices = (self.schema, self.seed, self.limit, self.gold_pairs, self.allow_answer_leak, self.shard_rows)
+        return {
+            **({"date": date} if date else {}),
+            **({} if self.long == SHUFFLED else {"long": self.long}),
+            "version": solopo_nemo.__version__,
+            "answer_rule": str(RULE),
+            "source": f"{source.name} {source.digest()}",
+            "pool": " ".join(part.digest() for part in pool),
+            "tokenizer": json_hash(tokenizer_state(tokenizer), sort_keys=True),
+            "targets": repr(self.targets),
+            "choices": repr(choices),
+        }

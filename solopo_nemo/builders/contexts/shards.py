@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.json_files import read_json, write_json
 from solopo_nemo.runtime.output import atomic_text, write_json_line
 
 _PLAN = "plan.json"
@@ -19,8 +19,7 @@ _LOCK = "lock"
 
 def planned_date(path: Path) -> str | None:
     """The date that the chat template prints in an unfinished build; None where there is none."""
-    file = path / _PLAN
-    return json.loads(file.read_text(encoding="utf-8")).get("date") if file.is_file() else None
+    return read_json(path / _PLAN, missing={}).get("date")
 
 
 class ShardFolder:
@@ -61,14 +60,13 @@ class ShardFolder:
 
     def _keep_if(self, plan: Mapping[str, str]) -> None:
         file = self.path / _PLAN
-        if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == plan:
+        if read_json(file, missing={}) == plan:
             return
         file.unlink(missing_ok=True)
         for other in self.path.iterdir():
             if other.name != _LOCK:
                 other.unlink()
-        with atomic_text(file) as stream:
-            json.dump(plan, stream)
+        write_json(file, plan)
 
     def is_finished(self, number: int) -> bool:
         """True if a shard is finished."""
@@ -89,13 +87,12 @@ class ShardFolder:
                     streams[kind] = files.enter_context(atomic_text(self._rows(number, kind)))
                 # rejected rows can contain invalid Unicode
                 write_json_line(streams[kind], value, ascii_only=kind == "rejects")
-        with atomic_text(self._facts(number)) as stream:
-            json.dump(facts, stream)
+        write_json(self._facts(number), facts, indent=None)
 
     def facts(self, shards: int) -> Iterator[dict[str, Any]]:
         """Yield the records of the shards in order."""
         for number in range(shards):
-            yield json.loads(self._facts(number).read_text(encoding="utf-8"))
+            yield read_json(self._facts(number))
 
     def assemble(self, shards: int, kind: str, out: Path, *, keep_empty: bool = True) -> None:
         """Concatenate the rows of one kind from all shards. With `keep_empty=False`, no file is written for no rows."""

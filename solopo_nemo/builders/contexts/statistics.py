@@ -5,28 +5,14 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from solopo_nemo.builders.contexts.compose import Contexts, Dropped
+from solopo_nemo.builders.contexts.compose import Contexts
 from solopo_nemo.data.lengths import Lengths, compression_rate
 
 POSITION_BINS = 10
-
-
-@dataclass
-class LongStatistics:
-    """Statistics of the long prompts of one target.
-
-    Attributes:
-        tokens: Lengths in tokens.
-        evidence: Position of each supporting passage, from 0 (first) to 1 (last).
-    """
-
-    tokens: Lengths = field(default_factory=Lengths)
-    evidence: array[float] = field(default_factory=lambda: array("d"))
 
 
 class BuildStatistics:
@@ -34,11 +20,17 @@ class BuildStatistics:
 
     Args:
         labels: Labels of the long targets, the longest last.
+
+    Attributes:
+        short: Lengths of the short prompts in tokens.
+        long: Label -> lengths of the long prompts.
+        evidence: Label -> position of each supporting passage in them, from 0 (first) to 1 (last).
     """
 
     def __init__(self, labels: Iterable[str]) -> None:
         self.short = Lengths()
-        self.long = {label: LongStatistics() for label in labels}
+        self.long = {label: Lengths() for label in labels}
+        self.evidence = {label: array("d") for label in self.long}
         self.rejected = 0
         self.dropped: Counter[str] = Counter()
         self.pair_kinds: Counter[str] = Counter()
@@ -55,8 +47,8 @@ class BuildStatistics:
             self.short.add(tokens)
         for label, long in self.long.items():
             for tokens in facts["long"][label]:
-                long.tokens.add(tokens)
-            long.evidence.extend(facts["evidence"][label])
+                long.add(tokens)
+            self.evidence[label].extend(facts["evidence"][label])
         self.rejected += facts["rejected"]
         self.dropped.update(facts["dropped"])
         self.pair_kinds.update(facts["pair_kinds"])
@@ -66,9 +58,9 @@ class BuildStatistics:
         """Return the counts and statistics. Top-level values are those of the longest target; `lengths` has all."""
         lengths = {
             label: {
-                "tokens": long.tokens.statistics(),
-                "rho": compression_rate(self.short, long.tokens),
-                "evidence_position": _positions(long.evidence),
+                "tokens": long.statistics(),
+                "rho": compression_rate(self.short, long),
+                "evidence_position": _positions(self.evidence[label]),
             }
             for label, long in self.long.items()
         }
@@ -89,15 +81,15 @@ class BuildStatistics:
 
 
 def new_facts(labels: Iterable[str]) -> dict[str, Any]:
-    """Return the facts of an empty shard as plain JSON values."""
+    """Return the facts of an empty shard as JSON values."""
     labels = list(labels)
     return {
         "short": [],
         "long": {label: [] for label in labels},
         "evidence": {label: [] for label in labels},
         "rejected": 0,
-        "dropped": {},
-        "pair_kinds": {},
+        "dropped": Counter(),
+        "pair_kinds": Counter(),
         "reason": "",
     }
 
@@ -108,12 +100,6 @@ def note_contexts(facts: dict[str, Any], contexts: Contexts) -> None:
     for label, context in contexts.long.items():
         facts["long"][label].append(context.tokens)
         facts["evidence"][label] += [round(position, 4) for position in context.evidence]
-
-
-def note_dropped(facts: dict[str, Any], dropped: Dropped) -> None:
-    """Add a dropped question to the facts of a shard."""
-    facts["dropped"][dropped.rule] = facts["dropped"].get(dropped.rule, 0) + 1
-    facts["reason"] = dropped.reason
 
 
 def _positions(evidence: array[float]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 from solopo_nemo.runtime.units import token_count
 
 _NUMBER = re.compile(r"\d+[kKmM]?")
@@ -86,8 +86,7 @@ def _parse(text: str, option: str) -> Target:
         return Target(text, token_count(text), token_count(text))
     if match := _RANGE.fullmatch(text):
         low, high = map(token_count, match.groups())
-        if low > high:
-            raise UserError(f"{option} {text}: the range ends below its begin: swap them")
+        require(low <= high, f"{option} {text}: the range ends below its begin: swap them")
         return Target(text, low, high)
     path = Path(text)
     if not path.is_file():
@@ -109,6 +108,5 @@ def _read_distribution(path: Path) -> Target:
             lengths.append(token_count(line.strip()))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: write one length a line") from error
-    if not lengths:
-        raise UserError(f"{path}: no lengths in it: write one a line")
+    require(bool(lengths), f"{path}: no lengths in it: write one a line")
     return Target(path.stem, min(lengths), max(lengths), tuple(lengths))

@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any, Protocol
 
 from solopo_nemo.data.messages import Prompt
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import require, require_at_least
 
 REFUSALS_TO_GIVE_UP = 8
 """Refused prompts after which a run ends, if no prompt was answered."""
@@ -52,20 +52,15 @@ class Sampling:
     extra_body: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise UserError(f"--samples {self.samples}: must be at least 1")
-        if self.temperature <= 0:
-            raise UserError(f"--temperature {self.temperature}: must be above 0, else all answers are the same")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"--top-p {self.top_p}: must be above 0 and at most 1")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"--top-k {self.top_k}: must be at least 1; leave it out to draw from all tokens")
-        if self.backend == "hf" and self.extra_body:
-            raise UserError("--extra-body: is for a server (--backend openai)")
-        if self.max_new_tokens < 1:
-            raise UserError(f"--max-new-tokens {self.max_new_tokens}: must be at least 1")
-        if self.batch < 0:
-            raise UserError(f"--batch {self.batch}: must be at least 1, or 0 for all answers of a prompt at once")
+        require_at_least(1, samples=self.samples, max_new_tokens=self.max_new_tokens)
+        some = f"--temperature {self.temperature}: must be above 0, else all answers are the same"
+        require(self.temperature > 0, some)
+        require(0 < self.top_p <= 1, f"--top-p {self.top_p}: must be above 0 and at most 1")
+        top_k = f"--top-k {self.top_k}: must be at least 1; leave it out to draw from all tokens"
+        require(self.top_k is None or self.top_k >= 1, top_k)
+        require(not (self.backend == "hf" and self.extra_body), "--extra-body: is for a server (--backend openai)")
+        batch = f"--batch {self.batch}: must be at least 1, or 0 for all answers of a prompt at once"
+        require(self.batch >= 0, batch)
 
     def wanted(self, side: str) -> int:
         """Return the number of answers to a prompt of a side."""

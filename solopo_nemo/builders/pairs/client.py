@@ -15,7 +15,6 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from hashlib import sha256
 from typing import Any
 
 import httpx
@@ -26,6 +25,7 @@ from solopo_nemo.builders.pairs.proxies import http_client, proxy_of
 from solopo_nemo.builders.pairs.replies import ErrorBody, NoAnswer, Reply, read_reply
 from solopo_nemo.data.triplets import Prompt
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.json_files import json_hash
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -180,7 +180,7 @@ class ServerClient:
                 text = probe.text
             except Refused:
                 text = ""
-            self._known = sha256(json.dumps([self._model, self._entry, text]).encode()).hexdigest()[:16]
+            self._known = json_hash([self._model, self._entry, text])[:16]
             if self._known == earlier:
                 break
         return self._known

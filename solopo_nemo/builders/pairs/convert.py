@@ -19,16 +19,15 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from solopo_nemo.data.fields import bad_field, has, identifier, records, required, text, text_list
+from solopo_nemo.data.fields import bad_field, has, identifier, records, required, required_text, text_list
 from solopo_nemo.data.json_rows import Row
 from solopo_nemo.data.messages import Answer, Message, Prompt
 from solopo_nemo.data.rows import read_rows
 from solopo_nemo.data.triplets import Needs, Triplet, parse_triplet, template_fields
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 from solopo_nemo.runtime.output import atomic_text, beside, write_json_line
 from solopo_nemo.runtime.progress import with_progress
 
-FORMATS = ("triplets", "trl", "nemo_rl", "longpo")
 _BLANK_LINE = "\n\n"
 _QUESTION = _BLANK_LINE + "Question: "
 _BOTH = ("short_chosen", "short_rejected", "long_chosen")
@@ -71,8 +70,7 @@ def convert_file(source: Path, out: Path, to: str, side: str | None = None, skip
                 write_json_line(stream, value)
             counts["converted"] += 1
             counts["out"] += len(written)
-        if not counts["out"]:
-            raise UserError(f"{source}: nothing in it can be converted: give a file with at least one good row")
+        require(counts["out"] > 0, f"{source}: nothing in it can be converted: give a file with at least one good row")
     return counts
 
 
@@ -109,7 +107,7 @@ def _from_longpo(fields: dict[str, Any], where: str, default_id: str) -> Iterato
     columns = [text_list(required(fields, name, where), name, where) for name in names]
     if len({len(column) for column in columns}) > 1 or not columns[0]:
         raise bad_field(where, "questions", f"must be as many as {', '.join(names[1:])}, and at least one")
-    context = text(required(fields, "prompt", where), "prompt", where)
+    context = required_text(fields, "prompt", where)
     base = identifier(fields["id"], where) if has(fields, "id") else default_id
     for index, (question, short, chosen, rejected) in enumerate(zip(*columns, strict=True)):
         yield Triplet(
@@ -184,6 +182,7 @@ _WRITERS: dict[str, Callable[[Triplet, str | None], dict[str, Any]]] = {
     "nemo_rl": _to_nemo_rl,
     "longpo": _to_longpo,
 }
+FORMATS = tuple(_WRITERS)
 
 
 def _refuse_template(triplet: Triplet) -> None:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from solopo_nemo.builders.pairs.sampler import Entries, yield_pairs, yields_pair
 from solopo_nemo.builders.pairs.source import Asked
-from solopo_nemo.builders.pairs.store import PAIR, Entry, SampleStore
+from solopo_nemo.builders.pairs.store import Entry, SampleStore
 
 TABLE_2 = {"sft_short": "short", "sft_long": "long", "po_short": "short", "po_long": "long"}
 """Datasets of the baselines, each with the side of its prompt."""
 
-Entries = Mapping[int, Mapping[str, Entry | None]]
 
-
-def yields_pair(entries: Mapping[str, Entry | None], side: str) -> bool:
-    """True if a question has correct and incorrect answers on a side."""
-    entry = entries.get(side)
-    return entry is not None and entry.verdict == PAIR
-
-
-def choose_questions(settled: Sequence[int], entries: Entries, sides: Sequence[str], size: int) -> dict[str, set[int]]:
+def choose_questions(
+    settled: Sequence[int], entries: dict[int, Entries], sides: Sequence[str], size: int
+) -> dict[str, set[int]]:
     """Select up to `size` questions for each side.
 
     Questions with a pair on every side come first, followed by questions with a pair on that side only.
@@ -36,10 +31,10 @@ def choose_questions(settled: Sequence[int], entries: Entries, sides: Sequence[s
     Returns:
         Side -> numbers of the selected questions.
     """
-    shared = [number for number in settled if all(yields_pair(entries[number], side) for side in sides)]
+    shared = [number for number in settled if yield_pairs(entries[number])]
     known = set(shared)
     return {
-        side: set((shared + [n for n in settled if n not in known and yields_pair(entries[n], side)])[:size])
+        side: set((shared + [n for n in settled if n not in known and yields_pair(entries[n][side])])[:size])
         for side in sides
     }
 

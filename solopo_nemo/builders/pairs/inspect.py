@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from solopo_nemo.data.answers import is_right, rule_name, stated_answer
-from solopo_nemo.data.fields import bad_field, has, text_list
+from solopo_nemo.data.fields import has, note_id, text_list
 from solopo_nemo.data.json_rows import Row
 from solopo_nemo.data.lengths import Lengths, compression_rate
 from solopo_nemo.data.messages import answer_text
@@ -20,7 +20,7 @@ from solopo_nemo.data.tokenize import TripletEncoder
 # rows are parsed one at a time, because read_triplets stops at the first problem
 from solopo_nemo.data.triplets import COLUMNS, Needs, Triplet, parse_triplet
 from solopo_nemo.data.turns import rewritten_turns
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 from solopo_nemo.runtime.progress import with_progress
 
 # required sequences of each kind of file, checked one by one so that one problem does not hide another
@@ -91,7 +91,7 @@ def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int
     """
     found = Inspection(_kind(path), unit="characters" if encoder is None else "tokens")
     random = Random(seed)
-    shares = _Shares()
+    shares: dict[str, list[bool]] = {}
     seen: set[str] = set()
     kept: list[tuple[int, Triplet]] = []
     equal, earlier = 0, 0
@@ -117,16 +117,17 @@ def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int
         if triplet.same_answers(ids):
             equal += 1
             found.remarks.append(f"{row.where}: chosen and rejected are the same answer, which teaches nothing")
-        shares.add(triplet, (row.value or {}).get("answers"))
-        meta = (row.value or {}).get("meta")
+        fields = row.value or {}
+        for name, true in _properties(triplet, fields.get("answers")):
+            shares.setdefault(name, []).append(true)
+        meta = fields.get("meta")
         earlier += isinstance(meta, dict) and "sampled_on" in meta and meta.get("answer_rule") not in _RULES
         # reservoir sampling: every good row has the same probability
         if len(kept) < samples:
             kept.append((good, triplet))
         elif (place := random.randrange(good)) < samples:
             kept[place] = (good, triplet)
-    if not found.rows:
-        raise UserError(f"{path}: no samples in it: give a file with at least one row")
+    require(found.rows > 0, f"{path}: no samples in it: give a file with at least one row")
     if equal and equal == found.rows - found.bad_rows:
         found.problems.append(f"{path}: chosen and rejected are the same answer in every row: nothing to prefer")
     if earlier:
@@ -136,7 +137,7 @@ def inspect_file(path: Path, encoder: TripletEncoder | None = None, samples: int
         )
     if encoder is not None and (rewritten := rewritten_turns(encoder.rewritten)):
         found.problems.append(f"{path}: {rewritten} (data.template_mismatch)")
-    found.shares = shares.values()
+    found.shares = {name: round(sum(values) / len(values), 4) for name, values in shares.items()}
     found.samples = [triplet for _, triplet in sorted(kept, key=lambda item: item[0])]
     return found
 
@@ -182,9 +183,7 @@ def _check(row: Row, kind: str, default_id: str, seen: set[str]) -> tuple[Triple
         if has(fields, "answers"):
             text_list(fields["answers"], "answers", row.where)
         if triplet is not None:
-            if triplet.id in seen:
-                raise bad_field(row.where, "id", f"{triplet.id!r} was used by an earlier row, ids must be unique")
-            seen.add(triplet.id)
+            note_id(triplet.id, seen, row.where)
     except UserError as error:
         problems[str(error)] = None
     return triplet, list(problems)
@@ -201,35 +200,22 @@ def _lengths(triplet: Triplet, kind: str, ids: Mapping[str, Sequence[int]]) -> I
         yield label, len(ids[column]) if ids else sum(map(len, texts))
 
 
-class _Shares:
-    """Shares of rows with a property, among the rows to which the property applies."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, list[int]] = {}
-
-    def add(self, triplet: Triplet, answers: list[str] | None) -> None:
-        chosen = answer_text(triplet.chosen or "")
-        stated = stated_answer(chosen)
-        self._add("chosen without closing line", not stated.prefixed)
-        if answers:
-            self._add("chosen right by sub-EM", is_right(stated, answers))
-        if triplet.prompt_short is not None:
-            self._add("short prompt is the long one", triplet.prompt_short == triplet.prompt_long)
-        if triplet.rejected is None:
-            return
-        rejected = answer_text(triplet.rejected)
-        self._add("chosen equals rejected", triplet.same_answers({}))
-        self._add("chosen longer than rejected", len(chosen) > len(rejected))
-        wrong = stated_answer(rejected)
-        self._add("rejected without closing line", not wrong.prefixed)
-        if answers:
-            self._add("rejected right by sub-EM", is_right(wrong, answers))
-            self._add("rejected mentions the answer", holds(searchable(rejected), map(searchable, answers)))
-
-    def values(self) -> dict[str, float]:
-        return {name: round(true / total, 4) for name, (true, total) in self._counts.items()}
-
-    def _add(self, name: str, true: bool) -> None:
-        count = self._counts.setdefault(name, [0, 0])
-        count[0] += true
-        count[1] += 1
+def _properties(triplet: Triplet, answers: list[str] | None) -> Iterator[tuple[str, bool]]:
+    """Yield the properties that apply to a row, and whether it has them."""
+    chosen = answer_text(triplet.chosen or "")
+    stated = stated_answer(chosen)
+    yield "chosen without closing line", not stated.prefixed
+    if answers:
+        yield "chosen right by sub-EM", is_right(stated, answers)
+    if triplet.prompt_short is not None:
+        yield "short prompt is the long one", triplet.prompt_short == triplet.prompt_long
+    if triplet.rejected is None:
+        return
+    rejected = answer_text(triplet.rejected)
+    yield "chosen equals rejected", triplet.same_answers({})
+    yield "chosen longer than rejected", len(chosen) > len(rejected)
+    wrong = stated_answer(rejected)
+    yield "rejected without closing line", not wrong.prefixed
+    if answers:
+        yield "rejected right by sub-EM", is_right(wrong, answers)
+        yield "rejected mentions the answer", holds(searchable(rejected), map(searchable, answers))

@@ -17,15 +17,14 @@ from solopo_nemo.builders.pairs.datasets import (
     dataset_path,
     reduced,
     triplet,
-    yields_pair,
 )
 from solopo_nemo.builders.pairs.meter import Meter
-from solopo_nemo.builders.pairs.sampler import REFUSED, Sampler
+from solopo_nemo.builders.pairs.sampler import REFUSED, Sampler, yields_pair
 from solopo_nemo.builders.pairs.source import SIDES, Source
 from solopo_nemo.builders.pairs.store import Entry, SampleStore, sampled_setting, samples_file
 from solopo_nemo.data.template_date import pinned_date
 from solopo_nemo.data.tokenizer_files import load_tokenizer
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require, require_at_least
 from solopo_nemo.runtime.output import atomic_text, beside, write_json_line
 
 
@@ -50,10 +49,8 @@ class PairSettings:
     literal: bool = False
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise UserError(f"--size {self.size}: must be at least 1")
-        if self.out.suffix != ".jsonl":
-            raise UserError(f"--out {self.out}: name it .jsonl, recipes take it by that")
+        require_at_least(1, size=self.size)
+        require(self.out.suffix == ".jsonl", f"--out {self.out}: name it .jsonl, recipes take it by that")
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -84,7 +81,7 @@ def sample_pairs(
         if not len(source):
             raise UserError(f"{source.bad[0].error} (and no row is good)")
         with opened(settings.out, sampling, make_backend, literal=settings.literal) as (backend, store):
-            sampler = Sampler(source, store, backend, settings.sides, settings.size)
+            sampler = Sampler(len(source), source.__getitem__, store, backend, settings.sides, settings.size)
             with Meter(len(source), settings.size, cost=backend.cost) as meter:
                 settled = sampler.run(meter)
             counts, shared = _write(settings, store.sampling, source, store, sampler, settled)
@@ -161,7 +158,7 @@ def _write(
         for number, id_ in enumerate(source.ids()):
             for side in settings.sides:
                 if number not in chosen[side]:
-                    rule = _rule(entries[number], side) if number in candidates else "not_needed"
+                    rule = _rule(entries[number][side]) if number in candidates else "not_needed"
                     rules[side][rule] += 1
                     refusal = sampler.refusals.get((number, side))
                     why = {"reason": refusal} if rule == REFUSED and refusal else {}
@@ -207,10 +204,9 @@ def _advice(rules: Counter[str], reasons: dict[str, int], refusals: list[str]) -
     return "take more --samples, a higher --temperature, or questions of another difficulty"
 
 
-def _rule(entries: dict[str, Entry | None], side: str) -> str:
-    if yields_pair(entries, side):
+def _rule(entry: Entry | None) -> str:
+    if yields_pair(entry):
         return "beyond_size"
-    entry = entries[side]
     return REFUSED if entry is None else entry.verdict
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from random import Random
-from typing import Protocol
 
 from solopo_nemo.builders.pairs.backend import REFUSALS_TO_GIVE_UP, Backend, Refused, Request, Sample
 from solopo_nemo.builders.pairs.meter import Meter
@@ -21,17 +20,14 @@ Entries = dict[str, Entry | None]
 """Side -> sample counts; None if the prompt was refused."""
 
 
-class Questions(Protocol):
-    """What is asked, by number."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int) -> Asked: ...
+def yields_pair(entry: Entry | None) -> bool:
+    """True if a prompt has correct and incorrect answers."""
+    return entry is not None and entry.verdict == PAIR
 
 
-def is_pair(entries: Entries) -> bool:
+def yield_pairs(entries: Entries) -> bool:
     """True if a question yields a pair on every side."""
-    return all(entry is not None and entry.verdict == PAIR for entry in entries.values())
+    return all(map(yields_pair, entries.values()))
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,15 @@ class _Unit:
 class Sampler:
     """Samples the questions in a seeded random order, so every prefix of the order is a random sample.
 
+    Args:
+        count: Number of questions.
+        question: Returns a question by its number.
+        store: Keeps the answers.
+        backend: Gives them.
+        sides: Prompts of each question to sample on.
+        size: Number of accepted questions to reach.
+        accepts: True if a question is accepted by its counts.
+
     Attributes:
         entries: Question number -> its sample counts.
         refusals: Question number and side -> why the prompt was refused.
@@ -53,19 +58,20 @@ class Sampler:
 
     def __init__(
         self,
-        source: Questions,
+        count: int,
+        question: Callable[[int], Asked],
         store: SampleStore,
         backend: Backend,
         sides: Sequence[str],
         size: int,
-        accepts: Callable[[Entries], bool] = is_pair,
+        accepts: Callable[[Entries], bool] = yield_pairs,
     ) -> None:
         self.entries: dict[int, Entries] = {}
         self.asked = 0
         self.reused = 0
-        self._source, self._store, self._backend = source, store, backend
+        self._question, self._store, self._backend = question, store, backend
         self._sides, self._size, self._accepts = tuple(sides), size, accepts
-        self._order = list(range(len(source)))
+        self._order = list(range(count))
         Random(f"{store.sampling.seed}:order").shuffle(self._order)
         self._accepted = 0
         self.refusals: dict[tuple[int, str], str] = {}
@@ -114,7 +120,7 @@ class Sampler:
         for number in self._order:
             if self._accepted >= self._size:
                 return
-            asked = self._source[number]
+            asked = self._question(number)
             for side in self._sides:
                 entry = self._store.finished(asked, side)
                 if entry is None:

@@ -47,10 +47,8 @@ class ServerBackend:
             options["extra_body"] = extra
         reply = self._client.ask(request.prompt, sampling.max_new_tokens, n, **options)
         self.cost.add(reply.prompt_tokens, reply.answer_tokens)
-        if is_cut(reply.prompt_tokens, request.tokens):
-            self.cut_prompts += not have
-            if self.cut_prompts == 1:
-                warn_of_cut(reply.prompt_tokens, request.tokens, request.id)
+        if not have:
+            self.cut_prompts += is_cut(reply.prompt_tokens, request.tokens, request.id, self.cut_prompts)
         return reply.samples
 
     def close(self) -> None:
@@ -58,16 +56,17 @@ class ServerBackend:
         self._client.close()
 
 
-def is_cut(read: int | None, tokens: int | None) -> bool:
-    """True if a server read far fewer tokens than a prompt has."""
-    return read is not None and tokens is not None and read < SHORTER * tokens
+def is_cut(read: int | None, tokens: int | None, where: str, earlier: int) -> bool:
+    """True if a server read far fewer tokens than a prompt has, which is said at the first.
 
-
-def warn_of_cut(read: int | None, tokens: int | None, where: str) -> None:
-    """Say once that a server cuts prompts."""
-    logger.warning(
-        "%s: the server read %s tokens of a prompt of %s: it cuts prompts; start it with a longer window",
-        where,
-        read,
-        tokens,
-    )
+    Args:
+        read: Tokens that it read.
+        tokens: Tokens that the prompt has.
+        where: The prompt or the server, for the message.
+        earlier: Number of cut prompts before.
+    """
+    cut = read is not None and tokens is not None and read < SHORTER * tokens
+    if cut and not earlier:
+        what = "%s: the server read %s tokens of a prompt of %s: it cuts prompts; start it with a longer window"
+        logger.warning(what, where, read, tokens)
+    return cut

@@ -7,12 +7,11 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from solopo_nemo.builders.contexts.question import BadRow
-from solopo_nemo.data.fields import bad_field, identifier, required, text_list
+from solopo_nemo.data.fields import bad_field, identifier, required, required_list, used_id
 from solopo_nemo.data.json_rows import Row
 from solopo_nemo.data.messages import Prompt, parse_prompt
 from solopo_nemo.data.normal_form import normalize
@@ -20,7 +19,8 @@ from solopo_nemo.data.rows import read_rows
 
 # the same prompt rules as in triplet files
 from solopo_nemo.data.triplets import template_fields
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
+from solopo_nemo.runtime.json_files import json_hash
 from solopo_nemo.runtime.progress import with_progress
 
 SIDES = ("short", "long")
@@ -45,8 +45,7 @@ class Asked:
 
     def digest(self, side: str) -> str:
         """Return a hash of the id, prompt and answers, which determine the samples and scores of a side."""
-        content = json.dumps([self.id, self.prompts[side], self.answers], ensure_ascii=True)
-        return sha256(content.encode()).hexdigest()[:16]
+        return json_hash([self.id, self.prompts[side], self.answers])[:16]
 
 
 class Source:
@@ -77,8 +76,7 @@ class Source:
                 self._add(_parse(row), row.where)
             except UserError as error:
                 self.bad.append(BadRow(str(error), row.value))
-        if not self._count and not self.bad:
-            raise UserError(f"{path}: no questions in it: give a file with at least one row")
+        require(self._count > 0 or bool(self.bad), f"{path}: no questions in it: give a file with at least one row")
 
     def close(self) -> None:
         """Remove the copy."""
@@ -101,8 +99,7 @@ class Source:
         try:
             self._db.execute("INSERT INTO questions VALUES (?, ?, ?)", (self._count, asked.id, rest))
         except sqlite3.IntegrityError:
-            problem = f"{asked.id!r} was used by an earlier row, ids must be unique"
-            raise bad_field(where, "id", problem) from None
+            raise used_id(asked.id, where) from None
         self._count += 1
 
 
@@ -112,9 +109,7 @@ def _parse(row: Row) -> Asked:
         what = "is not taken for sampling: take it out (--chat-template-kwargs sets switches for all prompts)"
         raise bad_field(where, name, what)
     prompts = {side: parse_prompt(required(fields, f"prompt_{side}", where), f"prompt_{side}", where) for side in SIDES}
-    answers = text_list(required(fields, "answers", where), "answers", where)
-    if not answers:
-        raise bad_field(where, "answers", "is empty, must hold the gold answer")
+    answers = required_list(fields, "answers", where)
     for index, answer in enumerate(answers):
         if not normalize(answer):
             raise bad_field(where, f"answers[{index}]", f"{answer!r} holds no letter or digit, nothing can match it")

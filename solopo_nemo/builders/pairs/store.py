@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -105,9 +104,7 @@ class SampleStore:
     def __enter__(self) -> SampleStore:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         self._db.close()
         if isinstance(error, sqlite3.Error):
             raise RunFault(f"{self.path}: {error}: free space, or give another --out if it is damaged") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from solopo_nemo.builders.contexts.question import BadRow
 from solopo_nemo.builders.contexts.sources.source import RowSource
 from solopo_nemo.builders.questions.readers import READERS, Document, read_file
-from solopo_nemo.data.fields import bad_field, has, required, text
+from solopo_nemo.data.fields import bad_field, has, required_text
 from solopo_nemo.data.rows import SUFFIXES, is_saved_dataset
 from solopo_nemo.runtime.errors import UserError, require
 
@@ -53,8 +53,7 @@ class Documents:
                     if out is not None and f"{file.resolve()}.".startswith(f"{out.resolve()}."):
                         continue
                     self._add(file, file.relative_to(path).as_posix() if len(sources) == 1 else str(file), seen)
-                if len(self._files) == before:
-                    raise UserError(f"{path}: no documents in this folder: {_expected()}")
+                require(len(self._files) > before, f"{path}: no documents in this folder: {_expected()}")
             elif path.suffix.lower() in READERS:
                 require(path.exists(), f"{path}: no such file: check the path")
                 self._add(path, path.name if len(sources) == 1 else str(path), seen)
@@ -104,8 +103,8 @@ def _rows(source: RowSource) -> Iterator[Document | BadRow]:
     for row in source.rows():
         try:
             fields = row.fields()
-            title = text(fields["title"], "title", row.where) if has(fields, "title") else ""
-            body = text(required(fields, "text", row.where), "text", row.where)
+            title = required_text(fields, "title", row.where) if has(fields, "title") else ""
+            body = required_text(fields, "text", row.where)
             if "\0" in body:
                 raise bad_field(row.where, "text", "holds NUL characters, which are no text")
             yield Document(row.where, " ".join(title.split()), body.replace("\r\n", "\n").replace("\r", "\n"))

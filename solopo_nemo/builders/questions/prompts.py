@@ -9,7 +9,7 @@ from pathlib import Path
 from solopo_nemo.builders.contexts.prompt import passage_body, passage_header
 from solopo_nemo.builders.contexts.question import Paragraph
 from solopo_nemo.data.messages import Message
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 from solopo_nemo.runtime.paths import ASSETS
 
 _OWN = ASSETS / "questions"
@@ -30,8 +30,7 @@ class Prompts:
     def __init__(self, folder: Path | None) -> None:
         given = {file.stem: file for file in sorted(folder.glob("*.txt"))} if folder else {}
         known = ", ".join(f"{name}.txt" for name in _PLACES)
-        if folder and not given:
-            raise UserError(f"--prompts {folder}: no such folder, or none of {known} in it")
+        require(folder is None or bool(given), f"--prompts {folder}: no such folder, or none of {known} in it")
         if unknown := [file.name for name, file in given.items() if name not in _PLACES]:
             raise UserError(f"--prompts {folder}: {unknown[0]} is no prompt, there are {known}")
         self.texts: dict[str, str] = {}

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 
 LARGEST = 256 * 2**20
 """Bytes of the largest file that is read, also after decompression."""
@@ -64,8 +64,7 @@ def read_file(path: Path, name: str) -> Document:
     """
     try:
         size = path.stat().st_size
-        if not path.is_file():
-            raise UserError(f"{path}: a pipe or a device, not a file")
+        require(path.is_file(), f"{path}: a pipe or a device, not a file")
         data = path.read_bytes() if size <= LARGEST else b""
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -25,7 +24,8 @@ from solopo_nemo.builders.questions.prompts import Prompts
 from solopo_nemo.builders.questions.readers import Document
 from solopo_nemo.data.normal_form import RULE
 from solopo_nemo.data.tokenize import TripletEncoder
-from solopo_nemo.runtime.errors import UserError, require
+from solopo_nemo.runtime.errors import UserError, require, require_at_least
+from solopo_nemo.runtime.json_files import write_json
 from solopo_nemo.runtime.output import atomic_text, beside, check_writable, write_json_line
 from solopo_nemo.runtime.progress import with_progress
 
@@ -59,21 +59,8 @@ class QuestionSettings:
 
     def __post_init__(self) -> None:
         require(self.out.suffix == ".jsonl", f"--out {self.out}: must end in .jsonl")
-        require(self.passage_tokens >= 32, f"--passage-tokens {self.passage_tokens}: must be at least 32")
-        require(self.limit is None or self.limit >= 1, f"--limit {self.limit}: must be at least 1")
-
-
-class _Prompted:
-    """What is asked about numbered things: made when it is asked, because all prompts are several times the corpus."""
-
-    def __init__(self, size: int, make: Callable[[int], Asked]) -> None:
-        self._size, self._make = size, make
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, number: int) -> Asked:
-        return self._make(number)
+        require_at_least(32, passage_tokens=self.passage_tokens)
+        require_at_least(1, limit=self.limit)
 
 
 class _Run:
@@ -157,8 +144,11 @@ class _Run:
     def _ask(
         self, size: int, asked: Callable[[int], Asked], side: str, what: str, accepts: Callable[[Entries], bool]
     ) -> Iterable[tuple[int, Entries, str]]:
-        """Ask all; yield the number, the counts of the answers, and why it was refused, in order."""
-        sampler = Sampler(_Prompted(size, asked), self._store, self._backend, [side], size, accepts)
+        """Ask all; yield the number, the counts of the answers, and why it was refused, in order.
+
+        A prompt is made when it is asked, because all prompts are several times the corpus.
+        """
+        sampler = Sampler(size, asked, self._store, self._backend, [side], size, accepts)
         with Meter(size, size, what, self._backend.cost) as meter:
             sampler.run(meter)
         self.asked, self.reused = self.asked + sampler.asked, self.reused + sampler.reused
@@ -282,8 +272,7 @@ def _write(
         stream = files.enter_context(atomic_text(out, keep_empty=False))
         for one in kept:
             write_json_line(stream, one.row())
-        with atomic_text(out.with_name(f"{out.name}.report.json")) as report:
-            report.write(json.dumps(summary, indent=2) + "\n")
+        write_json(out.with_name(f"{out.name}.report.json"), summary)
         for what, rows in tables.items():
             with atomic_text(beside(out, what), keep_empty=False) as stream:
                 for row in rows:

@@ -10,7 +10,7 @@ from solopo_nemo.builders.contexts.question import BadRow, Paragraph, Question
 from solopo_nemo.builders.contexts.sources import generic, hotpot, musique, squad
 from solopo_nemo.builders.contexts.sources.paragraphs import is_paragraph, pool_paragraph
 from solopo_nemo.builders.contexts.sources.source import RowSource
-from solopo_nemo.data.fields import bad_field, has, text
+from solopo_nemo.data.fields import bad_field, has, note_id, required_text
 from solopo_nemo.data.json_rows import Row
 from solopo_nemo.runtime.errors import UserError
 
@@ -79,13 +79,12 @@ def read_passages(source: RowSource) -> Iterator[tuple[str, Paragraph]]:
         if not has(fields, "document"):
             what = "missing: --long document takes the passages that build_questions writes"
             raise bad_field(row.where, "document", what)
-        name, number = text(fields["document"], "document", row.where), fields.get("number")
-        if isinstance(number, int) and number <= last.get(name, -1):
-            what = (
-                f"{number} is not above the one before it in {name!r}: give the passages as build_questions wrote them"
-            )
-            raise bad_field(row.where, "number", what)
-        last[name] = number if isinstance(number, int) else last.get(name, -1)
+        name, number = required_text(fields, "document", row.where), fields.get("number")
+        if isinstance(number, int):
+            if number <= last.get(name, -1):
+                what = f"{number} is not above the one before it in {name!r}"
+                raise bad_field(row.where, "number", f"{what}: give the passages as build_questions wrote them")
+            last[name] = number
         yield name, pool_paragraph(fields, row.where)
 
 
@@ -99,13 +98,11 @@ def _questions(rows: Iterator[Row], schema: str) -> Iterator[Question | BadRow]:
     for row in rows:
         try:
             question = parse(row.fields(), row.where)
-            if question.id in seen:
-                raise bad_field(row.where, "id", f"{question.id!r} was used by an earlier row, ids must be unique")
+            note_id(question.id, seen, row.where)
         except UserError as error:
             yield BadRow(str(error), row.value)
-            continue
-        seen.add(question.id)
-        yield question
+        else:
+            yield question
 
 
 def _recognise(rows: Iterator[Row]) -> tuple[str, Iterator[Row]]:

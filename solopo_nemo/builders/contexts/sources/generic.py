@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from solopo_nemo.builders.contexts.question import Paragraph, Question
-from solopo_nemo.builders.contexts.sources.checks import check_support
-from solopo_nemo.builders.contexts.sources.paragraphs import plain_paragraph
-from solopo_nemo.data.fields import bad_field, has, identifier, required, text, text_list
+from solopo_nemo.builders.contexts.sources.paragraphs import check_support, plain_paragraph
+from solopo_nemo.data.fields import bad_field, has, identifier, required, required_list, required_text, text
+from solopo_nemo.runtime.json_files import json_hash
 
 
 def parse(row: dict[str, Any], where: str) -> Question:
@@ -19,20 +17,16 @@ def parse(row: dict[str, Any], where: str) -> Question:
     Raises:
         UserError: A field is missing or invalid.
     """
-    asked = text(required(row, "question", where), "question", where)
-    answers = required(row, "answers", where)
+    asked, single = required_text(row, "question", where), isinstance(row.get("answers"), str)
+    answers = (required_text(row, "answers", where),) if single else required_list(row, "answers", where)
     supporting = tuple(_paragraphs(required(row, "supporting", where), "supporting", where))
     question = Question(
         id=identifier(row["id"], where) if has(row, "id") else _derived_id(asked, supporting),
         question=asked,
-        answers=(text(answers, "answers", where),)
-        if isinstance(answers, str)
-        else text_list(answers, "answers", where),
+        answers=answers,
         supporting=supporting,
         others=tuple(_paragraphs(row["distractors"], "distractors", where)) if has(row, "distractors") else (),
     )
-    if not question.answers:
-        raise bad_field(where, "answers", "is empty, must hold at least one answer")
     return check_support(question, where, support="supporting is empty", answers="answers")
 
 
@@ -42,12 +36,11 @@ def _paragraphs(value: Any, field: str, where: str) -> Iterator[Paragraph]:
     for index, item in enumerate(value):
         name = f"{field}[{index}]"
         if isinstance(item, dict):
-            yield plain_paragraph(item, where, f"{name}.")
+            yield plain_paragraph(item, where, name)
         else:
             yield Paragraph("", text(item, name, where))
 
 
 def _derived_id(asked: str, supporting: tuple[Paragraph, ...]) -> str:
     """Return an id that does not depend on the position of the row, because it seeds the draws."""
-    content = json.dumps([asked, *([paragraph.title, paragraph.text] for paragraph in supporting)])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return json_hash([asked, *([paragraph.title, paragraph.text] for paragraph in supporting)])[:16]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from solopo_nemo.builders.contexts.question import Paragraph, Question
-from solopo_nemo.builders.contexts.sources.checks import check_support
-from solopo_nemo.data.fields import bad_field, has, identifier, required, text
+from solopo_nemo.builders.contexts.sources.paragraphs import check_support
+from solopo_nemo.data.fields import bad_field, has, identifier, required, required_text, text
 from solopo_nemo.data.normal_form import normalize
 
 # the answer of a comparison is implied by the evidence, so it is not searched in the text
@@ -35,8 +35,8 @@ def parse(row: dict[str, Any], where: str) -> Question:
         raise bad_field(where, "supporting_facts", f"{min(missing)!r} is no title in context")
     question = Question(
         id=identifier(required(row, "_id" if has(row, "_id") else "id", where), where),
-        question=text(required(row, "question", where), "question", where),
-        answers=(text(required(row, "answer", where), "answer", where),),
+        question=required_text(row, "question", where),
+        answers=(required_text(row, "answer", where),),
         supporting=tuple(supporting),
         others=tuple(others),
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from solopo_nemo.builders.contexts.question import Paragraph, Question
-from solopo_nemo.builders.contexts.sources.checks import check_support
-from solopo_nemo.builders.contexts.sources.paragraphs import titled_paragraph
-from solopo_nemo.data.fields import bad_field, has, identifier, records, required, text, text_list
+from solopo_nemo.builders.contexts.sources.paragraphs import check_support, titled_paragraph
+from solopo_nemo.data.fields import bad_field, has, identifier, records, required, required_text, text_list
 
 
 def parse(row: dict[str, Any], where: str) -> Question:
@@ -20,15 +19,15 @@ def parse(row: dict[str, Any], where: str) -> Question:
     supporting: list[Paragraph] = []
     others: list[Paragraph] = []
     for index, item in enumerate(records(required(row, "paragraphs", where), "paragraphs", where)):
-        prefix = f"paragraphs[{index}]."
-        is_supporting = required(item, "is_supporting", f"{where}: field {prefix[:-1]}")
+        inside = f"paragraphs[{index}]"
+        is_supporting = required(item, "is_supporting", f"{where}: field {inside}")
         if not isinstance(is_supporting, bool):
-            raise bad_field(where, f"{prefix}is_supporting", f"is {is_supporting!r}, must be true or false")
-        (supporting if is_supporting else others).append(titled_paragraph(item, where, prefix))
+            raise bad_field(where, f"{inside}.is_supporting", f"is {is_supporting!r}, must be true or false")
+        (supporting if is_supporting else others).append(titled_paragraph(item, where, inside))
     question = Question(
         id=identifier(required(row, "id", where), where),
-        question=text(required(row, "question", where), "question", where),
-        answers=(text(required(row, "answer", where), "answer", where), *aliases),
+        question=required_text(row, "question", where),
+        answers=(required_text(row, "answer", where), *aliases),
         supporting=tuple(supporting),
         others=tuple(others),
         answerable=row.get("answerable", True) is not False,

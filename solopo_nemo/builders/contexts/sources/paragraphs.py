@@ -1,11 +1,12 @@
-"""Readers for the paragraphs of MuSiQue and of pool files."""
+"""Readers of paragraphs, and the evidence check of all schemas."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from solopo_nemo.builders.contexts.question import Paragraph
-from solopo_nemo.data.fields import has, required, text
+from solopo_nemo.builders.contexts.question import Paragraph, Question
+from solopo_nemo.data.fields import bad_field, has, required_text
+from solopo_nemo.data.normal_form import holds
 
 
 def is_paragraph(row: dict[str, Any]) -> bool:
@@ -19,32 +20,46 @@ def pool_paragraph(row: dict[str, Any], where: str) -> Paragraph:
     Raises:
         UserError: A field is missing or invalid.
     """
-    return plain_paragraph(row, where, "") if has(row, "text") else titled_paragraph(row, where, "")
+    return plain_paragraph(row, where) if has(row, "text") else titled_paragraph(row, where)
 
 
-def plain_paragraph(item: dict[str, Any], where: str, prefix: str) -> Paragraph:
-    """Read `text` and an optional `title`. Arguments and errors are those of `titled_paragraph`."""
-    title = text(item["title"], f"{prefix}title", where) if has(item, "title") else ""
-    return Paragraph(title, text(required(item, "text", _place(where, prefix)), f"{prefix}text", where))
+def plain_paragraph(item: dict[str, Any], where: str, inside: str = "") -> Paragraph:
+    """Read `text` and an optional `title`. Arguments and errors are those of `required_text`."""
+    title = required_text(item, "title", where, inside) if has(item, "title") else ""
+    return Paragraph(title, required_text(item, "text", where, inside))
 
 
-def titled_paragraph(item: dict[str, Any], where: str, prefix: str) -> Paragraph:
-    """Read `title` and `paragraph_text`.
+def titled_paragraph(item: dict[str, Any], where: str, inside: str = "") -> Paragraph:
+    """Read `title` and `paragraph_text`. Arguments and errors are those of `required_text`."""
+    title = required_text(item, "title", where, inside)
+    return Paragraph(title, required_text(item, "paragraph_text", where, inside))
+
+
+def check_support(question: Question, where: str, *, support: str, answers: str) -> Question:
+    """Return the question if its evidence contains an answer.
 
     Args:
-        item: The object with the fields.
-        where: Location of the row, for messages.
-        prefix: Path of the object in the row with a trailing dot, such as `paragraphs[3].`; empty for the row itself.
+        question: The question of a row.
+        where: Location of the row, for the message.
+        support: Field that marks the evidence and its problem, for the message.
+        answers: Field of the answers, for the message.
 
     Raises:
-        UserError: A field is missing or invalid.
+        UserError: There is no supporting paragraph, or no supporting paragraph contains an answer.
     """
-    place = _place(where, prefix)
-    return Paragraph(
-        title=text(required(item, "title", place), f"{prefix}title", where),
-        text=text(required(item, "paragraph_text", place), f"{prefix}paragraph_text", where),
-    )
+    if not question.answerable:
+        return question
+    if not question.supporting:
+        raise bad_field(where, support.split()[0], f"{support}: at least one paragraph must hold the evidence")
+    if not any(_holds(paragraph, question) for paragraph in question.supporting):
+        what = (
+            f"{question.answers[0]!r} (or an alias) is in no supporting paragraph, give the answer as the text has it"
+        )
+        raise bad_field(where, answers, what)
+    return question
 
 
-def _place(where: str, prefix: str) -> str:
-    return f"{where}: field {prefix[:-1]}" if prefix else where
+def _holds(paragraph: Paragraph, question: Question) -> bool:
+    # compare the raw text too: an answer that ends inside a number has a different normal form on its own
+    as_written = any(answer in paragraph.text for answer in question.answers)
+    return as_written or holds(paragraph.normal, question.normal_answers)

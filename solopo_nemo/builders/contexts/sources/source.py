@@ -12,7 +12,7 @@ from rich.console import Console
 
 from solopo_nemo.data.json_rows import Row
 from solopo_nemo.data.rows import SUFFIXES, data_files, dataset_rows, is_saved_dataset, read_rows
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,8 +81,10 @@ def _is_own(path: Path) -> bool:
 
 
 def _load(name: str, subset: str | None, split: str | None) -> Dataset:
-    if not Path(name).exists() and not _HUB_NAME.fullmatch(name):
-        raise UserError(f"{name}: no such file or directory: check the path")
+    require(
+        Path(name).exists() or _HUB_NAME.fullmatch(name) is not None,
+        f"{name}: no such file or directory: check the path",
+    )
     import datasets
     from huggingface_hub.utils import logging
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from solopo_nemo.builders.contexts.question import Paragraph, Question
-from solopo_nemo.builders.contexts.sources.checks import check_support
-from solopo_nemo.data.fields import bad_field, identifier, records, required, text
+from solopo_nemo.builders.contexts.sources.paragraphs import check_support
+from solopo_nemo.data.fields import bad_field, identifier, records, required, required_text, text
 from solopo_nemo.data.json_rows import Row
 from solopo_nemo.runtime.errors import UserError
 
@@ -39,13 +39,13 @@ def parse(row: dict[str, Any], where: str) -> Question:
     Raises:
         UserError: A field is missing or invalid.
     """
-    title = text(required(row, "title", where), "title", where).replace("_", " ")
+    title = required_text(row, "title", where).replace("_", " ")
     answers = tuple(dict.fromkeys(_answers(required(row, "answers", where), where)))
     question = Question(
         id=identifier(required(row, "id", where), where),
-        question=text(required(row, "question", where), "question", where).strip(),
+        question=required_text(row, "question", where).strip(),
         answers=answers,
-        supporting=(Paragraph(title, text(required(row, "context", where), "context", where)),),
+        supporting=(Paragraph(title, required_text(row, "context", where)),),
         others=(),
         # unanswerable questions occur in v2 only
         answerable=bool(answers) and row.get("is_impossible") is not True,
