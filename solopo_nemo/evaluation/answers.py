@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from solopo_nemo.runtime.json_files import json_hash
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -114,8 +114,7 @@ class AnswerCache:
 
     def _base(self, kind: str, request: Any) -> str:
         # for chat requests over HTTP, lm_eval passes a tuple that wraps the JSON of the messages
-        text = json.dumps([self._identity, kind, self._seed, [*request]], default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return json_hash([self._identity, kind, self._seed, [*request]], default=str)
 
     @staticmethod
     def _key(base: str, turn: int) -> str:

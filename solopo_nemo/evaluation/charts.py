@@ -71,11 +71,10 @@ def _curves(suite: Suite, frames: dict[str, pd.DataFrame], theme: Theme) -> Figu
     ticks = sorted({int(value) for frame in frames.values() for value in frame[length].unique()})
     for axis, lines in zip(axes, panels.values(), strict=True):
         for (label, frame), colour, marker in zip(lines.items(), cycle(_COLOURS), cycle(_MARKERS), strict=False):
-            means = {
-                ticks.index(int(x)): level([some["value"].to_numpy()], [some["id"].tolist()])
+            spans = {
+                ticks.index(int(x)): level([some["value"].to_numpy()], [some["id"].tolist()]).percent
                 for x, some in frame.groupby(length)
             }
-            spans = {x: (100 * mean.value, 100 * mean.low, 100 * mean.high) for x, mean in means.items()}
             figures.points(axis, theme, Look(label, colour, marker), spans)
         axis.set(ylim=(-3, 103), ylabel="score")
     axes[-1].set_xticks(range(len(ticks)), [_tick(value) for value in ticks])

@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 
 from solopo_nemo.builders.pairs.backend import REFUSALS_TO_GIVE_UP, Refused
 from solopo_nemo.builders.pairs.client import ServerClient
-from solopo_nemo.builders.pairs.server import is_cut, warn_of_cut
+from solopo_nemo.builders.pairs.server import is_cut
 from solopo_nemo.evaluation.answers import LENGTH, Answer
 from solopo_nemo.evaluation.models import NO_PENALTIES, penalties
 from solopo_nemo.runtime.errors import UserError
@@ -97,10 +97,7 @@ class ServerModel(LM):
         except Refused as error:
             return Answer("", str(error))
         tokens = self._tokens(messages[-1]["content"]) if self._tokens and reply.prompt_tokens else None
-        if is_cut(reply.prompt_tokens, tokens):
-            self.cut_prompts += 1
-            if self.cut_prompts == 1:
-                warn_of_cut(reply.prompt_tokens, tokens, self._client.url)
+        self.cut_prompts += is_cut(reply.prompt_tokens, tokens, self._client.url, self.cut_prompts)
         sample = reply.samples[0]
         return Answer(sample.text, sample.reason)
 

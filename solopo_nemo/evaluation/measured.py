@@ -14,7 +14,7 @@ import pandas as pd
 from solopo_nemo.data.answers import FIRST_RULE
 from solopo_nemo.evaluation.scores import Mean, Values, level, mean
 from solopo_nemo.evaluation.suites.suite import Suite, View
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 
 RECORD = "evaluation.json"
 CELLS = "cells"
@@ -53,8 +53,7 @@ class Measured:
             cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / CELLS).glob("*/*.json"))]
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: no evaluation, which has {RECORD} and {CELLS}/ ({error})") from None
-        if not cells:
-            raise UserError(f"{folder}: no scores in it: let tools/evaluate.py finish a suite")
+        require(bool(cells), f"{folder}: no scores in it: let tools/evaluate.py finish a suite")
         rows: dict[str, list[dict[str, Any]]] = {}
         for cell in cells:
             for sample in cell["samples"]:

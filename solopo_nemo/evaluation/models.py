@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +15,11 @@ from solopo_nemo.data.vocabulary import check_tokenizer
 from solopo_nemo.families import hf
 from solopo_nemo.runtime import device
 from solopo_nemo.runtime.cli import TEMPLATE_KWARGS
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require, require_at_least
+from solopo_nemo.runtime.json_files import json_hash, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from solopo_nemo.builders.pairs.client import ServerClient
 
 TOKENS_A_BATCH = 8192
 """Prompt tokens in a batch on a CPU. A GPU takes :data:`GPU_BATCH` times as many."""
@@ -83,19 +80,16 @@ class ModelSettings:
     alive: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
+        local = self.base_url is None
         for option, value in (("tokenizer", self.tokenizer), ("window", self.window)):
-            if value is not None and self.base_url is None:
-                raise UserError(f"--{option} {value}: is for a server (--base-url); a folder brings its own")
-        if self.extra_body and self.base_url is None:
-            raise UserError("--extra-body: is for a server (--base-url)")
-        if self.base_url is not None and self.yarn is not None:
-            raise UserError(f"--yarn {self.yarn:g}: a server extends its model itself; start it with YaRN")
-        if self.yarn is not None and self.yarn <= 1:
-            raise UserError(f"--yarn {self.yarn:g}: must be greater than 1, such as 4 for four times the window")
-        if self.window is not None and self.window < 1:
-            raise UserError(f"--window {self.window}: must be at least 1")
-        if self.concurrency < 1:
-            raise UserError(f"--concurrency {self.concurrency}: must be at least 1")
+            unused = local and value is not None
+            require(not unused, f"--{option} {value}: is for a server (--base-url); a folder brings its own")
+        require(not (local and self.extra_body), "--extra-body: is for a server (--base-url)")
+        if self.yarn is not None:
+            given = f"--yarn {self.yarn:g}"
+            require(local, f"{given}: a server extends its model itself; start it with YaRN")
+            require(self.yarn > 1, f"{given}: must be greater than 1, such as 4 for four times the window")
+        require_at_least(1, window=self.window, concurrency=self.concurrency)
 
 
 class EvaluatedModel:
@@ -122,8 +116,11 @@ class EvaluatedModel:
         self.day = settings.date
         self.remote = settings.base_url is not None
         self._lm: Any = None
-        if self.remote:
-            self.client = self._open_server()
+        if settings.base_url is not None:
+            from solopo_nemo.builders.pairs.client import ServerClient
+
+            options: dict[str, Any] = {"concurrency": settings.concurrency, "patience": settings.patience}
+            self.client = ServerClient(settings.model, settings.base_url, alive=settings.alive, **options)
             self.window = settings.window
             what: list[Any] = ["server", settings.model]
         else:
@@ -135,13 +132,13 @@ class EvaluatedModel:
             what = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
             what.append(settings.yarn)
             generation = self._folder / "generation_config.json"
-            if generation.is_file() and penalties(hf.read_json(generation)):
+            if generation.is_file() and penalties(read_json(generation)):
                 what.append("without penalties")  # earlier versions answered with them
         if settings.chat_template_kwargs:
             what.append(settings.chat_template_kwargs)
         if settings.extra_body:
             what.append({"extra_body": settings.extra_body})
-        self.identity = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+        self.identity = json_hash(what)[:16]
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -235,19 +232,6 @@ class EvaluatedModel:
             earlier: the fingerprint of an earlier evaluation.
         """
         return self.client.fingerprint(earlier) if self.remote else None
-
-    def _open_server(self) -> ServerClient:
-        from solopo_nemo.builders.pairs.client import ServerClient
-
-        given = self._settings
-        assert given.base_url is not None
-        return ServerClient(
-            given.model,
-            given.base_url,
-            concurrency=given.concurrency,
-            patience=given.patience,
-            alive=given.alive,
-        )
 
     def _server(self) -> Any:
         from solopo_nemo.evaluation.lm import ServerModel

@@ -36,12 +36,8 @@ def write_report(models: Sequence[Measured], folder: Path, notes: Sequence[str] 
         }
         for suite, views in measured_suites(models)
     ]
-    rows = [(name, _window(model), str(model.folder)) for name, model in zip(names, models, strict=True)]
+    windows = ["-" if model.record["window"] is None else f"{model.record['window']:,}" for model in models]
+    rows = list(zip(names, windows, [str(model.folder) for model in models], strict=True))
     models_table = Table(("model", "window", "scores in"), rows)
     template = ASSETS / "evaluation.html.jinja"
     return write_page(folder / "index.html", template, names=names, table=models_table, suites=suites, notes=notes)
-
-
-def _window(model: Measured) -> str:
-    window = model.record["window"]
-    return "-" if window is None else f"{window:,}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter
@@ -22,11 +21,12 @@ from solopo_nemo.evaluation.answers import LENGTH, AnswerCache
 from solopo_nemo.evaluation.measured import CELLS, RECORD, Measured
 from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
 from solopo_nemo.evaluation.settings import SuiteSettings
-from solopo_nemo.evaluation.suites.suite import AnyCell, Suite
-from solopo_nemo.evaluation.task import Cell
+from solopo_nemo.evaluation.suites.suite import Suite
+from solopo_nemo.evaluation.task import AnyCell, Cell
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import Progress
-from solopo_nemo.runtime.output import atomic_text, check_writable
+from solopo_nemo.runtime.json_files import read_json, write_json
+from solopo_nemo.runtime.output import check_writable
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -41,6 +41,15 @@ class _Planned:
     cell: AnyCell
     path: Path
     fingerprint: str
+
+    def stored(self) -> dict[str, Any]:
+        """Content of the score file; empty where there is none."""
+        return read_json(self.path, missing={})
+
+    def finished(self) -> bool:
+        """True if the score file is up to date, and has an answer to every question."""
+        stored = self.stored()
+        return stored.get("fingerprint") == self.fingerprint and not stored.get("unanswered")
 
 
 def evaluate(
@@ -72,8 +81,12 @@ def evaluate(
     check_writable(out, "--out")
     opened = EvaluatedModel(model, out / WORK)
     _settle(out, model, opened)
-    planned = [_planned(suite, cell, opened, out) for suite in suites for cell in suite.cells(opened, settings)]
-    missing = [one for one in planned if not _is_there(one)]
+    planned = [
+        _Planned(suite, cell, out / CELLS / suite.name / f"{cell.name}.json", f"{opened.identity}-{cell.fingerprint()}")
+        for suite in suites
+        for cell in suite.cells(opened, settings)
+    ]
+    missing = [one for one in planned if not one.finished()]
     if missing:
         console = Console(stderr=True, highlight=False, markup=False)
         for rule, count in sorted(Counter(filter(None, map(_other_rule, missing))).items()):
@@ -86,15 +99,14 @@ def evaluate(
                 _measure(one, opened, answers)
                 if done is not None:
                     done()
-            _say_gaps([one.path for one in planned], getattr(opened.load(), "cut_prompts", 0))
+            _say_gaps([one.stored() for one in planned], getattr(opened.load(), "cut_prompts", 0))
     return Measured.read(out)
 
 
-def _say_gaps(cells: Sequence[Path], cut_prompts: int) -> None:
+def _say_gaps(cells: Sequence[dict[str, Any]], cut_prompts: int) -> None:
     """Say which answers are not whole, one line a kind."""
     asked, reasons = 0, Counter[str]()
-    for path in cells:
-        cell = json.loads(path.read_text(encoding="utf-8"))
+    for cell in cells:
         lost = cell.get("unanswered", {})
         asked += len(cell["samples"]) + len(lost)
         reasons.update(sample["reason"] for sample in cell["samples"] if sample.get("reason"))
@@ -113,7 +125,7 @@ def _say_gaps(cells: Sequence[Path], cut_prompts: int) -> None:
 def _settle(out: Path, model: ModelSettings, opened: EvaluatedModel) -> None:
     """Record in the folder which model it belongs to; refuse the folder of another model."""
     path = out / RECORD
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    earlier = read_json(path, missing={})
     opened.day = earlier.get("date") or model.date
     if earlier and opened.remote and "server" not in earlier:
         raise UserError(
@@ -143,28 +155,15 @@ def _settle(out: Path, model: ModelSettings, opened: EvaluatedModel) -> None:
         "date": None if opened.remote else pinned_date(opened.tokenizer),
         "version": solopo_nemo.__version__,
     }
-    with atomic_text(path) as stream:
-        stream.write(json.dumps(record, indent=2) + "\n")
-
-
-def _planned(suite: Suite, cell: AnyCell, model: EvaluatedModel, out: Path) -> _Planned:
-    path = out / CELLS / suite.name / f"{cell.name}.json"
-    return _Planned(suite, cell, path, f"{model.identity}-{cell.fingerprint()}")
-
-
-def _is_there(one: _Planned) -> bool:
-    if not one.path.is_file():
-        return False
-    cell = json.loads(one.path.read_text(encoding="utf-8"))
-    return bool(cell["fingerprint"] == one.fingerprint and not cell.get("unanswered"))
+    write_json(path, record)
 
 
 def _other_rule(one: _Planned) -> str | None:
     """The rule of a score file, if it is another than today's."""
-    if not isinstance(one.cell, Cell) or not one.path.is_file():
+    stored = one.stored()
+    if not stored or not isinstance(one.cell, Cell):
         return None
-    cell = json.loads(one.path.read_text(encoding="utf-8"))
-    rule = str(cell.get("settings", {}).get("answer_rule", FIRST_RULE))
+    rule = str(stored.get("settings", {}).get("answer_rule", FIRST_RULE))
     return None if rule == one.cell.rule else rule
 
 
@@ -195,10 +194,9 @@ def _measure(one: _Planned, model: EvaluatedModel, answers: AnswerCache) -> None
         "cell": cell.name,
         "labels": dict(cell.labels),
         "metric": cell.metric,
-        "settings": cell.settings if isinstance(cell, Cell) else {"limit": cell.limit},
+        "settings": cell.settings,
         "seconds": round(time.monotonic() - started, 1),
         "unanswered": lost,
         "samples": [sample for sample in samples if sample["id"] not in lost],
     }
-    with atomic_text(one.path) as stream:
-        stream.write(json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+    write_json(one.path, record, ensure_ascii=False, indent=1)

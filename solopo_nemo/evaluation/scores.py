@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from solopo_nemo.data.answers import Stated, is_right, stated_answer
 from solopo_nemo.evaluation.accuracy import wilson_interval
+from solopo_nemo.evaluation.answers import LENGTH, Answer
 
 RESAMPLES = 2000
 """Bootstrap resamples for an interval."""
@@ -38,20 +39,21 @@ def f1(answer: str, gold: Sequence[str]) -> float:
     return max((float(metric(answer, one)) for one in gold), default=0.0)
 
 
-def score_answer(response: str, gold: Sequence[str], literal: bool = False, cut: bool = False) -> dict[str, float]:
+def score_answer(response: str, gold: Sequence[str], literal: bool = False) -> dict[str, float]:
     """Scores of a response that reasons first and states its answer in the last line.
 
     Args:
-        response: the model's text; :func:`~solopo_nemo.data.answers.stated_answer` extracts the answer.
+        response: the model's text; :func:`~solopo_nemo.data.answers.stated_answer` extracts the answer. The last line
+            of an :class:`Answer` that reached the token limit is not whole, and without a closing line before it the
+            response states no answer.
         gold: the correct answer and its aliases.
         literal: the literal form of sub-EM; see :func:`~solopo_nemo.data.answers.is_right`.
-        cut: the response reached the token limit. Its last line is not whole, and without a closing line before it
-            states no answer.
 
     Returns:
         ``f1`` (LongBench's token F1, 0 to 1) and ``sub_em`` (1 if the stated answer contains a gold answer as
         whole words, else 0; the rule for choosing pairs).
     """
+    cut = isinstance(response, Answer) and response.reason == LENGTH
     stated = stated_answer(response.rpartition("\n")[0] if cut else response)
     if cut and not stated.prefixed:
         stated = Stated("", prefixed=False)
@@ -73,6 +75,18 @@ class Mean:
     low: float
     high: float
     count: int
+
+    @property
+    def percent(self) -> tuple[float, float, float]:
+        """The mean and the ends of the interval, times 100."""
+        return 100 * self.value, 100 * self.low, 100 * self.high
+
+    def __str__(self) -> str:
+        return "{:.1f} ({:.0f}-{:.0f})".format(*self.percent)
+
+    def as_json(self, digits: int) -> dict[str, float]:
+        """The mean and the ends of the interval, times 100 and rounded."""
+        return dict(zip(("value", "low", "high"), (round(one, digits) for one in self.percent), strict=True))
 
 
 def mean(groups: Sequence[Values], questions: Sequence[Sequence[str]] | None = None, seed: int = 0) -> Mean:

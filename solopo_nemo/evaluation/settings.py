@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import require, require_at_least
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,9 @@ class SuiteSettings:
             ("seeds", self.seeds, 0, 2**31),
         ):
             given = ",".join(map(str, values))
-            if not values or len(set(values)) < len(values):
-                raise UserError(f"--{option} {given}: give one or more different numbers")
-            if not low <= min(values) <= max(values) <= high:
-                raise UserError(f"--{option} {given}: each must lie between {low} and {high}")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit {self.limit}: must be at least 1")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise UserError(f"--max-new-tokens {self.max_new_tokens}: must be at least 1")
+            different = bool(values) and len(set(values)) == len(values)
+            require(different, f"--{option} {given}: give one or more different numbers")
+            inside = low <= min(values) <= max(values) <= high
+            require(inside, f"--{option} {given}: each must lie between {low} and {high}")
+        require_at_least(1, limit=self.limit, max_new_tokens=self.max_new_tokens)
         object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))

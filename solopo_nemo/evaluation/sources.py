@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from solopo_nemo.builders.contexts.sources.source import RowSource
 from solopo_nemo.data.json_rows import Row
 from solopo_nemo.evaluation.settings import SuiteSettings
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.evaluation.task import Question
+from solopo_nemo.runtime.errors import UserError, require
+from solopo_nemo.runtime.progress import with_progress
 
 logger = logging.getLogger("solopo_nemo")
-T = TypeVar("T")
 
 KINDS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 
-def parsed(rows: Iterable[Row], parse: Callable[[Row, int], T], settings: SuiteSettings, what: str) -> list[T]:
-    """Parse the rows of a data file.
+def parsed(
+    source: RowSource, parse: Callable[[Row, int], tuple[Question, int]], settings: SuiteSettings, what: str
+) -> dict[str, Any]:
+    """Read the questions of a data file.
 
     Args:
-        rows: the rows.
-        parse: reads a row and its number; raises ``UserError`` for a bad one.
-        settings: bad rows are left out and named if ``skip_bad`` is set.
+        source: the rows.
+        parse: returns the question of a row with a number, and the tokens of its prompt; raises ``UserError`` for a bad
+            row.
+        settings: the number of rows. Bad rows are left out and named if ``skip_bad`` is set.
         what: suite and dataset, for messages.
+
+    Returns:
+        The fields ``questions`` and ``tokens`` of a cell.
 
     Raises:
         UserError: a row is bad and ``skip_bad`` is off, or no row is good.
     """
-    good: list[T] = []
+    good: list[tuple[Question, int]] = []
     bad: list[str] = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(with_progress(islice(source.rows(), settings.limit), what)):
         try:
             good.append(parse(row, number))
         except UserError as error:
@@ -40,9 +48,8 @@ def parsed(rows: Iterable[Row], parse: Callable[[Row, int], T], settings: SuiteS
                 raise UserError(f"{error}; --skip-bad goes on without such rows and names them") from error
             bad.append(str(error))
     name_bad(bad, what)
-    if not good:
-        raise UserError(f"{what}: no row of its data is good: {bad[0] if bad else 'the file is empty'}")
-    return good
+    require(bool(good), f"{what}: no row of its data is good: {bad[0] if bad else 'the file is empty'}")
+    return {"questions": [question for question, _ in good], "tokens": max(tokens for _, tokens in good)}
 
 
 def name_bad(errors: Sequence[str], what: str) -> None:

@@ -41,10 +41,7 @@ def as_json(models: Sequence[Measured]) -> dict[str, Any]:
     """All views as plain JSON values, with scores from 0 to 100."""
 
     def numbers(one: Mean | None) -> dict[str, float] | None:
-        if one is None:
-            return None
-        ends = {"value": one.value, "low": one.low, "high": one.high}
-        return {key: round(100 * value, 3) for key, value in ends.items()} | {"questions": one.count}
+        return None if one is None else one.as_json(3) | {"questions": one.count}
 
     names = unlike_names(models)
     return {
@@ -69,7 +66,7 @@ def as_json(models: Sequence[Measured]) -> dict[str, Any]:
 
 def _cells(figure: Figure) -> list[str]:
     values = [
-        "-" if mean is None else f"{_interval(mean)}{'' if over is None else f' ±{100 * over:.1f}'}"
+        "-" if mean is None else f"{mean}{'' if over is None else f' ±{100 * over:.1f}'}"
         for mean, over in zip(figure.means, figure.over_seeds, strict=True)
     ]
     return values + ["-" if gain is None else _gain(gain) for gain in figure.gains[1:]]
@@ -83,10 +80,6 @@ def _questions(figure: Figure) -> str:
     return f"{counts[0]:,}" if len(set(counts)) == 1 else f"{min(counts):,} to {max(counts):,}"
 
 
-def _interval(mean: Mean) -> str:
-    return f"{100 * mean.value:.1f} ({100 * mean.low:.0f}-{100 * mean.high:.0f})"
-
-
 def _gain(gain: Mean) -> str:
     sign = " ▲" if gain.low > 0 else " ▼" if gain.high < 0 else ""
-    return f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}){sign}"
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*gain.percent) + sign

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from numbers import Number
 from typing import Any
 
 from solopo_nemo.data.answers import rule_name
 from solopo_nemo.data.normal_form import RULE
-from solopo_nemo.evaluation.answers import LENGTH, Answer
+from solopo_nemo.evaluation.answers import Answer
 from solopo_nemo.evaluation.scores import score_answer
 from solopo_nemo.evaluation.settings import SuiteSettings
+from solopo_nemo.runtime.json_files import json_hash
 
 Label = str | int | float
 Score = Callable[[str, Mapping[str, Any]], dict[str, float]]
 
 
-def score_row(response: str, row: Mapping[str, Any], literal: bool = False) -> dict[str, float]:
-    """Score a response against ``row["answers"]``; see :func:`~solopo_nemo.evaluation.scores.score_answer`."""
-    cut = isinstance(response, Answer) and response.reason == LENGTH
-    return score_answer(response, row["answers"], literal, cut)
-
-
 def scoring(settings: SuiteSettings) -> dict[str, Any]:
     """The fields ``score`` and ``rule`` of a cell whose stated answers are compared with gold answers."""
-    return {"score": partial(score_row, literal=settings.literal), "rule": rule_name(settings.literal)}
+
+    def score(response: str, row: Mapping[str, Any]) -> dict[str, float]:
+        return score_answer(response, row["answers"], settings.literal)
+
+    return {"score": score, "rule": rule_name(settings.literal)}
 
 
 @dataclass(frozen=True)
@@ -86,18 +83,16 @@ class Cell:
     def fingerprint(self) -> str:
         """A hash of everything besides the model that determines the answers and scores."""
         asked = [(one.id, one.prompt, one.answers, dict(one.labels)) for one in self.questions]
-        text = json.dumps([asked, dict(self.labels), self.metric, self.generation, self.seed, self.rule])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return json_hash([asked, dict(self.labels), self.metric, self.generation, self.seed, self.rule])[:16]
 
     @property
     def settings(self) -> dict[str, Any]:
         """What ``--compare`` compares: the settings that change a score, and a hash of the prompts and gold answers."""
-        asked = json.dumps([(one.id, one.prompt, one.answers) for one in self.questions])
         return {
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,
             "answer_rule": self.rule,
-            "prompts": hashlib.sha256(asked.encode()).hexdigest()[:16],
+            "prompts": json_hash([(one.id, one.prompt, one.answers) for one in self.questions])[:16],
         }
 
     def task(self, remote: bool) -> Any:
@@ -146,3 +141,37 @@ class Cell:
         return Dataset.from_list(
             [{"id": one.id, "prompt": one.prompt, "answers": list(one.answers), **one.labels} for one in self.questions]
         )
+
+
+@dataclass(frozen=True)
+class LibraryCell:
+    """One of lm_eval's own tasks, with its prompts, few-shot examples and scores."""
+
+    name: str
+    metric: str
+    labels: Mapping[str, Label]
+    limit: int | None
+    own: Any
+    tokens: int = 4096
+    seed: int = 0
+
+    def fingerprint(self) -> str:
+        """A hash of the task's configuration and version."""
+        return json_hash([self.own.dump_config(), self.own.VERSION, self.limit], default=str)[:16]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What ``--compare`` compares."""
+        return {"limit": self.limit}
+
+    def task(self, remote: bool) -> Any:
+        """The lm_eval task."""
+        return self.own
+
+    def record(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """The stored record of an lm_eval sample: ``id`` and scores."""
+        scores = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample[name], Number | bool)}
+        return {"id": str(sample["doc_id"]), **scores}
+
+
+AnyCell = Cell | LibraryCell

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from solopo_nemo.evaluation.scores import Mean
 from solopo_nemo.growth.plan import GrowthSettings
 from solopo_nemo.growth.rounds import Round, summary
 from solopo_nemo.pages import figures
@@ -26,12 +25,11 @@ def write_growth_page(settings: GrowthSettings, rounds: Sequence[Round]) -> Path
     """Write `report/index.html` below the output folder, and return its path."""
     folder = settings.out / "report"
     figures.draw(folder, _CHART.name, lambda theme: _scores(settings, rounds, theme))
-    found = summary(settings, [*rounds])
     facts = {
         "model": settings.model,
         "questions": settings.source,
         "recipe": " ".join((settings.recipe, *settings.overrides)),
-        "policy": found["policy"],
+        "policy": summary(settings, [*rounds])["policy"],
     }
     rule = (
         f"A round goes on while the score at its length is at least {100 * settings.reach:g} % of the score at "
@@ -39,14 +37,8 @@ def write_growth_page(settings: GrowthSettings, rounds: Sequence[Round]) -> Path
         f"{settings.guard:g} points below that of the starting model."
     )
     template = ASSETS / "growth.html.jinja"
-    values = {
-        "facts": facts,
-        "rule": rule,
-        "table": rounds_table(settings, rounds),
-        "charts": [_CHART],
-        "last": rounds[-1],
-    }
-    return write_page(folder / "index.html", template, **values)
+    table, last = rounds_table(settings, rounds), rounds[-1]
+    return write_page(folder / "index.html", template, facts=facts, rule=rule, table=table, charts=[_CHART], last=last)
 
 
 def rounds_table(settings: GrowthSettings, rounds: Sequence[Round]) -> Table:
@@ -59,9 +51,9 @@ def rounds_table(settings: GrowthSettings, rounds: Sequence[Round]) -> Table:
             settings.name(one.length) if one.number else "-",
             f"{one.pairs:,}" if one.number else "-",
             f"{one.steps:,}" if one.number else "-",
-            *(_score(one.scores.get(length)) for length in (settings.short, one.length)),
+            *(str(one.scores.get(length, "-")) for length in (settings.short, one.length)),
             "-" if one.gain is None or not one.number else f"{100 * one.gain.value:+.1f}",
-            _score(one.scores.get(2 * one.length)),
+            str(one.scores.get(2 * one.length, "-")),
             one.verdict.partition(":")[0] if one.number else "-",
         )
         for one in rounds
@@ -69,15 +61,11 @@ def rounds_table(settings: GrowthSettings, rounds: Sequence[Round]) -> Table:
     return Table(head, rows, align="lrrrrrrrl", wide=(2, 3))
 
 
-def _score(mean: Mean | None) -> str:
-    return "-" if mean is None else f"{100 * mean.value:.1f} ({100 * mean.low:.0f}-{100 * mean.high:.0f})"
-
-
 def _scores(settings: GrowthSettings, rounds: Sequence[Round], theme: Theme) -> Figure:
     figure, (axis,) = figures.panels(1, height=3.6)
     for one, colour, marker in zip(rounds, cycle(_COLOURS), cycle(_MARKERS), strict=False):
-        spans = {length: (100 * mean.value, 100 * mean.low, 100 * mean.high) for length, mean in one.scores.items()}
         label = f"round {one.number}, {settings.name(one.length)}" if one.number else "start"
+        spans = {length: mean.percent for length, mean in one.scores.items()}
         figures.points(axis, theme, Look(label, colour, marker), spans)
     ticks = sorted({length for one in rounds for length in one.scores})
     figures.powers_of_two(axis, {length: settings.name(length) for length in ticks})

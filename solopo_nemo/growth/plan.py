@@ -12,7 +12,7 @@ from typing import Any
 
 from solopo_nemo.evaluation.suites.builtin import LONGEST
 from solopo_nemo.runtime.errors import UserError, require
-from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.runtime.json_files import write_json
 from solopo_nemo.runtime.units import short_count
 
 BUILTIN = "builtin"
@@ -147,8 +147,7 @@ class Phase:
     def note(self) -> None:
         """Record the command, and the hash of its input, before it starts."""
         content = {CONTENT: self.content} if self.content else {}
-        with atomic_text(self.folder / COMMANDS) as stream:
-            stream.write(json.dumps(self._noted() | {self.name: self.words} | content, indent=1) + "\n")
+        write_json(self.folder / COMMANDS, self._noted() | {self.name: self.words} | content, indent=1)
 
     def _noted(self) -> dict[str, Any]:
         path = self.folder / COMMANDS

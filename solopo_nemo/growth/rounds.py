@@ -16,7 +16,7 @@ from solopo_nemo.evaluation.scores import Mean
 from solopo_nemo.evaluation.suites import SUITES
 from solopo_nemo.growth.plan import GrowthSettings, Phase, json_rows, phases
 from solopo_nemo.runtime.environment import without_ranks
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 from solopo_nemo.runtime.guard import guarded
 from solopo_nemo.runtime.signals import stopping_at_once
 
@@ -104,8 +104,7 @@ def _run(phase: Phase, console: Console) -> int:
     paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     with guarded(phase.command, _GRACE, env=without_ranks() | {"PYTHONPATH": paths}) as process:
         code = process.wait()
-    if code == 0 and not phase.done.is_file():
-        raise UserError(f"{phase.folder}: {phase.name} finished without {phase.done}")
+    require(code != 0 or phase.done.is_file(), f"{phase.folder}: {phase.name} finished without {phase.done}")
     return code
 
 
@@ -154,11 +153,6 @@ def finished_round(settings: GrowthSettings, number: int, before: list[Round]) -
 def summary(settings: GrowthSettings, rounds: list[Round]) -> dict[str, Any]:
     """The rounds as plain JSON values, scores from 0 to 100, and the model that the growth ends with."""
 
-    def numbers(mean: Mean | None) -> dict[str, float] | None:
-        if mean is None:
-            return None
-        return {name: round(100 * getattr(mean, name), 2) for name in ("value", "low", "high")}
-
     return {
         "policy": settings.policy(_kept(rounds)),
         "verdict": rounds[-1].verdict,
@@ -166,8 +160,8 @@ def summary(settings: GrowthSettings, rounds: list[Round]) -> dict[str, Any]:
             {
                 "round": one.number,
                 "length": one.length,
-                "scores": {settings.name(length): numbers(mean) for length, mean in one.scores.items()},
-                "gain": numbers(one.gain),
+                "scores": {settings.name(length): mean.as_json(2) for length, mean in one.scores.items()},
+                "gain": one.gain.as_json(2) if one.gain else None,
                 "pairs": one.pairs,
                 "steps": one.steps,
                 "seconds": round(one.seconds, 1),

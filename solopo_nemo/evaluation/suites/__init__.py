@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from solopo_nemo.evaluation.suites import builtin, longbench_qa, longbench_v2, niah_plus, open_llm, ruler_qa
 from solopo_nemo.evaluation.suites.suite import Suite
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 
 SUITES = {
     suite.name: suite
@@ -33,6 +33,5 @@ def find_suites(names: str, option: str = "--suite") -> list[Suite]:
     unknown = [name for name in wanted if name not in SUITES]
     if unknown:
         raise UserError(f"{option} {names}: no suite {unknown[0]!r}; there are {', '.join(SUITES)}")
-    if len(set(wanted)) < len(wanted):
-        raise UserError(f"{option} {names}: names a suite twice")
+    require(len(set(wanted)) == len(wanted), f"{option} {names}: names a suite twice")
     return [SUITES[name] for name in wanted]

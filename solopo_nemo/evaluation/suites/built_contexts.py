@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +17,7 @@ from solopo_nemo.builders.contexts.targets import Target, Targets
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.sources import KINDS, find_source, name_bad
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, require
 from solopo_nemo.runtime.progress import with_progress
 
 logger = logging.getLogger("solopo_nemo")
@@ -74,8 +75,7 @@ def asked_questions(
         )
     composed = islice(_composed(composer, questions, settings.lengths, dataset), count)
     asked = list(with_progress(composed, f"{suite}: {dataset}", min(count, len(questions))))
-    if not asked:
-        raise UserError(f"{suite}: {source.name}: no question has a context at all of the lengths {settings.lengths}")
+    require(bool(asked), f"{suite}: {source.name}: no question has a context at all of the lengths {settings.lengths}")
     return asked
 
 
@@ -99,11 +99,11 @@ def _read(source: RowSource, settings: SuiteSettings, dataset: str) -> tuple[Par
 
 
 def _composed(composer: Composer, questions: list[Question], lengths: tuple[int, ...], dataset: str) -> Iterator[Asked]:
-    dropped: dict[str, int] = {}
+    dropped: Counter[str] = Counter()
     for question in questions:
         made = composer.compose(question)
         if isinstance(made, Dropped):
-            dropped[made.rule] = dropped.get(made.rule, 0) + 1
+            dropped[made.rule] += 1
         else:
             yield Asked(question, dict(zip(lengths, (made.short, *made.long.values()), strict=True)))
     if dropped:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from itertools import islice
 
 from solopo_nemo.builders.contexts.prompt import render_document
-from solopo_nemo.data.fields import bad_field, has, required, text, text_list
+from solopo_nemo.data.fields import has, required_list, required_text
 from solopo_nemo.data.json_rows import Row
 from solopo_nemo.evaluation.documents import fitted
 from solopo_nemo.evaluation.models import EvaluatedModel
@@ -15,7 +14,6 @@ from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.sources import find_source, parsed
 from solopo_nemo.evaluation.suites.suite import Suite, View
 from solopo_nemo.evaluation.task import Cell, Label, Question, scoring
-from solopo_nemo.runtime.progress import with_progress
 
 MAX_NEW_TOKENS = 512
 HUB = "Xnhyacinth/LongBench"
@@ -33,13 +31,11 @@ def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[Cell]:
     room = settings.max_new_tokens or MAX_NEW_TOKENS
     for dataset, documents in DATASETS.items():
         source = find_source(settings.data, "longbench_qa", dataset, HUB, dataset, "test")
-        rows = with_progress(islice(source.rows(), settings.limit), f"longbench_qa: {dataset}")
-        made = parsed(rows, partial(_question, model=model, room=room), settings, f"longbench_qa: {dataset}")
+        parse = partial(_question, model=model, room=room)
         yield Cell(
             name=dataset,
             labels={"dataset": dataset, "documents": documents},
-            questions=[question for question, _ in made],
-            tokens=max(tokens for _, tokens in made),
+            **parsed(source, parse, settings, f"longbench_qa: {dataset}"),
             metric="f1",
             **scoring(settings),
             max_new_tokens=room,
@@ -50,11 +46,8 @@ def _question(row: Row, number: int, *, model: EvaluatedModel, room: int) -> tup
     fields, where = row.fields(), row.where
     # the field is `input` in LongBench's own files and `question` in the hub copy that lm_eval loads
     field = "input" if has(fields, "input") else "question"
-    question = text(required(fields, field, where), field, where).strip()
-    answers = text_list(required(fields, "answers", where), "answers", where)
-    if not answers:
-        raise bad_field(where, "answers", "is empty, must hold the right answers")
-    context = text(required(fields, "context", where), "context", where)
+    question, answers = required_text(fields, field, where).strip(), required_list(fields, "answers", where)
+    context = required_text(fields, "context", where)
     prompt, tokens = fitted(model, lambda document: render_document(question, document), context, room)
     return Question(str(fields.get("_id") or number), prompt, answers), tokens
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from solopo_nemo.data.answers import without_thoughts
-from solopo_nemo.data.fields import bad_field, required, text
+from solopo_nemo.data.fields import bad_field, required_text
 from solopo_nemo.data.json_rows import Row
 from solopo_nemo.evaluation.documents import fitted
 from solopo_nemo.evaluation.models import EvaluatedModel
@@ -17,7 +16,6 @@ from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.sources import find_source, parsed
 from solopo_nemo.evaluation.suites.suite import Suite, View
 from solopo_nemo.evaluation.task import Cell, Label, Question
-from solopo_nemo.runtime.progress import with_progress
 
 MAX_NEW_TOKENS = 1024
 TEMPERATURE = 0.1
@@ -60,14 +58,12 @@ def _score(response: str, row: Mapping[str, Any]) -> dict[str, float]:
 def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[Cell]:
     room = settings.max_new_tokens or MAX_NEW_TOKENS
     source = find_source(settings.data, "longbench_v2", "data", "THUDM/LongBench-v2", None, "train")
-    rows = with_progress(islice(source.rows(), settings.limit), "longbench_v2")
-    made = parsed(rows, partial(_question, model=model, room=room), settings, "longbench_v2")
+    made = parsed(source, partial(_question, model=model, room=room), settings, "longbench_v2")
     for seed in settings.seeds:
         yield Cell(
             name=f"seed-{seed}",
             labels={"seed": seed},
-            questions=[question for question, _ in made],
-            tokens=max(tokens for _, tokens in made),
+            **made,
             metric="accuracy",
             score=_score,
             max_new_tokens=room,
@@ -80,7 +76,7 @@ def _question(row: Row, number: int, *, model: EvaluatedModel, room: int) -> tup
     fields, where = row.fields(), row.where
 
     def field(name: str) -> str:
-        return text(required(fields, name, where), name, where).strip()
+        return required_text(fields, name, where).strip()
 
     def one_of(name: str, values: tuple[str, ...]) -> str:
         if (value := field(name)) not in values:

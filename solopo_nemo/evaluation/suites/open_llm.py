@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from numbers import Number
-from typing import Any
 
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites.suite import Suite, View
-from solopo_nemo.evaluation.task import Label
+from solopo_nemo.evaluation.task import Label, LibraryCell
 from solopo_nemo.runtime.errors import UserError
 
 GROUPS = {
@@ -25,33 +20,6 @@ GROUPS = {
     "GPQA": ("leaderboard_gpqa", "acc_norm"),
 }
 """Benchmark name, lm_eval's task group, and the score that the leaderboard shows."""
-
-
-@dataclass(frozen=True)
-class LibraryCell:
-    """One of lm_eval's own tasks, with its prompts, few-shot examples and scores."""
-
-    name: str
-    metric: str
-    labels: Mapping[str, Label]
-    limit: int | None
-    own: Any
-    tokens: int = 4096
-    seed: int = 0
-
-    def fingerprint(self) -> str:
-        """A hash of the task's configuration and version."""
-        text = json.dumps([self.own.dump_config(), self.own.VERSION, self.limit], default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def task(self, remote: bool) -> Any:
-        """The lm_eval task."""
-        return self.own
-
-    def record(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """The stored record of an lm_eval sample: ``id`` and scores."""
-        scores = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample[name], Number | bool)}
-        return {"id": str(sample["doc_id"]), **scores}
 
 
 def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[LibraryCell]:

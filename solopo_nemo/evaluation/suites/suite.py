@@ -4,48 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings
-from solopo_nemo.evaluation.task import Label
-
-
-class AnyCell(Protocol):
-    """A unit of evaluation: a :class:`~solopo_nemo.evaluation.task.Cell` or one of lm_eval's own tasks."""
-
-    @property
-    def name(self) -> str:
-        """File name of the cell, unique in its suite."""
-
-    @property
-    def metric(self) -> str:
-        """Key of the main score."""
-
-    @property
-    def seed(self) -> int:
-        """Sampling seed."""
-
-    @property
-    def tokens(self) -> int:
-        """Approximate length of the longest prompt in tokens."""
-
-    @property
-    def limit(self) -> int | None:
-        """lm_eval's limit: only the first questions are asked; None for all."""
-
-    @property
-    def labels(self) -> Mapping[str, Label]:
-        """Labels that group the scores."""
-
-    def fingerprint(self) -> str:
-        """A hash of everything besides the model that determines the scores."""
-
-    def task(self, remote: bool) -> Any:
-        """The lm_eval task. ``remote`` is True if a server runs the model; requests then carry the sampling seed."""
-
-    def record(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """The stored record of an lm_eval sample: ``id``, labels, scores and texts."""
+from solopo_nemo.evaluation.task import AnyCell, Label
 
 
 @dataclass(frozen=True)
