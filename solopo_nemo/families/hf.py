@@ -119,7 +119,7 @@ def copy_template(source: Path, destination: Path, changes: Mapping[str, Any], *
         write_json(destination / "tokenizer_config.json", older, ensure_ascii=False)
     if changes:
         copied = destination / "config.json"
-        write_json(copied, read_json(copied) | changes)
+        write_json(copied, {**read_json(copied), **changes})
 
 
 def linked_copy(source: Path, destination: Path, changes: Mapping[str, Any]) -> Path:
