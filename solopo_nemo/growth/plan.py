@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -183,8 +183,8 @@ def phases(settings: GrowthSettings, number: int) -> list[Phase]:
     folder = settings.folder(number)
     policy, before = settings.policy(number), settings.policy(max(number - 1, 0))
 
-    def phase(name: str, done: str, *words: object) -> Phase:
-        return Phase(name, folder, ("-m", "solopo_nemo", *map(str, words)), folder / done)
+    def phase(name: str, done: str, *words: object, content: str = "") -> Phase:
+        return Phase(name, folder, ("-m", "solopo_nemo", *map(str, words)), folder / done, content)
 
     lengths = ",".join(map(str, settings.evaluated(number)))
     asked = ("--suite", settings.suite, "--lengths", lengths, *settings.evaluation)
@@ -202,8 +202,8 @@ def phases(settings: GrowthSettings, number: int) -> list[Phase]:
     else:
         source = ("--source", settings.source, "--tokenizer", settings.model, "--seed", number)
         targets = ("--short-tokens", settings.short_tokens, "--long-tokens", length, "--out", contexts)
-        built = phase("contexts", contexts.name, "build_contexts", *source, *targets, *settings.contexts)
-        built = replace(built, content=settings.content)
+        options = (*source, *targets, *settings.contexts)
+        built = phase("contexts", contexts.name, "build_contexts", *options, content=settings.content)
     sampled = ("--contexts", contexts, "--model", before, "--seed", number, "--out", triplets, *settings.sampling)
     trained = (f"data.train={triplets}", f"model.init={before}", f"output_dir={folder / 'train'}", *settings.overrides)
     return [
