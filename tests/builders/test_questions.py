@@ -208,7 +208,7 @@ GOOD = {"question": "Who built the tower of Arden?", "answer": "Agnes Ardenson",
     ],
 )
 def test_what_models_reply(reply: str, rule: str) -> None:
-    group = Group((Passage("d", "D", 0, FACT),))
+    group = Group((Passage("D", FACT, "d", 0),))
     with pytest.raises(Rejected, match=rule) if rule else nullcontext():
         assert read_candidate(reply, group).evidence == group.passages
 

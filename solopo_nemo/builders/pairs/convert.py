@@ -126,9 +126,9 @@ def _to_triplets(triplet: Triplet, side: str | None) -> dict[str, Any]:
     if len({isinstance(answer, str) for answer in rejected}) > 1:  # a list holds one kind
         rejected = [_messages(answer) for answer in rejected]
     answers = {"chosen": triplet.chosen, "rejected": rejected if triplet.more_rejected else triplet.rejected}
+    prompts: dict[str, Any] = {"prompt_short": triplet.prompt_short, "prompt_long": triplet.prompt_long}
     if triplet.prompt_short is None or side is not None:
-        return {"id": triplet.id, "prompt": _prompt_of(triplet, side), **answers, **triplet.template}
-    prompts = {"prompt_short": triplet.prompt_short, "prompt_long": triplet.prompt_long}
+        prompts = {"prompt": _prompt_of(triplet, side)}
     return {"id": triplet.id, **prompts, **answers, **triplet.template}
 
 

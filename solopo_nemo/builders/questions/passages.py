@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 
 import regex
@@ -38,25 +37,16 @@ BOILERPLATE, NEAR_DUPLICATE = "boilerplate", "near_duplicate"
 
 
 @dataclass(frozen=True)
-class Passage:
-    """A passage of a document.
+class Passage(Paragraph):
+    """A passage of a document: its title, and a text with all white space, so that joined in order they are its text.
 
     Attributes:
         document: Name of the document.
-        title: Title of the document.
         number: Position in the document, from 0.
-        text: Its text with all white space: the passages of a document, joined in order, are its text.
     """
 
     document: str
-    title: str
     number: int
-    text: str
-
-    @cached_property
-    def paragraph(self) -> Paragraph:
-        """The passage as evidence of a question."""
-        return Paragraph(self.title, self.text)
 
     def row(self) -> dict[str, str | int]:
         """Return the row of the passages file. It is also a row of a pool."""
@@ -134,7 +124,7 @@ class Passages:
         prose = []
         for document in with_progress(documents, "cutting"):
             for number, text in enumerate(cut(document.text, budget, count)):
-                passage = Passage(document.name, document.title, number, text)
+                passage = Passage(document.title, text, document.name, number)
                 if _is_boilerplate(text, repeated):
                     self.left_out.append((passage, BOILERPLATE))
                 else:

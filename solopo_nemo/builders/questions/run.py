@@ -75,8 +75,7 @@ class _Run:
         """Write a question for each group; return those that the checks against the passages keep."""
 
         def asked(number: int) -> Asked:
-            paragraphs = [passage.paragraph for passage in groups[number].passages]
-            return self._asked(groups[number].id, WRITTEN, "write", (), paragraphs)
+            return self._asked(groups[number].id, WRITTEN, "write", (), groups[number].passages)
 
         kept = []
         for number, entries, why in self._ask(len(groups), asked, WRITTEN, "writing", _is_whole):
@@ -95,9 +94,8 @@ class _Run:
 
         def asked(number: int) -> Asked:
             one = candidates[number]
-            paragraphs = [passage.paragraph for passage in one.evidence] if side == EVIDENCE else ()
-            prompt = "answer" if side == EVIDENCE else RECALL
-            return self._asked(one.id, side, prompt, (one.answer,), paragraphs, one.question)
+            prompt, shown = ("answer", one.evidence) if side == EVIDENCE else (RECALL, ())
+            return self._asked(one.id, side, prompt, (one.answer,), shown, one.question)
 
         def accepts(entries: Entries) -> bool:
             entry = entries[side]
