@@ -99,6 +99,7 @@ class EvaluatedModel:
         day: date that the chat template prints; see :class:`ModelSettings`.
         identity: hash of everything besides the prompts that determines the answers.
         remote: True if a server runs the model.
+        client: the server, if one runs the model.
         window: maximum sequence length in tokens; None if unknown.
     """
 
@@ -224,14 +225,6 @@ class EvaluatedModel:
 
         export_hf(path, work / "hf", overwrite=True)
         return work / "hf"
-
-    def fingerprint(self, earlier: str | None) -> str | None:
-        """What identifies a server's model besides its name; None for a model in this process.
-
-        Args:
-            earlier: the fingerprint of an earlier evaluation.
-        """
-        return self.client.fingerprint(earlier) if self.remote else None
 
     def _server(self) -> Any:
         from solopo_nemo.evaluation.lm import ServerModel

@@ -137,7 +137,7 @@ def _settle(out: Path, model: ModelSettings, opened: EvaluatedModel) -> None:
             f"--out {out}: holds the evaluation of another model or of other weights ({earlier['model']}): choose "
             "another folder, or remove this one"
         )
-    server = opened.fingerprint(earlier.get("server"))
+    server = opened.client.fingerprint(earlier.get("server")) if opened.remote else None
     if earlier and earlier.get("server", server) != server:
         raise UserError(
             f"--out {out}: holds the evaluation of another model that the server gave under the name {model.model} "

@@ -73,9 +73,6 @@ class Meter:
         """Add a question with all its prompts sampled to the count."""
         self._done += 1
         self._accepted += accepted
-        self._draw()
-
-    def _draw(self) -> None:
         self._bar.update(self._task, completed=self._done, total=self.expected(), status=self._status())
         if not self._console.is_terminal and time.monotonic() - self._printed >= _SECONDS_A_LINE:
             self._printed = time.monotonic()

@@ -107,7 +107,10 @@ class Sampler:
                     if not self._finish(unit, future, meter):
                         begun.append(unit)
         except (UserError, RunFault):
-            self._keep_finished(pending, meter)
+            # the other threads' answers are kept
+            for future in wait(pending).done:
+                if future.exception() is None:
+                    self._finish(pending[future], future, meter)
             raise
         finally:
             if pending:
@@ -165,9 +168,3 @@ class Sampler:
             settled.append(number)
             accepted += self._accepts(self.entries[number])
         return settled
-
-    def _keep_finished(self, pending: dict[Future[list[Sample]], _Unit], meter: Meter) -> None:
-        """Store the answers of the other threads after a failure."""
-        for future in wait(pending).done:
-            if future.exception() is None:
-                self._finish(pending[future], future, meter)
