@@ -194,6 +194,7 @@ check_options() {
         [[ $runtime == none ]] || fail "--container-runtime $runtime: needs --container IMAGE"
         ((${#mounts[@]} + ${#container_options[@]} == 0)) || fail "--mounts and --container-option need --container IMAGE"
     fi
+    refuse_credentials
     [[ $PWD == "$root" ]] || fail "run this in the repository root, $root"
     # the name of a command of solopo, or a file
     if [[ ${program[0]} =~ ^[a-z_]+$ && ! -e ${program[0]} ]]; then
@@ -201,6 +202,18 @@ check_options() {
     else
         [[ -f ${program[0]} ]] || fail "${program[0]}: no such program; recipes are in recipes/"
     fi
+}
+
+# The batch script holds every word of the program, also those of --serve and --sampling.
+refuse_credentials() {
+    local word option='--([a-z]+-)*(api-key|token|password|secret)[=[:space:]]+[^[:space:]]'
+    local address='://[^[:space:]/?#]*@|://[^[:space:]]*[?&][^[:space:]=&]*(key|token|password|secret|sig)[^[:space:]=&]*='
+    for word in "${program[@]:1}"; do
+        if [[ ${word,,} =~ $option|$address || $word =~ (KEY|TOKEN|PASSWORD|SECRET)=[^[:space:]] ]]; then
+            fail "${program[0]}: a password or key in an argument would be readable in the batch script; export" \
+                "OPENAI_API_KEY (for --serve what the server reads, such as VLLM_API_KEY) and give --env NAME"
+        fi
+    done
 }
 
 choose_runtime() {

@@ -17,6 +17,7 @@ from solopo_nemo.runtime.cli import (
     add_template_kwargs,
     path_or_name,
 )
+from solopo_nemo.runtime.credentials import Server
 from solopo_nemo.runtime.errors import require, require_at_least
 from solopo_nemo.runtime.units import token_count
 
@@ -72,6 +73,8 @@ def backend_maker(given: argparse.Namespace, stack: ExitStack) -> Callable[[Samp
         bool(given.backend == "hf" or given.base_url or given.serve),
         "--base-url: needed with --backend openai, such as http://127.0.0.1:8000/v1 (or --serve)",
     )
+    if given.base_url:
+        Server.of(given.base_url, "--base-url")
     require(given.backend == "openai" or not given.serve, "--serve: starts a server; give --backend openai")
     require_at_least(1, concurrency=given.concurrency)
     if given.serve:

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.dry_run:
         for number in range(len(settings.lengths) + 1):
             for phase in phases(settings, number):
-                print(shlex.join(phase.command))
+                print(phase.shown)
         return 0
     _check_program(settings)
     settings = replace(settings, content=_content(settings))
@@ -215,6 +215,6 @@ def _parser() -> ArgumentParser:
     option("--sampling OPTIONS", "options of sample_pairs, such as --backend openai --base-url URL")
     option("--evaluation OPTIONS", "options of evaluate, such as --data FOLDER --limit 100")
     option = parser.options()
-    option("--dry-run", "print the commands of all rounds and run none")
+    option("--dry-run", "print the commands of all rounds, without passwords and keys, and run none")
     parser.add_json()
     return parser

@@ -23,6 +23,7 @@ from solopo_nemo.evaluation.models import EvaluatedModel, ModelSettings
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites.suite import Suite
 from solopo_nemo.evaluation.task import AnyCell, Cell
+from solopo_nemo.runtime.credentials import masked
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import Progress
 from solopo_nemo.runtime.json_files import read_json, write_json
@@ -145,7 +146,7 @@ def _settle(out: Path, model: ModelSettings, opened: EvaluatedModel) -> None:
         )
     record = {
         "model": model.model,
-        "base_url": model.base_url,
+        "base_url": model.base_url and masked(model.base_url),
         "yarn": model.yarn,
         "chat_template_kwargs": model.chat_template_kwargs,
         "extra_body": model.extra_body,

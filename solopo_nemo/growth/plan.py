@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from solopo_nemo.evaluation.suites.builtin import LONGEST
+from solopo_nemo.runtime.credentials import masked_command
 from solopo_nemo.runtime.errors import UserError, require
 from solopo_nemo.runtime.json_files import write_json
 from solopo_nemo.runtime.units import short_count
 
 BUILTIN = "builtin"
 COMMANDS = "commands.json"
-"""File in the folder of a round: the command of each phase that was started, and `CONTENT`."""
+"""File in the folder of a round: the command of each phase that was started, without credentials, and `CONTENT`."""
 CONTENT = "source content"
 _FREE = ("--concurrency", "--patience", "--serve", "--base-url", "--workers", "--device", "--json")
 _SET_KEYS = ("output_dir=", "data.train=", "model.init=", "dry_run=")
@@ -122,6 +124,11 @@ class Phase:
         """The command, for this Python."""
         return [sys.executable, *self.words]
 
+    @property
+    def shown(self) -> str:
+        """The command without credentials, in one line for a shell."""
+        return shlex.join(map(masked_command, self.command))
+
     def finished(self) -> bool:
         """Whether the tool has finished.
 
@@ -147,7 +154,8 @@ class Phase:
     def note(self) -> None:
         """Record the command, and the hash of its input, before it starts."""
         content = {CONTENT: self.content} if self.content else {}
-        write_json(self.folder / COMMANDS, self._noted() | {self.name: self.words} | content, indent=1)
+        words = [*map(masked_command, self.words)]
+        write_json(self.folder / COMMANDS, self._noted() | {self.name: words} | content, indent=1)
 
     def _noted(self) -> dict[str, Any]:
         path = self.folder / COMMANDS
@@ -168,12 +176,12 @@ def json_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _settings(words: Sequence[str]) -> list[str]:
-    """The words that decide the result: without addresses, parallel sizes and the like."""
+    """The words that decide the result: without addresses, credentials, parallel sizes and the like."""
     kept, skip = [], False
     for word in words:
         option = word.partition("=")[0]
         if not skip and option not in _FREE and not word.startswith(_FREE_KEYS):
-            kept.append(word)
+            kept.append(masked_command(word))
         skip = word in _FREE and word != "--json"
     return kept
 

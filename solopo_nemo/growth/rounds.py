@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,7 @@ def _kept(rounds: list[Round]) -> int:
 def _run(phase: Phase, console: Console) -> int:
     """Run a phase; return its exit code."""
     console.rule(f"{phase.folder.name}: {phase.name}")
-    console.print(shlex.join(phase.command), soft_wrap=True)
+    console.print(phase.shown, soft_wrap=True)
     phase.folder.mkdir(parents=True, exist_ok=True)
     phase.note()
     root = Path(solopo_nemo.__file__).parents[1]

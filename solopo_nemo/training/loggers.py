@@ -6,11 +6,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from solopo_nemo.config.schema import LoggerConfig, RunConfig
 from solopo_nemo.runtime import environment
+from solopo_nemo.runtime.credentials import masked
 from solopo_nemo.training.checkpoints.files import step_of
 from solopo_nemo.training.checkpoints.record import RunRecord
 from solopo_nemo.training.paths import Paths
@@ -54,7 +56,7 @@ def _optional_loggers(config: LoggerConfig, paths: Paths) -> list[Logger]:
     name = record.id if record else paths.output.name
     loggers = list[Logger]()
     if config.mlflow:
-        uri = os.environ.get("MLFLOW_TRACKING_URI", f"file:{logs / 'mlflow'}")
+        uri = _mlflow_uri(f"file:{logs / 'mlflow'}")
         run = _mlflow_run(uri, config.mlflow, name)
         loggers.append(MLFlowLogger(config.mlflow, name, tracking_uri=uri, run_id=run))
     if config.trackio:
@@ -69,6 +71,17 @@ def _optional_loggers(config: LoggerConfig, paths: Paths) -> list[Logger]:
             SwanLabLogger(config.swanlab, experiment_name=name, logdir=str(logs / "swanlab"), mode=mode, **same_run)
         )
     return loggers
+
+
+def _mlflow_uri(default: str) -> str:
+    """The address of the MLflow server; its user and password go to MLflow's variables, as MLflow logs addresses."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", default)
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https") and parts.username:
+        os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(parts.username))
+        os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(parts.password or ""))
+        uri = os.environ["MLFLOW_TRACKING_URI"] = masked(uri)
+    return uri
 
 
 def _mlflow_run(uri: str, experiment: str, name: str) -> str | None:

@@ -54,7 +54,8 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
             return reply
 
         sampling, transport = options.pop("sampling", SAMPLING), httpx.MockTransport(answer)
-        return ServerBackend(sampling, ServerClient(sampling.model, URL + "/", transport=transport, **options)), asked
+        url = options.pop("url", URL + "/")
+        return ServerBackend(sampling, ServerClient(sampling.model, url, transport=transport, **options)), asked
 
     return start
 
@@ -197,6 +198,40 @@ def test_the_key_is_sent_and_never_shown(make: Make, monkeypatch: pytest.MonkeyP
         assert KEY not in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["", KEY])
+def test_credentials_of_an_address_are_sent_and_never_shown(
+    key: str, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server repeats them in every form, and so does the network."""
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    secrets = ["p@ssword", "p%40ssword", "query-key", "dXNlcjpwQHNzd29yZA=="]
+    address = "http://user:p%40ssword@127.0.0.1:1/v1/?key=query-key"
+    echo = " ".join(secrets) + f" at {address}"
+    shown = r"^--base-url http://127\.0\.0\.1:1/v1: "
+    with pytest.raises(UserError, match=f"{shown}.*correct its user and password") as rejected:
+        make(first=httpx.Response(401, text=echo), url=address)
+    replies = [httpx.Response(500, text=echo), httpx.ConnectError(echo), httpx.Response(200, text=echo)]
+    said = [str(rejected.value)]
+    for reply in replies:
+        backend, asked = make([reply], url=address, patience=-1)
+        with pytest.raises(UserError, match=shown) as refused:
+            backend.sample(ASK, 0)
+        said.append(str(refused.value))
+        assert {request.headers["authorization"] for request in asked} == {"Basic dXNlcjpwQHNzd29yZA=="}
+        assert str(asked[1].url) == "http://127.0.0.1:1/v1/chat/completions?key=query-key"
+    backend, _ = make([httpx.Response(400, json={"error": {"message": f"no seed, {echo}"}}), choices(5)], url=address)
+    assert len(backend.sample(ASK, 0)) == 5
+    said.append(caplog.text)
+    assert "does not take seed" in caplog.text
+    for text in said:
+        assert not [secret for secret in secrets if secret in text], text
+
+
+def test_two_runs_that_differ_in_credentials_have_the_same_server(make: Make) -> None:
+    found = {make([choices(1)], url=url)[0].fingerprint(None) for url in (URL, "http://a:b@127.0.0.1:1/v1?key=c")}
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize(
     ("url", "environment", "proxy"),
     [
@@ -234,9 +269,13 @@ def test_a_proxy_is_named_where_it_fails(make: Make, monkeypatch: pytest.MonkeyP
     backend, _ = make([httpx.Response(502, text="bad gateway")] * 2, patience=-1)
     with pytest.raises(UserError, match=r"502 \(.*\); the request went through the proxy HTTP_PROXY"):
         backend.sample(ASK, 0)
-    monkeypatch.setenv("HTTP_PROXY", "socks5://p:1")
     monkeypatch.setattr(proxies, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"HTTP_PROXY=socks5://p:1: a SOCKS proxy needs the package socksio"):
+    for address in ("socks5://p:1", "socks5://user:password@p:1"):
+        monkeypatch.setenv("HTTP_PROXY", address)
+        with pytest.raises(UserError, match=r"HTTP_PROXY=socks5://p:1: a SOCKS proxy needs the package socksio"):
+            ServerClient("m", URL)
+    monkeypatch.setenv("HTTP_PROXY", "ftp://user:password@p:1")
+    with pytest.raises(UserError, match="HTTP_PROXY=ftp://p:1: not a proxy's address: "):
         ServerClient("m", URL)
 
 

@@ -56,6 +56,17 @@ def test_a_server_that_never_answers_is_one_line(command: str, words: str, tmp_p
         pytest.fail("it answers")
 
 
+def test_a_key_in_the_command_or_in_the_servers_words_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    told = BASH.format("echo key sk-secret, http://u:sk-word@h; exit 3") + " --api-key sk-secret"
+    for command in (told, told.replace("{port}", ""), told.replace("bash", "no-such"), f"{told} '"):
+        with pytest.raises(UserError) as refused, serving(command, "m", None, 600, tmp_path / "s.log"):
+            pytest.fail("it answers")
+        assert "***" in str(refused.value) and "sk-" not in str(refused.value), refused.value
+
+
 def test_an_address_and_a_command_are_refused_together(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave --base-url out"), serving(FAKE, "m", "http://x/v1", 1, tmp_path / "s"):
         pytest.fail("both are taken")

@@ -63,9 +63,26 @@ def test_the_commands_of_a_growth(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--lengths 2048,16384,32768" in lines[8]
 
 
+def test_credentials_of_a_server_are_neither_printed_nor_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The phases are started with them. A growth goes on with others."""
+    asking = "--backend openai --base-url=http://user:{0}@h/v1?key={0} --serve 'vllm {{model}} {{port}} --api-key {0}'"
+    given = settings(f"--sampling={asking.format('first-secret')}", out=tmp_path)
+    finish(given, 1)
+    phase = phases(given, 1)[1]
+    assert "--base-url=http://user:first-secret@h/v1?key=first-secret" in phase.command
+    noted = (given.folder(1) / "commands.json").read_text()
+    command.main(["--dry-run", f"--sampling={asking.format('first-secret').partition(' --serve')[0]}"])
+    for text in (noted, capsys.readouterr().out):
+        assert "--base-url=http://h/v1" in text and "first-secret" not in text
+    assert phases(settings(f"--sampling={asking.format('other')}", out=tmp_path), 1)[1].finished()
+
+
 @pytest.mark.parametrize(
     ("words", "culprit"),
     [
+        (["--sampling=--backend openai --base-url ftp://user:pw@h"], "--base-url ftp://h: not an address"),
         (["--source", "q.jsonl", "--model", "m"], "--lengths: needed"),
         (["--source", "q.jsonl", "--lengths", "8K"], "--model: needed"),
         ([*OWN[:2], "--lengths", "8K", "--model", "/no/such"], "--model /no/such: no Hugging Face folder"),

@@ -284,6 +284,10 @@ BAD = {
     "env name": (["--env", "1A=2", "PROGRAM"], "--env 1A=2"),
     "env not set": (["--env", "NOT_SET_HERE", "PROGRAM"], "NOT_SET_HERE"),
     "secret on the command line": (["--env", "HF_TOKEN=abc", "PROGRAM"], "HF_TOKEN"),
+    "password in an address": (["PROGRAM", "--sampling=--base-url http://u:abc@h/v1"], "give --env NAME"),
+    "key in an address": (["PROGRAM", "--base-url", "http://h/v1?api-key=abc"], "give --env NAME"),
+    "key in an option": (["PROGRAM", "--serve", "vllm serve {model} --api-key abc"], "give --env NAME"),
+    "key in a variable": (["PROGRAM", "--serve", "env HF_TOKEN=abc vllm serve {model}"], "give --env NAME"),
     "mounts": (["--container", "i", "--mounts", "data:/data", "PROGRAM"], "data:/data"),
     "mounts without container": (["--mounts", "/data:/data", "PROGRAM"], "--container"),
     "runtime": (["--container", "i", "--container-runtime", "podman", "PROGRAM"], "podman"),
@@ -309,6 +313,7 @@ def test_bad_arguments_are_one_line(
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert culprit in done.stderr
+    assert "abc" not in done.stderr.replace("HF_TOKEN=abc", "")
     assert not cluster.calls("sbatch")
 
 

@@ -93,7 +93,8 @@ def test_the_rank_to_blame_is_named(case: str, files: FaultFiles, capsys: pytest
 
 
 def test_bad_input_stays_bad_input(files: FaultFiles) -> None:
-    files.write(Fault(1, 0, "user", "data.train: line 3"))
+    files.write(Fault(1, 0, "user", "data.train: line 3, not http://u:pw@h"))
+    assert "pw" not in files.log(1).with_suffix(".fault.json").read_text()
     error = job_fault(files, 2, {1: (2, AT)}, str)
     assert isinstance(error, UserError)
     assert str(error) == "data.train: line 3"

@@ -22,6 +22,19 @@ def build(output: Path, resumed: int | None, *overrides: str) -> list[Any]:
     return build_loggers(load_config("solo_dpo", [f"output_dir={output}", *overrides]), checkpoint)
 
 
+def test_mlflow_has_the_password_apart_from_the_address(
+    packages: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:p%40ss@host/mlflow")
+    build(tmp_path, None, "logger.tensorboard=false", "logger.mlflow=tests")
+    assert packages[0] == ("mlflow", "https://host/mlflow") and packages[-1][-1]["tracking_uri"] == packages[0][1]
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    assert [os.environ[name] for name in names] == ["https://host/mlflow", "user", "p@ss"]
+
+
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_weights_and_biases_is_given_the_runs_id(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began: list[dict[str, Any]] = []

@@ -24,6 +24,7 @@ from solopo_nemo.builders.pairs.backend import Refused
 from solopo_nemo.builders.pairs.proxies import http_client, proxy_of
 from solopo_nemo.builders.pairs.replies import ErrorBody, NoAnswer, Reply, read_reply
 from solopo_nemo.data.triplets import Prompt
+from solopo_nemo.runtime.credentials import Server, masked
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.json_files import json_hash
 
@@ -62,10 +63,11 @@ class ServerClient:
     Requests to an unreachable, busy or rate-limiting server are repeated for up to `patience` seconds per prompt, with
     exponential backoff and jitter, or after the delay in `Retry-After`. The OpenAI client's own retries are off: they
     limit the number of attempts instead of the time, ignore a `Retry-After` above two minutes, and cannot be
-    interrupted. The key is read from the environment variable `OPENAI_API_KEY`, and only the server receives it.
+    interrupted. The key is read from the environment variable `OPENAI_API_KEY`; a user and password in the address take
+    its place. Only the server receives them, and the fields of the address's query.
 
     Attributes:
-        url: Base address of the API.
+        url: Base address of the API, without credentials.
         concurrency: Number of concurrent requests.
     """
 
@@ -84,7 +86,7 @@ class ServerClient:
 
         Args:
             model: Model name on the server.
-            base_url: Base address of the API, such as `http://127.0.0.1:8000/v1`.
+            base_url: Base address of the API, such as `http://127.0.0.1:8000/v1`, with credentials if it needs them.
             concurrency: Number of concurrent requests.
             patience: Seconds without an answer to a prompt before the run fails.
             timeout: Timeout of one request in seconds.
@@ -95,23 +97,26 @@ class ServerClient:
         Raises:
             UserError: The server is unreachable, rejects the key, or does not have the model.
         """
-        self._model, self.url, self._patience = model, base_url.rstrip("/"), patience
+        server = Server.of(base_url, "--base-url")
+        self._model, self.url, self._patience = model, server.url, patience
         self.concurrency, self._alive = concurrency, alive
         self._stop = threading.Event()
         self._answered = False
         # set while the server is away; the first answer afterwards is compared with the fingerprint
         self._away, self._known, self._compares = threading.Event(), "", threading.Lock()
         self._unsupported: set[str] = set()
-        self._key = os.environ.get(KEY_VARIABLE, "").strip()
-        if not self._key.isascii():
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not key.isascii():
             raise UserError(f"{KEY_VARIABLE}: holds characters that no key has: set it again")
-        self._headers = {} if self._key else {"Authorization": Omit()}
+        self._secrets, self._user = (key, *server.secrets), server.authorization
+        self._headers = {"Authorization": self._user} if self._user else {} if key else {"Authorization": Omit()}
         try:
             if alive is not None and transport is None:
                 transport = httpx.HTTPTransport(limits=httpx.Limits(max_connections=concurrency))
             self._client = OpenAI(
-                api_key=self._key or "none",
+                api_key=key or "none",
                 base_url=self.url,
+                default_query=server.query,
                 timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS),
                 max_retries=0,
                 http_client=http_client(self.url, concurrency, transport),
@@ -306,9 +311,8 @@ class ServerClient:
             raise UserError(f"--base-url {self.url}: a proxy answers {code}{self._proxy_hint(502)}")
         if code in (401, 403):
             hint = self._proxy_hint(502) if code == 403 else ""
-            raise UserError(
-                f"--base-url {self.url}: the server answers {code}: set {KEY_VARIABLE} to a valid key{hint}"
-            )
+            mend = "correct its user and password" if self._user else f"set {KEY_VARIABLE} to a valid key"
+            raise UserError(f"--base-url {self.url}: the server answers {code}: {mend}{hint}")
 
     def _proxy_hint(self, code: int) -> str:
         proxy = proxy_of(self.url)
@@ -322,13 +326,12 @@ class ServerClient:
         return f"the server cannot be reached ({self._words(reason)}){self._proxy_hint(502)}"
 
     def _words(self, body: Any) -> str:
-        """Return the server's words in one line, without the key."""
+        """Return the server's words in one line, without credentials."""
         if isinstance(body, dict):
             body = body.get("error") or body
             if isinstance(body, dict) and body.get("code") != _NO_CREDIT:
                 body = body.get("message") or body.get("detail") or body
-        words = " ".join(str(body or "").split())
-        return (words.replace(self._key, "***") if self._key else words)[:300]
+        return masked(" ".join(str(body or "").split()), *self._secrets)[:300]
 
 
 def _backoff(tries: int) -> float:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import httpx
 from rich.console import Console
 
+from solopo_nemo.runtime.credentials import masked, masked_command
 from solopo_nemo.runtime.environment import without_ranks
 from solopo_nemo.runtime.errors import RunFault, UserError, require
 from solopo_nemo.runtime.guard import guarded
@@ -83,18 +84,18 @@ def serve_words(command: str) -> list[str]:
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise UserError(f"--serve {command}: cannot be split into words ({error})") from None
+        raise UserError(f"--serve {masked_command(command)}: cannot be split into words ({error})") from None
     for name in ("{model}", "{port}"):
         example = "such as --serve 'vllm serve {model} --port {port}'"
-        require(name in command, f"--serve {command}: needs {name}, {example}")
+        require(name in command, f"--serve {masked_command(command)}: needs {name}, {example}")
     return words
 
 
 def require_program(command: str) -> None:
     """Refuse the command of a server whose program is not on this machine."""
     program = serve_words(command)[0]
-    hint = "(a variable is set by env NAME=VALUE before it)"
-    require(shutil.which(program) is not None, f"--serve {command}: {program} is no program here {hint}")
+    problem = f"--serve {masked_command(command)}: {program} is no program here"
+    require(shutil.which(program) is not None, f"{problem} (a variable is set by env NAME=VALUE before it)")
 
 
 def _free_port() -> int:
@@ -143,4 +144,5 @@ def _words(log: Path) -> str:
         stream.seek(max(0, stream.seek(0, os.SEEK_END) - _LAST_BYTES))
         lines = stream.read().decode(errors="replace").split("\n")
     last = [" ".join(line.split()) for line in lines if line.strip()][-_LAST_LINES:]
-    return f"{' / '.join(last) or 'it said nothing'} (log: {log})"
+    said = masked(" / ".join(last), os.environ.get("OPENAI_API_KEY", "").strip())
+    return f"{said or 'it said nothing'} (log: {log})"

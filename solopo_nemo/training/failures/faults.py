@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from solopo_nemo.runtime.credentials import masked
 from solopo_nemo.runtime.errors import RunFault, UserError
 from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.training.checkpoints.files import last_saved
@@ -67,12 +68,12 @@ class FaultFiles:
         """Writes a fault, unless this rank has written one. If the folder cannot be written, it is printed instead."""
         if fault.rank in self.read():  # a hung rank also loses its connections when the others end
             return
-        path = self.log(fault.rank).with_suffix(".fault.json")
+        path, message = self.log(fault.rank).with_suffix(".fault.json"), masked(fault.message)
         try:
             with atomic_text(path) as stream:
-                json.dump(asdict(fault) | {"start": self.start}, stream)
+                json.dump(asdict(fault) | {"message": message, "start": self.start}, stream)
         except OSError:
-            print(f"rank {fault.rank}: {fault.message}", file=sys.stderr)
+            print(f"rank {fault.rank}: {message}", file=sys.stderr)
 
     def read(self) -> dict[int, Fault]:
         """The faults that the ranks of this start have written, by rank."""

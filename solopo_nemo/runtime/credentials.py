@@ -1,0 +1,76 @@
+"""Credentials in addresses and commands: requests use them, messages and files are without them."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import NamedTuple
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+from solopo_nemo.runtime.errors import UserError
+
+_USER = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/?#:\[]*:(?!\d*(?:[/?#\s]|$))\S*@)")
+"""User and password of an address. In the second form the password holds a character that ends them."""
+_QUERY = re.compile(r"(?<=://)([^\s?#'\"]+)[?#][^\s'\"]*?(?=[:;,.)]*(?:[\s'\"]|$))")
+_OPTION = re.compile(
+    r"(--[\w-]*(?i:key|token|password|secret)(?:=|\s+)|\b\w*(?:KEY|TOKEN|PASSWORD|SECRET)=)('[^']*'|\"[^\"]*\"|[^\s'\"]+)"
+)
+_SHORTEST = 4
+"""Characters from which on a part of an address is taken out of a server's words."""
+
+
+class Server(NamedTuple):
+    """The address of a server, and what proves to it who asks.
+
+    Attributes:
+        url: Address without user, password and query.
+        query: Fields of the query, such as a key.
+        authorization: Header of user and password; None without them.
+        secrets: The forms in which a server may repeat them.
+    """
+
+    url: str
+    query: dict[str, str]
+    authorization: str | None
+    secrets: tuple[str, ...]
+
+    @classmethod
+    def of(cls, address: str, option: str) -> Server:
+        """Take an address apart.
+
+        Args:
+            address: `http://user:password@host:port/path?key=value`; user, password, port and query may be missing.
+            option: The option that gives it, for messages.
+
+        Raises:
+            UserError: It is no address of HTTP.
+        """
+        shown = masked(address) if "://" in address else address.rpartition("@")[2]
+        try:
+            parts = urlsplit(address)
+            port = parts.port
+        except ValueError:
+            parts, port = urlsplit(""), None
+        host = parts.netloc.rpartition("@")[2]
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+            hint = "; write / ? # @ in a password as %2F %3F %23 %40" if shown != address else ""
+            raise UserError(f"{option} {shown}: not an address such as http://127.0.0.1:8000/v1{hint}")
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        code = base64.b64encode(f"{user}:{password}".encode()).decode() if user or password else ""
+        forms = [form for text in (password or user, *query.values()) for form in (text, quote(text, safe=""))]
+        secrets = tuple(form for form in (code, *forms) if len(form) >= _SHORTEST)
+        url = f"{parts.scheme}://{host}{parts.path}".rstrip("/")
+        return cls(url, query, f"Basic {code}" if code else None, secrets)
+
+
+def masked(text: str, *secrets: str) -> str:
+    """Return a text whose addresses have no user, password and query, and with `***` for each of some secrets."""
+    for secret in filter(None, sorted(secrets, key=len, reverse=True)):
+        text = text.replace(secret, "***")
+    return _QUERY.sub(r"\1", _USER.sub("", text))
+
+
+def masked_command(text: str) -> str:
+    """Return a command in words like :func:`masked`, with `***` for values of `--api-key`, `HF_TOKEN=` and the like."""
+    return masked(_OPTION.sub(r"\1***", text))
