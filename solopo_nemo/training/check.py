@@ -25,11 +25,13 @@ from solopo_nemo.config.world import own_world
 from solopo_nemo.data.triplets import read_triplets
 from solopo_nemo.planning import GPU, Machine, Run, is_known, memory
 from solopo_nemo.runtime import cli
+from solopo_nemo.runtime.credentials import masked
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.training.checkpoints.files import step_of
-from solopo_nemo.training.checks import CHECKS, EVERYWHERE, Start
+from solopo_nemo.training.checks import CHECKS, EVERYWHERE
 from solopo_nemo.training.failures.memory_advice import longest_lengths, own_machine, shortage
 from solopo_nemo.training.output_lock import OutputLock
+from solopo_nemo.training.start import Start
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Findings:
         """Prints warnings, problems and summary, and returns the exit code: 0, or 2 if there are problems."""
         for kind, lines in (("warning", self.warnings), ("error", self.problems)):
             for line in lines:
-                print(f"{kind}: {' '.join(line.split())}")
+                print(f"{kind}: {masked(' '.join(line.split()))}")
         print(self.summary)
         return cli.EXIT_USER_ERROR if self.problems else 0
 

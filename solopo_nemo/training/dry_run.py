@@ -20,9 +20,10 @@ from solopo_nemo.runtime import cli, device, logs
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, check_writable
 from solopo_nemo.runtime.units import token_count
-from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
+from solopo_nemo.training.checks import EVERYWHERE, check_all
 from solopo_nemo.training.failures.memory_advice import of_sample
 from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.start import Start
 
 if TYPE_CHECKING:
     from solopo_nemo.families.description import ModelDescription

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from solopo_nemo.config.schema import load_config
 from solopo_nemo.runtime import cli
 from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
+from solopo_nemo.training.checks import EVERYWHERE, check_all
+from solopo_nemo.training.start import Start
 
 
 def main(arguments: Sequence[str]) -> None:

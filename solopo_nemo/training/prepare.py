@@ -27,7 +27,7 @@ from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 from solopo_nemo.training.paths import Paths
 
 if TYPE_CHECKING:
-    from solopo_nemo.training.checks import Start
+    from solopo_nemo.training.start import Start
 
 logger = logging.getLogger("solopo_nemo")
 

@@ -121,9 +121,10 @@ def _adapters(spec: StepSpec) -> list[str]:
 def _own(spec: StepSpec, material: Material, run: Path) -> dict[str, Any]:
     from solopo_nemo.config.schema import load_config
     from solopo_nemo.data.prepared import load_prepared
-    from solopo_nemo.training.checks import EVERYWHERE, Start, check_all, prepare
+    from solopo_nemo.training.checks import EVERYWHERE, check_all, prepare
     from solopo_nemo.training.paths import Paths
     from solopo_nemo.training.report.rows import read_metrics
+    from solopo_nemo.training.start import Start
 
     make_checkpoint(material)
     overrides = overrides_of(spec, material, run / "out")

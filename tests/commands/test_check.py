@@ -26,6 +26,7 @@ from solopo_nemo.training.launch import run_recipe
 from solopo_nemo.training.output_lock import OutputLock
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.reference_cache import ReferenceCache, cache_key
+from solopo_nemo.training.start import Start
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["data.builtin.samples=20", "evaluation.name=none", "trainer.global_batch=8", "trainer.micro_batch=1"]
@@ -139,7 +140,7 @@ def test_a_run_that_goes_on_needs_its_reference_scores(
     check: Callable[..., Findings], words: list[str], tmp_path: Path
 ) -> None:
     paths, config = Paths(tmp_path / "out"), load_config("solo_dpo", words)
-    begun = checks.Start(config, 1)
+    begun = Start(config, 1)
     fingerprint, ids = begun.prepared.fingerprint, begun.prepared.dataset["id"]
     save_config(config, paths.config)
     (paths.checkpoints / "step_000002").mkdir(parents=True)
@@ -199,7 +200,7 @@ def test_a_refused_model_on_the_hub_is_left_there_by_a_run(tmp_path: Path, monke
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     config = load_config("solo_dpo", ["model=custom", "model.init=some/model", f"output_dir={tmp_path / 'out'}"])
     with pytest.raises(UserError, match="it reads images too"):
-        checks.check_all(checks.Start(config, 1), checks.CHECKS)
+        checks.check_all(Start(config, 1), checks.CHECKS)
 
 
 def test_the_command_and_the_key_are_one(words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ from solopo_nemo.families.hf import copy_template
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 from solopo_nemo.runtime.warn import say_once
-from solopo_nemo.training.checks import Start
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.prepare import keep_date
+from solopo_nemo.training.start import Start
 
 DAY = datetime.date(2026, 3, 5)
 MESSAGES = [{"role": "user", "content": "Which day is it? 5 %d%%"}]

@@ -142,7 +142,8 @@ def test_what_every_run_on_a_gpu_needs(
     given: list[str], engine: str | None, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the checks of a start, as a run goes through them on every rank before any work."""
-    from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
+    from solopo_nemo.training.checks import EVERYWHERE, check_all
+    from solopo_nemo.training.start import Start
 
     monkeypatch.setattr(Installed, "here", classmethod(lambda cls: cls(engine)))
     monkeypatch.setattr(device, "cuda", lambda: True)  # on a machine without, the planned set counts

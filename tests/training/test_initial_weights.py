@@ -14,6 +14,7 @@ from solopo_nemo.config.schema import load_config
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL
 from solopo_nemo.training import checks
+from solopo_nemo.training import start as inputs
 from solopo_nemo.training.checkpoints.files import saved_checkpoints
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.prepare import import_weights
@@ -34,7 +35,7 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
     """A model, an output folder, and what was imported and hashed."""
     seen = SimpleNamespace(model=tmp_path / "model", paths=Paths(tmp_path / "run"), imports=0, hashes=0)
     write(seen.model, "first")
-    hash_weights = checks.hash_weights
+    hash_weights = inputs.hash_weights
 
     def count_import(source: Path, destination: Path, **_: Any) -> None:
         destination.mkdir(parents=True)
@@ -47,12 +48,12 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
     monkeypatch.setattr("solopo_nemo.nemo_model.convert.import_hf", count_import)
 
     def start() -> None:
-        begun = checks.Start(config, 1)
+        begun = inputs.Start(config, 1)
         vars(begun)["settled"] = saved_checkpoints(seen.paths.checkpoints)
-        checks._check_same_weights(begun)
+        begun.check_same_weights()
         import_weights(begun)
 
-    monkeypatch.setattr(checks, "hash_weights", count_hash)
+    monkeypatch.setattr(inputs, "hash_weights", count_hash)
     config = load_config("solo_dpo", [f"model.init={seen.model}", f"output_dir={seen.paths.output}"])
     seen.start = start
     return seen
@@ -111,7 +112,7 @@ def test_other_weights_are_refused_where_a_run_goes_on(imported: SimpleNamespace
 
 
 def test_scores_that_other_weights_lack_are_no_fault_of_their_own(tmp_path: Path) -> None:
-    begun = checks.Start(load_config("solo_dpo", [f"output_dir={tmp_path}"]), 1)
+    begun = inputs.Start(load_config("solo_dpo", [f"output_dir={tmp_path}"]), 1)
     vars(begun)["settled"] = [tmp_path / "checkpoints" / "step_000001"]
     begun.refused["same_run"] = UserError("other weights")
     with pytest.raises(UserError, match="other weights"):

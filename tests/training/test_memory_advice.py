@@ -13,9 +13,10 @@ from solopo_nemo.config.schema import load_config
 from solopo_nemo.planning.shape import named_shapes
 from solopo_nemo.runtime import device
 from solopo_nemo.runtime.errors import RunFault
-from solopo_nemo.training.checks import CHECKS, Start, check_all
+from solopo_nemo.training.checks import CHECKS, check_all
 from solopo_nemo.training.failures.faults import FaultFiles, as_run_fault
 from solopo_nemo.training.failures.memory_advice import memory_advice
+from solopo_nemo.training.start import Start
 
 
 def told(error: BaseException, output: Path, world: int, model: str = "Qwen/Qwen2.5-7B-Instruct") -> str:

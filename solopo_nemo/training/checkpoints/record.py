@@ -28,7 +28,7 @@ from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.prepare import source_states
 
 if TYPE_CHECKING:
-    from solopo_nemo.training.checks import Start
+    from solopo_nemo.training.start import Start
 
 COMPUTATION = 1
 """Version of the computation of a step. Increase it with a change of the code that gives another loss, gradient, update
