@@ -97,7 +97,7 @@ def test_bad_input(
         return loaded[-1]
 
     monkeypatch.setattr(checks, "import_weights", begun)
-    monkeypatch.setattr(ranks, "start_ranks", lambda _: nullcontext(begun))
+    monkeypatch.setattr(ranks, "start_ranks", lambda *_: nullcontext(begun))
     monkeypatch.setattr(launch, "load_config", load)
     loaded: list[RunConfig] = []
     case = CASES[name]

@@ -8,7 +8,7 @@ import logging
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.preparation import SharedPreparation
 
 if TYPE_CHECKING:
-    from solopo_nemo.training.checks import Start
+    from solopo_nemo.training.start import Start
 
 logger = logging.getLogger("solopo_nemo")
 
@@ -97,8 +97,10 @@ def _run_here(config: RunConfig, only_reference: bool, run_ranks: StartRanks | N
         _push(config)
         return 0
     given = run_ranks and partial(run_ranks, local_world(config), config.output)
-    with nullcontext(given) if given else start_ranks(config) as ranks:
-        from solopo_nemo.training.checks import EVERYWHERE, Start, check_all  # seconds, while the ranks import NeMo
+    early = only_reference or not _seems_trained(config)
+    with nullcontext(given) if given else start_ranks(config, early) as ranks:
+        from solopo_nemo.training.checks import EVERYWHERE, check_all  # seconds, while the ranks import NeMo
+        from solopo_nemo.training.start import Start
 
         start = Start(config, local_world(config), only_reference=only_reference)
         check_all(start, EVERYWHERE)
@@ -123,7 +125,8 @@ def _run_rank(config: RunConfig, only_reference: bool) -> int:
             _prepare_once(start)
 
         if not environment.started_here():  # else the starter checks
-            from solopo_nemo.training.checks import EVERYWHERE, Start, check_all
+            from solopo_nemo.training.checks import EVERYWHERE, check_all
+            from solopo_nemo.training.start import Start
 
             start = Start(config, environment.world_size(), only_reference=only_reference)
             check_all(start, EVERYWHERE)
@@ -157,6 +160,17 @@ def _run_rank_owning(config: RunConfig, only_reference: bool, prepare: Callable[
         with stopping_at_once():
             _finish(config)
     return 0
+
+
+def _seems_trained(config: RunConfig) -> bool:
+    """Whether an earlier start has saved its last step. The preparation may still refuse that run or its checkpoint."""
+    paths = Paths(config.output)
+    saved = saved_checkpoints(paths.checkpoints)
+    if config.trainer.resume == "never" or not saved:
+        return False
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return bool(step_of(saved[-1]) >= json.loads(paths.record.read_text(encoding="utf-8"))["steps"])
+    return False
 
 
 def _trained(config: RunConfig) -> bool:
@@ -273,7 +287,7 @@ def _measure_accuracy(config: RunConfig, policy: Path | None) -> None:
 
 def _initial_model(config: RunConfig) -> Path | None:
     """The folder of ``model.init``; ``None``, with a warning, if its weights have changed since the run's start."""
-    from solopo_nemo.training.checks import Start
+    from solopo_nemo.training.start import Start
 
     start = Start(config, 1)
     try:

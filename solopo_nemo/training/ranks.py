@@ -2,7 +2,8 @@
 
 The agent runs in a thread. So the ranks of ``python recipes/...`` import NeMo while their starter prepares the run:
 
-1. :func:`start_ranks` starts the ranks, and the process that converts the weights. All import NeMo at once.
+1. :func:`start_ranks` starts the ranks, and the process that converts the weights. All import NeMo at once. A run that
+   seems to be trained gets its ranks only if the starter asks for them.
 2. The starter checks and tokenizes. Its conversion runs in the process that has imported NeMo meanwhile.
 3. The ranks wait for the outcome (:mod:`solopo_nemo.training.preparation`). They are killed if the starter refuses the
    run, and end by themselves if it is killed.
@@ -57,19 +58,20 @@ def import_nemo(_: Progress = unseen) -> None:
 
 
 @contextmanager
-def start_ranks(config: RunConfig) -> Iterator[Wait]:
+def start_ranks(config: RunConfig, early: bool = True) -> Iterator[Wait]:
     """Runs this process's command again as the ranks of a job on this host, which wait for the preparation.
 
     Args:
         config: configuration of the run.
+        early: start them at once, and not when they are first waited for.
 
     Yields:
         The function that waits for them: 0, or 75 if they have saved and stopped. It raises a UserError or RunFault
         with the reason why they failed.
     """
-    with ExitStack() as early:
+    with ExitStack() as converter, ExitStack() as job:
         if not Paths(config.output).initial.exists():
-            early.enter_context(ready(import_nemo))
+            converter.enter_context(ready(import_nemo))
         from torch.distributed.launcher.api import LaunchConfig
 
         count, start = local_world(config), uuid.uuid4().hex
@@ -95,14 +97,17 @@ def start_ranks(config: RunConfig) -> Iterator[Wait]:
             written = Paths(config.output).config
             return job_fault(files, count, ended, lambda: memory_advice(read_config(written), count))
 
-        # the command may be a script, solopo, or python -m
-        with begin_ranks(launch, sys.executable, sys.orig_argv[1:], report) as ranks:
+        def begin() -> Wait:
+            # the command may be a script, solopo, or python -m
+            return job.enter_context(begin_ranks(launch, sys.executable, sys.orig_argv[1:], report))
 
-            def prepared() -> int:
-                early.close()
-                return ranks()
+        begun = begin() if early else None
 
-            yield prepared
+        def prepared() -> int:
+            converter.close()
+            return (begun or begin())()
+
+        yield prepared
 
 
 @contextmanager
