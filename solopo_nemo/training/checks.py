@@ -9,7 +9,6 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from solopo_nemo.config.world import check_context, check_experts, check_pipeline, check_tensor, check_world, layers_of
 from solopo_nemo.families import hf
@@ -24,18 +23,10 @@ from solopo_nemo.training.checkpoints.resume import to_resume_from
 from solopo_nemo.training.checkpoints.selection import check_selection, check_suite
 from solopo_nemo.training.checkpoints.space import check_space
 from solopo_nemo.training.failures.memory_advice import own_machine, shortage
-from solopo_nemo.training.prepare import (
-    import_weights,
-    keep_date,
-    length_in_words,
-    seen_samples,
-)
+from solopo_nemo.training.prepare import import_weights, keep_date, length_in_words, seen_samples
 from solopo_nemo.training.publish import check_publishing
 from solopo_nemo.training.reference_cache import ReferenceCache, cache_key
 from solopo_nemo.training.start import Start
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger("solopo_nemo")
 
