@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from solopo_nemo.config.world import check_context, check_experts, check_pipeline, check_tensor, check_world, layers_of
+from solopo_nemo.data.triplets import read_triplets
 from solopo_nemo.families import hf
 from solopo_nemo.families.hf import is_checkpoint
 from solopo_nemo.families.weights import find_weights
@@ -55,10 +56,15 @@ def _check_context(start: Start) -> None:
         logger.info("layers: %s (%s)", layers.name, layers.why)
 
 
-def _check_weights(start: Start) -> None:
-    if is_checkpoint(start.described):
+def _check_first_sample(start: Start) -> None:
+    if start.config.data.train != "builtin":
+        next(read_triplets(start.train, start.needs))
+
+
+def _check_weights(start: Start, on_hub: bool) -> None:
+    if on_hub != start.on_hub or is_checkpoint(start.described):
         return
-    if start.scratch and not Path(start.config.model.init).is_dir() and not list(start.source.glob("*.safetensors")):
+    if start.scratch and on_hub and not list(start.source.glob("*.safetensors")):
         logger.warning("model.init=%s: the run downloads the weights; they are not checked", start.config.model.init)
     else:
         find_weights(start.source, start.model)
@@ -106,13 +112,14 @@ CHECKS: tuple[Check, ...] = (
     lambda start: start.settled,
     lambda start: check_publishing(start.config),
     lambda start: check_writable(start.config.output, "output_dir", make=start.scratch is None),
+    _check_first_sample,
     _check_origin,
     lambda start: check_tensor(start.config.parallel, start.model),
     lambda start: check_experts(start.config, start.model, start.on_gpu),
     lambda start: check_pipeline(start.config.parallel, start.model),
     _check_context,
     lambda start: check_space(start.config, start.model, start.bf16, saved=len(start.saved)),
-    _check_weights,
+    lambda start: _check_weights(start, on_hub=False),
     lambda start: initial_adapter(start.config, start.model),
     lambda start: start.check_same_weights(),
     lambda start: start.tokenizer,
@@ -123,8 +130,10 @@ CHECKS: tuple[Check, ...] = (
     _check_reference,
     lambda start: check_space(start.config, start.model, start.bf16, start.steps, len(start.saved)),
     _check_selection,
+    lambda start: _check_weights(start, on_hub=True),
 )
-"""The further checks of the owner of the output folder, in this order, before any weight is read."""
+"""The further checks of the owner of the output folder, in this order, before any weight is read. The first sample is
+read before a model on the hub is asked for, and its weights are downloaded after all other checks."""
 
 
 def check_all(start: Start, checks: Iterable[Check]) -> None:

@@ -83,6 +83,11 @@ class Start:
         """:attr:`settled`, or an empty list if the output folder was refused."""
         return [] if "settled" in self.refused else self.settled
 
+    @property
+    def on_hub(self) -> bool:
+        """Whether ``model.init`` names a model on the hub."""
+        return self.config.model.init != "builtin" and not Path(self.config.model.init).exists()
+
     @once
     def described(self) -> Path:
         """The local folder of ``model.init``; of a model on the hub without weights, as it may be refused."""

@@ -203,6 +203,30 @@ def test_a_refused_model_on_the_hub_is_left_there_by_a_run(tmp_path: Path, monke
         checks.check_all(Start(config, 1), checks.CHECKS)
 
 
+@pytest.mark.parametrize(
+    ("row", "asked"), [(None, 0), ({**ROW, "chosen": 3}, 0), ({**ROW, "prompt_long": "a " * 9999}, 1), (ROW, 2)]
+)
+def test_the_data_are_checked_before_weights_are_downloaded(
+    row: dict[str, Any] | None, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unreadable first row is refused before the hub is asked, any other fault before it is asked for weights."""
+    downloads: list[list[str]] = []
+
+    def download(name: str, allow_patterns: list[str], **_: Any) -> str:
+        downloads.append(allow_patterns)
+        if "*.safetensors" in allow_patterns:
+            raise UserError("the weights are downloaded")
+        return str(folder)
+
+    folder = shutil.copytree(EMBEDDED_MODEL, tmp_path / "hub", ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    data = f"data.train={tmp_path / 'none.jsonl'}" if row is None else rows(tmp_path / "rows.jsonl", row)
+    words = ["model=custom", "model.init=some/model", data, f"output_dir={tmp_path / 'out'}", "data.max_tokens=4096"]
+    with pytest.raises(UserError, match="weights are downloaded" if asked == 2 else r"\.jsonl"):
+        checks.check_all(Start(load_config("solo_dpo", words), 1), checks.CHECKS)
+    assert len(downloads) == asked
+
+
 def test_the_command_and_the_key_are_one(words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert dispatch(["check", "sft", *words, "--gpus", "2", "--json"]) == 0
     ready, summary = capsys.readouterr().out.splitlines()[-2:]
