@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     shape = load_shape(config.model.init, config.model.rope_scaling)
     check_world(config, machine.gpus)
     check_model(config, shape, on_gpu=True)
-    window = config.data.max_tokens or shape.max_position_embeddings
+    window = config.data.max_tokens or shape.window
     long = given.length or max(window - given.response, 1)
     lengths = Lengths(long, min(given.short, long), given.response, given.rejected)
     counted = None if given.samples else count_samples(config)

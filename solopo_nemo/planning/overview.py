@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.planning.advice import advise
 from solopo_nemo.planning.run import GPU, Run
-from solopo_nemo.planning.search import RECOMPUTE, Plan, longest, search, valid_layouts, with_layout
+from solopo_nemo.planning.search import LONGEST, RECOMPUTE, Plan, longest, search, valid_layouts, with_layout
 from solopo_nemo.planning.shape import ModelShape
 from solopo_nemo.planning.step_time import Machine
 from solopo_nemo.planning.traced import is_known
@@ -29,9 +29,11 @@ class Overview:
         machine: GPUs and assumptions.
         plan: plan of the configured layout.
         advice: configuration changes with which it fits; ``None`` if it fits already.
-        longest: longest long prompt in tokens at the configured layout; 0 if none fits.
+        longest: longest long prompt in tokens at the configured layout, by its memory and by the model's window; 0 if
+            none fits.
         best: plans that fit at these lengths, fastest first.
-        furthest: longest long prompt in tokens at any layout, and its plan; ``None`` if none fits.
+        furthest: longest long prompt in tokens at any layout, by memory and window, and its plan; ``None`` if none
+            fits.
         samples: samples in an epoch.
         epoch: what an epoch is of, such as ``5,000 samples of data.train``.
         traced: dry run of the first of ``best``, where it was asked for.
@@ -48,17 +50,23 @@ class Overview:
     traced: DryRun | None = None
     epoch: str = ""
 
+    def limit(self, long: int) -> str:
+        """What bounds a longest long prompt: ``window`` (of the model, with its rope scaling) or ``memory``."""
+        return "window" if long == _in_window(self.plan.run.shape, self.lengths) else "memory"
+
     def as_json(self) -> dict[str, Any]:
         """The values as plain JSON data."""
         furthest = None
         if self.furthest:
-            furthest = {"long": self.furthest[0], **self.furthest[1].as_json()}
+            long, plan = self.furthest
+            furthest = {"long": long, "limit": self.limit(long), **plan.as_json()}
         return {
             "lengths": dataclasses.asdict(self.lengths),
             "machine": dataclasses.asdict(self.machine),
             "configured": {**self.plan.as_json(), "epoch_hours": round(self.plan.hours(self.samples), 3)},
             "advice": self.advice,
             "longest": self.longest,
+            "longest_limit": self.limit(self.longest),
             "best": [{**plan.as_json(), "epoch_hours": round(plan.hours(self.samples), 3)} for plan in self.best],
             "furthest": furthest,
             "samples": self.samples,
@@ -97,27 +105,38 @@ def overview(
         machine=machine,
         plan=plan,
         advice=advice,
-        longest=longest(config, run, lengths, machine),
+        longest=min(longest(config, run, lengths, machine), _in_window(shape, lengths)),
         best=tuple(search(config, shape, lengths, machine, optimizer)[:best]),
-        furthest=furthest(config, shape, lengths, machine, optimizer),
+        furthest=furthest(config, shape, lengths, machine, optimizer, _in_window(shape, lengths)),
         samples=samples,
     )
 
 
 def furthest(
-    config: RunConfig, shape: ModelShape, shorter: Lengths, machine: Machine, optimizer: str = "sharded"
+    config: RunConfig,
+    shape: ModelShape,
+    shorter: Lengths,
+    machine: Machine,
+    optimizer: str = "sharded",
+    within: int = LONGEST,
 ) -> tuple[int, Plan] | None:
-    """The longest long prompt in tokens that fits at any valid layout, and the fastest plan with that length."""
+    """The longest long prompt, of at most ``within`` tokens, that fits at any valid layout, and its fastest plan."""
     most = 0
     for layout in valid_layouts(config, shape, machine.gpus, machine.gpus_per_node):
         smallest = with_layout(config, layout, recompute=RECOMPUTE[-1])
         run = Run.of(smallest, shape, shorter, machine.gpus, GPU, optimizer)
-        if is_known(run):
+        if most < within and is_known(run):
             most = longest(config, run, shorter, machine, above=most)
+    most = min(most, within)
     if not most:
         return None
     plans = search(config, shape, dataclasses.replace(shorter, long=most), machine, optimizer)
     return (most, plans[0]) if plans else None
+
+
+def _in_window(shape: ModelShape, lengths: Lengths) -> int:
+    """Tokens of the long prompt with which the longest sequence fills the model's window."""
+    return max(shape.window - lengths.response, 0)
 
 
 def count_samples(config: RunConfig) -> int | None:

@@ -40,9 +40,8 @@ def print_overview(found: Overview, recipe: str, model: str, console: Console) -
         console.print(f"[bold green]fits[/bold green], {_times(found.plan, found)}")
     else:
         console.print(f"[bold red]does not fit[/bold red]; {found.advice}")
-    console.print(
-        f"longest long prompt at this layout: {found.longest:,} tokens" if found.longest else "no length fits"
-    )
+    reached = f"longest long prompt at this layout: {found.longest:,} tokens, {_limit(found, found.longest)}"
+    console.print(reached if found.longest else "no length fits")
     if found.best:
         console.print(_best(found).terminal())
         if traced := found.traced:
@@ -54,10 +53,17 @@ def print_overview(found: Overview, recipe: str, model: str, console: Console) -
         console.print("no layout of these GPUs fits at this length")
     if found.furthest:
         long, plan = found.furthest
-        console.print(f"longest long prompt at any layout: {long:,} tokens ({plan.run.layout}, {plan.run.recompute})")
-    window = run.shape.max_position_embeddings
+        where = f"{plan.run.layout}, {plan.run.recompute}"
+        console.print(f"longest long prompt at any layout: {long:,} tokens, {_limit(found, long)} ({where})")
+    window = run.shape.window
     if found.lengths.long + found.lengths.response > window:
         console.print(f"note: longer than the model's window of {window:,} tokens: model.rope_scaling extends it")
+
+
+def _limit(found: Overview, long: int) -> str:
+    if found.limit(long) == "memory":
+        return "by memory"
+    return "by the model's window, which model.rope_scaling extends"
 
 
 def _parts(plan: Plan) -> Table:

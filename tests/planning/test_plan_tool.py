@@ -32,7 +32,8 @@ def answer(main: Main, capsys: pytest.CaptureFixture[str], *arguments: str) -> d
 def test_everything_is_answered_without_a_model_folder(
     main: Main, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    layout = ["model=qwen2_5_7b", "parallel.tensor=4", "parallel.sequence=true"]
+    longer = "model.rope_scaling={type: yarn, factor: 32.0}"
+    layout = ["model=qwen2_5_7b", "parallel.tensor=4", "parallel.sequence=true", longer]
     found = answer(main, capsys, *layout, "--gpus", "16", "--length", "256K", "--plot", str(tmp_path / "plan.png"))
     assert found["lengths"]["long"] == 262144
     assert not found["configured"]["fits"]
@@ -50,6 +51,36 @@ def test_solopo_beside_vanilla_and_a_shorter_context_beside_a_longer(
     assert answer(main, capsys, "solo_dpo", *common, "objective.alpha=auto", "--length", "32K") == solo
     assert solo["configured"]["step_seconds"] < vanilla["configured"]["step_seconds"]
     assert solo["longest"] > vanilla["longest"]
+
+
+@pytest.mark.parametrize(
+    ("scaling", "memory", "limits"),
+    [
+        ((), 80, ("window", "window")),
+        (("model.rope_scaling={type: yarn, factor: 4.0}",), 60, ("memory", "window")),
+        (("model.rope_scaling={type: yarn, factor: 64.0}",), 60, ("memory", "memory")),
+        (("model.rope_scaling={type: linear, factor: 2.0}",), 80, ("window", "window")),
+    ],
+)
+def test_the_longest_prompt_is_that_of_memory_or_window(
+    scaling: tuple[str, ...],
+    memory: int,
+    limits: tuple[str, str],
+    main: Main,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    layout = ["model=qwen2_5_7b", "parallel.tensor=4", "parallel.sequence=true", *scaling]
+    arguments = [*layout, "--gpus", "8", "--gpu-memory", str(memory), "--response", "256"]
+    main(arguments)
+    shown = " ".join(capsys.readouterr().out.split())
+    found = answer(main, capsys, *arguments)
+    window = 32768 * round(float(scaling[0].split()[-1].rstrip("}"))) if scaling else 32768
+    assert (found["longest_limit"], found["furthest"]["limit"]) == limits
+    for limit, long in zip(limits, (found["longest"], found["furthest"]["long"]), strict=True):
+        assert (long == window - 256) == (limit == "window") and long <= window - 256
+        by = "by memory" if limit == "memory" else "by the model's window"
+        assert f"{long:,} tokens, {by}" in shown
+    assert found["furthest"]["fits"]
 
 
 def test_samples_come_from_the_data_where_they_are_at_hand(
