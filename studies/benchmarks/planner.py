@@ -7,8 +7,9 @@ usage: python studies/benchmarks/planner.py table
 
 `table` writes docs/planning.md, its JSON (layouts, public figures) and its plot. `trace` adds traced peaks
 (dry_run=true) to the layouts there, one after the other; what is traced already is not traced again, so that it may be
-stopped at any time. `steps` makes the planner's formulas anew (solopo_nemo/assets/traced_steps.json, some 6 minutes),
-after a change of what layers, head or schedule hold. `check` trains every configuration of planner_check.py in new
+stopped at any time. For both, a peak of a program with other formulas is not traced. `steps` makes the planner's
+formulas anew (solopo_nemo/assets/traced_steps.json, some 6 minutes), after a change of what layers, head or schedule
+hold. `check` trains every configuration of planner_check.py in new
 processes on this machine, and writes measured, predicted and traced peaks to --out, from which docs/performance.md is
 generated. Runs in --out are not measured again; predictions and traces are always made again. The exit code is 1 if a
 prediction differs from the measurement by more than 10 %.
@@ -63,7 +64,8 @@ def _table() -> int:
 def _trace() -> int:
     results, figures = Results.read(LAYOUTS), Results.read(PUBLIC)
     for cell, long in track(planning.to_trace(results.runs), "tracing"):
-        cell["plans"][str(long)][planning.TRACED] = planning.traced_peak(cell, long)
+        peak = {planning.TRACED: planning.traced_peak(cell, long), planning.FORMULAS: planning.formulas()}
+        cell["plans"][str(long)] |= peak
         results.save()
         planning.write_document(results, figures, planning.DOCUMENT)
     return 0

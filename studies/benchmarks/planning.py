@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from solopo_nemo.planning.overview import furthest
 from solopo_nemo.planning.search import Plan, search
 from solopo_nemo.planning.shape import load_shape
 from solopo_nemo.planning.step_time import Machine
+from solopo_nemo.planning.traced import STEPS
 from solopo_nemo.planning.workload import Lengths
 from studies.benchmarks import public
 from studies.paths import ASSETS, DOCS
@@ -43,6 +45,8 @@ LONG = tuple(2**i * 1024 for i in range(5, 11))
 SHORT, RESPONSE, SAMPLES = 1024, 128, 5000
 TRACED = "traced_gib"
 """Key of a plan whose peak was traced."""
+FORMULAS = "traced_formulas"
+"""Key beside it: the :func:`formulas` of the program that traced it."""
 CHART = Chart("longest", "Longest long prompt that fits", "")
 
 Cell = dict[str, Any]
@@ -82,25 +86,36 @@ def traced_peak(cell: Cell, long: int) -> float:
     return round(trace_layout(config, shape, layout, plan["recompute"], lengths, cell["gib"]).peak_gib, 2)
 
 
+@cache
+def formulas() -> str:
+    """Hash of the planner's formulas, which are made anew after each change of what a step holds."""
+    return hashlib.sha256(STEPS.read_bytes()).hexdigest()[:16]
+
+
+def _is_traced(plan: dict[str, Any]) -> bool:
+    """Whether a plan has a traced peak, of a program with the present formulas."""
+    return TRACED in plan and plan.get(FORMULAS) == formulas()
+
+
 def to_trace(cells: Sequence[Cell]) -> list[tuple[Cell, int]]:
     """The arguments of :func:`traced_peak` for SoLo-DPO's plans without a traced peak, the smallest runs first."""
     found = [
         (cell, long)
         for cell in cells
         for long in LONG
-        if cell["recipe"] == "SoLo-DPO" and (plan := cell["plans"][str(long)]) and TRACED not in plan
+        if cell["recipe"] == "SoLo-DPO" and (plan := cell["plans"][str(long)]) and not _is_traced(plan)
     ]
     return sorted(found, key=lambda item: item[0]["gib"] * item[0]["gpus"] * item[1])
 
 
 def keep_traces(cells: Sequence[Cell], before: Sequence[Cell]) -> None:
-    """Copy traced peaks to the plans of ``cells`` whose layout is that of ``before``."""
+    """Copy traced peaks with the present formulas to the plans of ``cells`` whose layout is that of ``before``."""
     old = {place(cell): cell["plans"] for cell in before}
     for cell in cells:
         for long, plan in cell["plans"].items():
             was = old.get(place(cell), {}).get(long) or {}
-            if plan and TRACED in was and all(plan[key] == was[key] for key in ("layout", "recompute")):
-                plan[TRACED] = was[TRACED]
+            if plan and _is_traced(was) and all(plan[key] == was[key] for key in ("layout", "recompute")):
+                plan |= {key: was[key] for key in (TRACED, FORMULAS)}
 
 
 def all_cells() -> Iterator[tuple[str, str, int, int]]:

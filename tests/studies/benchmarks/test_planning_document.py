@@ -11,7 +11,7 @@ import torch
 from zygote import forking
 
 from studies.benchmarks import planning, public
-from studies.benchmarks.planning import DOCUMENT, RESULTS, TRACED, write_document
+from studies.benchmarks.planning import DOCUMENT, FORMULAS, RESULTS, TRACED, write_document
 from studies.results import Results
 
 LAYOUTS, PUBLIC = (Results.read(RESULTS / name) for name in ("layouts.json", "public.json"))
@@ -54,14 +54,22 @@ def test_a_traced_peak_stays_with_its_layout_alone_and_is_not_traced_again() -> 
     for plan in cell["plans"].values():
         if plan:
             plan.pop(TRACED, None)
+            plan.pop(FORMULAS, None)
     assert planning.to_trace([cell])[:2] == [(cell, 32 * 1024), (cell, 64 * 1024)]  # the smallest runs first
-    again, other = copy.deepcopy(cell), copy.deepcopy(cell)
-    cell["plans"]["32768"][TRACED] = 1.0
+    plain, again, other = (copy.deepcopy(cell) for _ in range(3))
+    cell["plans"]["32768"] |= {TRACED: 1.0, FORMULAS: planning.formulas()}
     other["plans"]["32768"]["recompute"] = "changed"
     planning.keep_traces([again, other], [cell])
     assert again == cell
     assert TRACED not in other["plans"]["32768"]
     assert planning.to_trace([again])[0] == (again, 64 * 1024)
+    for stamp in ({FORMULAS: "other formulas"}, {}):
+        stale = copy.deepcopy(cell)
+        del stale["plans"]["32768"][FORMULAS]
+        stale["plans"]["32768"] |= stamp
+        assert planning.to_trace([stale])[0] == (stale, 32 * 1024)
+        planning.keep_traces([now := copy.deepcopy(plain)], [stale])
+        assert now == plain
 
 
 def _trace(_: int, out: str, place: Any, long: int) -> None:
