@@ -137,7 +137,11 @@ def _of_experts(peft: PeftConfig) -> list[str]:
 
 
 def _check_expert_optimizer(config: RunConfig, experts: Experts) -> None:
-    """Megatron has an optimizer for the experts and one for all else, and cannot save one that is empty on a stage."""
+    """Megatron has an optimizer for the experts and one for all else, and cannot save one that is empty on a stage.
+
+    It goes by a parameter's mark ``allreduce``, whatever layer has it (optimizer/__init__.py:165). One that is empty on
+    every stage is dropped.
+    """
     peft, stages, layers = config.peft, config.parallel.pipeline, experts.layers
     adapted = peft.modules if peft.on else ()
     targets = _of_experts(peft) if peft.on else []
@@ -150,10 +154,11 @@ def _check_expert_optimizer(config: RunConfig, experts: Experts) -> None:
         f"parallel.pipeline={stages}: a stage would have no layer with experts (mlp_only_layers, decoder_sparse_step), "
         "and Megatron's optimizer cannot save such a stage; take fewer stages",
     )
+    alone = {all(part) for part in parts}
     require(
-        not peft.on or len(targets) < len(adapted) or not any(all(part) for part in parts),
-        f"peft.targets=[{','.join(adapted)}]: adapters of experts alone are nothing that Megatron's optimizer can "
-        "save; add a module of the attention, such as q_proj",
+        not peft.on or len(targets) < len(adapted) or len(alone) == 1,
+        f"peft.targets=[{','.join(adapted)}]: with parallel.pipeline={stages} a stage has adapters of experts alone, and "
+        "another has more, which Megatron's optimizer cannot save; add a module of the attention, such as q_proj",
     )
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "configure",
     "cuda",
     "current",
+    "drop_empty",
     "fuse_adamw",
     "layer_spec",
     "optimizers_of",
@@ -156,6 +157,18 @@ def layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> Any:
 def optimizers_of(optimizer: Any) -> list[Any]:
     """The parts of a Megatron optimizer: those that it chains, or the optimizer itself."""
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def drop_empty(optimizer: Any) -> None:
+    """Leaves out of a chain the optimizer without parameters: with adapters of experts alone, that of all else.
+
+    Megatron makes it without buffers (distrib_optimizer.py:524) and cannot save it. Ranks have the same groups of
+    parameters (optimizer/__init__.py:181), so that it is empty on all or on none.
+
+    Args:
+        optimizer: Megatron's chain of optimizers.
+    """
+    optimizer.chained_optimizers = [part for part in optimizers_of(optimizer) if not part.is_stub_optimizer]
 
 
 def fuse_adamw(optimizer: Any) -> None:

@@ -12,7 +12,7 @@ from megatron.core import tensor_parallel
 from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER
 from nemo.lightning.io.pl import MegatronCheckpointIO
 
-from solopo_nemo.core.device import fuse_adamw, optimizers_of
+from solopo_nemo.core.device import drop_empty, fuse_adamw, optimizers_of
 from solopo_nemo.core.lora import part_of
 from solopo_nemo.core.scoring import fill_extra_states, keep_what_is_there
 from solopo_nemo.nemo_model import compat
@@ -89,6 +89,7 @@ class SoLoPOStrategy(nl.MegatronStrategy):
         """Creates Megatron's optimizer, with torch's AdamW fused."""
         super().setup_optimizers(trainer)
         if self._setup_optimizers:
+            drop_empty(self._megatron_optimizer())
             fuse_adamw(self._megatron_optimizer())
 
     def _megatron_optimizer(self) -> Any:

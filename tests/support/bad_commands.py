@@ -124,7 +124,7 @@ experts not divisible        | model=custom model.init={bad}/experts parallel.ex
 experts, tokens sent twice   | model=custom model.init={bad}/experts parallel.tensor=2 | parallel.sequence=true
 experts on too few ranks     | model=custom model.init={bad}/experts parallel.expert=4 parallel.data=2 trainer.global_batch=8 | parallel.expert=4
 a stage without experts      | model=custom model.init={bad}/experts_first parallel.pipeline=2 | parallel.pipeline=2: a stage
-adapters of experts alone    | model=custom model.init={bad}/experts peft=lora peft.targets=[up_proj,down_proj] | add a module of the attention
+a stage's adapters of experts alone | model=custom model.init={bad}/experts_then peft=lora peft.targets=[up_proj,down_proj] parallel.pipeline=2 | add a module of the attention
 experts of unequal gathers   | model=custom model.init={bad}/experts parallel.tensor=2 parallel.sequence=true parallel.expert=2 parallel.expert_tensor=2 parallel.data=2 trainer.global_batch=8 | gloo
 adapters of split experts    | model=custom model.init={bad}/experts peft=lora peft.dropout=0.1 parallel.tensor=2 parallel.sequence=true | peft.dropout=0.1
 expert ranks of another type | parallel.expert=two                     | parallel.expert

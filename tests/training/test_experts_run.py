@@ -104,6 +104,23 @@ def test_adapters_of_experts_go_on_to_the_bit_and_peft_loads_them(model: Path, a
         torch.testing.assert_close(one, logits[0], rtol=1e-4, atol=1e-4)
 
 
+def test_adapters_of_experts_alone_go_on_to_the_bit_and_at_another_layout(tmp_path: Path) -> None:
+    """No rank has a parameter for Megatron's optimizer of what are no experts."""
+    from transformers import AutoConfig
+
+    model = tmp_path / "model"
+    config = AutoConfig.for_model("qwen3_moe", **SIZES | MOE | dict(num_hidden_layers=2, max_position_embeddings=4096))
+    make_random(config, model, torch.float32, "5GB")
+    alone = [*LORA, "peft.targets=[gate_proj,up_proj,down_proj]"]
+    whole = trained(model, tmp_path / "whole", "parallel.expert=2", *alone)
+    assert rows(whole)[-1]["rewards/chosen"] != 0
+    again = trained(model, interrupted(whole, tmp_path / "again"), "parallel.expert=2", *alone)
+    assert rows(again) == rows(whole)
+    assert same_files(again / "hf_adapter" / WEIGHTS, whole / "hf_adapter" / WEIGHTS)
+    agree(rows(trained(model, interrupted(whole, tmp_path / "split"), *SPLIT, *alone)), rows(whole))
+    agree(rows(trained(model, interrupted(whole, tmp_path / "stages"), "parallel.pipeline=2", *alone)), rows(whole))
+
+
 def test_adapters_of_experts_go_on_at_another_layout(model: Path, adapted: Path, tmp_path: Path) -> None:
     """From a checkpoint with the experts split, and from the folder, with each expert's channels split."""
     agree(rows(trained(model, interrupted(adapted, tmp_path / "split"), *SPLIT, *LORA)), rows(adapted))
