@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from solopo_nemo.core.head import vocab_parallel_logprob
-from solopo_nemo.core.layers import attention, blockwise
+from solopo_nemo.core.layers import attention, blockwise, experts
 from solopo_nemo.core.layers.packed_kernels import Sequences, attend, attend_backward, slices
 from solopo_nemo.objectives import SEQUENCES, SequenceScores
 from solopo_nemo.runtime import device
@@ -24,6 +24,8 @@ LIMITS = {"fp32": 2e-4, "bf16": 3e-2}
 """Largest norm of a difference, as a part of the norm of what fp64 gives; bf16 keeps 8 bits."""
 LENGTHS, SCALE, DIM = [192, 64, 320], 0.125, 64
 ALONE: Any = SimpleNamespace(size=lambda: 1)
+ROUTED = [200, 0, 37, 275]
+"""Tokens of each expert."""
 
 
 def _differences(ours: Callable[..., Tensor], exact: Callable[..., Tensor], dtype: torch.dtype, *shapes: Any) -> float:
@@ -127,6 +129,29 @@ def _gated_linear(dtype: torch.dtype) -> float:
     return _differences(blockwise.gated_linear, exact, dtype, (1100, 1, 256), (96, 128))
 
 
+def _experts(dtype: torch.dtype) -> float:
+    """A layer's experts as in training all weights, and the grouped product alone as in training adapters."""
+
+    def exact(x: Tensor, w1: Tensor, w2: Tensor, probs: Tensor) -> Tensor:
+        out = []
+        for part, first, second in zip(slices(ROUTED), w1, w2, strict=True):
+            gate, value = F.linear(x[part], first).chunk(2, -1)
+            out.append(F.linear(F.silu(gate) * value * probs[part, None], second))
+        return torch.cat(out)
+
+    total, count = sum(ROUTED), len(ROUTED)
+    layer = _differences(
+        lambda *given: experts._GroupedSwiGLU.apply(*given, ROUTED),
+        exact, dtype, (total, 64), (count, 256, 64), (count, 64, 128), (total,),
+    )  # fmt: skip
+    product = _differences(
+        lambda x, w: experts.grouped_linear(x, w, ROUTED),
+        lambda x, w: torch.cat([F.linear(x[part], own) for part, own in zip(slices(ROUTED), w, strict=True)]),
+        dtype, (total, 64), (count, 96, 64),
+    )  # fmt: skip
+    return max(layer, product)
+
+
 def _head(dtype: torch.dtype) -> float:
     labels = torch.arange(300, device=device.current()) * 7
     return _differences(
@@ -165,6 +190,7 @@ CHECKS: dict[str, Callable[[torch.dtype], float]] = {
     "ring attention": _ring_attention,
     "norm and linear": _norm_linear,
     "SwiGLU and linear": _gated_linear,
+    "grouped experts": _experts,
     "response-only head": _head,
     "training step, torch's layers": lambda dtype: _training_step(dtype, "torch"),
     "training step, auto's layers": lambda dtype: _training_step(dtype, "auto"),

@@ -33,6 +33,7 @@ CHECKED = (
     "ring attention",
     "norm and linear",
     "SwiGLU and linear",
+    "grouped experts",
     "response-only head",
     "training step, torch's layers",
     "training step, auto's layers",

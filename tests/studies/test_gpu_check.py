@@ -45,8 +45,20 @@ def test_a_wrong_kernel_is_a_wrong_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {*checks.CHECKS} == {*cli.CHECKED}
     assert checks.check("SwiGLU and linear", "fp32")["ok"]
     monkeypatch.setattr(checks.blockwise, "gated_linear", lambda y, w: y[..., :128] @ w.t())
-    found = checks.check("SwiGLU and linear", "fp32")
-    assert not found["ok"]
+    assert not checks.check("SwiGLU and linear", "fp32")["ok"]
+
+
+@pytest.mark.parametrize("name", ["_grouped", "_grouped_weight"])
+def test_a_wrong_product_of_experts_is_a_wrong_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of the last expert are shifted by one."""
+    from studies.gpu_check import checks
+
+    right = getattr(checks.experts, name)
+    assert checks.check("grouped experts", "fp32")["ok"] and checks.check("grouped experts", "bf16")["ok"]
+    monkeypatch.setattr(
+        checks.experts, name, lambda a, b, counts: right(a, b, [*counts[:2], counts[2] + 1, counts[3] - 1])
+    )
+    assert not checks.check("grouped experts", "fp32")["ok"]
 
 
 @pytest.mark.parametrize(("minutes", "began"), [("0.0001", 0), ("8", 2)])
