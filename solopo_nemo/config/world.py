@@ -157,8 +157,8 @@ def _check_expert_optimizer(config: RunConfig, experts: Experts) -> None:
     alone = {all(part) for part in parts}
     require(
         not peft.on or len(targets) < len(adapted) or len(alone) == 1,
-        f"peft.targets=[{','.join(adapted)}]: with parallel.pipeline={stages} a stage has adapters of experts alone, and "
-        "another has more, which Megatron's optimizer cannot save; add a module of the attention, such as q_proj",
+        f"peft.targets=[{','.join(adapted)}]: some of parallel.pipeline={stages} stages have those of experts alone, "
+        "which Megatron's optimizer cannot save beside others; add a module of the attention, such as q_proj",
     )
 
 

@@ -123,6 +123,21 @@ def test_what_was_asked_is_not_asked_again(data: tuple[Path, dict[str, str]], tm
         assert len(server.asked) == asked + QUESTIONS
 
 
+def test_credentials_of_the_server_are_stored_nowhere_and_others_go_on(
+    data: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    with chat_server(oracle(data[1])) as server:
+        address, asked = server.url, 0
+        for secret in ("first-secret", "second-secret"):
+            server.url = address.replace("://", f"://user:{secret}@") + f"?key={secret}"
+            run(server, data[0], tmp_path, "longbench_qa")
+            asked = asked or len(server.asked)
+        assert len(server.asked) == asked > 0
+    assert json.loads((tmp_path / "evaluation.json").read_text())["base_url"] == address
+    for file in (path for path in tmp_path.rglob("*") if path.is_file()):
+        assert b"secret" not in file.read_bytes(), file
+
+
 def test_a_server_that_fails_ends_the_run_and_the_next_one_goes_on(
     data: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
