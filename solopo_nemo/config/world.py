@@ -157,7 +157,7 @@ def _check_expert_optimizer(config: RunConfig, experts: Experts) -> None:
     alone = {all(part) for part in parts}
     require(
         not peft.on or len(targets) < len(adapted) or len(alone) == 1,
-        f"peft.targets=[{','.join(adapted)}]: some of parallel.pipeline={stages} stages have those of experts alone, "
+        f"peft.targets=[{','.join(adapted)}]: with parallel.pipeline={stages} some stages adapt experts alone, "
         "which Megatron's optimizer cannot save beside others; add a module of the attention, such as q_proj",
     )
 

@@ -60,7 +60,7 @@ def test_a_key_in_the_command_or_in_the_servers_words_is_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    told = BASH.format("echo key sk-secret, http://u:sk-word@h; exit 3") + " --api-key sk-secret"
+    told = BASH.format("echo key $OPENAI_API_KEY, http://u:sk-word@h; exit 3") + " --api-key sk-secret"
     for command in (told, told.replace("{port}", ""), told.replace("bash", "no-such"), f"{told} '"):
         with pytest.raises(UserError) as refused, serving(command, "m", None, 600, tmp_path / "s.log"):
             pytest.fail("it answers")

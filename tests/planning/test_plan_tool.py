@@ -46,7 +46,8 @@ def test_everything_is_answered_without_a_model_folder(
 def test_solopo_beside_vanilla_and_a_shorter_context_beside_a_longer(
     main: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = ["model=qwen2_5_7b", "parallel.tensor=4", "parallel.sequence=true"]
+    longer = "model.rope_scaling={type: yarn, factor: 32.0}"
+    common = ["model=qwen2_5_7b", "parallel.tensor=4", "parallel.sequence=true", longer]
     solo, vanilla = (answer(main, capsys, recipe, *common, "--length", "32K") for recipe in ("solo_dpo", "long_po"))
     assert answer(main, capsys, "solo_dpo", *common, "objective.alpha=auto", "--length", "32K") == solo
     assert solo["configured"]["step_seconds"] < vanilla["configured"]["step_seconds"]

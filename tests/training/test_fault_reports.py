@@ -97,7 +97,7 @@ def test_bad_input_stays_bad_input(files: FaultFiles) -> None:
     assert "pw" not in files.log(1).with_suffix(".fault.json").read_text()
     error = job_fault(files, 2, {1: (2, AT)}, str)
     assert isinstance(error, UserError)
-    assert str(error) == "data.train: line 3"
+    assert str(error) == "data.train: line 3, not http://h"
 
 
 def test_what_an_earlier_start_left_does_not_count(files: FaultFiles) -> None:
