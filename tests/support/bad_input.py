@@ -243,7 +243,7 @@ def _make_models(bad: Path, model: Path) -> None:
         "experts_nowhere": {"decoder_sparse_step": 100},
         "experts_layer": {"mlp_only_layers": [100]},
         "experts_first": {"mlp_only_layers": [1]},
-        "experts_then": {"num_hidden_layers": 4, "mlp_only_layers": [0]},
+        "experts_then": {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4, "mlp_only_layers": [0]},
         "experts_shared": {"shared_expert_intermediate_size": 64},
         "experts_noise": {"router_jitter_noise": 0.1},
         "experts_odd": {"moe_intermediate_size": 63},
