@@ -63,7 +63,7 @@ class Findings:
         """Prints warnings, problems and summary, and returns the exit code: 0, or 2 if there are problems."""
         for kind, lines in (("warning", self.warnings), ("error", self.problems)):
             for line in lines:
-                print(f"{kind}: {masked(' '.join(line.split()))}")
+                print(f"{kind}: {' '.join(line.split())}")
         print(self.summary)
         return cli.EXIT_USER_ERROR if self.problems else 0
 
@@ -89,6 +89,7 @@ def check_recipe(
             with found.listing():
                 check_config(dataclasses.replace(config, check_only=False), Path(scratch), found, gpus, gpu_memory)
         found.warnings += warnings
+    found.problems, found.warnings = ([*map(masked, lines)] for lines in (found.problems, found.warnings))
     if count := len(found.problems):
         found.summary = f"not ready: {count} problem{'s' * (count > 1)}"
     return found

@@ -227,6 +227,12 @@ def test_the_data_are_checked_before_weights_are_downloaded(
     assert len(downloads) == asked
 
 
+def test_problems_have_no_credentials(check: Callable[..., Findings]) -> None:
+    found = check("model.init=https://user:hf_secret@huggingface.co/some/model", "optm.lr='ftp://u:hf_secret@h'")
+    assert len(found.problems) == 2 and "https://huggingface.co/some/model" in str(found.problems)
+    assert "hf_secret" not in str(found.problems)
+
+
 def test_the_command_and_the_key_are_one(words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert dispatch(["check", "sft", *words, "--gpus", "2", "--json"]) == 0
     ready, summary = capsys.readouterr().out.splitlines()[-2:]
