@@ -66,8 +66,8 @@ class Server(NamedTuple):
 
 def masked(text: str, *secrets: str) -> str:
     """Return a text whose addresses have no user, password and query, and with `***` for each of some secrets."""
-    for secret in filter(None, sorted(secrets, key=len, reverse=True)):
-        text = text.replace(secret, "***")
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***") if secret else text
     return _QUERY.sub(r"\1", _USER.sub("", text))
 
 
