@@ -43,55 +43,6 @@ def _world(split: Split, seed: int, number: int, paragraphs: int, hops: int) -> 
     return build_world(rng, paragraphs, hops, split), rng
 
 
-def generate_questions(
-    count: int, seed: int, paragraphs: int = 20, hops: int = 2, split: Split = "train"
-) -> Iterator[dict[str, Any]]:
-    """Generate questions in MuSiQue's official schema.
-
-    Args:
-        count: number of questions.
-        seed: seed of the questions. Question n of a seed does not depend on `count`.
-        paragraphs: paragraphs per question, supporting ones included.
-        hops: facts to combine, 1 to 3.
-        split: the training and evaluation splits share no fact.
-
-    Yields:
-        MuSiQue records.
-
-    Raises:
-        UserError: `hops` or `paragraphs` is out of range.
-    """
-    for number in range(count):
-        world, _ = _world(split, seed, number, paragraphs, hops)
-        gold = world.chains[0]
-        places = {paragraph.fact: place for place, paragraph in enumerate(world.paragraphs)}
-        yield {
-            "id": f"{hops}hop__{split}_{seed}_{number}",
-            "question": world.question,
-            "answer": gold[-1].object,
-            "answer_aliases": [],
-            "answerable": True,
-            "question_decomposition": [
-                {
-                    "id": hop,
-                    "question": ask((fact,)) if hop == 0 else fact.relation.question.format(f"#{hop}"),
-                    "answer": fact.object,
-                    "paragraph_support_idx": places[fact],
-                }
-                for hop, fact in enumerate(gold)
-            ],
-            "paragraphs": [
-                {
-                    "idx": place,
-                    "title": paragraph.fact.subject,
-                    "paragraph_text": paragraph.text,
-                    "is_supporting": paragraph.chain == 0,
-                }
-                for place, paragraph in enumerate(world.paragraphs)
-            ],
-        }
-
-
 def generate_contexts(
     count: int, seed: int, short_paragraphs: int = SHORT_PARAGRAPHS, long_paragraphs: int = 64, hops: int = 2
 ) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,7 +47,6 @@ class Paragraph:
     """A passage: one fact, sometimes followed by a filler sentence."""
 
     fact: Fact
-    chain: int
     text: str
 
 
@@ -93,25 +91,14 @@ class _Names:
 
     def __init__(self, rng: random.Random, split: Split) -> None:
         self._split = split
-        self._first = self._shuffled(rng, FIRST_NAMES)
-        self._pools: dict[Kind, list[str]] = {
-            "person": self._shuffled(rng, LAST_NAMES),
-            "company": self._shuffled(rng, COMPANIES),
-            "town": self._shuffled(rng, TOWNS),
-            "year": self._shuffled(rng, YEARS),
-        }
-
-    @staticmethod
-    def _shuffled(rng: random.Random, names: tuple[str, ...]) -> list[str]:
-        return rng.sample(names, len(names))
-
-    def _candidates(self, kind: Kind) -> Iterator[tuple[int, str]]:
-        for index, name in enumerate(self._pools[kind]):
-            yield index, f"{self._first[-1]} {name}" if kind == "person" else name
+        self._first = rng.sample(FIRST_NAMES, len(FIRST_NAMES))
+        pools: dict[Kind, tuple[str, ...]] = {"person": LAST_NAMES, "company": COMPANIES, "town": TOWNS, "year": YEARS}
+        self._pools = {kind: rng.sample(names, len(names)) for kind, names in pools.items()}
 
     def draw(self, kind: Kind, subject: str | None = None) -> str:
         """An unused name of a kind. With `subject`, the pair must belong to the split."""
-        for index, name in self._candidates(kind) if self._first else ():
+        for index, last in enumerate(self._pools[kind]) if self._first else ():
+            name = f"{self._first[-1]} {last}" if kind == "person" else last
             if subject is None or belongs_to(self._split, subject, name):
                 del self._pools[kind][index]
                 if kind == "person":
@@ -157,9 +144,9 @@ def build_world(rng: random.Random, paragraphs: int, hops: int, split: Split) ->
         built.append(tuple(chain))
         missing -= len(chain)
     order = [
-        Paragraph(fact, number, f"{fact.sentence} {rng.choice(COLOUR)}" if rng.random() < _COLOURED else fact.sentence)
-        for number, chain_ in enumerate(built)
-        for fact in chain_
+        Paragraph(fact, f"{fact.sentence} {rng.choice(COLOUR)}" if rng.random() < _COLOURED else fact.sentence)
+        for facts in built
+        for fact in facts
     ]
     rng.shuffle(order)
     return World(tuple(built), tuple(order))

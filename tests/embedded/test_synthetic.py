@@ -1,8 +1,9 @@
-"""The built-in question set: schema, determinism, nesting, and that the text alone answers the questions."""
+"""The built-in question set: determinism, nesting, and that the text alone answers the questions."""
 
 from __future__ import annotations
 
 import re
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from solopo_nemo.embedded import (
     generate_contexts,
     generate_dialogues,
     generate_evaluation,
-    generate_questions,
     generate_triplets,
 )
+from solopo_nemo.embedded.world import build_world
 from solopo_nemo.runtime.errors import UserError
 
 # Written out here on purpose: a check that reads only text does not share the generator's tables.
@@ -65,43 +66,28 @@ def split_prompt(messages: list[dict[str, str]]) -> tuple[list[str], str]:
 
 
 @pytest.mark.parametrize("hops", [1, 2, 3])
-def test_questions_have_musiques_schema_and_follow_from_their_paragraphs(hops: int) -> None:
-    for record in generate_questions(60, seed=3, paragraphs=20, hops=hops):
-        assert list(record) == [
-            "id",
-            "question",
-            "answer",
-            "answer_aliases",
-            "answerable",
-            "question_decomposition",
-            "paragraphs",
-        ]
+def test_questions_of_each_number_of_hops_follow_from_their_passages(hops: int) -> None:
+    for record in generate_evaluation(60, 3, 20, hops):
         assert record["id"].startswith(f"{hops}hop__")
-        assert [paragraph["idx"] for paragraph in record["paragraphs"]] == list(range(20))
-        assert all(set(p) == {"idx", "title", "paragraph_text", "is_supporting"} for p in record["paragraphs"])
-        assert sum(paragraph["is_supporting"] for paragraph in record["paragraphs"]) == hops
-        text = "\n".join(paragraph["paragraph_text"] for paragraph in record["paragraphs"])
-        assert solve(text, record["question"])[0] == [record["answer"]]
-        for step in record["question_decomposition"]:
-            support = record["paragraphs"][step["paragraph_support_idx"]]
-            assert support["is_supporting"]
-            assert step["answer"] in support["paragraph_text"]
-        assert record["question_decomposition"][-1]["answer"] == record["answer"]
+        passages, question = split_prompt(record["prompt"])
+        answers, used = solve("\n".join(passages), question)
+        assert answers == record["answers"]
+        assert len(used) == hops
 
 
 def test_distractors_do_not_name_the_answer_or_the_entities_on_the_way() -> None:
-    for record in generate_questions(60, seed=4, paragraphs=40):
-        on_the_way = [step["answer"] for step in record["question_decomposition"]]
-        for paragraph in record["paragraphs"]:
-            if not paragraph["is_supporting"]:
-                assert not any(name in paragraph["paragraph_text"] for name in on_the_way)
+    for number in range(60):
+        world = build_world(Random(number), 40, 2, "train")
+        for paragraph in world.paragraphs:
+            if paragraph.fact not in world.chains[0]:
+                assert not any(fact.object in paragraph.text for fact in world.chains[0])
 
 
 def test_every_question_has_its_own_seed() -> None:
     few, many = (list(generate_contexts(count, 7, 8, 24)) for count in (3, 9))
     assert few == many[:3]
     assert few != list(generate_contexts(3, 8, 8, 24))
-    assert list(generate_questions(3, 7)) == list(generate_questions(5, 7))[:3]
+    assert list(generate_evaluation(3, 7)) == list(generate_evaluation(5, 7))[:3]
 
 
 def test_short_context_is_nested_in_the_long_one() -> None:
@@ -176,7 +162,7 @@ def test_dialogues_answer_every_turn_rightly() -> None:
 )
 def test_impossible_sizes_are_one_clear_line(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        list(generate_questions(1, 0, **arguments))
+        list(generate_evaluation(1, 0, **arguments))
     assert "\n" not in str(caught.value)
 
 
