@@ -7,12 +7,14 @@ import shlex
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from hydra import compose
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.paths import CONF
 from solopo_nemo.runtime.units import token_count
 
 logger = logging.getLogger("solopo_nemo")
@@ -81,7 +83,7 @@ def _readable(override: str, before: str, paths: Collection[str]) -> str:
 
 
 def compose_recipe(recipe: str, overrides: Sequence[str], paths: Collection[str]) -> Any:
-    """Composes the configuration of a recipe. Hydra has to be initialized.
+    """Composes the configuration of a recipe.
 
     Args:
         recipe: name of its YAML.
@@ -94,9 +96,12 @@ def compose_recipe(recipe: str, overrides: Sequence[str], paths: Collection[str]
     Raises:
         UserError: an override cannot be parsed.
     """
+    GlobalHydra.instance().clear()
     named = [_renamed(override) for override in overrides]
     try:
-        readable = [_readable(override, before, paths) for before, override in zip(("", *named), named, strict=False)]
-        return compose(recipe, overrides=readable, return_hydra_config=True)
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            pairs = zip(("", *named), named, strict=False)
+            readable = [_readable(override, before, paths) for before, override in pairs]
+            return compose(recipe, overrides=readable, return_hydra_config=True)
     except (ValueError, TypeError) as error:  # Hydra does not turn them into errors of its own
         raise UserError(f"configuration: {error} (in: {' '.join(named)})") from None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -41,6 +38,7 @@ from solopo_nemo.runtime import kernels
 from solopo_nemo.runtime.cli import command_name
 from solopo_nemo.runtime.errors import UserError, require
 from solopo_nemo.runtime.options import check_options, path, path_options
+from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.runtime.paths import CONF, expand_home
 
 logger = logging.getLogger("solopo_nemo")
@@ -133,15 +131,12 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
         UserError: a key is unknown, a value is missing, has the wrong type or is out of range, or two values exclude
             each other.
     """
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose_recipe(recipe, overrides, _PATHS)
+        composed = compose_recipe(recipe, overrides, _PATHS)
         with open_dict(composed):
             chosen = composed.pop("hydra").runtime.choices
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), composed)
-        missing = OmegaConf.missing_keys(merged)
-        if missing:
+        if missing := OmegaConf.missing_keys(merged):
             raise UserError(f"{', '.join(sorted(missing))}: no value given; set it on the command line as key=value")
         for key in _PATHS:
             if (value := OmegaConf.select(merged, key)) is not None:
@@ -216,10 +211,8 @@ def _check(config: RunConfig) -> None:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Writes the resolved configuration as YAML, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    temporary.replace(path)
+    with atomic_text(path) as stream:
+        stream.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def read_config(path: Path) -> RunConfig:

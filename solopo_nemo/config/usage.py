@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-
+from solopo_nemo.config.overrides import compose_recipe
 from solopo_nemo.runtime.cli import command_name
 from solopo_nemo.runtime.paths import CONF
 
@@ -52,13 +51,8 @@ def keys(path: Path) -> Iterator[Key]:
 
 def about(path: Path) -> str:
     """The comment at the head of a file, without Hydra's directive."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        if "@package" not in line:
-            lines.append(line.removeprefix("#").strip())
-    return " ".join(lines)
+    head = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in head if "@package" not in line)
 
 
 def describe(recipe: str, overrides: Sequence[str] = ()) -> str:
@@ -78,7 +72,7 @@ def describe(recipe: str, overrides: Sequence[str] = ()) -> str:
     ]
     words = dict(word.split("=", 1) for word in overrides if "=" in word)
     chosen = {group: option for group, option in words.items() if (CONF / group / f"{option}.yaml").is_file()}
-    choices = _choices(recipe) | chosen
+    choices = {**compose_recipe(recipe, (), ()).hydra.runtime.choices, **chosen}
     everywhere = list(keys(CONF / "base.yaml"))
     for group in GROUPS:
         options = {path.stem: list(keys(path)) for path in sorted((CONF / group).glob("*.yaml"))}
@@ -97,11 +91,3 @@ def run_keys() -> list[Key]:
 def _line(key: Key) -> str:
     setting = f"  {key.path}={key.value}"
     return f"{setting:<42} {key.comment}".rstrip()
-
-
-def _choices(recipe: str) -> dict[str, str]:
-    """The option that a recipe takes for each group by default."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose(recipe, return_hydra_config=True)
-    return dict(composed.hydra.runtime.choices)
