@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from solopo_nemo.planning.run import GPU, Run
 from solopo_nemo.planning.shape import ModelShape
-from solopo_nemo.planning.workload import Sequence, Workload
+from solopo_nemo.planning.workload import Sequence
 
 BACKWARD_OVER_FORWARD = 2
 """Each matrix product has two gradient products of the same size. Attention is counted in the same way, as is usual for
@@ -89,26 +90,14 @@ def model_flops(shape: ModelShape, sequences: Iterable[Sequence], frozen: bool =
     return replace(trained, linear=2 * forward.linear, head=2 * forward.head) if frozen else trained
 
 
-def hardware_flops(
-    shape: ModelShape,
-    workload: Workload,
-    recompute: str,
-    online_reference: bool = False,
-    gpu: bool = True,
-    adapters: int | None = None,
-) -> Flops:
+def hardware_flops(run: Run) -> Flops:
     """FLOPs of one sample on the hardware: model FLOPs, recomputation in backward, and the reference policy.
 
-    Args:
-        shape: shape of the model.
-        workload: sequences of the sample.
-        recompute: ``none``, ``selective`` (recompute the MLP on a GPU, core attention on a CPU) or ``full`` (recompute
-            every layer). The head always recomputes its logits in backward.
-        online_reference: True if the frozen reference policy runs in every step; False if it runs before training.
-        gpu: True for a run on GPUs.
-        adapters: elements that LoRA's adapters of one layer multiply with each token; None if all weights are trained.
+    ``selective`` recomputes the MLP on a GPU and core attention on a CPU, ``full`` every layer. The head always
+    recomputes its logits in backward. A reference policy that ran before training is not counted.
     """
-    selective, own = recompute == "selective", _mlp_width(shape, shape.experts is not None)
+    shape, workload, recompute, adapters = run.shape, run.workload, run.recompute, run.adapter_weights
+    selective, gpu, own = recompute == "selective", run.device == GPU, _mlp_width(shape, shape.experts is not None)
     mlp = own / (own + shape.query_size + _qkv_width(shape))
     forward = sum((forward_flops(shape, sequence) for sequence in workload.policy), Flops())
     again = Flops(
@@ -116,7 +105,7 @@ def hardware_flops(
         attention=forward.attention * ((selective and not gpu) or recompute == "full"),
         head=forward.head,
     )
-    reference = workload.reference if online_reference else ()
+    reference = workload.reference if run.online_reference else ()
     frozen = sum((forward_flops(shape, sequence) for sequence in reference), Flops())
     tokens = sum(sequence.inputs for sequence in workload.policy)
     products = 1 + BACKWARD_OVER_FORWARD + (recompute == "full")

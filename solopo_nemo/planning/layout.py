@@ -38,16 +38,10 @@ class Layout:
     @classmethod
     def of(cls, parallel: ParallelConfig, world: int) -> Layout:
         """The layout of a recipe's configuration on ``world`` ranks."""
-        return cls(
-            tensor=parallel.tensor,
-            sequence=parallel.sequence,
-            context=parallel.context,
-            cp_comm_type=parallel.cp_comm_type,
-            pipeline=parallel.pipeline,
-            data=max(world // parallel.model_ranks, 1),
-            expert=parallel.expert,
-            expert_tensor=parallel.expert_tensor_size if parallel.expert > 1 else 1,
-        )
+        sizes = {field.name: getattr(parallel, field.name) for field in dataclasses.fields(cls)}
+        sizes["data"] = max(world // parallel.model_ranks, 1)
+        sizes["expert_tensor"] = parallel.expert_tensor_size if parallel.expert > 1 else 1
+        return cls(**sizes)
 
     @property
     def model_ranks(self) -> int:

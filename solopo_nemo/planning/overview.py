@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from solopo_nemo.config.schema import RunConfig
     from solopo_nemo.planning.dry_run.report import DryRun
 
+SHOWN = 5
+"""Largest number of layouts that are shown."""
+
 
 @dataclass(frozen=True)
 class Overview:
@@ -31,7 +34,7 @@ class Overview:
         advice: configuration changes with which it fits; ``None`` if it fits already.
         longest: longest long prompt in tokens at the configured layout, by its memory and by the model's window; 0 if
             none fits.
-        best: plans that fit at these lengths, fastest first.
+        best: plans that fit at these lengths, fastest first, :data:`SHOWN` at most.
         furthest: longest long prompt in tokens at any layout, by memory and window, and its plan; ``None`` if none
             fits.
         samples: samples in an epoch.
@@ -82,7 +85,6 @@ def overview(
     machine: Machine,
     samples: int,
     optimizer: str = "sharded",
-    best: int = 5,
 ) -> Overview:
     """Plan a recipe on a machine.
 
@@ -93,20 +95,16 @@ def overview(
         machine: GPUs and assumptions.
         samples: samples in an epoch.
         optimizer: see :class:`solopo_nemo.planning.run.Run`.
-        best: maximum number of layouts in :attr:`Overview.best`.
     """
     run = Run.of(config, shape, lengths, machine.gpus, GPU, optimizer)
     plan = Plan.of(run, machine)
-    advice = None
-    if not plan.fits:
-        advice = advise(config, shape, lengths, machine)
     return Overview(
         lengths=lengths,
         machine=machine,
         plan=plan,
-        advice=advice,
+        advice=None if plan.fits else advise(config, shape, lengths, machine),
         longest=min(longest(config, run, lengths, machine), _in_window(shape, lengths)),
-        best=tuple(search(config, shape, lengths, machine, optimizer)[:best]),
+        best=tuple(search(config, shape, lengths, machine, optimizer)[:SHOWN]),
         furthest=furthest(config, shape, lengths, machine, optimizer, _in_window(shape, lengths)),
         samples=samples,
     )

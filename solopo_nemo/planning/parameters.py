@@ -19,44 +19,33 @@ class LayerParameters:
     Symbols: ``h`` hidden size, ``f`` feed-forward size, ``a = heads * head_dim``, ``k = kv_heads * head_dim``.
 
     Attributes:
-        qkv: ``(a + 2k) * h / t``, plus ``(a + 2k) / t`` for a bias.
-        proj: ``a * h / t``.
-        fc1: ``2 * f * h / t`` (gate and up projection); 0 with experts.
-        fc2: ``f * h / t``; 0 with experts.
-        router: ``experts * h`` with experts; replicated on every rank.
+        matrices: ``(a + 2k) * h / t`` of qkv, plus ``(a + 2k) / t`` for a bias; ``a * h / t`` of proj; without experts
+            ``3 * f * h / t`` of gate, up and down projection.
+        replicated: norms, ``2h``, or ``4h`` with norms behind attention and MLP, plus ``2 * head_dim`` for normalized
+            queries and keys; with experts the router, ``experts * h``.
         experts: ``experts * 3 * size * h / x`` with experts, on one of ``x`` ranks that they are split over.
-        norms: ``2h``, or ``4h`` with norms behind attention and MLP, plus ``2 * head_dim`` for normalized queries and
-            keys; replicated on every rank.
     """
 
-    qkv: int
-    proj: int
-    fc1: int
-    fc2: int
-    norms: int
-    router: int = 0
-    experts: int = 0
+    matrices: int
+    replicated: int
+    experts: int
 
     @classmethod
     def of(cls, shape: ModelShape, tensor: int = 1, expert_ranks: int = 0) -> LayerParameters:
         """The parameters of one layer of a model: with experts on one of ``expert_ranks`` ranks, or with one MLP."""
-        h, f, experts = shape.hidden_size, shape.intermediate_size, shape.experts if expert_ranks else None
-        a, k = shape.query_size, shape.kv_size
-        f = 0 if experts else f
+        h, a, k, experts = shape.hidden_size, shape.query_size, shape.kv_size, shape.experts if expert_ranks else None
+        f = 0 if experts else shape.intermediate_size
+        norms = len(shape.family.norms) * h + 2 * shape.head_dim * shape.family.qk_norm
         return cls(
-            qkv=(a + 2 * k) * (h + shape.family.qkv_bias) // tensor,
-            proj=a * h // tensor,
-            fc1=2 * f * h // tensor,
-            fc2=f * h // tensor,
-            norms=len(shape.family.norms) * h + 2 * shape.head_dim * shape.family.qk_norm,
-            router=experts.count * h if experts else 0,
+            matrices=((a + 2 * k) * (h + shape.family.qkv_bias) + a * h + 3 * f * h) // tensor,
+            replicated=norms + (experts.count * h if experts else 0),
             experts=experts.count * 3 * experts.size * h // expert_ranks if experts else 0,
         )
 
     @property
     def total(self) -> int:
         """The sum of all parts."""
-        return self.qkv + self.proj + self.fc1 + self.fc2 + self.norms + self.router + self.experts
+        return self.matrices + self.replicated + self.experts
 
 
 def adapter_parameters(shape: ModelShape, rank: int, targets: Collection[str], tensor: int = 1) -> int:
@@ -97,21 +86,20 @@ def fused_adapter_weights(shape: ModelShape, rank: int, targets: Collection[str]
 
 @dataclass(frozen=True)
 class StageParameters:
-    """Parameters of one pipeline stage on one tensor-parallel rank (``v`` vocabulary).
+    """Parameters of one pipeline stage on one tensor-parallel rank.
+
+    A stage has ``layers / pipeline`` layers. The last one also has the final norm, and the head unless it is tied to an
+    embedding on the same stage.
 
     Attributes:
-        layers: parameters of its ``layers / pipeline`` layers without experts.
-        experts: parameters of its experts, on one of the ranks that they are split over.
-        embedding: ``v * h / t`` on the first stage, else 0.
-        head: ``v * h / t`` on the last stage, else 0; also 0 if it is tied to an embedding on the same stage.
-        final_norm: ``h`` on the last stage, else 0.
+        total: all of them.
+        experts: those of its experts, on one of the ranks that they are split over.
+        embedding: ``v * h / t`` on the first stage, with a vocabulary of ``v``, else 0.
     """
 
-    layers: int
+    total: int
     experts: int
     embedding: int
-    head: int
-    final_norm: int
 
     @classmethod
     def of(
@@ -126,15 +114,6 @@ class StageParameters:
         vocabulary, count = shape.vocab_size * shape.hidden_size // tensor, shape.num_hidden_layers // pipeline
         mixed = sum(shape.experts.layers[stage * count :][:count]) if shape.experts else 0
         layer, of_experts = LayerParameters.of(shape, tensor), LayerParameters.of(shape, tensor, expert_ranks)
-        return cls(
-            layers=layer.total * (count - mixed) + (of_experts.total - of_experts.experts) * mixed,
-            experts=of_experts.experts * mixed,
-            embedding=vocabulary * first,
-            head=vocabulary * (last and not (first and shape.tie_word_embeddings)),
-            final_norm=shape.hidden_size * last,
-        )
-
-    @property
-    def total(self) -> int:
-        """The sum of all parts."""
-        return self.layers + self.experts + self.embedding + self.head + self.final_norm
+        layers, embedding = layer.total * (count - mixed) + of_experts.total * mixed, vocabulary * first
+        head = vocabulary * (last and not (first and shape.tie_word_embeddings))
+        return cls(layers + embedding + head + shape.hidden_size * last, of_experts.experts * mixed, embedding)

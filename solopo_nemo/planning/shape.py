@@ -26,8 +26,7 @@ ModelShape = ModelDescription
 @cache
 def named_shapes() -> dict[str, dict[str, Any]]:
     """The configurations of :data:`NAMED_SHAPES` by hub name."""
-    named: dict[str, dict[str, Any]] = json.loads(NAMED_SHAPES.read_text())
-    return named
+    return json.loads(NAMED_SHAPES.read_text())
 
 
 def load_shape(init: str, rope_scaling: Mapping[str, Any] | None = None) -> ModelShape:

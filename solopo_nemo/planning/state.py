@@ -97,7 +97,7 @@ def _placeholders(run: Run, stage: int) -> float:
     layer = LayerParameters.of(shape, layout.tensor, layout.expert_ranks)
     one_expert = layer.experts * layout.expert // shape.experts.count if shape.experts else 0
     head = shape.vocab_size * shape.hidden_size // layout.tensor * (stage == layout.pipeline - 1)
-    return float(layer.total - layer.norms - layer.router - layer.experts + one_expert + head) * run.itemsize
+    return float(layer.matrices + one_expert + head) * run.itemsize
 
 
 def trained_parameters(run: Run, stage: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from solopo_nemo.planning.communication import communication
 from solopo_nemo.planning.flops import Flops, hardware_flops, model_flops
 from solopo_nemo.planning.layout import Share
-from solopo_nemo.planning.run import GPU, Run
+from solopo_nemo.planning.run import Run
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,12 @@ class StepTime:
         compute: forward, backward and recomputation.
         exposed: communication that does not overlap with computation, by process group.
         bubble: idle time of the pipeline.
-        model_flops: model FLOPs of the step over all devices.
         utilisation: model FLOPs utilisation (MFU) of the whole step.
     """
 
     compute: float
     exposed: dict[str, float]
     bubble: float
-    model_flops: float
     utilisation: float
 
     @property
@@ -73,9 +71,7 @@ def rank_flops(run: Run) -> Flops:
 
     PP: the mean over the stages.
     """
-    of_sample = hardware_flops(
-        run.shape, run.workload, run.recompute, run.online_reference, run.device == GPU, run.adapter_weights
-    )
+    of_sample = hardware_flops(run)
     rows = sum(sequence.rows for sequence in run.workload.policy)
     busiest = Share.of(run.workload.policy, 1, run.layout).rows * run.layout.context / rows
     samples = run.micro_batch * run.micro_batches / run.layout.model_ranks
@@ -116,4 +112,4 @@ def step_time(run: Run, machine: Machine) -> StepTime:
     model = model_flops(run.shape, run.workload.policy, run.adapter_rank is not None).total * run.global_batch
     whole = busy + exposed["data"] + bubble
     utilisation = model / (whole * machine.tflops * 1e12 * layout.world)
-    return StepTime(compute, exposed, bubble, model, utilisation)
+    return StepTime(compute, exposed, bubble, utilisation)

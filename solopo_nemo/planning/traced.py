@@ -214,5 +214,4 @@ def traced_step(kind: Kind) -> TracedStep:
 
 @cache
 def _stored() -> dict[str, Any]:
-    stored: dict[str, Any] = json.loads(STEPS.read_text())
-    return stored
+    return json.loads(STEPS.read_text())

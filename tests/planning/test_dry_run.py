@@ -132,7 +132,8 @@ def test_a_step_computes_what_the_planner_says(traces: dict[str, Any]) -> None:
     model = load_shape("builtin")
     for cell, online in (("one rank", False), ("recomputed, online", True)):
         run = Run.of(load_config("solo_dpo", CELLS[cell][2]), model, Lengths(500, 60, 20), 1, "cpu")
-        planned = hardware_flops(model, run.workload, run.recompute, online, False).total
+        assert run.online_reference == online
+        planned = hardware_flops(run).total
         # attention's kernels run five products in backward: the scores once more, which model FLOPs leave out
         planned += sum(forward_flops(model, sequence).attention for sequence in run.workload.policy) / 2
         assert traces[cell].flops == pytest.approx(planned * run.global_batch, rel=1e-3), cell
@@ -158,7 +159,7 @@ def test_experts_are_split_and_counted_as_what_their_tokens_pass(traces: dict[st
     assert kinds["gradients"] == pytest.approx(parameters.total * 4.0, rel=0.02)
     assert kinds["optimizer"] == pytest.approx(state, rel=0.02)
     run = Run.of(load_config("solo_dpo", CELLS["experts"][2]), model, Lengths(500, 60, 20), 4, "cpu")
-    planned = hardware_flops(model, run.workload, run.recompute, False, False).total
+    planned = hardware_flops(run).total
     planned += sum(forward_flops(model, sequence).attention for sequence in run.workload.policy) / 2
     assert trace.flops == pytest.approx(planned * batches / 2, rel=1e-2)  # on two tensor ranks, whose rows are padded
     rows, hidden = 680 // 2 * 2, 128

@@ -165,7 +165,8 @@ def test_what_hardware_computes_is_never_less_than_the_models_flops(
         load_shape("meta-llama/Llama-3.1-8B-Instruct"),
         Workload.of(build_objective("dpo"), Lengths(long, short, response)),
     )
-    counted, online = (hardware_flops(shape, workload, recompute, online_reference=on).total for on in (False, True))
+    runs = (Run(shape, workload, recompute=recompute, online_reference=on) for on in (False, True))
+    counted, online = (hardware_flops(run).total for run in runs)
     assert model_flops(shape, workload.policy).total < counted < online
 
 
@@ -205,8 +206,8 @@ def test_selective_recomputation_is_the_mlp_on_a_gpu_and_attention_on_a_cpu() ->
     shape = load_shape("Qwen/Qwen2.5-7B-Instruct")
     workload = Workload.of(load_config("solo_dpo", []).build_objective(), Lengths(65536, 1024))
     none, gpu, cpu = (
-        hardware_flops(shape, workload, recompute, gpu=on_gpu)
-        for recompute, on_gpu in (("none", True), ("selective", True), ("selective", False))
+        hardware_flops(Run(shape, workload, recompute=recompute, device=device))
+        for recompute, device in (("none", GPU), ("selective", GPU), ("selective", CPU))
     )
     forward = sum((forward_flops(shape, s) for s in workload.policy), Flops())
     mlp = 3 * shape.intermediate_size * shape.hidden_size * shape.num_hidden_layers

@@ -231,14 +231,13 @@ class _Step:
             own = {size for p in self.core.parameters() for size in p.shape} | {local, local * tracker.chosen}
             tracker.whole = frozenset({sum(padded), max(padded)} - own)
         reference: Any = CachedReference(names, {SAMPLE: dict.fromkeys(names, -1.0)}) if names else None
+        one_stage = parallel_state.get_pipeline_model_parallel_world_size() == 1
         if names and config.reference == "online":
             self.frozen = self._built().requires_grad_(False)
             tracker.keep("reference")
-            if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+            if one_stage:
                 reference = OnlineReference(names, self.frozen, lambda _: packed(names))
-        elif (
-            names and config.reference == "adapter_off" and parallel_state.get_pipeline_model_parallel_world_size() == 1
-        ):
+        elif names and config.reference == "adapter_off" and one_stage:
             reference = OnlineReference(names, self.model, lambda _: packed(names))
         self.reference, self.forward_step = reference, ForwardStep(self.objective, reference)
 
@@ -255,7 +254,7 @@ class _Step:
             group, split = parallel_state.get_pipeline_model_parallel_group(), packing_layout(config).multiple
             p2p = _SameShapes(pp_group=group, config=self.core.config)
             p2p.shape = (self.batch["tokens"].shape[1] // split, 1, self.core.config.hidden_size)
-            communicator = {"p2p_communicator": p2p, "pg_collection": _groups()}
+            communicator = {"p2p_communicator": p2p, "pg_collection": ProcessGroupCollection.use_mpu_process_groups()}
         elif isinstance(self.reference, OnlineReference):
             self.reference.score([self.batch])
         with tracker.layers(self.core):
@@ -283,23 +282,7 @@ class _Step:
 
 def _group_names() -> dict[str, str]:
     """The run's dimensions by the names of process groups."""
-    groups = _groups()
-    experts = {
-        "data": parallel_state.get_expert_data_parallel_group(),
-        "expert": parallel_state.get_expert_model_parallel_group(),
-        "tensor": parallel_state.get_expert_tensor_parallel_group(),
-    }
+    groups: Any = ProcessGroupCollection.use_mpu_process_groups()
+    experts = {"data": groups.expt_dp, "expert": groups.ep, "tensor": groups.expt_tp}
     own = {"data": groups.dp_cp, "pipeline": groups.pp, "context": groups.cp, "tensor": groups.tp}
     return {group.group_name: name for found in (experts, own) for name, group in found.items()}
-
-
-def _groups() -> Any:
-    """The groups as Megatron's schedule finds them itself where no communicator is given (schedules.py:1985)."""
-    groups: Any = ProcessGroupCollection()
-    groups.tp = parallel_state.get_tensor_model_parallel_group()
-    groups.pp = parallel_state.get_pipeline_model_parallel_group()
-    groups.embd = parallel_state.get_embedding_group(check_initialized=False)
-    groups.pos_embd = parallel_state.get_position_embedding_group(check_initialized=False)
-    groups.cp = parallel_state.get_context_parallel_group()
-    groups.dp_cp = parallel_state.get_data_parallel_group(with_context_parallel=True, partial_data_parallel=False)
-    return groups

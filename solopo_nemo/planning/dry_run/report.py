@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -171,7 +172,6 @@ def trace_layout(
     recompute: str,
     lengths: Lengths,
     memory_gib: float,
-    progress: Callable[[str], None] = lambda _: None,
 ) -> DryRun:
     """Trace what the planner proposes for GPUs, in a process that has not asked for CUDA.
 
@@ -182,7 +182,6 @@ def trace_layout(
         recompute: ``none``, ``selective`` or ``full``.
         lengths: of a typical sample.
         memory_gib: of a GPU.
-        progress: told what is done next.
 
     Raises:
         UserError: what the run would fail of.
@@ -195,7 +194,7 @@ def trace_layout(
         from solopo_nemo.core.device import prepare_process
 
         prepare_process()
-        return dry_run(changed, model, sample, layout.world, memory_gib, progress)
+        return dry_run(changed, model, sample, layout.world, memory_gib)
 
 
 def ranks_that_differ(
@@ -227,15 +226,10 @@ def _device_bytes(config: RunConfig, model: ModelDescription, layout: Layout, st
 
 def _source(error: BaseException) -> str:
     """``file:line`` of the innermost frame outside torch."""
-    from solopo_nemo.planning.dry_run.tracker import NOT_THE_PLACE
+    from solopo_nemo.planning.dry_run.tracker import place_of
 
-    place, trace = "", error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        if "/torch/" not in code.co_filename and not code.co_filename.endswith(NOT_THE_PLACE):
-            place = f"{'/'.join(code.co_filename.rsplit('/', 3)[1:])}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return place
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    return next(filter(None, (place_of(frame.filename, frame.lineno or 0) for frame in frames)), "")
 
 
 def gib(size: float) -> str:

@@ -7,8 +7,9 @@ import sys
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ _READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique
 """Operations whose result the host has to know, by name."""
 _OF_WEIGHTS = ("solopo_nemo/core/products.py", "core/layers/", "core/tensor_parallel/layers.py")
 """Files that make the gradients of the layers' weights, as a place names them."""
-NOT_THE_PLACE = (*(f"dry_run/{name}.py" for name in ("tracker", "rank", "report")), "core/cpu_patches.py")
+_NOT_THE_PLACE = (*(f"dry_run/{name}.py" for name in ("tracker", "rank", "report")), "core/cpu_patches.py")
 """Files that stand between an operation and whoever asked for it."""
 
 
@@ -75,7 +76,7 @@ class Peak:
 
     def by(self, attribute: str, *kinds: str) -> dict[str, int]:
         """Bytes by ``kind`` or by ``layer``; of some kinds alone where these are given."""
-        sums: dict[str, int] = defaultdict(int)
+        sums = Counter[str]()
         for storage in self.live:
             if not kinds or storage.kind in kinds:
                 sums[getattr(storage, attribute)] += storage.bytes
@@ -228,11 +229,9 @@ class Tracker(TorchDispatchMode):
 
     def peak(self) -> Peak:
         """The highest moment since :meth:`start`."""
-        now = most = at = 0
-        for index, (change, _, _) in enumerate(self.events):
-            now += change
-            if now > most:
-                most, at = now, index
+        held = [*accumulate(change for change, _, _ in self.events)]
+        most = max(held, default=0)
+        at = held.index(most) if held else 0
         live: dict[int, Storage] = {}
         for change, made, _ in self.events[: at + 1]:
             if change >= 0:
@@ -255,15 +254,12 @@ class Tracker(TorchDispatchMode):
         named = {name: getattr(model, name, None) for name in ("embedding", "output_layer")}
         named |= {f"layer {layer.layer_number}": layer for layer in model.decoder.layers}
         named["final norm"] = model.decoder.final_layernorm
-        handles = []
-        for name, module in named.items():
-            if module is not None:
-                handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
-        try:
+        with ExitStack() as hooks:
+            for name, module in named.items():
+                if module is not None:
+                    hooks.enter_context(module.register_forward_pre_hook(enter(name)))
+                    hooks.enter_context(module.register_forward_hook(leave))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     # ---- operations and traffic
 
@@ -312,9 +308,12 @@ def _group(argument: Any) -> Any:
 def _place() -> str:
     """``file:line`` of the frame nearest to the operation that is not torch's."""
     frame: Any = sys._getframe(1)
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if "/torch/" not in path and not path.endswith(NOT_THE_PLACE):
-            return f"{'/'.join(path.rsplit('/', 3)[1:])}:{frame.f_lineno}"
+    while frame is not None and not (place := place_of(frame.f_code.co_filename, frame.f_lineno)):
         frame = frame.f_back
-    return ""
+    return place if frame is not None else ""
+
+
+def place_of(path: str, line: int) -> str:
+    """``file:line`` with two folders above it; empty in torch and in the files of :data:`_NOT_THE_PLACE`."""
+    named = "/torch/" not in path and not path.endswith(_NOT_THE_PLACE)
+    return f"{'/'.join(path.rsplit('/', 3)[1:])}:{line}" if named else ""
