@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from platform import python_version
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from solopo_nemo.runtime import device
 from solopo_nemo.runtime.cli import ArgumentParser, show_json
 from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.runtime.kernels import LAYERS, OFFERED, Installed, Need, choose_layers
+from solopo_nemo.runtime.kernels import LAYERS, OFFERED, Installed, Need, choose_layers, version_of
 
 NEEDED = ("torch", "megatron-core", "nemo-toolkit", "lightning", "transformers")
 OPTIONAL = ("transformer-engine", "flash-attn", "nvidia-modelopt", "numpy", "lm_eval")
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def diagnose() -> dict[str, Any]:
     """What the command shows, as plain data."""
-    versions = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
+    versions = {name: version_of(name) for name in (*NEEDED, *OPTIONAL)}
     problems = [f"{name} is not installed: run tools/setup.sh" for name in NEEDED if versions[name] is None]
     found = {
         "python": python_version(),
@@ -102,10 +101,3 @@ def _import_error(module: str) -> str | None:
     except Exception as error:  # what a library of another build raises differs
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

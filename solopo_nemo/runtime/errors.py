@@ -21,7 +21,9 @@ class RunFault(Exception):
         everywhere: True if all ranks raise it at the same place.
     """
 
-    everywhere = False
+    def __init__(self, message: str, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere
 
 
 def require(condition: bool, message: str) -> None:

@@ -93,12 +93,15 @@ class Installed:
     @classmethod
     def here(cls) -> Installed:
         """This machine."""
-        return cls(_version("transformer-engine"), _version("flash-attn"), device.cudnn_version(), device.capability())
+        return cls(
+            version_of("transformer-engine"), version_of("flash-attn"), device.cudnn_version(), device.capability()
+        )
 
     @classmethod
     def planned(cls) -> Installed:
         """The machines of a plan: this machine if it has Transformer Engine, else :data:`PINNED` and an unknown GPU."""
-        return cls.here() if _version("transformer-engine") else cls(PINNED["transformer-engine"], PINNED["flash-attn"])
+        pinned = PINNED["transformer-engine"], PINNED["flash-attn"]
+        return cls.here() if version_of("transformer-engine") else cls(*pinned)
 
     @classmethod
     def of_run(cls, on_gpu: bool) -> Installed | None:
@@ -139,7 +142,8 @@ def lacking(post_norms: bool, local_base: bool) -> str:
 
 
 @cache
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -152,7 +156,7 @@ def check_experts() -> None:
     Raises:
         UserError: with the required version.
     """
-    found = _version("megatron-core")
+    found = version_of("megatron-core")
     require(
         found is None or _at_least(found, "0.16"),
         f"megatron-core {found}: models with experts take 0.16 or later; requirements/ has the pinned version",

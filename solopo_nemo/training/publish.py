@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.evaluation.accuracy import AccuracyRow
 from solopo_nemo.families.hf import RECORD
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.kernels import version_of
 from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.training.paths import Paths
 from solopo_nemo.training.report.rows import read_metrics
@@ -76,19 +76,16 @@ def write_card(config: RunConfig, step: int) -> None:
     }
     objective = ", ".join(f"`{key}={value}`" for key, value in config.objective.items() if key != "name")
     batch, lr = config.trainer.global_batch, config.optim.lr
+    name = Path(base).name if is_path else base
     rows = {
-        "Base model": "the embedded model of this project"
-        if base == "builtin"
-        else Path(base).name
-        if is_path
-        else base,
+        "Base model": "the embedded model of this project" if base == "builtin" else name,
         "Recipe": config.recipe,
         "Objective": f"{config.objective['name']} ({objective})",
         **({"Adapters": config.peft.words} if config.peft.on else {}),
         "Data": Path(config.data.train).name,
         "Training": f"{step} steps of {batch} samples, learning rate {lr:g}",
         **_results(paths),
-        "Versions": ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
+        "Versions": ", ".join(f"{name} {version_of(name) or 'not installed'}" for name in _PACKAGES),
     }
     lines = ["---", yaml.safe_dump(head, sort_keys=False).rstrip(), "---", "", f"# {_title(config)}", ""]
     lines += ["Trained with short-to-long preference optimization (SoLoPO) on NeMo and Megatron-core.", ""]
@@ -140,13 +137,6 @@ def _results(paths: Paths) -> dict[str, str]:
             shares = [f"{row.length}x {100 * row.accuracy:.1f} %" for row in (AccuracyRow(**each) for each in measured)]
             found[f"Answer accuracy {moment}"] = ", ".join(shares)
     return found
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _cell(text: str) -> str:

@@ -40,8 +40,8 @@ def test_layers_and_refusals_are_those_of_a_run(
 
 
 def test_a_missing_package_is_a_problem(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    versions = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "nemo-toolkit" else versions(name))
+    versions = doctor.version_of
+    monkeypatch.setattr(doctor, "version_of", lambda name: None if name == "nemo-toolkit" else versions(name))
     assert doctor.main([]) == 1
     assert "problem: nemo-toolkit is not installed: run tools/setup.sh" in capsys.readouterr().out
 
@@ -63,14 +63,14 @@ def test_a_package_of_another_torch_is_a_problem_where_it_would_be_used(
     broken: str, gpu: bool, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on = Installed("2.11.0", "2.8.3", (9, 10, 2), H100) if gpu else None
-    versions, optional = doctor._version, {"transformer-engine": "2.11.0", "flash-attn": "2.8.3"}
+    versions, optional = doctor.version_of, {"transformer-engine": "2.11.0", "flash-attn": "2.8.3"}
 
     def import_module(name: str) -> None:
         if name == broken:
             raise ImportError("undefined\nsymbol")
 
     monkeypatch.setattr(doctor, "import_module", import_module)
-    monkeypatch.setattr(doctor, "_version", lambda name: optional.get(name) or versions(name))
+    monkeypatch.setattr(doctor, "version_of", lambda name: optional.get(name) or versions(name))
     monkeypatch.setattr(Installed, "of_run", classmethod(lambda cls, gpu: on))
     found = doctor.diagnose()["problems"]
     assert len(found) == (said is not None)

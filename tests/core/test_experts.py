@@ -81,7 +81,7 @@ def test_a_model_without_experts_is_given_no_padding() -> None:
 
 @pytest.mark.parametrize(("version", "refused"), [("0.15.3", True), ("0.16.0", False), ("0.16.1", False)])
 def test_an_earlier_megatron_is_refused(version: str, refused: bool, monkeypatch: Any) -> None:
-    monkeypatch.setattr(kernels, "_version", lambda _: version)
+    monkeypatch.setattr(kernels, "version_of", lambda _: version)
     with pytest.raises(UserError, match=r"0\.15\.3.*0\.16") if refused else nullcontext():
         kernels.check_experts()
 
