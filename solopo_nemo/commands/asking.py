@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from solopo_nemo.runtime.cli import (
     EXIT_RESUMABLE,
     STOPPED,
+    TEMPLATE_KWARGS,
     ArgumentParser,
     add_server,
     add_template_kwargs,
@@ -25,6 +26,23 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from solopo_nemo.builders.pairs.backend import Backend, Sampling
+    from solopo_nemo.data.tokenize import TripletEncoder
+
+
+def encoder_of(given: argparse.Namespace, day: str | None = None, **options: Any) -> TripletEncoder:
+    """The encoder of `--tokenizer` and `--chat-template-kwargs`.
+
+    Args:
+        given: parsed arguments.
+        day: the date that the chat template prints.
+        **options: further arguments of the encoder.
+    """
+    from solopo_nemo.data.tokenize import TripletEncoder
+    from solopo_nemo.data.tokenizer_files import load_tokenizer
+    from solopo_nemo.training.prepare import find_tokenizer
+
+    tokenizer = load_tokenizer(find_tokenizer(given.tokenizer), day=day)
+    return TripletEncoder(tokenizer, given.chat_template_kwargs, TEMPLATE_KWARGS, **options)
 
 
 def add_backend(option: Callable[..., None]) -> None:

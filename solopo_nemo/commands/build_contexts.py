@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.builders.contexts.sources import FORMATS
-from solopo_nemo.runtime.cli import TEMPLATE_KWARGS, ArgumentParser, add_template_kwargs, path_or_name, show_json
+from solopo_nemo.commands.asking import encoder_of
+from solopo_nemo.runtime.cli import ArgumentParser, add_template_kwargs, path_or_name, show_json
 
 if TYPE_CHECKING:
     from solopo_nemo.builders.contexts.settings import BuildSettings
@@ -24,14 +25,9 @@ def main(arguments: Sequence[str]) -> None:
     parsed = _parser().parse_args(arguments)
     from solopo_nemo.builders.contexts.build import build_contexts
     from solopo_nemo.builders.contexts.shards import planned_date
-    from solopo_nemo.data.tokenize import TripletEncoder
-    from solopo_nemo.data.tokenizer_files import load_tokenizer
-    from solopo_nemo.training.prepare import find_tokenizer
 
     settings = checked(parsed)
-    tokenizer = load_tokenizer(find_tokenizer(parsed.tokenizer), day=planned_date(settings.work))
-    encoder = TripletEncoder(tokenizer, parsed.chat_template_kwargs, TEMPLATE_KWARGS)
-    summary = build_contexts(settings, encoder)
+    summary = build_contexts(settings, encoder_of(parsed, planned_date(settings.work)))
     _report(summary)
     show_json(parsed, summary)
 

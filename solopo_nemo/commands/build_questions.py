@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from solopo_nemo.commands.asking import add_backend, add_sampling, backend_maker, resumable, show_asked
-from solopo_nemo.runtime.cli import TEMPLATE_KWARGS, ArgumentParser, path_or_name, settings_of, show_json
+from solopo_nemo.commands.asking import add_backend, add_sampling, backend_maker, encoder_of, resumable, show_asked
+from solopo_nemo.runtime.cli import ArgumentParser, path_or_name, settings_of, show_json
 from solopo_nemo.runtime.units import token_count
 
 
@@ -25,15 +25,10 @@ def main(arguments: Sequence[str]) -> None:
     given = _parser().parse_args(arguments)
     from solopo_nemo.builders.pairs.backend import Sampling
     from solopo_nemo.builders.questions.run import QuestionSettings, build_questions
-    from solopo_nemo.data.tokenize import TripletEncoder
-    from solopo_nemo.data.tokenizer_files import load_tokenizer
-    from solopo_nemo.training.prepare import find_tokenizer
 
     given.source = tuple(given.source)
     sampling, settings = settings_of(given, Sampling), settings_of(given, QuestionSettings)
-    encoder = TripletEncoder(
-        load_tokenizer(find_tokenizer(given.tokenizer)), given.chat_template_kwargs, TEMPLATE_KWARGS
-    )
+    encoder = encoder_of(given)
     with resumable() as stack:
         summary = build_questions(settings, sampling, encoder, backend_maker(given, stack))
     _report(summary)

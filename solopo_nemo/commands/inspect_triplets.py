@@ -12,14 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solopo_nemo.runtime.cli import (
-    EXIT_USER_ERROR,
-    TEMPLATE_KWARGS,
-    ArgumentParser,
-    add_template_kwargs,
-    path_or_name,
-    show_json,
-)
+from solopo_nemo.commands.asking import encoder_of
+from solopo_nemo.runtime.cli import EXIT_USER_ERROR, ArgumentParser, add_template_kwargs, path_or_name, show_json
 from solopo_nemo.runtime.errors import require
 
 if TYPE_CHECKING:
@@ -45,16 +39,10 @@ def main(arguments: Sequence[str]) -> int:
 
     from solopo_nemo.builders.pairs.inspect import find_sample, inspect_file
     from solopo_nemo.data.shown import shown_sequences
-    from solopo_nemo.data.tokenize import TripletEncoder
-    from solopo_nemo.data.tokenizer_files import load_tokenizer
-    from solopo_nemo.training.prepare import find_tokenizer
 
     for name in ("chat_template_kwargs", "tokens"):
         require(given.tokenizer or not getattr(given, name), f"--{name.replace('_', '-')}: needs --tokenizer")
-    encoder = None
-    if given.tokenizer:
-        loaded = load_tokenizer(find_tokenizer(given.tokenizer))
-        encoder = TripletEncoder(loaded, given.chat_template_kwargs, TEMPLATE_KWARGS, score=given.score)
+    encoder = encoder_of(given, score=given.score) if given.tokenizer else None
     if encoder and given.tokens:
         triplet, needs = find_sample(given.file, given.tokens)
         for sequence in shown_sequences(encoder.tokenizer, encoder.encode([triplet], needs)[0], needs.sequences):

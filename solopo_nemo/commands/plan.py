@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from solopo_nemo.commands.dispatch import split_recipe
 from solopo_nemo.planning.run import OPTIMIZERS
 from solopo_nemo.planning.step_time import Machine
-from solopo_nemo.runtime.cli import ArgumentParser, positive_count, positive_number, show_json
+from solopo_nemo.runtime.cli import ArgumentParser, positive_count, positive_number, settings_of, show_json
 from solopo_nemo.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,15 +43,8 @@ def main(arguments: Sequence[str]) -> None:
 
     if given.plot:
         check_writable(given.plot.parent, "--plot")
-    machine = Machine(
-        gpus=given.gpus,
-        gpus_per_node=min(given.gpus_per_node, given.gpus),
-        memory_gib=given.gpu_memory,
-        tflops=given.tflops,
-        mfu=given.mfu,
-        node_gbs=given.node_bandwidth,
-        network_gbs=given.network_bandwidth,
-    )
+    given.gpus_per_node = min(given.gpus_per_node, given.gpus)
+    machine = settings_of(given, Machine)
     config = load_config(recipe, overrides)
     shape = load_shape(config.model.init, config.model.rope_scaling)
     check_world(config, machine.gpus)
@@ -105,7 +98,7 @@ def _parser() -> ArgumentParser:
     option = parser.options()
     option("--gpus N", "number of GPUs", machine.gpus, **count)
     option("--gpus-per-node N", "number of GPUs of a node", machine.gpus_per_node, **count)
-    option("--gpu-memory GIB", "memory of a GPU", machine.memory_gib, **number)
+    option("--gpu-memory GIB", "memory of a GPU", machine.memory_gib, dest="memory_gib", **number)
     length = "tokens of the long prompt, such as 131072 or 128K (default: the largest for the model's window)"
     option("--length N", length, **count)
     option("--short N", "tokens of the short prompt", 1024, **count)
@@ -119,8 +112,9 @@ def _parser() -> ArgumentParser:
     option = parser.options("assumptions")
     option("--mfu SHARE", "share of its peak that a GPU reaches while it computes", machine.mfu, type=_share)
     option("--tflops N", "peak of a GPU in bf16; the default is an H100's", machine.tflops, **number)
-    option("--node-bandwidth N", "GB/s between GPUs of a node", machine.node_gbs, **number)
-    option("--network-bandwidth N", "GB/s of a GPU to other nodes", machine.network_gbs, **number)
+    option("--node-bandwidth N", "GB/s between GPUs of a node", machine.node_gbs, dest="node_gbs", **number)
+    option("--network-bandwidth N", "GB/s of a GPU to other nodes", machine.network_gbs, dest="network_gbs", **number)
+    parser.set_defaults(usable=None)
     parser.options("output")("--plot PNG", "plot of the peak by the length of the long prompt", type=Path)
     parser.add_json()
     return parser
