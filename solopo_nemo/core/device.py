@@ -108,14 +108,15 @@ def configure(config: TransformerConfig, layers: str = "auto") -> None:
 
 def _need(config: TransformerConfig) -> kernels.Need:
     """The requirements of a model's config on its layers."""
-    from solopo_nemo.core.layers.extras import torch_alone
+    from solopo_nemo.core.layers.extras import extras
 
+    own = extras(config)
     return kernels.Need(
         "fp32" if config.params_dtype == torch.float32 and not (config.bf16 or config.fp16) else "bf16",
         config.kv_channels,
         config.window_size is not None,
         (config.cp_comm_type or "p2p") if config.context_parallel_size > 1 else None,
-        torch_alone(config),
+        kernels.lacking(own.post_norms, own.rotary_base_local is not None),
     )
 
 

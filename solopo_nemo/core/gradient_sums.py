@@ -33,11 +33,9 @@ def gradient_for_autograd(weight: Any, total: torch.Tensor | None) -> torch.Tens
     if not device.cuda():
         return None
     weight.grad_added_to_main_grad = True
+    zero = getattr(weight, "zero_out_wgrad", False)
     try:  # one cached tensor for all weights of a shape, which Megatron's own layers use too
         from transformer_engine.pytorch.module.base import get_dummy_wgrad
     except ImportError:
-        return torch.zeros_like(weight) if getattr(weight, "zero_out_wgrad", False) else torch.empty_like(weight)
-    placeholder: torch.Tensor = get_dummy_wgrad(
-        list(weight.shape), weight.dtype, zero=getattr(weight, "zero_out_wgrad", False)
-    )
-    return placeholder
+        return torch.zeros_like(weight) if zero else torch.empty_like(weight)
+    return get_dummy_wgrad(list(weight.shape), weight.dtype, zero=zero)

@@ -187,46 +187,27 @@ def vocab_parallel_logprob(
     return _VocabParallelLogProb.apply(rows, weight, labels, group, chunk)
 
 
-class _SumOverContext(torch.autograd.Function):
-    """An all-reduce whose gradient is the identity.
-
-    Every context-parallel rank computes the same loss from the same sums, and its gradient reaches only its own tokens.
-    Megatron multiplies the loss by the context-parallel size (pipeline_parallel/schedules.py, forward_step_calc_loss),
-    and its DDP averages over data *and* context ranks. The product of both is the gradient of one loss over the whole
-    sequence.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        x = x.clone()
-        dist.all_reduce(x, group=group)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grad, None
-
-
 def sum_by_sequence(
-    logp: torch.Tensor, sequence_ids: torch.Tensor, num_sequences: int, cp_group: dist.ProcessGroup | None
+    logp: torch.Tensor, sequence_ids: torch.Tensor, num_sequences: int, cp_group: dist.ProcessGroup
 ) -> torch.Tensor:
     """Sums token log-probabilities by sequence, over all context-parallel ranks.
 
-    CP: one all-reduce of ``num_sequences`` numbers; the result is the same on every rank.
+    CP: one all-reduce of ``num_sequences`` numbers, whose gradient is the identity; the result is the same on every
+    rank. Every rank computes the same loss from the same sums, and its gradient reaches only its own tokens. Megatron
+    multiplies the loss by the context-parallel size (pipeline_parallel/schedules.py, forward_step_calc_loss), and its
+    DDP averages over data *and* context ranks. The product of both is the gradient of one loss over the whole sequence.
 
     Args:
         logp: fp32 ``[R]``, in nats, of this rank's response rows.
         sequence_ids: int64 ``[R]``, index of the sequence of each row.
         num_sequences: number of sequences in the micro-batch.
-        cp_group: context-parallel group, or ``None``.
+        cp_group: context-parallel group.
 
     Returns:
         fp32 ``[num_sequences]``, in nats.
     """
     sums = torch.zeros(num_sequences, dtype=logp.dtype, device=logp.device).index_add(0, sequence_ids, logp)
-    if cp_group is None or cp_group.size() == 1:
-        return sums
-    return _SumOverContext.apply(sums, cp_group)
+    return reduce_from_tensor_model_parallel_region(sums, group=cp_group)  # the function takes any group
 
 
 class ResponseHead(ColumnParallelLinear):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -54,10 +53,9 @@ class CachedReference:
             found = self.table[batch["ids"][sample]][name]
             return found[place] if isinstance(found, list) else found
 
+        pairs = list(zip(samples, places, strict=True))
         return {
-            name: torch.tensor(
-                list(map(partial(score, name), samples, places)), dtype=torch.float32, device=device.current()
-            )
+            name: torch.tensor([score(name, *pair) for pair in pairs], dtype=torch.float32, device=device.current())
             for name in self.sequences
         }
 

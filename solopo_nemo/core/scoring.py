@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +72,36 @@ def score_batches(module: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
     return kept
 
 
-def fill_extra_states(wanted: Any, weights: Path) -> None:
-    """Replaces the extra states that a checkpoint lacks by empty ones, in place, so that it can be loaded.
+def fit_to_checkpoint(wanted: dict[str, Any], weights: Path) -> None:
+    """Restricts the state of a model to what a checkpoint holds, in place, so that it can be loaded.
 
-    Norms of Transformer Engine have an extra state, which is empty without FP8. Checkpoints that earlier versions wrote
-    without Transformer Engine have none. A missing weight stays an error.
+    A checkpoint of a model with adapters holds either the adapters alone, or all weights but the adapters. Extra states
+    may be missing (:func:`fill_extra_states`). A missing weight stays an error.
 
     Args:
-        wanted: the sharded state dict that ``dist_checkpointing.load`` is given.
+        wanted: dict whose ``state_dict`` is the model's sharded state.
         weights: folder of the Megatron checkpoint.
     """
-    from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
-    from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedObject
     from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 
     there = load_sharded_metadata(str(weights))
+    fill_extra_states(wanted, there)
+    if has_adapters(wanted["state_dict"]):
+        wanted["state_dict"] = part_of(wanted["state_dict"], adapters=has_adapters(there))
+
+
+def fill_extra_states(wanted: Any, there: Collection[str]) -> None:
+    """Replaces the extra states that a checkpoint lacks by empty ones, in place.
+
+    Norms of Transformer Engine have an extra state, which is empty without FP8. Checkpoints that earlier versions wrote
+    without Transformer Engine have none.
+
+    Args:
+        wanted: the sharded state dict that ``dist_checkpointing.load`` is given.
+        there: the keys of the checkpoint.
+    """
+    from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
+    from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedObject
 
     def filled(value: Any) -> Any:
         if isinstance(value, ShardedObject) and value.key.endswith("_extra_state") and value.unique_key not in there:
@@ -96,32 +111,15 @@ def fill_extra_states(wanted: Any, weights: Path) -> None:
     dict_list_map_inplace(filled, wanted)
 
 
-def keep_what_is_there(wanted: dict[str, Any], weights: Path) -> None:
-    """Restricts the state of a model with adapters to the part that the checkpoint holds, in place.
-
-    A checkpoint holds either the adapters alone, or all weights but the adapters.
-
-    Args:
-        wanted: dict whose ``state_dict`` is the model's sharded state.
-        weights: folder of the Megatron checkpoint.
-    """
-    from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
-
-    if has_adapters(wanted["state_dict"]):
-        there = has_adapters(load_sharded_metadata(str(weights)))
-        wanted["state_dict"] = part_of(wanted["state_dict"], adapters=there)
-
-
 def load_weights(module: Any, checkpoint: Path) -> None:
     """Loads a NeMo checkpoint into a bare Megatron model, at any layout; the parameters keep their dtypes.
 
-    Of a model with adapters it loads the part that the checkpoint holds (:func:`keep_what_is_there`).
+    Of a model with adapters it loads the part that the checkpoint holds (:func:`fit_to_checkpoint`).
     """
     from megatron.core import dist_checkpointing
 
     wanted = {"state_dict": module.sharded_state_dict(prefix="module.")}
-    fill_extra_states(wanted, checkpoint / "weights")
-    keep_what_is_there(wanted, checkpoint / "weights")
+    fit_to_checkpoint(wanted, checkpoint / "weights")
     state = dist_checkpointing.load(wanted, str(checkpoint / "weights"))["state_dict"]
     # not strict: extra states of Transformer Engine may be missing
     module.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,30 +23,8 @@ from solopo_nemo.core.layers.attention import PackedSequences
 from solopo_nemo.data.packing import Batch
 from solopo_nemo.objectives import SEQUENCES, Objective, ObjectiveOutput, SequenceScores
 
-__all__ = [
-    "Batch",
-    "ForwardStep",
-    "Loss",
-    "Metrics",
-    "Reference",
-    "loss_and_metrics",
-    "reduce_metrics",
-    "score_sequences",
-]
-
-
-class Loss(Protocol):
-    """A loss of sequence scores: an objective, or one of its terms."""
-
-    def __call__(
-        self,
-        policy: Mapping[str, SequenceScores],
-        reference: Mapping[str, torch.Tensor] | None = None,
-        weights: torch.Tensor | None = None,
-    ) -> ObjectiveOutput:
-        """See :meth:`solopo_nemo.objectives.Objective.__call__`."""
-
-
+Loss = Callable[..., ObjectiveOutput]
+"""A loss of sequence scores, called as an objective is: an objective, or one of its terms."""
 Metrics = dict[str, torch.Tensor]
 """fp64 ``[2]`` by name: a sum and its number of micro-batches, as Megatron's ``[sum, count]``."""
 
@@ -125,10 +102,11 @@ class ForwardStep:
             The scores, fp32 ``[num_sequences]`` in nats, and the function from scores to ``(loss, metrics)``.
         """
         batch = device.to_device(next(data_iterator))
-        return score_sequences(model, batch), partial(self._loss_and_metrics, batch)
 
-    def _loss_and_metrics(self, batch: Batch, logp: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        return loss_and_metrics(self.evaluate(batch, logp), batch, self.objective)
+        def loss(logp: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+            return loss_and_metrics(self.evaluate(batch, logp), batch, self.objective)
+
+        return score_sequences(model, batch), loss
 
     def evaluate(self, batch: Batch, logp: torch.Tensor) -> ObjectiveOutput:
         """Evaluates the objective of a micro-batch. A sample with several rejected responses is the mean of its pairs.

@@ -30,6 +30,7 @@ from solopo_nemo.nemo_model.adapters import base_of, run_of
 from solopo_nemo.nemo_model.end_tokens import lacking_end_tokens
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import run_isolated
+from solopo_nemo.runtime.output import write_json
 
 if TYPE_CHECKING:
     from solopo_nemo.families.description import ModelDescription
@@ -85,7 +86,7 @@ def import_hf(
             )
         done = _summary(began, "import", source, destination, config, logits)
         done |= {"dtype": str(weights.dtype).removeprefix("torch."), "parameters": weights.parameters, "origin": origin}
-        _record(done, temporary)
+        write_json(temporary / hf.RECORD, done)
     return done
 
 
@@ -134,7 +135,7 @@ def export_hf(
             f"the export of {checkpoint}", _export, checkpoint, temporary, max_shard_size, trust_remote_code, cuda=False
         )
         done = _summary(began, "export", checkpoint, destination, config, logits) | found | {"origin": origin}
-        _record(done, temporary)
+        write_json(temporary / hf.RECORD, done)
     return done
 
 
@@ -214,10 +215,6 @@ def _summary(
         "logits_difference": logits,
         "seconds": round(time.monotonic() - began, 1),
     }
-
-
-def _record(done: Summary, folder: Path) -> None:
-    (folder / hf.RECORD).write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
 
 
 def _origin(direction: str, source: Path, options: Any) -> str:

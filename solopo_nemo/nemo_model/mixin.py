@@ -90,8 +90,7 @@ class SoLoPOMixin:
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The output of the Megatron model. NeMo's method does not pass ``padding_mask``."""
-        out: torch.Tensor = self.module(*args, **kwargs)
-        return out
+        return self.module(*args, **kwargs)
 
     def data_step(self, dataloader_iter: Iterator[Any]) -> Batch:
         """The next micro-batch on this rank's device. It is this context-parallel rank's share already."""

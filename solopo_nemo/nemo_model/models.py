@@ -38,7 +38,6 @@ from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.family import Family
 from solopo_nemo.families.weights import (
     LazyState,
-    WeightFiles,
     expected_tensors,
     find_weights,
     imported_dtype,
@@ -258,16 +257,6 @@ class HFImporter(io.ModelConnector[Any, Any]):
         """The description of the model."""
         return hf.read_config(Path(self), rope_scaling=self.rope_scaling)
 
-    @cached_property
-    def weights(self) -> WeightFiles:
-        """The checked weight files."""
-        return find_weights(Path(self), self.description)
-
-    @cached_property
-    def hf_tokenizer(self) -> Any:
-        """The transformers tokenizer."""
-        return load_tokenizer(Path(self), self.trust_remote_code)
-
     def apply(self, output_path: Path) -> Path:
         """Writes the checkpoint.
 
@@ -276,17 +265,15 @@ class HFImporter(io.ModelConnector[Any, Any]):
         """
         from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
 
-        weights, tokenizer = self.weights, self.hf_tokenizer
+        weights = find_weights(Path(self), self.description)
+        tokenizer = load_tokenizer(Path(self), self.trust_remote_code)
         with tempfile.TemporaryDirectory() as assets:
             tokenizer.save_pretrained(assets)
             target = nemo_model(self.description, weights.dtype, tokenizer=AutoTokenizer(assets))
             target.config.init_model_with_meta_device = True
             trainer = self.nemo_setup(target)
-            to_megatron(
-                LazyState(weights, self.progress("reading weights", len(weights.files))),
-                target,
-                self.description.family,
-            )
+            state = LazyState(weights, self.progress("reading weights", len(weights.files)))
+            to_megatron(state, target, self.description.family)
             saved = self.progress("saving", 1)
             self.nemo_save(output_path, trainer)
             saved()

@@ -14,7 +14,7 @@ from nemo.lightning.io.pl import MegatronCheckpointIO
 
 from solopo_nemo.core.device import drop_empty, fuse_adamw, optimizers_of
 from solopo_nemo.core.lora import part_of
-from solopo_nemo.core.scoring import fill_extra_states, keep_what_is_there
+from solopo_nemo.core.scoring import fit_to_checkpoint
 from solopo_nemo.nemo_model import compat
 from solopo_nemo.nemo_model.policy import ddp_config
 from solopo_nemo.runtime import device
@@ -24,9 +24,7 @@ class _CheckpointIO(MegatronCheckpointIO):
     """NeMo's checkpoint reader. It also loads checkpoints without extra states, with adapters only or without them."""
 
     def load_checkpoint(self, path: Any, sharded_state_dict: Any = None, *args: Any, **kwargs: Any) -> Any:
-        folder = self._preprocess_checkpoint_load_path(path)
-        fill_extra_states(sharded_state_dict, folder)
-        keep_what_is_there(sharded_state_dict, folder)
+        fit_to_checkpoint(sharded_state_dict, self._preprocess_checkpoint_load_path(path))
         return super().load_checkpoint(path, sharded_state_dict, *args, **kwargs)
 
 

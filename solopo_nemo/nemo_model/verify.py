@@ -7,7 +7,7 @@ Memory: one model at a time, in the dtype of its files; embedding, head and one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +72,12 @@ def _in_fp32(model: torch.nn.Module, layers: Iterable[torch.nn.Module], ran: Cal
         cast(layer.parameters())
         ran()
 
-    handles = [layer.register_forward_pre_hook(lambda m, _: cast(m.parameters(), torch.float32)) for layer in layers]
-    handles += [layer.register_forward_hook(after) for layer in layers]
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        cast(outside)
+    with torch.no_grad(), ExitStack() as stack:
+        stack.callback(cast, outside)
+        for layer in layers:
+            stack.enter_context(layer.register_forward_pre_hook(lambda m, _: cast(m.parameters(), torch.float32)))
+            stack.enter_context(layer.register_forward_hook(after))
+        yield
 
 
 def transformers_logits(

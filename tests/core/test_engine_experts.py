@@ -24,6 +24,7 @@ def compare(rank: int, folder: Path) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
     from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+    from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
     from test_engine_branch import a_config
 
     from solopo_nemo.core import cpu_patches
@@ -54,7 +55,7 @@ def compare(rank: int, folder: Path) -> dict[str, Any]:
         dist.barrier()
         dist_checkpointing.save(source.sharded_state_dict(), str(path))
         wanted = target.sharded_state_dict()
-        fill_extra_states(wanted, path)
+        fill_extra_states(wanted, load_sharded_metadata(str(path)))
         target.load_state_dict(dist_checkpointing.load(wanted, str(path)))  # strict
         one, other = whole(source, False), whole(target, False)
         return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)

@@ -44,6 +44,7 @@ def _module(norm: type[torch.nn.RMSNorm] | None) -> Any:
 
 def move(folder: str) -> dict[str, Any]:
     from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 
     from solopo_nemo.core.scoring import fill_extra_states
 
@@ -61,7 +62,7 @@ def move(folder: str) -> dict[str, Any]:
         for loaded, other in kinds.items():
             target = _module(other)
             wanted = target.sharded_state_dict()
-            fill_extra_states(wanted, path)
+            fill_extra_states(wanted, load_sharded_metadata(str(path)))
             target.load_state_dict(dist_checkpointing.load(wanted, str(path)))  # strict
             pairs = zip(module.parameters(), target.parameters(), strict=True)
             found[f"{saved} to {loaded}"] = all(torch.equal(a, b) for a, b in pairs)

@@ -42,9 +42,9 @@ def run_all(cells: Cells) -> dict[Layout, dict[str, Any]]:
 def run_one(layout: Layout, steps: dict[str, int]) -> dict[str, Any]:
     if layout != WRONG_FACTOR:
         return engine.run_layout(layout, steps)
-    from solopo_nemo.core.head import _SumOverContext
+    from megatron.core.tensor_parallel.mappings import _ReduceFromModelParallelRegion as Sum
 
-    with patch.object(_SumOverContext, "backward", staticmethod(lambda ctx, grad: (layout.cp * grad, None))):
+    with patch.object(Sum, "backward", staticmethod(lambda ctx, grad: (layout.cp * grad, None))):
         return engine.run_layout(layout, steps)
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import all_to_all
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -67,22 +68,6 @@ class PackedSequences(PackedSeqParams):
             order += [low.flatten(), high.flip(0).flatten()]
         natural = torch.cat(order)
         return natural, natural.argsort()
-
-
-class _AllToAll(torch.autograd.Function):
-    """Exchange dim 0 (one entry a rank); the gradient goes back the same way."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        x = x.contiguous()
-        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        dist.all_to_all_single(out, x, group=group)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _AllToAll.apply(grad, ctx.group), None
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -311,8 +296,7 @@ class SDPACoreAttention(MegatronModule):
         order, inverse = packed.order
         # [T, heads, dim] -> [cp, T, heads / cp, dim]: all positions, this rank's heads
         q, k, v = (
-            _AllToAll.apply(x.unflatten(1, (cp, -1)).transpose(0, 1), self.cp_group).flatten(0, 1)[order]
-            for x in (q, k, v)
+            all_to_all(self.cp_group, x.unflatten(1, (cp, -1)).transpose(0, 1)).flatten(0, 1)[order] for x in (q, k, v)
         )
         out = self._attend(q, k, v, packed.whole)[inverse].unflatten(0, (cp, -1))
-        return _AllToAll.apply(out, self.cp_group).transpose(0, 1).flatten(1, 2)
+        return all_to_all(self.cp_group, out).transpose(0, 1).flatten(1, 2)

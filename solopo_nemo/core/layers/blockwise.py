@@ -196,8 +196,7 @@ class _Norm(torch.autograd.Function):
 
 def norm(x: torch.Tensor, gamma: torch.Tensor, eps: float) -> torch.Tensor:
     """RMSNorm over the last dimension of ``x``, computed in the type of ``gamma``, in the type of ``x``."""
-    out: torch.Tensor = _Norm.apply(x, gamma, eps)
-    return out
+    return _Norm.apply(x, gamma, eps)
 
 
 def gamma_of(weight: torch.Tensor, zero_centered: bool) -> torch.Tensor:

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 
-from solopo_nemo.runtime.kernels import lacking
-
 
 @dataclass
 class LayerExtras:
@@ -29,12 +27,6 @@ class LayerExtras:
 def extras(config: Any) -> LayerExtras:
     """The extras of a model config; a config without the fields has none."""
     return config if isinstance(config, LayerExtras) else LayerExtras()
-
-
-def torch_alone(config: Any) -> str:
-    """What Transformer Engine's layers in Megatron-core lack of a config, for messages; empty: nothing."""
-    own = extras(config)
-    return lacking(own.post_norms, own.rotary_base_local is not None)
 
 
 class ScaledEmbedding(LanguageModelEmbedding):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -18,10 +17,9 @@ from megatron.core.num_microbatches_calculator import get_num_microbatches
 from rich.progress import Progress
 
 from solopo_nemo.core.step import Loss
-from solopo_nemo.nemo_model.gradient import gradient_norm
-from solopo_nemo.nemo_model.reduction import ObjectiveReduction
+from solopo_nemo.nemo_model.reduction import ObjectiveReduction, gradient_norm
 from solopo_nemo.runtime.errors import RunFault, UserError
-from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.runtime.output import write_json
 from solopo_nemo.runtime.signals import StopRequest
 from solopo_nemo.training.datamodule import TripletDataModule
 
@@ -35,17 +33,9 @@ DIGITS = 3
 logger = logging.getLogger("solopo_nemo")
 
 
-@dataclass(frozen=True)
-class Norms:
-    """L2 gradient norms of the two parts of a loss on one global batch, without the weight alpha.
-
-    Attributes:
-        rest: norm of the loss without its alignment term.
-        alignment: norm of the alignment term.
-    """
-
-    rest: float
-    alignment: float
+Norms = dict[str, float]
+"""L2 gradient norms of the two parts of a loss on one global batch: ``alignment``, that term without its weight alpha,
+and ``rest``, the loss without that term."""
 
 
 def balanced_alpha(norms: Sequence[Norms]) -> float:
@@ -62,14 +52,11 @@ def balanced_alpha(norms: Sequence[Norms]) -> float:
         UserError: a term has no gradient.
         RunFault: a gradient is not finite.
     """
-    rest, alignment = (sum(getattr(n, name) for n in norms) / len(norms) for name in ("rest", "alignment"))
+    rest, alignment = (sum(n[name] for n in norms) / len(norms) for name in ("rest", "alignment"))
     where = f"on the first {len(norms)} global batches"
     if not (math.isfinite(rest) and math.isfinite(alignment)):
-        fault = RunFault(
-            f"objective.alpha=auto: a gradient is not finite {where}; look at the data, or give alpha a number"
-        )
-        fault.everywhere = True
-        raise fault
+        what = f"objective.alpha=auto: a gradient is not finite {where}; look at the data, or give alpha a number"
+        raise RunFault(what, everywhere=True)
     if alignment == 0:
         raise UserError(
             f"objective.alpha=auto: the alignment has no gradient {where} (is each short prompt the same as its long "
@@ -92,20 +79,7 @@ class Balance:
     """
 
     alpha: float
-    norms: tuple[Norms, ...]
-
-    @classmethod
-    def read(cls, path: Path) -> Balance | None:
-        """Reads the file; None if it does not exist."""
-        if not path.is_file():
-            return None
-        row = json.loads(path.read_text(encoding="utf-8"))
-        return cls(row["alpha"], tuple(Norms(**norms) for norms in row["norms"]))
-
-    def write(self, path: Path) -> None:
-        """Writes the file."""
-        with atomic_text(path) as stream:
-            stream.write(json.dumps(asdict(self), indent=2) + "\n")
+    norms: list[Norms]
 
 
 class AutoAlpha(pl.Callback):
@@ -130,7 +104,7 @@ class AutoAlpha(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state of a checkpoint."""
-        self._balance = Balance(state_dict["alpha"], tuple(Norms(**norms) for norms in state_dict["norms"]))
+        self._balance = Balance(**state_dict)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measures alpha, unless the resumed checkpoint has it.
@@ -151,7 +125,7 @@ class AutoAlpha(pl.Callback):
             self._balance = box[0]
         pl_module.objective = replace(pl_module.objective, alpha=self._balance.alpha)
         if dist.get_rank() == 0:
-            self._balance.write(self.path)
+            write_json(self.path, asdict(self._balance))
             at_limit = self._balance.alpha in (LEAST, MOST)
             logger.log(
                 logging.WARNING if at_limit else logging.INFO,
@@ -160,14 +134,14 @@ class AutoAlpha(pl.Callback):
                 f", a limit of what is chosen ({LEAST:g} to {MOST:g})" if at_limit else "",
             )
 
-    def _measure(self, trainer: pl.Trainer, pl_module: Any) -> tuple[Norms, ...]:
+    def _measure(self, trainer: pl.Trainer, pl_module: Any) -> list[Norms]:
         """The norms of the first global batches."""
         strategy: Any = trainer.strategy
         aligned = pl_module.objective
         terms: dict[str, Loss] = {"rest": replace(aligned, alpha=0.0), "alignment": aligned.alignment}
         batches = iter(strategy.process_dataloader(self.data.train_dataloader()))
         count = min(-(-SAMPLES // self.data.config.trainer.global_batch), self.data.steps)
-        measured = []
+        measured = list[Norms]()
         with Progress(disable=dist.get_rank() != 0, transient=True) as progress:
             task = progress.add_task("objective.alpha=auto: gradient norms", total=count * len(terms))
             for _ in range(count):
@@ -176,9 +150,8 @@ class AutoAlpha(pl.Callback):
                 for name, loss in terms.items():
                     if self.stop.agree():
                         raise SIGTERMException
-                    norms[name] = gradient_norm(
-                        strategy, iter(own), ObjectiveReduction(aligned, pl_module.reference, loss)
-                    )
+                    reduction = ObjectiveReduction(aligned, pl_module.reference, loss)
+                    norms[name] = gradient_norm(strategy, iter(own), reduction)
                     progress.advance(task)
-                measured.append(Norms(**norms))
-        return tuple(measured)
+                measured.append(norms)
+        return measured
