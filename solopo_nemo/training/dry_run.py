@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from solopo_nemo.config.world import check_model
 from solopo_nemo.planning import CPU, GPU, Machine, advise, load_shape
 from solopo_nemo.runtime import cli, device, logs
 from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.runtime.output import atomic_text, check_writable
+from solopo_nemo.runtime.output import check_writable, write_json
 from solopo_nemo.runtime.units import token_count
 from solopo_nemo.training.checks import EVERYWHERE, check_all
 from solopo_nemo.training.failures.memory_advice import of_sample
@@ -48,7 +47,8 @@ def dry_run_recipe(recipe: str, arguments: Sequence[str]) -> int:
     # before the first call to CUDA: fake tensors are on the CPU, also on a machine with GPUs
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     config = load_config(recipe, arguments)
-    on_gpu, world = config.dry_run.device == "cuda", _world(config)
+    on_gpu = config.dry_run.device == "cuda"
+    world = config.dry_run.gpus or config.parallel.model_ranks * config.parallel.least_data
     check_all(Start(config, world, on_gpu), EVERYWHERE)
     model = load_shape(config.model.init, config.model.rope_scaling)
     check_model(config, model, on_gpu)
@@ -64,9 +64,7 @@ def dry_run_recipe(recipe: str, arguments: Sequence[str]) -> int:
 
         found = dry_run(config, model, lengths, world, machine.memory_gib, _say)
     print_dry_run(found, Console(highlight=False, markup=False))
-    path = Paths(config.output).dry_run
-    with atomic_text(path) as stream:
-        stream.write(json.dumps(found.as_json(), indent=2) + "\n")
+    write_json(Paths(config.output).dry_run, found.as_json())
     if found.fits:
         return 0
     where = GPU if on_gpu else CPU
@@ -76,11 +74,6 @@ def dry_run_recipe(recipe: str, arguments: Sequence[str]) -> int:
 
 def _say(text: str) -> None:
     print(f"dry run: {text}", file=sys.stderr)
-
-
-def _world(config: RunConfig) -> int:
-    """Number of ranks of the run: ``dry_run.gpus``, or the fewest that the layout allows."""
-    return config.dry_run.gpus or config.parallel.model_ranks * config.parallel.least_data
 
 
 def _memory(config: RunConfig, world: int) -> float:

@@ -99,7 +99,7 @@ def fit(
     trainer_callbacks += [
         values,
         NonFinite(skip, values, paths.checkpoints),
-        Metrics(paths.metrics, values, skip, samples, batch, [ProgressLine(data.steps)]),
+        Metrics(paths.metrics, values, skip, samples, batch, ProgressLine(data.steps)),
     ]
     suite, every = config.trainer.select_best, config.trainer.checkpoint_every
     keep = None if suite else config.trainer.keep_checkpoints  # Validation removes checkpoints after it has scored them

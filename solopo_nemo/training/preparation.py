@@ -40,11 +40,8 @@ class SharedPreparation:
         self.outcome = output / f".prepared-{environment.job_token()}"
         self.starter = os.getppid()
 
-    def prepare(self, work: Callable[[], None]) -> int:
+    def prepare(self, work: Callable[[], None]) -> None:
         """Runs ``work`` on rank 0, and writes its exit code for the other ranks.
-
-        Returns:
-            0.
 
         Raises:
             Exception: the exception of ``work``.
@@ -64,7 +61,6 @@ class SharedPreparation:
             if self.output.is_dir():
                 with atomic_text(self.outcome) as stream:
                     stream.write(f"{code}\n")
-        return code
 
     def wait(self, patience: float = PATIENCE) -> int:
         """Waits on another rank for the exit code of rank 0.

@@ -204,7 +204,9 @@ def import_weights(start: Start) -> None:
     if known.get("weights") != start.origin["weights"]:
         shutil.rmtree(initial, ignore_errors=True)
         if is_checkpoint(source):
-            _link_checkpoint(source, initial)
+            initial.mkdir(parents=True)
+            for part in ("weights", "context", "hf"):
+                (initial / part).symlink_to((source / part).resolve())
         else:
             logger.info("importing %s as a Megatron checkpoint", source)
             import_hf(source, initial, rope_scaling=start.config.model.rope_scaling)
@@ -231,10 +233,3 @@ def keep_date(start: Start) -> None:
     if settings.get(DATE_KEY) != day:
         with atomic_text(file) as stream:
             stream.write(json.dumps(settings | {DATE_KEY: day}, indent=2, ensure_ascii=False) + "\n")
-
-
-def _link_checkpoint(source: Path, destination: Path) -> None:
-    """Creates links to the parts of a NeMo checkpoint."""
-    destination.mkdir(parents=True)
-    for part in ("weights", "context", "hf"):
-        (destination / part).symlink_to((source / part).resolve())

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from solopo_nemo.config.schema import load_config
+from solopo_nemo.runtime.output import write_json
 from solopo_nemo.training import loggers
 from solopo_nemo.training.checkpoints.record import RunRecord
 from solopo_nemo.training.loggers import build_loggers
@@ -40,7 +41,7 @@ def test_weights_and_biases_is_given_the_runs_id(mode: str, tmp_path: Path, monk
     began: list[dict[str, Any]] = []
     monkeypatch.setattr("wandb.init", lambda **settings: began.append(settings))
     monkeypatch.setenv("WANDB_MODE", mode)
-    RunRecord("f00d", 1, 4, "fp32", "", "", [2], {}).write(Paths(tmp_path).record)
+    write_json(Paths(tmp_path).record, vars(RunRecord("f00d", 1, 4, "fp32", "", "", [2], {})))
     for resumed in (None, 2):
         (logger,) = build(tmp_path, resumed, "logger.wandb=tests", "logger.tensorboard=false")
         assert logger._offline == (mode == "offline")
@@ -104,7 +105,7 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_optional_loggers_go_on_in_the_runs_id(
     packages: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    RunRecord("f00d", 1, 4, "fp32", "", "", [2], {}).write(Paths(tmp_path).record)
+    write_json(Paths(tmp_path).record, vars(RunRecord("f00d", 1, 4, "fp32", "", "", [2], {})))
     names = [f"logger.{name}=tests" for name in ("mlflow", "trackio", "swanlab")]
     _, trackio, _ = build(tmp_path, 2, "logger.tensorboard=false", *names)
     uri = f"file:{tmp_path}/logs/mlflow"

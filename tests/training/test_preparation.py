@@ -13,7 +13,7 @@ from solopo_nemo.training.preparation import SharedPreparation
 
 def test_the_others_get_the_exit_code(tmp_path: Path) -> None:
     seen = []
-    assert SharedPreparation(tmp_path).prepare(lambda: seen.append(tmp_path)) == 0
+    SharedPreparation(tmp_path).prepare(lambda: seen.append(tmp_path))
     assert SharedPreparation(tmp_path).wait() == 0
     assert seen == [tmp_path]
 

@@ -74,9 +74,8 @@ class NonFinite(pl.Callback):
             if self.skip
             else "look at these samples or lower optim.lr; trainer.nonfinite=skip goes on without such batches"
         )
-        fault = RunFault(f"{text}: the weights were not changed; {last_saved(self.checkpoints)}; {advice}")
-        fault.everywhere = True
-        raise fault
+        kept = f"the weights were not changed; {last_saved(self.checkpoints)}"
+        raise RunFault(f"{text}: {kept}; {advice}", everywhere=True)
 
 
 def _samples(pl_module: Any) -> list[tuple[str, float]]:

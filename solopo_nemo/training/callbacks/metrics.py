@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from solopo_nemo.core.device import optimizers_of
 from solopo_nemo.core.experts import take_metrics
 from solopo_nemo.runtime import device
+from solopo_nemo.runtime.output import atomic_text
 from solopo_nemo.training.callbacks.collapse_watch import CollapseWatch
 from solopo_nemo.training.report.rows import read_metrics
 
@@ -47,12 +49,12 @@ class StepValues(pl.Callback):
 
 def update_skipped(pl_module: Any) -> bool:
     """Whether Megatron skipped the last update because a gradient was not finite; the same on every rank."""
-    megatron = pl_module.optimizers(use_pl_optimizer=False).mcore_optimizer
-    return any(bool(part.found_inf) for part in getattr(megatron, "chained_optimizers", [megatron]))
+    optimizer = pl_module.optimizers(use_pl_optimizer=False).mcore_optimizer
+    return any(bool(part.found_inf) for part in optimizers_of(optimizer))
 
 
 class Metrics(pl.Callback):
-    """Writes one line for each step on rank 0, and passes it to Lightning's loggers and to listeners.
+    """Writes one line for each step on rank 0, and passes it to Lightning's loggers and to ``show``.
 
     Args:
         path: path of ``metrics.jsonl``. Lines after the restored step are removed at the start.
@@ -60,7 +62,7 @@ class Metrics(pl.Callback):
         count_skipped: whether to write the number of skipped updates.
         samples: number of samples of the data set, for the epoch.
         global_batch: samples of a step.
-        listeners: functions that are called with each row on rank 0.
+        show: called with each row on rank 0.
     """
 
     def __init__(
@@ -70,10 +72,10 @@ class Metrics(pl.Callback):
         count_skipped: bool,
         samples: int,
         global_batch: int,
-        listeners: Sequence[Any] = (),
+        show: Callable[[dict[str, Any]], None],
     ) -> None:
         self.path, self.values, self.count_skipped = path, values, count_skipped
-        self.samples, self.global_batch, self.listeners = samples, global_batch, listeners
+        self.samples, self.global_batch, self.show = samples, global_batch, show
         self._watch = CollapseWatch()
         self._started = 0.0
         self._skipped = 0
@@ -84,9 +86,8 @@ class Metrics(pl.Callback):
         self._skipped = next((row.get("skipped", 0) for row in reversed(kept)), 0)
         dist.barrier()  # all ranks have read the file
         if dist.get_rank() == 0:
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            temporary.replace(self.path)
+            with atomic_text(self.path) as stream:
+                stream.writelines(json.dumps(row) + "\n" for row in kept)
             for row in kept:
                 self._watch.see(row)
 
@@ -120,11 +121,9 @@ class Metrics(pl.Callback):
             os.fsync(stream.fileno())
         for lightning_logger in trainer.loggers:
             lightning_logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step)
-        warning = self._watch.see(row)
-        if warning:
+        if warning := self._watch.see(row):
             logger.warning(warning)
-        for listener in self.listeners:
-            listener(row)
+        self.show(row)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         """Records the learning rate of this step, which the schedule changes before the step ends."""

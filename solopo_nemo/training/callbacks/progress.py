@@ -6,13 +6,13 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 SHOWN = (("loss", "loss"), ("rewards/margin", "margin"), ("align/gap", "gap"), ("logps/chosen", "logp"))
 
 
 class ProgressLine:
-    """Listener of :class:`solopo_nemo.training.callbacks.metrics.Metrics` on rank 0.
+    """Shows the rows of :class:`solopo_nemo.training.callbacks.metrics.Metrics` on rank 0.
 
     Args:
         steps: number of steps of the whole run.
@@ -23,15 +23,9 @@ class ProgressLine:
         self.console = console or Console()
         self.steps = steps
         self._last = 0.0
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[values]}"),
-            console=self.console,
-        )
+        times = TimeElapsedColumn(), TimeRemainingColumn()
+        columns = "training", BarColumn(), MofNCompleteColumn(), *times, "{task.fields[values]}"
+        self._bar = Progress(*columns, console=self.console)
         self._task = self._bar.add_task("training", total=steps, values="")
 
     def __call__(self, row: dict[str, Any]) -> None:

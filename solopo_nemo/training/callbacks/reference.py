@@ -6,13 +6,11 @@ Each callback is the :class:`solopo_nemo.core.step.Reference` of the run's model
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from megatron.core import parallel_state
@@ -22,7 +20,6 @@ from rich.progress import Progress
 from solopo_nemo.core.lora import adapters_off
 from solopo_nemo.core.reference import CachedReference, OnlineReference, by_name
 from solopo_nemo.core.scoring import frozen_copy, score_batches
-from solopo_nemo.core.step import Batch
 from solopo_nemo.runtime.signals import StopRequest
 from solopo_nemo.training.datamodule import TripletDataModule
 from solopo_nemo.training.prepare import seen_samples
@@ -63,8 +60,7 @@ class ScoredReference(CachedReference, pl.Callback):
             size = self.data.config.trainer.micro_batch * parallel_state.get_data_parallel_world_size()
             rows = (i for block in np.unique(seen // size) for i in range(block * size, (block + 1) * size))
             scores |= self._score(pl_module, [i for i in rows if i < len(names) and names[i] not in scores])
-        uncovered = sum(names[i] not in scores for i in seen)
-        if uncovered:
+        if uncovered := sum(names[i] not in scores for i in seen):
             raise RuntimeError(f"{self.cache.file}: {uncovered} samples without reference scores after scoring")
         self.table = scores
         if self.only:
@@ -108,10 +104,8 @@ class ScoredReference(CachedReference, pl.Callback):
         return done
 
 
-class OnlineScores(pl.Callback):
+class OnlineScores(OnlineReference, pl.Callback):
     """Scores each global batch before the policy, with a frozen copy or with the policy's adapters off.
-
-    Memory: a copy holds its weights, divided by TP and PP; the policy with its adapters off needs none.
 
     Args:
         checkpoint: checkpoint of the initial weights, which the copy has also after a resume; ``None`` takes the policy
@@ -119,39 +113,21 @@ class OnlineScores(pl.Callback):
         data: data of the run.
     """
 
-    _model: Any
-    _reference: OnlineReference
-
     def __init__(self, checkpoint: Path | None, data: TripletDataModule) -> None:
-        self.checkpoint, self.data = checkpoint, data
+        super().__init__(data.objective.reference_sequences, None, data.reference_batch)
+        self.checkpoint = checkpoint
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Builds the frozen copy, which is no part of the trained, wrapped and saved model."""
-        module = pl_module.module
+        self.module = pl_module.module
         if self.checkpoint is not None:
-            module = pl_module.config.configure_model(pl_module.tokenizer)
-            module = frozen_copy(module, self.checkpoint, pl_module.logits_chunk_size)
-        names = self.data.objective.reference_sequences
-        self._model, self._reference = pl_module, OnlineReference(names, module, self.data.reference_batch)
+            model = pl_module.config.configure_model(pl_module.tokenizer)
+            self.module = frozen_copy(model, self.checkpoint, pl_module.logits_chunk_size)
 
     def on_megatron_step_start(self, step: Any) -> Any:
         """NeMo's event before a global batch: scores its micro-batches and passes them on to the policy's step."""
         if step.forward_only:
             return step
-        batches = [self._model.data_step(step.data) for _ in range(get_num_microbatches())]
-        self._reference.score(batches)
-        return dataclasses.replace(step, data=_Taken(batches))
-
-    def scores(self, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """The scores of a micro-batch of this step, fp32 ``[P]`` by sequence name, in nats."""
-        return self._reference.scores(batch)
-
-
-class _Taken(Iterator[Any]):
-    """An iterator over micro-batches. NeMo tests for this base class."""
-
-    def __init__(self, batches: list[Any]) -> None:
-        self._batches = iter(batches)
-
-    def __next__(self) -> Any:
-        return next(self._batches)
+        batches = [step.pl_module.data_step(step.data) for _ in range(get_num_microbatches())]
+        self.score(batches)
+        return dataclasses.replace(step, data=iter(batches))

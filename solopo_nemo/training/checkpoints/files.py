@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.runtime.output import write_json
 
 PREFIX = "step_"
 MANIFEST = "manifest.json"
@@ -118,9 +118,7 @@ def _check_archive(name: str, entry: bytes) -> None:
 
 def write_manifest(checkpoint: Path, files: dict[str, FileRecord]) -> None:
     """Writes the manifest of a checkpoint, and flushes it and the folders to the disk."""
-    with atomic_text(checkpoint / MANIFEST) as stream:
-        json.dump({name: vars(record) for name, record in sorted(files.items())}, stream, indent=1)
-        stream.write("\n")
+    write_json(checkpoint / MANIFEST, {name: vars(record) for name, record in sorted(files.items())}, indent=1)
     for folder in (*(p for p in checkpoint.rglob("*") if p.is_dir()), checkpoint):
         sync_folder(folder)
 

@@ -21,7 +21,7 @@ from solopo_nemo.families.hf import is_checkpoint, read_config
 from solopo_nemo.nemo_model.adapters import initial_adapter
 from solopo_nemo.nemo_model.end_tokens import RUN_RECORD
 from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.runtime.output import write_json
 from solopo_nemo.training.checkpoints.files import saved_checkpoints
 from solopo_nemo.training.checkpoints.resume import other_run, to_resume_from
 from solopo_nemo.training.paths import Paths
@@ -76,9 +76,8 @@ class RunRecord:
     @classmethod
     def of(cls, start: Start) -> RunRecord:
         """The record of a start whose data are prepared, with a new id."""
-        samples, ends = start.prepared.dataset, set[int]()
-        if "chosen" in samples.column_names:
-            ends = end_tokens(samples.data.column("chosen"))
+        samples = start.prepared.dataset
+        ends = end_tokens(samples.data.column("chosen")) if "chosen" in samples.column_names else set[int]()
         return cls(
             id=uuid.uuid4().hex[:16],
             computation=COMPUTATION,
@@ -102,11 +101,6 @@ class RunRecord:
             return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: not readable by this version ({error}); choose another output_dir") from None
-
-    def write(self, path: Path) -> None:
-        """Writes the file."""
-        with atomic_text(path) as stream:
-            stream.write(json.dumps(asdict(self), indent=1) + "\n")
 
     def changes(self, new: RunRecord) -> Iterable[str]:
         """Yields the differences between this record of a run and that of a new start, in words."""
@@ -136,7 +130,7 @@ def check_record(start: Start) -> None:
 def write_record(start: Start) -> None:
     """Writes the record of a checked start. A run with a checkpoint keeps its id."""
     new, former = RunRecord.of(start), RunRecord.read(start.paths.record) if start.saved else None
-    (replace(new, id=former.id) if former else new).write(start.paths.record)
+    write_json(start.paths.record, asdict(replace(new, id=former.id) if former else new), indent=1)
 
 
 def same_sources(paths: Paths, earlier: RunConfig, config: RunConfig) -> bool:

@@ -111,11 +111,8 @@ class Checkpoints(pl.Callback):
         if self.resumed:
             scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
             if scheduler.max_steps != trainer.max_steps:
-                raise other_run(
-                    self.resumed,
-                    self.paths,
-                    [f"optimizer steps: {scheduler.max_steps} there, {trainer.max_steps} here"],
-                )
+                changed = f"optimizer steps: {scheduler.max_steps} there, {trainer.max_steps} here"
+                raise other_run(self.resumed, self.paths, [changed])
             restore_random_numbers(self.resumed)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -203,8 +200,7 @@ class Checkpoints(pl.Callback):
         self._written = None
         results: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(results, own.result())
-        problem = next((result for result in results if isinstance(result, str)), None)
-        if problem:
+        if problem := next((result for result in results if isinstance(result, str)), None):
             raise RunFault(
                 f"{temporary.name}: the checkpoint of step {step} was not written as it should be: {problem}; "
                 f"{last_saved(self.paths.checkpoints)}"

@@ -6,13 +6,13 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.runtime.errors import require
-from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.runtime.output import write_json
 from solopo_nemo.training.checkpoints.files import remove_checkpoints, saved_checkpoints, step_of
 from solopo_nemo.training.paths import Paths
 
@@ -70,9 +70,7 @@ class Selection:
 
     def write(self, paths: Paths) -> None:
         """Writes the scores to the output folder."""
-        with atomic_text(paths.selection / RECORD) as stream:
-            json.dump({"suite": self.suite, "scores": [vars(scored) for scored in self.scores]}, stream, indent=1)
-            stream.write("\n")
+        write_json(paths.selection / RECORD, asdict(self), indent=1)
 
 
 def check_suite(config: RunConfig) -> None:

@@ -12,7 +12,6 @@ from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.planning.parameters import StageParameters
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import nearest_existing
-from solopo_nemo.training.checkpoints.files import saved_checkpoints
 from solopo_nemo.training.paths import Paths
 
 GIB = 2**30
@@ -21,7 +20,7 @@ OPTIMIZER = 12
 
 
 def check_space(
-    config: RunConfig, model: ModelDescription, bf16: bool, steps: int | None = None, saved: int | None = None
+    config: RunConfig, model: ModelDescription, bf16: bool, steps: int | None = None, saved: int = 0
 ) -> None:
     """Compares the free space of the disk with the files that the run will write.
 
@@ -35,7 +34,7 @@ def check_space(
         model: description of the model.
         bf16: whether the weights are bf16.
         steps: optimizer steps of the whole run, if they are known.
-        saved: number of existing checkpoints; by default they are counted.
+        saved: number of existing checkpoints.
 
     Raises:
         UserError: the free space is too small.
@@ -48,14 +47,13 @@ def check_space(
         shapes = adapter_tensors(model, config.peft.rank or 1).values()
         trained = sum(math.prod(shape) for module, shape in shapes if module in config.peft.modules)
         checkpoint = trained * (weights // parameters + OPTIMIZER)
-    there = len(saved_checkpoints(paths.checkpoints)) if saved is None else saved
     steps, scored = steps or trainer.max_steps, trainer.select_best is not None
     saves = trainer.keep_checkpoints + scored + 1
     if steps is not None:
         saves = min(saves, -(-steps // trainer.checkpoint_every))
     best = ", the best one" if scored else ""
     why = f"trainer.keep_checkpoints={trainer.keep_checkpoints}{best}, and one that is being written"
-    more = max(saves - there, 1)
+    more = max(saves - saved, 1)
     exports = 2 - os.path.lexists(paths.initial) + scored
     needed = more * checkpoint + weights * exports
     free = shutil.disk_usage(nearest_existing(config.output)).free

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from solopo_nemo.runtime.credentials import masked
 from solopo_nemo.runtime.errors import RunFault, UserError
-from solopo_nemo.runtime.output import atomic_text
+from solopo_nemo.runtime.output import write_json
 from solopo_nemo.training.checkpoints.files import last_saved
 
 LAST_LINES = 15
@@ -48,6 +48,12 @@ class Fault:
     everywhere: bool = False
     start: str = field(default="", compare=False)
 
+    def error(self) -> UserError | RunFault:
+        """The error of the job for a fault of kind ``user``, ``run`` or ``crash``."""
+        if self.kind == "user":
+            return UserError(self.message)
+        return RunFault(self.message if self.everywhere else f"rank {self.rank} in step {self.step}: {self.message}")
+
 
 class FaultFiles:
     """The faults of a start of the job: one small file for each rank, beside its log.
@@ -70,19 +76,15 @@ class FaultFiles:
             return
         path, message = self.log(fault.rank).with_suffix(".fault.json"), masked(fault.message)
         try:
-            with atomic_text(path) as stream:
-                json.dump(asdict(fault) | {"message": message, "start": self.start}, stream)
+            write_json(path, asdict(fault) | {"message": message, "start": self.start})
         except OSError:
             print(f"rank {fault.rank}: {message}", file=sys.stderr)
 
     def read(self) -> dict[int, Fault]:
         """The faults that the ranks of this start have written, by rank."""
-        found = {}
-        for path in sorted((self.output / "logs").glob("rank_*.fault.json")):
-            fault = Fault(**json.loads(path.read_text()))
-            if fault.start == self.start:
-                found[fault.rank] = fault
-        return found
+        paths = sorted((self.output / "logs").glob("rank_*.fault.json"))
+        faults = (Fault(**json.loads(path.read_text())) for path in paths)
+        return {fault.rank: fault for fault in faults if fault.start == self.start}
 
     def roll_call(self, world: int) -> dict[int, Fault]:
         """Waits up to ``ROLL_CALL`` seconds for the faults of all ranks, and returns those that are written."""
@@ -204,15 +206,11 @@ def job_fault(
         A ``UserError`` or a ``RunFault``, which the caller raises.
     """
     faults = files.read()
-    for kind in OWN:
-        for rank, fault in faults.items():
-            if fault.kind == kind == "user":
-                return UserError(fault.message)
-            if fault.kind == kind and fault.everywhere:
-                return RunFault(fault.message)
-            if fault.kind == kind:
-                files.show_last_lines(rank)
-                return RunFault(f"rank {rank} in step {fault.step}: {fault.message}")
+    own = next((fault for kind in OWN for fault in faults.values() if fault.kind == kind), None)
+    if own is not None:
+        if own.kind != "user" and not own.everywhere:
+            files.show_last_lines(own.rank)
+        return own.error()
     if any(fault.kind == "hung" for fault in faults.values()):
         culprits, message = hung_ranks(faults, world, files)
     else:

@@ -33,21 +33,18 @@ def of_sample(lengths: Mapping[str, int]) -> Lengths:
     return Lengths(long, prompts.get("prompt_short", long), max(answers.values(), default=1), max(rejected, 1))
 
 
-def this_machine(world: int, ranks_here: int) -> tuple[str, Machine]:
+def own_machine(world: int) -> tuple[str, Machine]:
     """The planner's name of this process's device, and its description of the machine.
+
+    This process is a rank, or starts all ranks on this host. They share its memory if there is no GPU.
 
     Args:
         world: number of ranks of the run.
-        ranks_here: number of ranks on this host, which share its memory if there is no GPU.
     """
+    ranks_here = environment.local_world_size() if environment.started_as_rank() else world
     if device.cuda():
         return GPU, Machine(world, max(ranks_here, device.count()), device.memory_gib())
     return CPU, Machine(world, ranks_here, device.memory_gib() / ranks_here)
-
-
-def own_machine(world: int) -> tuple[str, Machine]:
-    """:func:`this_machine` for this process, which is a rank or starts all ranks on this host."""
-    return this_machine(world, environment.local_world_size() if environment.started_as_rank() else world)
 
 
 def shortage(
@@ -59,7 +56,7 @@ def shortage(
         config: configuration of the run.
         shape: shape of its model.
         summary: summary of its tokenized data.
-        where, machine: result of :func:`this_machine`.
+        where, machine: result of :func:`own_machine`.
 
     Returns:
         The line; None if the run fits, or if the planner has no prediction for it.

@@ -10,7 +10,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.runtime import cli, environment
-from solopo_nemo.runtime.errors import RunFault, UserError
+from solopo_nemo.runtime.errors import RunFault
 from solopo_nemo.runtime.signals import StopRequest
 from solopo_nemo.training.failures.faults import OWN, Fault, FaultFiles, as_run_fault, kind_of, lost_ranks
 from solopo_nemo.training.failures.memory_advice import memory_advice
@@ -53,23 +53,17 @@ def _report(error: BaseException, files: FaultFiles, step: int, config: RunConfi
     text = " ".join(str(error).split())
     everywhere = isinstance(error, RunFault) and error.everywhere
     said = text if kind in ("user", "run") else f"{type(error).__name__}: {text}"
-    files.write(Fault(rank, step, kind, said, everywhere=everywhere))
+    fault = Fault(rank, step, kind, said, everywhere=everywhere)
+    files.write(fault)
     get_error_handler().record_exception(error)  # for torchrun's summary
-    code = cli.EXIT_USER_ERROR if kind == "user" else cli.EXIT_FAULT
-    if environment.started_here():
-        return code
-    if isinstance(error, UserError):  # all ranks have the same configuration and data
-        if rank:
-            return code
-        raise error
-    if isinstance(error, RunFault):
-        if rank and everywhere:
-            return code
-        raise RunFault(text if everywhere else f"rank {rank} in step {step}: {text}")
+    # a user's error is one of all ranks, which have the same configuration and data
+    if environment.started_here() or (rank and (kind == "user" or everywhere)):
+        return cli.EXIT_USER_ERROR if kind == "user" else cli.EXIT_FAULT
+    if kind == "lost":
+        return _report_lost(files, step)
     if kind == "crash":
         files.show_last_lines(rank)
-        raise RunFault(f"rank {rank} in step {step}: {type(error).__name__}: {text}")
-    return _report_lost(files, step)
+    raise fault.error()
 
 
 def _report_lost(files: FaultFiles, step: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -190,9 +191,6 @@ def _share(row: AccuracyRow | None) -> str:
 
 def _broken(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Metrics that were not finite at some step."""
-    bad: dict[str, int] = {}
-    for row in rows:
-        for key, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                bad[key] = bad.get(key, 0) + 1
+    values = (item for row in rows for item in row.items())
+    bad = Counter(key for key, value in values if isinstance(value, float) and not math.isfinite(value))
     return [f"{key} ({count} of {len(rows)} steps)" for key, count in bad.items()]
