@@ -1,7 +1,5 @@
 """The built-in multi-hop question set. The default recipe trains and evaluates on it."""
 
-# ruff: noqa: F401 - the names that other packages import from here
-
 from solopo_nemo.embedded.generate import (
     SHORT_PARAGRAPHS,
     generate_contexts,
@@ -9,3 +7,11 @@ from solopo_nemo.embedded.generate import (
     generate_evaluation,
     generate_triplets,
 )
+
+__all__ = [
+    "SHORT_PARAGRAPHS",
+    "generate_contexts",
+    "generate_dialogues",
+    "generate_evaluation",
+    "generate_triplets",
+]

@@ -30,7 +30,7 @@ from solopo_nemo.nemo_model.adapters import base_of, run_of
 from solopo_nemo.nemo_model.end_tokens import lacking_end_tokens
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import run_isolated
-from solopo_nemo.runtime.output import write_json
+from solopo_nemo.runtime.json_files import write_json
 
 if TYPE_CHECKING:
     from solopo_nemo.families.description import ModelDescription

@@ -63,12 +63,6 @@ def atomic_text(path: Path, *, keep_empty: bool = True) -> Iterator[IO[str]]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any, indent: int = 2) -> None:
-    """Writes a value as indented JSON, atomically as :func:`atomic_text` does."""
-    with atomic_text(path) as stream:
-        stream.write(json.dumps(value, indent=indent) + "\n")
-
-
 def beside(path: Path, what: str) -> Path:
     """The path of a companion file of a result: ``pairs.jsonl`` and ``rejects`` give ``pairs.jsonl.rejects.jsonl``."""
     return path.with_name(f"{path.name}.{what}.jsonl")

@@ -17,7 +17,8 @@ from solopo_nemo.config.world import check_model
 from solopo_nemo.planning import CPU, GPU, Machine, advise, load_shape
 from solopo_nemo.runtime import cli, device, logs
 from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.runtime.output import check_writable, write_json
+from solopo_nemo.runtime.json_files import write_json
+from solopo_nemo.runtime.output import check_writable
 from solopo_nemo.runtime.units import token_count
 from solopo_nemo.training.checks import EVERYWHERE, check_all
 from solopo_nemo.training.failures.memory_advice import of_sample

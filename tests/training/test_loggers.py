@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from solopo_nemo.config.schema import load_config
-from solopo_nemo.runtime.output import write_json
+from solopo_nemo.runtime.json_files import write_json
 from solopo_nemo.training import loggers
 from solopo_nemo.training.checkpoints.record import RunRecord
 from solopo_nemo.training.loggers import build_loggers

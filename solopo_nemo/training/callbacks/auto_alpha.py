@@ -19,7 +19,7 @@ from rich.progress import Progress
 from solopo_nemo.core.step import Loss
 from solopo_nemo.nemo_model.reduction import ObjectiveReduction, gradient_norm
 from solopo_nemo.runtime.errors import RunFault, UserError
-from solopo_nemo.runtime.output import write_json
+from solopo_nemo.runtime.json_files import write_json
 from solopo_nemo.runtime.signals import StopRequest
 from solopo_nemo.training.datamodule import TripletDataModule
 

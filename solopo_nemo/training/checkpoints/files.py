@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.runtime.output import write_json
+from solopo_nemo.runtime.json_files import write_json
 
 PREFIX = "step_"
 MANIFEST = "manifest.json"

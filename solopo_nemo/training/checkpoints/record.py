@@ -21,7 +21,7 @@ from solopo_nemo.families.hf import is_checkpoint, read_config
 from solopo_nemo.nemo_model.adapters import initial_adapter
 from solopo_nemo.nemo_model.end_tokens import RUN_RECORD
 from solopo_nemo.runtime.errors import UserError
-from solopo_nemo.runtime.output import write_json
+from solopo_nemo.runtime.json_files import write_json
 from solopo_nemo.training.checkpoints.files import saved_checkpoints
 from solopo_nemo.training.checkpoints.resume import other_run, to_resume_from
 from solopo_nemo.training.paths import Paths

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.runtime.errors import require
-from solopo_nemo.runtime.output import write_json
+from solopo_nemo.runtime.json_files import write_json
 from solopo_nemo.training.checkpoints.files import remove_checkpoints, saved_checkpoints, step_of
 from solopo_nemo.training.paths import Paths
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from solopo_nemo.runtime.credentials import masked
 from solopo_nemo.runtime.errors import RunFault, UserError
-from solopo_nemo.runtime.output import write_json
+from solopo_nemo.runtime.json_files import write_json
 from solopo_nemo.training.checkpoints.files import last_saved
 
 LAST_LINES = 15
