@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ from processes import wait_until
 
 from solopo_nemo.config.schema import load_config
 from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.json_files import write_json
 from solopo_nemo.training import checks, ranks
 from solopo_nemo.training.checkpoints.record import RunRecord
 from solopo_nemo.training.launch import _run_here
@@ -97,7 +99,8 @@ def test_a_run_with_its_last_checkpoint_gets_ranks_only_when_it_asks(
     (tmp_path / "initial").mkdir()
     (tmp_path / "checkpoints" / "step_000004").mkdir(parents=True)
     if steps:
-        RunRecord("f00d", 1, steps, "fp32", "", "", [2], {}).write(Paths(tmp_path).record)
+        record = RunRecord("f00d", 1, steps, "fp32", "", "", [2], {})
+        write_json(Paths(tmp_path).record, asdict(record))
     config = load_config("solo_dpo", [f"output_dir={tmp_path}", *words])
     with pytest.raises(UserError, match=f"^{early} started"):
         _run_here(config, only_reference, None)
