@@ -207,9 +207,16 @@ def test_bad_rows_stop_before_sampling_or_are_listed(
 
 def test_without_any_pair_there_is_no_file(write_rows: RowWriter) -> None:
     contexts = write_rows([asked_row(0, short="rrrr"), asked_row(1, short="wwww")])
-    with pytest.raises(UserError, match="1 all_right, 1 all_wrong"):
+    with pytest.raises(UserError, match="1 all_right, 1 all_wrong.*with another --out"):
         sampled(contexts)
     assert not contexts.with_name("out.jsonl").exists()
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_file_of_another_kind_is_told_from_one_with_bad_rows(write_rows: RowWriter, skip_bad: bool) -> None:
+    contexts = write_rows([{"id": "q0", "question": "Who?", "paragraphs": []}] * 2)
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: field prompt_short: .*give the output of build_contexts"):
+        sampled(contexts, skip_bad=skip_bad)
 
 
 def test_a_backend_that_refuses_everything_ends_the_run_early(write_rows: RowWriter) -> None:

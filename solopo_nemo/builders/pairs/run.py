@@ -27,6 +27,8 @@ from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.runtime.errors import UserError, require, require_at_least
 from solopo_nemo.runtime.output import atomic_text, beside, write_json_line
 
+_NEW_SAMPLES = " with another --out (the samples of one file have the same settings)"
+
 
 @dataclass(frozen=True)
 class PairSettings:
@@ -77,9 +79,9 @@ def sample_pairs(
             question yields a pair.
     """
     with closing(Source(settings.contexts, settings.out.parent)) as source:
-        refuse_bad_rows([bad.error for bad in source.bad], settings.skip_bad)
         if not len(source):
-            raise UserError(f"{source.bad[0].error} (and no row is good)")
+            raise UserError(f"{source.bad[0].error}, and no row is good: give the output of build_contexts")
+        refuse_bad_rows([bad.error for bad in source.bad], settings.skip_bad)
         with opened(settings.out, sampling, make_backend, literal=settings.literal) as (backend, store):
             sampler = Sampler(len(source), source.__getitem__, store, backend, settings.sides, settings.size)
             with Meter(len(source), settings.size, cost=backend.cost) as meter:
@@ -199,9 +201,9 @@ def _advice(rules: Counter[str], reasons: dict[str, int], refusals: list[str]) -
         why = max(reasons, key=lambda name: reasons[name])
         said = ", ".join(f"{count} {name}" for name, count in reasons.items())
         return f"no answer is whole ({said}): " + (
-            "give a higher --max-new-tokens" if why == "length" else "look at the server's log and its model's limits"
+            f"give a higher --max-new-tokens{_NEW_SAMPLES}" if why == "length" else "look at the server's log and its model's limits"
         )
-    return "take more --samples, a higher --temperature, or questions of another difficulty"
+    return f"take questions of another difficulty, or more --samples or a higher --temperature{_NEW_SAMPLES}"
 
 
 def _rule(entry: Entry | None) -> str:
