@@ -74,14 +74,16 @@ def _report(found: Inspection) -> None:
     table = Table(found.unit, *names)
     for name, values in summary["lengths"].items():
         table.add_row(name, *(f"{values[key]:.0f}" for key in names))
-    console.print(table)
+    if table.rows:
+        console.print(table)
     if "rho" in summary:
         console.print(f"short to long: rho {summary['rho']}")
     for name, share in found.shares.items():
         console.print(f"{100 * share:5.1f} %  {name}")
     for sample in found.samples:
         console.print(f"\n[bold]{escape(sample.id)}[/bold]")
-        shown = [(name, value) for name in PROMPT_COLUMNS if (value := getattr(sample, name)) is not None]
+        prompts = [(name, value) for name in PROMPT_COLUMNS if (value := getattr(sample, name)) is not None]
+        shown = prompts if found.kind == "triplets" else [("prompt", value) for _, value in prompts]
         for field in ("chosen", "rejected"):
             shown += [(name, value) for name, _, value in sample.answers(field) if value is not None]
         for name, value in shown:

@@ -195,6 +195,9 @@ def parse_triplet(row: dict[str, Any], needs: Needs, where: str, default_id: str
     implied: list[Message] | None = None
     whole = ""
     prompt = next((row[name] for name in ("prompt", *needs.prompts) if has(row, name)), None)
+    if has(row, "answers") and not any(has(row, field) for field in needs.responses):
+        what = "missing: the row is a context with right answers, of which tools/sample_pairs.py makes pairs"
+        raise bad_field(where, needs.responses[0], what)
     for field in needs.responses:
         answers = []
         for place, value in several_answers(required(row, field, where), field, where).items():

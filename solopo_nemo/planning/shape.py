@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from solopo_nemo.families.description import ModelDescription
@@ -56,7 +57,7 @@ def _from_hub(name: str) -> dict[str, Any]:
     try:
         return read_json(Path(hf_hub_download(name, "config.json")))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = shorten(str(error), 200, placeholder=" ...")
         known = ", ".join(named_shapes())
         raise UserError(
             f"no such folder, and the hub did not give its configuration ({reason}); known without either are {known}"

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def find_model(init: str, weights: bool = True, option: str = "model.init=") -> 
         wanted = ["*.json", "*.model", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(init, allow_patterns=wanted, ignore_patterns=["consolidated*", "original/*"]))
     except Exception as error:  # the hub client raises many types: offline, unknown name, gated model
-        reason = " ".join(str(error).split())[:200]
+        reason = shorten(str(error), 200, placeholder=" ...")
         raise UserError(
             f"{named}: no such folder here, and the Hugging Face hub did not give it ({reason}); give a local folder"
         ) from None

@@ -182,3 +182,13 @@ def test_command(
     assert json.loads(lines[-1])["bad"] == bad
     assert [line.startswith(f"{path}:2: field chosen: missing") for line in lines[:-1]] == [True] * bad
     assert "t0" in captured.err and "short question 0" in captured.err
+
+
+def test_a_sample_with_one_prompt_is_shown_under_its_name(
+    write_rows: RowWriter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_rows([{"prompt": "ask", "chosen": "a", "rejected": "b"}])
+    monkeypatch.setattr(sys, "argv", ["inspect_triplets.py", str(path)])
+    with pytest.raises(SystemExit):
+        command("inspect_triplets")
+    assert "\nprompt ask\n" in capsys.readouterr().err

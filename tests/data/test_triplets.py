@@ -102,6 +102,7 @@ def one(**changes: Any) -> str:
 ERRORS = {
     "missing field": (one(rejected=None), "rows.jsonl:1: field rejected: missing"),
     "null": (one(rejected=None)[:-1] + ', "rejected": null}', "field rejected: missing"),
+    "a context": (one(chosen=None, rejected=None, answers=["x"]), "chosen: missing: the row is a context with right"),
     "missing prompt": (one(prompt_long=None), "field prompt_long: missing"),
     "missing id": (one(id=None), "field id: missing"),
     "id of a wrong type": (one(id=[1]), "field id: is a list"),

@@ -201,7 +201,9 @@ def _advice(rules: Counter[str], reasons: dict[str, int], refusals: list[str]) -
         why = max(reasons, key=lambda name: reasons[name])
         said = ", ".join(f"{count} {name}" for name, count in reasons.items())
         return f"no answer is whole ({said}): " + (
-            f"give a higher --max-new-tokens{_NEW_SAMPLES}" if why == "length" else "look at the server's log and its model's limits"
+            f"give a higher --max-new-tokens{_NEW_SAMPLES}"
+            if why == "length"
+            else "look at the server's log and its model's limits"
         )
     return f"take questions of another difficulty, or more --samples or a higher --temperature{_NEW_SAMPLES}"
 
