@@ -207,7 +207,7 @@ def test_bad_rows_stop_before_sampling_or_are_listed(
 
 def test_without_any_pair_there_is_no_file(write_rows: RowWriter) -> None:
     contexts = write_rows([asked_row(0, short="rrrr"), asked_row(1, short="wwww")])
-    with pytest.raises(UserError, match="1 all_right, 1 all_wrong.*with another --out"):
+    with pytest.raises(UserError, match=r"1 all_right, 1 all_wrong.*with another --out"):
         sampled(contexts)
     assert not contexts.with_name("out.jsonl").exists()
 
