@@ -71,6 +71,11 @@ def _check_weights(start: Start, on_hub: bool) -> None:
 
 
 def _say_length(start: Start) -> None:
+    if start.config.data.train == "builtin" and start.config.model.init != "builtin":
+        logger.warning(
+            "data.train=builtin: the run trains on the built-in questions, made for the embedded model; "
+            "data.train=FILE takes your data"
+        )
     samples = len(start.prepared.dataset)
     level = logging.WARNING if samples < start.config.trainer.global_batch else logging.INFO
     logger.log(level, length_in_words(start.config, samples))

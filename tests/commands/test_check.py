@@ -165,6 +165,13 @@ def test_warnings_stand_apart(check: Callable[..., Findings], tmp_path: Path, ca
     ]
 
 
+@pytest.mark.parametrize("own", [["model=custom", f"model.init={EMBEDDED_MODEL}"], []])
+def test_the_built_in_questions_for_a_model_of_ones_own_are_named(
+    own: list[str], check: Callable[..., Findings]
+) -> None:
+    assert ["data.train=FILE takes your data" in line for line in check(*own).warnings] == [True] * bool(own)
+
+
 def test_memory_and_other_machines(check: Callable[..., Findings], monkeypatch: pytest.MonkeyPatch) -> None:
     found = check("parallel.tensor=2", gpus=8, gpu_memory=40)
     assert "TP2 CP1 PP1 DP4 on 8 GPUs; about " in found.summary and "of 40.0 GiB a GPU" in found.summary
