@@ -7,11 +7,13 @@ import logging
 import tempfile
 from datetime import date
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.data import template_date
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.json_files import read_json
+from solopo_nemo.runtime.paths import refuse_run_folder
 from solopo_nemo.runtime.warn import warn_once
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def load_tokenizer(
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: give a local folder with tokenizer.json and tokenizer_config.json")
+    refuse_run_folder(folder, str(folder))
     older, tekken = older_config(folder), _needs_tekken_pattern(folder)
     if tekken:
         logger.warning("%s: its pattern is not Tekken's and is put right: serve it with fix_mistral_regex=True", folder)
@@ -55,7 +58,7 @@ def load_tokenizer(
             )
             tokenizer("word")  # settings of a wrong type are noticed at the first text
         except Exception as error:  # tokenizers raises bare Exception for a damaged file
-            reason = " ".join(str(error).split())
+            reason = shorten(str(error), 300, placeholder=" ...")
             raise UserError(
                 f"{folder}: no tokenizer can be loaded from it ({reason}): copy {_TOKENIZER} and {_CONFIG} from the "
                 "original model (a clone needs git lfs pull)"

@@ -17,6 +17,7 @@ from solopo_nemo.runtime import device
 from solopo_nemo.runtime.cli import TEMPLATE_KWARGS
 from solopo_nemo.runtime.errors import UserError, require, require_at_least
 from solopo_nemo.runtime.json_files import json_hash, read_json
+from solopo_nemo.runtime.paths import refuse_run_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -220,6 +221,7 @@ class EvaluatedModel:
                     f"--model {path}: no such folder; give a Hugging Face folder, a checkpoint, or a server's model "
                     "with --base-url"
                 )
+            refuse_run_folder(path, f"--model {path}")
             return path
         from solopo_nemo.nemo_model.convert import export_hf
 

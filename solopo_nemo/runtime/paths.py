@@ -21,6 +21,20 @@ EMBEDDED_PAIRS = ASSETS / "tiny_qwen2_pairs.jsonl.gz"
 """The answers that ``data.train=builtin`` trains on, sampled from that model."""
 
 
+def refuse_run_folder(folder: Path, named: str) -> None:
+    """Refuses the output folder of a run in place of the model in its ``hf``.
+
+    Args:
+        folder: a folder that should hold a model or a tokenizer.
+        named: the beginning of the message, which names the folder.
+
+    Raises:
+        UserError: the model is in the subfolder ``hf``.
+    """
+    if not (folder / "config.json").is_file() and (folder / "hf" / "config.json").is_file():
+        raise UserError(f"{named}: the folder of a run, whose model is in {folder / 'hf'}: give that")
+
+
 def expand_home(path: str, key: str = "") -> str:
     """Replaces a leading ``~`` or ``~user`` of a path by the home folder, as a shell does at the start of a word.
 

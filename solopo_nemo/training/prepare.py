@@ -24,7 +24,7 @@ from solopo_nemo.families.hf import is_checkpoint
 from solopo_nemo.nemo_model.adapters import run_of
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.output import atomic_text, write_json_line
-from solopo_nemo.runtime.paths import EMBEDDED_MODEL
+from solopo_nemo.runtime.paths import EMBEDDED_MODEL, refuse_run_folder
 from solopo_nemo.training.paths import Paths
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def find_model(init: str, weights: bool = True, option: str = "model.init=") -> 
             )
         return path
     if path.is_dir():
+        refuse_run_folder(path, named)
         if not (path / "config.json").is_file():
             adapter = (path / "adapter_config.json").is_file()
             what = "a LoRA adapter: give its model here and the adapter as peft=lora model.adapter=FOLDER"
