@@ -4,6 +4,7 @@ torchrun --nproc-per-node 2 docs/examples/without_nemo.py --tensor 2
 """
 
 import argparse
+import os
 
 import torch
 import torch.distributed as dist
@@ -70,9 +71,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--tensor", type=int, default=1)
     parser.add_argument("--context", type=int, default=1)
+    given = parser.parse_args()
+    if int(os.environ.get("WORLD_SIZE", 0)) not in (given.tensor * given.context * n for n in (1, 2, 4)):
+        parser.error("start it with torchrun --nproc-per-node N; N is tensor * context, or 2 or 4 times as many")
     device.prepare_process()
     dist.init_process_group("nccl" if device.cuda() else "gloo")
-    found = train(**vars(parser.parse_args()))
+    found = train(**vars(given))
     if dist.get_rank() == 0:
         print(*found)
     dist.destroy_process_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -42,7 +43,8 @@ def _renamed(override: str) -> str:
 def one_line(error: Exception) -> str:
     """The message of a Hydra or OmegaConf error in one line, after the key that it names."""
     key = getattr(error, "full_key", None)
-    message = " ".join(str(error).split("\n    full_key")[0].split())
+    message = " ".join(str(error).split("\n    full_key")[0].partition("\nConfig search path")[0].split())
+    message = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "must be a list, as in [a,b]", message)
     return f"{key}: {message}" if key else message
 
 
@@ -64,7 +66,8 @@ def _readable(override: str, before: str, paths: Collection[str]) -> str:
     try:
         parsed = OverridesParser.create().parse_override(override)
         own = None if parsed.is_sweep_override() else parsed.value()
-        problem = "several values" if parsed.is_sweep_override() else ""
+        several = f"several values; a list takes brackets, as in {shlex.quote(f'{key}=[{value}]')}"
+        problem = several if parsed.is_sweep_override() else ""
     except HydraException as error:
         problem = one_line(error)
     if equals and key.lstrip("+") in paths and value != "null":

@@ -148,6 +148,8 @@ def load_config(recipe: str, overrides: Sequence[str]) -> RunConfig:
         # Hydra's advice to append the key with + applies to plugins only
         reason = re.sub(r"Could not override '(?!plugins')(.*?)'.*", r"there is no key \1", one_line(error))
         reason += "; peft=lora brings it" if "no key peft." in reason else ""
+        if "objective=plugin" in overrides and (option := re.search(r"no key (objective\.\w+)", reason)):
+            reason += f"; an option of a plugin takes a plus: +{option[1]}"
         raise UserError(f"configuration: {reason} ({command_name()} --help lists the keys)") from None
     _check(config)
     if chosen["model"] == "tiny_qwen2" and config.model.init != "builtin":

@@ -155,6 +155,18 @@ def test_the_message_shows_the_quoting_that_works(text: str) -> None:
     assert load_config("solo_dpo", [word]).logger.wandb == text
 
 
+def test_the_message_shows_the_brackets_that_work() -> None:
+    with pytest.raises(UserError, match="several values; a list takes brackets, as in ") as refused:
+        load_config("solo_dpo", ["peft=lora", "peft.targets=q_proj,v_proj"])
+    word = shlex.split(str(refused.value).partition("brackets, as in ")[2].partition(")")[0])[0]
+    assert load_config("solo_dpo", ["peft=lora", word]).peft.targets == ["q_proj", "v_proj"]
+
+
+def test_an_unknown_option_is_refused_without_the_search_path() -> None:
+    with pytest.raises(UserError, match=r"Available options in 'model': custom .* tiny_qwen2 \("):
+        load_config("solo_dpo", ["model=qwen"])
+
+
 def test_what_is_saved_is_what_is_read(tmp_path: Path) -> None:
     config = load_config("solo_simpo", ["trainer.seed=7"])
     save_config(config, tmp_path / "config.yaml")

@@ -81,6 +81,16 @@ def test_the_script_without_nemo_gets_the_losses_of_the_mixin(tmp_path: Path, te
     assert got == run_ranks(tensor * context, losses_of_the_mixin, (tensor, context), tmp_path / "out.pt")
 
 
+@pytest.mark.parametrize("started", [{}, {"WORLD_SIZE": "3"}], ids=["without torchrun", "on three ranks"])
+def test_another_start_of_the_script_is_refused(started: dict[str, str]) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"} | started
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, str(SCRIPT), "--tensor=2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith("N is tensor * context, or 2 or 4 times as many\n")
+
+
 def test_nemo_cannot_be_imported_where_the_script_runs(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import nemo")

@@ -103,7 +103,8 @@ option of another objective  | objective=simpo +objective.lambda_=1    | objecti
 objective without a name     | objective=plugin                        | objective.name
 unregistered objective       | objective=plugin objective.name=mine    | mine
 plugin that is not there     | +plugins=[no_such_package.po]           | no_such_package
-plugins of another type      | +plugins=7                              | plugins
+plugins of another type      | +plugins=7                              | plugins: must be a list, as in [a,b]
+option of a plugin           | objective=plugin objective.name=mine objective.beta=2 | takes a plus: +objective.beta (
 global batch not divisible   | trainer.global_batch=5 trainer.micro_batch=2 | trainer.global_batch
 global batch over data ranks | trainer.global_batch=4 parallel.data=3  | trainer.global_batch
 tensor zero                  | parallel.tensor=0                       | parallel.tensor
