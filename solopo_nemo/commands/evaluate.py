@@ -29,6 +29,9 @@ from solopo_nemo.runtime.cli import (
 from solopo_nemo.runtime.errors import require
 from solopo_nemo.runtime.units import token_count
 
+_READ_BY = {"lengths": {"builtin", "niah_plus", "ruler_qa"}, "depths": {"niah_plus"}, "seeds": {"longbench_v2"}}
+"""Options that only some suites read."""
+
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
@@ -75,6 +78,7 @@ def _evaluate(given: Any, out: Path) -> Any:
     from solopo_nemo.evaluation.run import evaluate
     from solopo_nemo.evaluation.settings import SuiteSettings
     from solopo_nemo.evaluation.suites import find_suites
+    from solopo_nemo.evaluation.suites.builtin import LONGEST
     from solopo_nemo.families.hf import is_checkpoint
     from solopo_nemo.training.checkpoints.files import check_origin
     from solopo_nemo.training.prepare import find_tokenizer
@@ -86,6 +90,12 @@ def _evaluate(given: Any, out: Path) -> Any:
     if given.tokenizer:
         given.tokenizer = find_tokenizer(given.tokenizer)
     suites, settings = find_suites(given.suite), settings_of(given, SuiteSettings)
+    names = {suite.name for suite in suites}
+    for option, readers in _READ_BY.items():
+        read = not getattr(given, option) or readers & names
+        require(read, f"--{option}: is for {', '.join(sorted(readers))}, and --suite is {given.suite}: leave it out")
+    multiples = not given.lengths or names & {"niah_plus", "ruler_qa"} or max(given.lengths) <= LONGEST
+    require(multiples, f"--lengths: of builtin are multiples of the short length, 1 to {LONGEST}, such as 1,2,4,8")
     with serving(given.serve, given.model, given.base_url, given.patience, out / "server.log") as server:
         given.base_url, given.alive = server
         return evaluate(settings_of(given, ModelSettings), suites, settings, out)

@@ -355,6 +355,8 @@ evaluate, limit         | evaluate         | {evaluate} --limit 0               
 evaluate, lengths       | evaluate         | {evaluate} --lengths 4G                                 | --lengths
 evaluate, length twice  | evaluate         | {evaluate} --lengths 4K,4096                            | --lengths
 evaluate, length zero   | evaluate         | {evaluate} --lengths 0                                  | --lengths
+evaluate, tokens        | evaluate         | {evaluate} --lengths 2K                                 | 1 to 32, such as 1,2,4,8
+evaluate, unread depths | evaluate         | {evaluate} --depths 0,50                                | --depths: is for niah_plus
 evaluate, depth         | evaluate         | {evaluate} --depths 0,150                               | --depths
 evaluate, seed          | evaluate         | {evaluate} --seeds -1                                   | --seeds
 evaluate, answer length | evaluate         | {evaluate} --max-new-tokens 0                           | --max-new-tokens
