@@ -15,6 +15,7 @@ from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.families import hf
 from solopo_nemo.families.adapter import SETTINGS, WEIGHTS, read_adapter, write_adapter
 from solopo_nemo.families.weights import expected_tensors, hf_tensors, imported_dtype
+from solopo_nemo.runtime import logs
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.isolated import run_isolated
 
@@ -46,7 +47,8 @@ def lora_of(config: RunConfig, description: ModelDescription) -> LoRA | None:
             f"peft.alpha={initial.alpha:g} 'peft.targets=[{','.join(initial.targets)}]'"
         )
     read = initial.tensor if initial else None
-    from solopo_nemo.core.lora import LoRA
+    with logs.quiet_imports():
+        from solopo_nemo.core.lora import LoRA
 
     return LoRA(peft.rank, peft.alpha, peft.dropout, peft.modules, config.trainer.seed, read)
 

@@ -250,7 +250,9 @@ def test_the_command_and_the_key_are_one(words: list[str], capsys: pytest.Captur
 
 
 @pytest.mark.slow
-def test_no_nemo_is_needed(words: list[str]) -> None:
-    command = [sys.executable, str(ROOT / "tests/support/no_nemo.py"), str(ROOT / "tools/check.py"), *words]
+@pytest.mark.parametrize("more", [[], ["peft=lora"]])
+def test_no_nemo_is_needed_and_no_library_warns(words: list[str], more: list[str]) -> None:
+    command = [sys.executable, str(ROOT / "tests/support/no_nemo.py"), str(ROOT / "tools/check.py"), *words, *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("ready: "), done.stderr
+    assert "UserWarning" not in done.stderr
