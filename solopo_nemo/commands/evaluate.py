@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     from rich.console import Console
 
     from solopo_nemo.evaluation.differences import differences
-    from solopo_nemo.evaluation.measured import Measured
+    from solopo_nemo.evaluation.measured import Measured, model_name
     from solopo_nemo.evaluation.report import write_report
     from solopo_nemo.evaluation.tables import as_json, measured_suites, suite_table, unlike_names
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         both = given.model and given.suite
         require(both, "--model and --suite are needed (or --compare with evaluated folders)")
-        out = given.out or Path("outputs/evaluation") / _name(given.model)
+        out = given.out or Path("outputs/evaluation") / model_name(given.model)
         models = [_evaluate(given, out)]
     console, names = Console(stderr=True, markup=False), unlike_names(models)
     notes = differences(models, names)
@@ -63,13 +63,6 @@ def main(arguments: Sequence[str]) -> None:
         console.print(f"not alike: {note}", highlight=False, soft_wrap=True)
     console.print(f"report: {page}", highlight=False)
     show_json(given, as_json(models) | ({"differences": notes} if given.compare else {}))
-
-
-def _name(model: str) -> str:
-    """The name of an evaluation: that of the model's folder; of a run's ``hf`` or checkpoint, with the run's name."""
-    path = Path(model).resolve()
-    parts = [part.name for part in (path, *path.parents) if part.name not in ("hf", "checkpoints")]
-    return f"{parts[1]}-{parts[0]}" if path.is_dir() and parts[0].startswith("step_") else parts[0]
 
 
 def _evaluate(given: Any, out: Path) -> Any:

@@ -22,6 +22,13 @@ _ID, _VALUE, _SEED = "id", "value", "seed"
 _TEXTS = ("response", "reason")
 
 
+def model_name(model: str) -> str:
+    """The name of an evaluated model: that of its folder; of a run's ``hf`` or checkpoint, with the run's name."""
+    path = Path(model).resolve()
+    parts = [part.name for part in (path, *path.parents) if part.name not in ("hf", "checkpoints")]
+    return f"{parts[1]}-{parts[0]}" if path.is_dir() and parts[0].startswith("step_") else parts[0]
+
+
 @dataclass(frozen=True)
 class Measured:
     """The scores of one model.
@@ -62,7 +69,7 @@ class Measured:
                     {**cell["labels"], **kept, _VALUE: float(sample[cell["metric"]])}
                 )
         scale = f" x{record['yarn']:g}" if record.get("yarn") else ""
-        name = f"{Path(record['model']).name if record['base_url'] is None else record['model']}{scale}"
+        name = f"{model_name(record['model']) if record['base_url'] is None else record['model']}{scale}"
         described = {
             (cell["suite"], cell["cell"]): {
                 "answer_rule": FIRST_RULE,

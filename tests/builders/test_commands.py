@@ -13,6 +13,7 @@ from solopo_nemo.builders.pairs.backend import Sampling
 from solopo_nemo.builders.pairs.run import PairSettings
 from solopo_nemo.commands import evaluate, sample_pairs
 from solopo_nemo.commands import main as command
+from solopo_nemo.evaluation.measured import Measured, model_name
 from solopo_nemo.evaluation.models import ModelSettings
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.runtime.cli import run, settings_of
@@ -126,5 +127,16 @@ def test_an_evaluation_is_named_by_its_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path(model).mkdir(parents=True)
-    assert evaluate._name(model) == name
-    assert evaluate._name("org/served-model") == "served-model"
+    assert model_name(model) == name
+    assert model_name("org/served-model") == "served-model"
+    cell = {
+        "suite": "builtin",
+        "cell": "1x",
+        "labels": {},
+        "metric": "accuracy",
+        "samples": [{"id": "1", "accuracy": 1}],
+    }
+    Path("out/cells/builtin").mkdir(parents=True)
+    Path("out/cells/builtin/1x.json").write_text(json.dumps(cell))
+    Path("out/evaluation.json").write_text(json.dumps({"model": model, "base_url": None}))
+    assert Measured.read(Path("out")).name == name, "in tables, too"
