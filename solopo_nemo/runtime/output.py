@@ -38,6 +38,20 @@ def check_writable(folder: Path, key: str, *, make: bool = True) -> None:
         raise UserError(f"{key}={folder}: cannot be written ({error.strerror})") from None
 
 
+def keep_source(source: Path | str, out: Path) -> None:
+    """Refuses an output that would replace the data that it is made of.
+
+    Args:
+        source: what is read: a path, or the name of a dataset.
+        out: the file to write.
+
+    Raises:
+        UserError: both are the same file.
+    """
+    if out.exists() and out.resolve() == Path(source).resolve():
+        raise UserError(f"{out}: is read and would be replaced by what is made of it: give the output another name")
+
+
 @contextmanager
 def atomic_text(path: Path, *, keep_empty: bool = True) -> Iterator[IO[str]]:
     """Opens a temporary file beside ``path`` for writing, and renames it to ``path`` if the block ends without error.

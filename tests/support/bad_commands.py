@@ -228,6 +228,7 @@ contexts, pairs         | build_contexts   | {contexts} --pairs silver          
 contexts, pool          | build_contexts   | {contexts} --pool /no/such.jsonl                        | /no/such.jsonl
 contexts, pool rows     | build_contexts   | {contexts} --pool {bad}/ok.jsonl                        | ok.jsonl:1
 contexts, out           | build_contexts   | {contexts} --out {tmp}/out.json                         | --out
+contexts, in place      | build_contexts   | {contexts} --out {bad}/questions.jsonl                  | questions.jsonl: is read and would be replaced
 contexts, option        | build_contexts   | {contexts} --fast                                       | --fast
 questions of nothing    | build_questions  |                                                         | --source
 questions, no source    | build_questions  | {questions} --source /no/such.txt                       | /no/such.txt
@@ -241,6 +242,7 @@ questions, no address   | build_questions  | {questions} --backend openai       
 questions, out          | build_questions  | {questions} --out {tmp}/out.json                        | --out
 pairs of nothing        | sample_pairs     |                                                         | --contexts
 pairs, no contexts      | sample_pairs     | {pairs} --contexts /no/such.jsonl                       | /no/such.jsonl
+pairs, in place         | sample_pairs     | {pairs} --out {bad}/contexts.jsonl                      | contexts.jsonl: is read and would be replaced
 pairs, no answers       | sample_pairs     | {pairs} --contexts {bad}/ok.jsonl                       | answers
 pairs, broken contexts  | sample_pairs     | {pairs} --contexts {bad}/broken_line_4711.jsonl         | broken_line_4711.jsonl
 pairs, backend          | sample_pairs     | {pairs} --backend grpc                                  | --backend
@@ -254,6 +256,7 @@ pairs, switch           | sample_pairs     | {pairs} --chat-template-kwargs {"th
 pairs, switches         | sample_pairs     | {pairs} --chat-template-kwargs think                    | --chat-template-kwargs
 contexts, switch        | build_contexts   | {contexts} --chat-template-kwargs {"think":1}           | --chat-template-kwargs.think
 evaluate, switch        | evaluate         | {evaluate} --chat-template-kwargs {"think":1}           | --chat-template-kwargs.think
+convert, in place       | convert_pairs    | {ok} {ok} --to trl                                      | ok.jsonl: is read and would be replaced
 inspect, switch         | inspect_triplets | {ok} --chat-template-kwargs {"think":1}                 | --tokenizer
 pairs, one sample       | sample_pairs     | {pairs} --samples 1                                     | --samples
 pairs, temperature      | sample_pairs     | {pairs} --temperature 0                                 | --temperature

@@ -16,6 +16,7 @@ from solopo_nemo.data.template_date import pinned_date
 from solopo_nemo.data.tokenizer_files import tokenizer_state
 from solopo_nemo.runtime.errors import require, require_at_least
 from solopo_nemo.runtime.json_files import json_hash
+from solopo_nemo.runtime.output import keep_source
 
 SHUFFLED, DOCUMENT = "shuffled", "document"
 """Values of `--long`: passages in random order, or the documents of the evidence in natural order."""
@@ -71,6 +72,9 @@ class BuildSettings:
             "--long document: give --pool the passages of the documents, such as questions.jsonl.passages.jsonl",
         )
         require(self.out.suffix == ".jsonl", f"--out {self.out}: must end in .jsonl")
+        for source in (self.source, *self.pool):
+            for out in self.out_files.values():
+                keep_source(source, out)
 
     @cached_property
     def targets(self) -> Targets:

@@ -25,7 +25,7 @@ from solopo_nemo.data.messages import Answer, Message, Prompt
 from solopo_nemo.data.rows import read_rows
 from solopo_nemo.data.triplets import Needs, Triplet, parse_triplet, template_fields
 from solopo_nemo.runtime.errors import UserError, require
-from solopo_nemo.runtime.output import atomic_text, beside, write_json_line
+from solopo_nemo.runtime.output import atomic_text, beside, keep_source, write_json_line
 from solopo_nemo.runtime.progress import with_progress
 
 _BLANK_LINE = "\n\n"
@@ -51,6 +51,7 @@ def convert_file(source: Path, out: Path, to: str, side: str | None = None, skip
     Raises:
         UserError: A row is bad or does not fit the output format, and `skip_bad` is off; or no row can be converted.
     """
+    keep_source(source, out)
     counts = {"in": 0, "converted": 0, "rejected": 0, "out": 0}
     with (
         atomic_text(out) as stream,

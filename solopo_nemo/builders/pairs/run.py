@@ -25,7 +25,7 @@ from solopo_nemo.builders.pairs.store import Entry, SampleStore, sampled_setting
 from solopo_nemo.data.template_date import pinned_date
 from solopo_nemo.data.tokenizer_files import load_tokenizer
 from solopo_nemo.runtime.errors import UserError, require, require_at_least
-from solopo_nemo.runtime.output import atomic_text, beside, write_json_line
+from solopo_nemo.runtime.output import atomic_text, beside, keep_source, write_json_line
 
 _NEW_SAMPLES = " with another --out (the samples of one file have the same settings)"
 
@@ -53,6 +53,7 @@ class PairSettings:
     def __post_init__(self) -> None:
         require_at_least(1, size=self.size)
         require(self.out.suffix == ".jsonl", f"--out {self.out}: name it .jsonl, recipes take it by that")
+        keep_source(self.contexts, self.out)
 
     @property
     def sides(self) -> tuple[str, ...]:
