@@ -85,9 +85,9 @@ def _evaluate(given: Any, out: Path) -> Any:
     suites, settings = find_suites(given.suite), settings_of(given, SuiteSettings)
     names = {suite.name for suite in suites}
     for option, readers in _READ_BY.items():
-        read = not getattr(given, option) or readers & names
+        read = not getattr(given, option) or not readers.isdisjoint(names)
         require(read, f"--{option}: is for {', '.join(sorted(readers))}, and --suite is {given.suite}: leave it out")
-    multiples = not given.lengths or names & {"niah_plus", "ruler_qa"} or max(given.lengths) <= LONGEST
+    multiples = not given.lengths or not names.isdisjoint({"niah_plus", "ruler_qa"}) or max(given.lengths) <= LONGEST
     require(multiples, f"--lengths: of builtin are multiples of the short length, 1 to {LONGEST}, such as 1,2,4,8")
     with serving(given.serve, given.model, given.base_url, given.patience, out / "server.log") as server:
         given.base_url, given.alive = server
