@@ -105,7 +105,7 @@ def compare() -> dict[str, Any]:
     from products_stand_in import mm_of_a_gpu
 
     from solopo_nemo.core import cpu_patches, device
-    from solopo_nemo.core.layers.rotary import LocalRotaryEmbedding
+    from solopo_nemo.core.layers.rotary import FreshRotaryEmbedding, LocalRotaryEmbedding
     from solopo_nemo.core.lora import LoRA
     from solopo_nemo.core.model import build_model
     from solopo_nemo.core.step import score_sequences
@@ -146,7 +146,7 @@ def compare() -> dict[str, Any]:
     layer = other.decoder.layers[0]
     return {
         "traced": {f"{dtype} {mode} {cp} {window}": traced(dtype, mode, cp, window) for dtype, mode, cp, window in TRACED},
-        "rotary": [isinstance(plain.rotary_pos_emb, LocalRotaryEmbedding), "forward" in vars(other.rotary_pos_emb)],
+        "rotary": [isinstance(plain.rotary_pos_emb, LocalRotaryEmbedding), isinstance(other.rotary_pos_emb, FreshRotaryEmbedding)],
         "fused": [other.config.apply_rope_fusion, other.config.bias_activation_fusion],
         "layers": [type(m).__name__ for m in (layer.self_attention.linear_qkv, layer.self_attention.core_attention, layer.mlp.linear_fc2)],
         "calls": calls,

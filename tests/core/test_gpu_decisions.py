@@ -85,14 +85,16 @@ def test_a_weight_in_megatrons_buffer_takes_the_shared_placeholder(
 def test_no_rotary_table_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
-    from solopo_nemo.core.layers.rotary import keep_no_tables
+    from solopo_nemo.core.layers.rotary import FreshRotaryEmbedding, keep_no_tables
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: torch.device("cpu"))
-    rotary, fresh = (RotaryEmbedding(16, 1.0, rotary_base=10000, use_cpu_initialization=True) for _ in range(2))
-    model = SimpleNamespace(position_embedding_type="rope", rotary_pos_emb=fresh, decoder=SimpleNamespace(layers=[]))
+    rotary = RotaryEmbedding(16, 1.0, rotary_base=10000, use_cpu_initialization=True)
+    model = SimpleNamespace(position_embedding_type="rope", rotary_pos_emb=rotary, decoder=SimpleNamespace(layers=[]))
     for _ in range(2):  # once a model, however often it is completed
         keep_no_tables(model)
-    assert model.rotary_pos_emb is fresh
+    fresh = model.rotary_pos_emb
+    assert isinstance(fresh, FreshRotaryEmbedding)
+    assert fresh.rotary is rotary
     packed = SimpleNamespace(max_seqlen_q=37, max_seqlen_kv=41)
     assert fresh.get_rotary_seq_len(None, None, None, None, packed) == 41
     before = RotaryEmbedding.forward.cache_info().currsize

@@ -11,7 +11,6 @@ keeps the tables of 32 lengths (rotary_pos_embedding.py:150), and nearly every p
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -51,20 +50,40 @@ class LocalRotaryEmbedding(torch.nn.Module):
         return torch.stack((angles.cos(), angles.sin())).unflatten(-1, self.inv_freq.shape)
 
 
-def keep_no_tables(model: Any) -> None:
-    """Give a built ``GPTModel`` the rotary embedding that its layers take, which keeps nothing of a micro-batch.
+class FreshRotaryEmbedding(torch.nn.Module):
+    """A ``GPTModel``'s own rotary embedding without the cache of its ``forward``: the same angles, kept by nobody.
 
-    For Transformer Engine's layers it is Megatron's own, whose ``forward`` is an ``lru_cache``, without that cache. Its
-    angles are of full length on every rank, and the kernel takes each rank's positions from them.
+    Valid under every parallelism: the table is of full length on every rank, and Transformer Engine's kernel takes each
+    rank's positions from it.
+
+    Args:
+        rotary: Megatron-core's embedding, whose ``forward`` is an ``lru_cache``.
     """
+
+    def __init__(self, rotary: Any) -> None:
+        super().__init__()
+        self.rotary: Any = rotary
+
+    def get_rotary_seq_len(self, *args: Any, **kwargs: Any) -> int:
+        """As the embedding."""
+        return int(self.rotary.get_rotary_seq_len(*args, **kwargs))
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Angles, fp32 ``[longest, 1, 1, head_dim]``."""
+        make = type(self.rotary).forward
+        angles: torch.Tensor = getattr(make, "__wrapped__", make)(self.rotary, *args, **kwargs)
+        return angles
+
+
+def keep_no_tables(model: Any) -> None:
+    """Give a built ``GPTModel`` the rotary embedding that its layers take, which keeps nothing of a micro-batch."""
     if model.position_embedding_type != "rope":
         return
     rotary, layers = model.rotary_pos_emb, model.decoder.layers
-    if isinstance(rotary, LocalRotaryEmbedding):
+    if isinstance(rotary, FreshRotaryEmbedding | LocalRotaryEmbedding):
         return
     if not layers or not isinstance(layers[0].self_attention, LocalRotaryAttention):
-        cached = type(rotary).forward
-        rotary.forward = partial(getattr(cached, "__wrapped__", cached), rotary)
+        model.rotary_pos_emb = FreshRotaryEmbedding(rotary)
         return
     if model.config.rotary_interleaved or model.rotary_percent != 1.0:
         raise ValueError("without Transformer Engine rotary embeddings are neither interleaved nor partial")
