@@ -58,7 +58,7 @@ def load_tokenizer(
             )
             tokenizer("word")  # settings of a wrong type are noticed at the first text
         except Exception as error:  # tokenizers raises bare Exception for a damaged file
-            reason = shorten(str(error), 300, placeholder=" ...")
+            reason = shorten(str(error), 600, placeholder=" ...")
             raise UserError(
                 f"{folder}: no tokenizer can be loaded from it ({reason}): copy {_TOKENIZER} and {_CONFIG} from the "
                 "original model (a clone needs git lfs pull)"

@@ -240,6 +240,7 @@ questions, prompts      | build_questions  | {questions} --prompts /no/such     
 questions, passages     | build_questions  | {questions} --passage-tokens 3                          | --passage-tokens
 questions, no address   | build_questions  | {questions} --backend openai                            | --base-url
 questions, out          | build_questions  | {questions} --out {tmp}/out.json                        | --out
+questions, in place     | build_questions  | {questions} --source {bad}/ok.jsonl --out {bad}/ok.jsonl | ok.jsonl: is read and would be replaced
 pairs of nothing        | sample_pairs     |                                                         | --contexts
 pairs, no contexts      | sample_pairs     | {pairs} --contexts /no/such.jsonl                       | /no/such.jsonl
 pairs, in place         | sample_pairs     | {pairs} --out {bad}/contexts.jsonl                      | contexts.jsonl: is read and would be replaced

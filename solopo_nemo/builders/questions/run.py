@@ -26,7 +26,7 @@ from solopo_nemo.data.normal_form import RULE
 from solopo_nemo.data.tokenize import TripletEncoder
 from solopo_nemo.runtime.errors import UserError, require, require_at_least
 from solopo_nemo.runtime.json_files import write_json
-from solopo_nemo.runtime.output import atomic_text, beside, check_writable, write_json_line
+from solopo_nemo.runtime.output import atomic_text, beside, check_writable, keep_source, write_json_line
 from solopo_nemo.runtime.progress import with_progress
 
 EVIDENCE, RECALL = "evidence", "recall"
@@ -61,6 +61,8 @@ class QuestionSettings:
         require(self.out.suffix == ".jsonl", f"--out {self.out}: must end in .jsonl")
         require_at_least(32, passage_tokens=self.passage_tokens)
         require_at_least(1, limit=self.limit)
+        for source in self.source:
+            keep_source(source, self.out)
 
 
 class _Run:
