@@ -42,9 +42,15 @@ def run_all(cells: Cells) -> dict[Layout, dict[str, Any]]:
 def run_one(layout: Layout, steps: dict[str, int]) -> dict[str, Any]:
     if layout != WRONG_FACTOR:
         return engine.run_layout(layout, steps)
-    from megatron.core.tensor_parallel.mappings import _ReduceFromModelParallelRegion as Sum
+    from solopo_nemo.core import head
 
-    with patch.object(Sum, "backward", staticmethod(lambda ctx, grad: (layout.cp * grad, None))):
+    right = head.reduce_from_tensor_model_parallel_region
+
+    def wrong(x: Any, group: Any) -> Any:
+        total = right(x, group=group)
+        return total + (layout.cp - 1) * (total - total.detach())  # the same sum, its gradient times the ranks
+
+    with patch.object(head, "reduce_from_tensor_model_parallel_region", wrong):
         return engine.run_layout(layout, steps)
 
 
