@@ -206,10 +206,11 @@ check_options() {
 
 # The batch script holds every word of the program, also those of --serve and --sampling.
 refuse_credentials() {
-    local word option='--([a-z]+-)*(api-key|token|password|secret)[=[:space:]]+[^[:space:]]'
-    local address='://[^[:space:]/?#]*@|://[^[:space:]]*[?&][^[:space:]=&]*(key|token|password|secret|sig)[^[:space:]=&]*='
+    local word name='(([a-z]+[-_])*api[-_]?key|((hf|auth|access|bearer)[-_])?token|([a-z]+[-_])*(password|secret))'
+    local option="--$name([=[:space:]]+[^[:space:]]|\$)" query="://[^[:space:]]*[?&](key|sig|signature|code|$name)="
+    local user='://[^[:space:]/?#]*@|://[^[:space:]/?#:]*:[^[:space:]]*[^/[:space:]]@'
     for word in "${program[@]:1}"; do
-        if [[ ${word,,} =~ $option|$address || $word =~ (KEY|TOKEN|PASSWORD|SECRET)=[^[:space:]] ]]; then
+        if [[ ${word,,} =~ $option|$user|$query || $word =~ (KEY|TOKEN|PASSWORD|SECRET)=[^[:space:]] ]]; then
             fail "${program[0]}: a password or key in an argument would be readable in the batch script; export" \
                 "OPENAI_API_KEY (for --serve what the server reads, such as VLLM_API_KEY) and give --env NAME"
         fi

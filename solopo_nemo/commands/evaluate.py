@@ -52,7 +52,9 @@ def main(arguments: Sequence[str]) -> None:
     else:
         both = given.model and given.suite
         require(both, "--model and --suite are needed (or --compare with evaluated folders)")
-        out = given.out or Path("outputs/evaluation") / model_name(given.model)
+        folder = Path(given.model)
+        name = model_name(str(folder.resolve()) if folder.is_dir() else given.model)
+        out = given.out or Path("outputs/evaluation") / name
         models = [_evaluate(given, out)]
     console, names = Console(stderr=True, markup=False), unlike_names(models)
     notes = differences(models, names)

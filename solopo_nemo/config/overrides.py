@@ -66,8 +66,7 @@ def _readable(override: str, before: str, paths: Collection[str]) -> str:
     try:
         parsed = OverridesParser.create().parse_override(override)
         own = None if parsed.is_sweep_override() else parsed.value()
-        several = f"several values; a list takes brackets, as in {shlex.quote(f'{key}=[{value}]')}"
-        problem = several if parsed.is_sweep_override() else ""
+        problem = "several values" if parsed.is_sweep_override() else ""
     except HydraException as error:
         problem = one_line(error)
     if equals and key.lstrip("+") in paths and value != "null":
@@ -79,6 +78,8 @@ def _readable(override: str, before: str, paths: Collection[str]) -> str:
         if value[:1] not in ("[", "{"):
             example = shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
         how = f", what needs quotes as in {example}" if key and value else ""
+        if problem == "several values":
+            how += f"; a list takes brackets, as in {shlex.quote(f'{key}=[{value}]')}"
         if not equals and "=" in before:
             how = f"; a value with a space needs quotes, as in {shlex.quote(f'{before} {override}')}"
         raise UserError(f"configuration: {override!r} cannot be read ({problem}): write key=value{how}")

@@ -7,11 +7,10 @@ import logging
 import tempfile
 from datetime import date
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from solopo_nemo.data import template_date
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, reason_of
 from solopo_nemo.runtime.json_files import read_json
 from solopo_nemo.runtime.paths import refuse_run_folder
 from solopo_nemo.runtime.warn import warn_once
@@ -58,7 +57,7 @@ def load_tokenizer(
             )
             tokenizer("word")  # settings of a wrong type are noticed at the first text
         except Exception as error:  # tokenizers raises bare Exception for a damaged file
-            reason = shorten(str(error), 600, placeholder=" ...")
+            reason = reason_of(error, 600)
             raise UserError(
                 f"{folder}: no tokenizer can be loaded from it ({reason}): copy {_TOKENIZER} and {_CONFIG} from the "
                 "original model (a clone needs git lfs pull)"

@@ -24,9 +24,8 @@ _TEXTS = ("response", "reason")
 
 def model_name(model: str) -> str:
     """The name of an evaluated model: that of its folder; of a run's ``hf`` or checkpoint, with the run's name."""
-    path = Path(model).resolve()
-    parts = [part.name for part in (path, *path.parents) if part.name not in ("hf", "checkpoints")]
-    return f"{parts[1]}-{parts[0]}" if path.is_dir() and parts[0].startswith("step_") else parts[0]
+    parts = [part for part in Path(model).parts if part not in ("hf", "checkpoints")] or [model]
+    return "-".join(parts[-2:]) if parts[-1].startswith("step_") else parts[-1]
 
 
 @dataclass(frozen=True)

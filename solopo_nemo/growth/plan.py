@@ -154,8 +154,10 @@ class Phase:
     def note(self) -> None:
         """Record the command, and the hash of its input, before it starts."""
         content = {CONTENT: self.content} if self.content else {}
-        words = [*map(masked_command, self.words)]
-        write_json(self.folder / COMMANDS, self._noted() | {self.name: words} | content, indent=1)
+        noted = self._noted() | {self.name: self.words}
+        # version 0.2.0 wrote the commands of earlier phases with credentials
+        shown = {key: value if key == CONTENT else [*map(masked_command, value)] for key, value in noted.items()}
+        write_json(self.folder / COMMANDS, shown | content, indent=1)
 
     def _noted(self) -> dict[str, Any]:
         path = self.folder / COMMANDS

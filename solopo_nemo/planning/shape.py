@@ -6,12 +6,11 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.hf import is_checkpoint, read_config
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, reason_of
 from solopo_nemo.runtime.json_files import read_json
 from solopo_nemo.runtime.paths import ASSETS, EMBEDDED_MODEL
 
@@ -57,7 +56,7 @@ def _from_hub(name: str) -> dict[str, Any]:
     try:
         return read_json(Path(hf_hub_download(name, "config.json")))
     except (OSError, ValueError) as error:
-        reason = shorten(str(error), 200, placeholder=" ...")
+        reason = reason_of(error)
         known = ", ".join(named_shapes())
         raise UserError(
             f"no such folder, and the hub did not give its configuration ({reason}); known without either are {known}"

@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from solopo_nemo.runtime.credentials import masked
+from solopo_nemo.runtime.credentials import masked_command
 from solopo_nemo.runtime.environment import provide_home
 from solopo_nemo.runtime.errors import RunFault, UserError
 from solopo_nemo.runtime.paths import expand_home
@@ -193,7 +193,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             raise UserError(_not_installed(error)) from error
     except (UserError, RunFault) as error:
         # the message of a library may have several lines
-        print("error:", masked(" ".join(str(error).split())), file=sys.stderr)
+        print("error:", masked_command(" ".join(str(error).split())), file=sys.stderr)
         sys.exit(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAULT)
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)

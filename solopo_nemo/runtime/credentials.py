@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import NamedTuple
+import shlex
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from solopo_nemo.runtime.errors import UserError
 
 _USER = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/?#:\[]*:(?!\d*(?:[/?#\s]|$))\S*@)")
 """User and password of an address. In the second form the password holds a character that ends them."""
-_QUERY = re.compile(r"(?<=://)([^\s?#'\"]+)[?#][^\s'\"]*?(?=[:;,.)]*(?:[\s'\"]|$))")
+_QUERY = re.compile(r"\b(https?://|wss?://)([^\s?#'\"]+)[?#][^\s'\"]*?(?=[:;,.)]*(?:[\s'\"]|$))")
 _OPTION = re.compile(
     r"(--[\w-]*(?i:key|token|password|secret)(?:=|\s+)|\b\w*(?:KEY|TOKEN|PASSWORD|SECRET)=)('[^']*'|\"[^\"]*\"|[^\s'\"]+)"
 )
@@ -45,14 +46,16 @@ class Server(NamedTuple):
         Raises:
             UserError: It is no address of HTTP.
         """
-        shown = masked(address) if "://" in address else address.rpartition("@")[2]
         try:
             parts = urlsplit(address)
             port = parts.port
         except ValueError:
             parts, port = urlsplit(""), None
-        host = parts.netloc.rpartition("@")[2]
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        host, behind = parts.netloc.rpartition("@")[2], f"{parts.path}?{parts.query}#{parts.fragment}"
+        # a user with a password that begins with digits and holds one of / ? # looks like a host with a port
+        split = re.search("[^/]@", behind) is not None
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or split:
+            shown = address.rpartition("@")[2] if split else shown_address(address)
             hint = "; write / ? # @ in a password as %2F %3F %23 %40" if shown != address else ""
             raise UserError(f"{option} {shown}: not an address such as http://127.0.0.1:8000/v1{hint}")
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
@@ -68,7 +71,17 @@ def masked(text: str, *secrets: str) -> str:
     """Return a text whose addresses have no user, password and query, and with `***` for each of some secrets."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***") if secret else text
-    return _QUERY.sub(r"\1", _USER.sub("", text))
+    return _QUERY.sub(r"\1\2", _USER.sub("", text))
+
+
+def shown_address(address: str) -> str:
+    """Return an address without credentials, also one that lacks its ``http://``."""
+    return masked(address) if "://" in address else address.rpartition("@")[2]
+
+
+def secrets_of(words: Any) -> list[str]:
+    """The values in the words of a command that :func:`masked_command` replaces."""
+    return [value.strip("'\"") for _, value in _OPTION.findall(shlex.join(map(str, words)))]
 
 
 def masked_command(text: str) -> str:

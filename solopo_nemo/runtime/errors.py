@@ -26,6 +26,12 @@ class RunFault(Exception):
         self.everywhere = everywhere
 
 
+def reason_of(error: BaseException, longest: int = 300) -> str:
+    """The message of a library's error in one line, cut between words."""
+    words = " ".join(str(error).split())
+    return words if len(words) <= longest else f"{words[:longest].rpartition(' ')[0] or words[:longest]} ..."
+
+
 def require(condition: bool, message: str) -> None:
     """Raises a :class:`UserError` with this message if the condition is false."""
     if not condition:

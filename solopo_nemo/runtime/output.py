@@ -39,17 +39,18 @@ def check_writable(folder: Path, key: str, *, make: bool = True) -> None:
 
 
 def keep_source(source: Path | str, out: Path) -> None:
-    """Refuses an output that would replace the data that it is made of.
+    """Refuses an output that would replace the data that it is made of, or whose companions (:func:`beside`) would.
 
     Args:
         source: what is read: a path, or the name of a dataset.
         out: the file to write.
 
     Raises:
-        UserError: both are the same file.
+        UserError: both are the same file, or the source is named as a companion.
     """
-    if out.exists() and out.resolve() == Path(source).resolve():
-        raise UserError(f"{out}: is read and would be replaced by what is made of it: give the output another name")
+    read, written = Path(source).resolve(), out.resolve()
+    if read.exists() and f"{read}.".startswith(f"{written}."):
+        raise UserError(f"{source}: is read and would be replaced by what is made of it: give the output another name")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from solopo_nemo.config.world import own_world
 from solopo_nemo.data.triplets import read_triplets
 from solopo_nemo.planning import GPU, Machine, Run, is_known, memory
 from solopo_nemo.runtime import cli
-from solopo_nemo.runtime.credentials import masked
+from solopo_nemo.runtime.credentials import masked_command
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.training.checkpoints.files import step_of
 from solopo_nemo.training.checks import CHECKS, EVERYWHERE
@@ -89,7 +89,7 @@ def check_recipe(
             with found.listing():
                 check_config(dataclasses.replace(config, check_only=False), Path(scratch), found, gpus, gpu_memory)
         found.warnings += warnings
-    found.problems, found.warnings = ([*map(masked, lines)] for lines in (found.problems, found.warnings))
+    found.problems, found.warnings = ([*map(masked_command, lines)] for lines in (found.problems, found.warnings))
     if count := len(found.problems):
         found.summary = f"not ready: {count} problem{'s' * (count > 1)}"
     return found

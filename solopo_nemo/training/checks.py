@@ -138,7 +138,8 @@ CHECKS: tuple[Check, ...] = (
     lambda start: _check_weights(start, on_hub=True),
 )
 """The further checks of the owner of the output folder, in this order, before any weight is read. The first sample is
-read before a model on the hub is asked for, and its weights are downloaded after all other checks."""
+read before a model on the hub is asked for, and its weights are downloaded after all other checks;
+a resume hashes them before, to see that they are the same."""
 
 
 def check_all(start: Start, checks: Iterable[Check]) -> None:

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from solopo_nemo.families import hf
 from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.families.hf import is_checkpoint
 from solopo_nemo.nemo_model.adapters import run_of
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, reason_of
 from solopo_nemo.runtime.output import atomic_text, write_json_line
 from solopo_nemo.runtime.paths import EMBEDDED_MODEL, refuse_run_folder
 from solopo_nemo.training.paths import Paths
@@ -78,7 +77,7 @@ def find_model(init: str, weights: bool = True, option: str = "model.init=") -> 
         wanted = ["*.json", "*.model", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(init, allow_patterns=wanted, ignore_patterns=["consolidated*", "original/*"]))
     except Exception as error:  # the hub client raises many types: offline, unknown name, gated model
-        reason = shorten(str(error), 200, placeholder=" ...")
+        reason = reason_of(error)
         raise UserError(
             f"{named}: no such folder here, and the Hugging Face hub did not give it ({reason}); give a local folder"
         ) from None

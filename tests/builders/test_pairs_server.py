@@ -274,8 +274,11 @@ def test_a_proxy_is_named_where_it_fails(make: Make, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("HTTP_PROXY", address)
         with pytest.raises(UserError, match=r"HTTP_PROXY=socks5://p:1: a SOCKS proxy needs the package socksio"):
             ServerClient("m", URL)
+    monkeypatch.setenv("HTTP_PROXY", "user:password@p:1")
+    with pytest.raises(UserError, match="HTTP_PROXY=p:1: not a proxy's address such as http://host:3128: "):
+        ServerClient("m", URL)
     monkeypatch.setenv("HTTP_PROXY", "ftp://user:password@p:1")
-    with pytest.raises(UserError, match="HTTP_PROXY=ftp://p:1: not a proxy's address: "):
+    with pytest.raises(UserError, match="HTTP_PROXY=ftp://p:1: not a proxy's address such as http://host:3128: "):
         ServerClient("m", URL)
 
 

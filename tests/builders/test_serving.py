@@ -47,6 +47,7 @@ def gone(process: psutil.Process) -> bool:
         (BASH.format("exit 3"), r"exit code 3 before it answered: loading / no memory left \(log: .*s\.log\)"),
         (BASH.format("kill -9 $$"), "exit code 137 before it answered"),
         ("true {model} {port}", "exit code 0 before it answered: it said nothing"),
+        (BASH.format("echo key: $3; exit 3") + " --api-key abcd", r"left / key: \*\*\* \(log"),
         (BASH.format("sleep 600"), r"did not answer at http.* within 0\.6 s \(--patience changes that\): (loading|it said)"),
     ],
 )  # fmt: skip

@@ -151,14 +151,14 @@ def test_a_path_in_brackets_is_printed_whole(capsys: pytest.CaptureFixture[str])
 def test_the_message_shows_the_quoting_that_works(text: str) -> None:
     with pytest.raises(UserError, match=r"cannot be read .* write key=value, what needs quotes as in '") as refused:
         load_config("solo_dpo", [f"logger.wandb={text}"])
-    (word,) = shlex.split(str(refused.value).partition("quotes as in ")[2])
+    word = shlex.split(str(refused.value).partition("quotes as in ")[2].partition("; a list")[0])[0]
     assert load_config("solo_dpo", [word]).logger.wandb == text
 
 
 def test_the_message_shows_the_brackets_that_work() -> None:
-    with pytest.raises(UserError, match="several values; a list takes brackets, as in ") as refused:
+    with pytest.raises(UserError, match=r"several values.*; a list takes brackets, as in ") as refused:
         load_config("solo_dpo", ["peft=lora", "peft.targets=q_proj,v_proj"])
-    word = shlex.split(str(refused.value).partition("brackets, as in ")[2].partition(")")[0])[0]
+    word = shlex.split(str(refused.value).partition("brackets, as in ")[2])[0]
     assert load_config("solo_dpo", ["peft=lora", word]).peft.targets == ["q_proj", "v_proj"]
 
 

@@ -19,7 +19,17 @@ from solopo_nemo.runtime.errors import UserError
         ("'http://token@h/v1' and https://u:p/w#x@h/v1", "'http://h/v1' and https://h/v1"),
         ("postgresql://u:pw@h/db", "postgresql://h/db"),
         ("socks5://u:pw@[::1]:80", "socks5://[::1]:80"),
-        *[(same, same) for same in ("nowhere", "http://h:80/@cf/a", "http://[::1]:80/v1", "what? a@b", "x?y=z")],
+        *[
+            (same, same)
+            for same in (
+                "s3://bucket/x#1.jsonl",
+                "nowhere",
+                "http://h:80/@cf/a",
+                "http://[::1]:80/v1",
+                "what? a@b",
+                "x?y=z",
+            )
+        ],
     ],
 )
 def test_addresses_are_shown_without_credentials(text: str, shown: str) -> None:
@@ -33,18 +43,33 @@ def test_commands_are_shown_without_keys() -> None:
     )
 
 
-@pytest.mark.parametrize("address", ["http://u:p/ass@h/v1", "http://u:pass", "u:pass@h/v1", "ftp://u:pass@h", ""])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://u:p/ass@h/v1",
+        "http://u:pass",
+        "u:pass@h/v1",
+        "ftp://u:pass@h",
+        "http://u:1/pass@h/v1",
+        "http://u:1?pass@h",
+        "",
+    ],
+)
 def test_what_is_no_address_is_refused_without_its_password(address: str) -> None:
     with pytest.raises(UserError, match=r"^--base-url .*: not an address") as refused:
         Server.of(address, "--base-url")
-    assert "ass@" not in str(refused.value) and "p/ass" not in str(refused.value)
+    assert "ass@" not in str(refused.value) and "p/ass" not in str(refused.value) and "u:1" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [(["--base-ulr", "http://u:pw@h/v1"], "--base-ulr http://h/v1"), (["--api-key", "pw"], "--api-key ***")],
+)
 def test_the_error_line_of_a_command_has_no_credentials(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str], shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["solopo"])
     with pytest.raises(SystemExit):
-        cli.run(lambda: cli.ArgumentParser().parse_args(["--base-ulr", "http://u:pw@h/v1"]) and 0)
+        cli.run(lambda: cli.ArgumentParser().parse_args(words) and 0)
     said = capsys.readouterr().err
-    assert "--base-ulr http://h/v1" in said and "pw" not in said
+    assert shown in said and "pw" not in said

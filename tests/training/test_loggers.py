@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from solopo_nemo.config.schema import load_config
+from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.json_files import write_json
 from solopo_nemo.training import loggers
 from solopo_nemo.training.checkpoints.record import RunRecord
@@ -27,13 +28,22 @@ def test_mlflow_has_the_password_apart_from_the_address(
     packages: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+        monkeypatch.setenv(name, "of another server")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:p%40ss@host/mlflow")
     build(tmp_path, None, "logger.tensorboard=false", "logger.mlflow=tests")
     assert packages[0] == ("mlflow", "https://host/mlflow") and packages[-1][-1]["tracking_uri"] == packages[0][1]
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
     assert [os.environ[name] for name in names] == ["https://host/mlflow", "user", "p@ss"]
+
+
+@pytest.mark.parametrize("user", ["token", ":secret", "user:se/cret", "us@er:secret"])
+def test_an_address_of_mlflow_with_half_a_sign_in_is_refused(
+    user: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://{user}@host/mlflow")
+    with pytest.raises(UserError, match="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") as refused:
+        build(tmp_path, None, "logger.tensorboard=false", "logger.mlflow=tests")
+    assert "cret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("mode", ["offline", "online"])

@@ -75,6 +75,7 @@ class BuildSettings:
         for source in (self.source, *self.pool):
             for out in self.out_files.values():
                 keep_source(source, out)
+                keep_source(Path(source) / out.name, out)  # a folder of sources
 
     @cached_property
     def targets(self) -> Targets:

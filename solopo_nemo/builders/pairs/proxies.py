@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import httpx
 
-from solopo_nemo.runtime.credentials import masked
+from solopo_nemo.runtime.credentials import shown_address
 from solopo_nemo.runtime.errors import UserError
 
 
@@ -49,7 +49,7 @@ def http_client(url: str, connections: int, transport: httpx.BaseTransport | Non
     proxy = proxy_of(url)
     if proxy is None:
         return httpx.Client(limits=limits, trust_env=False, verify=httpx.create_ssl_context())
-    where = f"{proxy.name}={masked(proxy.address)}"
+    where = f"{proxy.name}={shown_address(proxy.address)}"
     if proxy.address.startswith("socks") and find_spec("socksio") is None:
         raise UserError(
             f"{where}: a SOCKS proxy needs the package socksio (pip install socksio); NO_PROXY={httpx.URL(url).host} "
@@ -58,7 +58,9 @@ def http_client(url: str, connections: int, transport: httpx.BaseTransport | Non
     try:
         return httpx.Client(limits=limits, trust_env=False, proxy=proxy.address, verify=httpx.create_ssl_context())
     except (ValueError, httpx.InvalidURL):
-        raise UserError(f"{where}: not a proxy's address: correct it, or set NO_PROXY") from None
+        raise UserError(
+            f"{where}: not a proxy's address such as http://host:3128: correct it, or set NO_PROXY"
+        ) from None
 
 
 def _left_out(host: str, ranges: str) -> bool:

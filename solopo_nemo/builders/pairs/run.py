@@ -53,7 +53,8 @@ class PairSettings:
     def __post_init__(self) -> None:
         require_at_least(1, size=self.size)
         require(self.out.suffix == ".jsonl", f"--out {self.out}: name it .jsonl, recipes take it by that")
-        keep_source(self.contexts, self.out)
+        for out in (self.out, *(dataset_path(self.out, name) for name in TABLE_2 if self.on == "both")):
+            keep_source(self.contexts, out)
 
     @property
     def sides(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import httpx
 from rich.console import Console
 
-from solopo_nemo.runtime.credentials import masked, masked_command
+from solopo_nemo.runtime.credentials import masked, masked_command, secrets_of
 from solopo_nemo.runtime.environment import without_ranks
 from solopo_nemo.runtime.errors import RunFault, UserError, require
 from solopo_nemo.runtime.guard import guarded
@@ -114,7 +114,10 @@ def _wait(process: subprocess.Popen[bytes], name: str, url: str, patience: float
     with console.status("waiting for the server"), httpx.Client(trust_env=False, headers=headers) as client:
         while True:
             code = process.poll()
-            require(code is None, f"--serve: the server ended with exit code {code} before it answered: {_words(log)}")
+            require(
+                code is None,
+                f"--serve: the server ended with exit code {code} before it answered: {_words(process, log)}",
+            )
             try:
                 if client.get(f"{url}/models").status_code < 500:
                     break
@@ -123,7 +126,7 @@ def _wait(process: subprocess.Popen[bytes], name: str, url: str, patience: float
             require(
                 time.monotonic() - begun < patience,
                 f"--serve: the server did not answer at {url}/models within {patience:g} s (--patience changes that): "
-                + _words(log),
+                + _words(process, log),
             )
             time.sleep(_LOOK_EVERY)
     console.print(f"{name} answers after {time.monotonic() - begun:.0f} s", markup=False)
@@ -133,16 +136,16 @@ def _require_running(process: subprocess.Popen[bytes], log: Path) -> None:
     code = process.poll()
     if code is not None:
         raise RunFault(
-            f"--serve: the server ended with exit code {code}: {_words(log)}: start the same command again, finished "
-            "answers are kept"
+            f"--serve: the server ended with exit code {code}: {_words(process, log)}: start the same command again, "
+            "finished answers are kept"
         )
 
 
-def _words(log: Path) -> str:
-    """Return the last lines of the log in one line, and where it is."""
+def _words(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Return the last lines of a server's log in one line, without the keys of its command, and where it is."""
     with log.open("rb") as stream:
         stream.seek(max(0, stream.seek(0, os.SEEK_END) - _LAST_BYTES))
         lines = stream.read().decode(errors="replace").split("\n")
     last = [" ".join(line.split()) for line in lines if line.strip()][-_LAST_LINES:]
-    said = masked(" / ".join(last), os.environ.get("OPENAI_API_KEY", "").strip())
+    said = masked(" / ".join(last), os.environ.get("OPENAI_API_KEY", "").strip(), *secrets_of(process.args))
     return f"{said or 'it said nothing'} (log: {log})"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from textwrap import shorten
 
 from solopo_nemo.evaluation.models import EvaluatedModel
 from solopo_nemo.evaluation.settings import SuiteSettings
 from solopo_nemo.evaluation.suites.suite import Suite, View
 from solopo_nemo.evaluation.task import Label, LibraryCell
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.errors import UserError, reason_of
 
 GROUPS = {
     "MMLU-Pro": ("leaderboard_mmlu_pro", "acc"),
@@ -39,7 +38,7 @@ def _cells(model: EvaluatedModel, settings: SuiteSettings) -> Iterator[LibraryCe
             try:
                 tasks = manager.load([group])["tasks"]
             except Exception as error:  # the hub client and the file readers raise many types
-                reason = shorten(str(error), 300, placeholder=" ...")
+                reason = reason_of(error)
                 raise UserError(
                     f"open_llm: {title}: lm_eval's {group} cannot be loaded ({reason}): it takes its data from the "
                     "Hugging Face hub; on a machine without it, set HF_HOME to a cache filled elsewhere (GPQA and "

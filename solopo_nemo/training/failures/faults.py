@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from solopo_nemo.runtime.credentials import masked
+from solopo_nemo.runtime.credentials import masked_command
 from solopo_nemo.runtime.errors import RunFault, UserError
 from solopo_nemo.runtime.json_files import write_json
 from solopo_nemo.training.checkpoints.files import last_saved
@@ -74,7 +74,7 @@ class FaultFiles:
         """Writes a fault, unless this rank has written one. If the folder cannot be written, it is printed instead."""
         if fault.rank in self.read():  # a hung rank also loses its connections when the others end
             return
-        path, message = self.log(fault.rank).with_suffix(".fault.json"), masked(fault.message)
+        path, message = self.log(fault.rank).with_suffix(".fault.json"), masked_command(fault.message)
         try:
             write_json(path, asdict(fault) | {"message": message, "start": self.start})
         except OSError:
