@@ -89,6 +89,7 @@ def test_a_benchmark_that_cannot_be_loaded_says_what_it_needs(tmp_path: Path, mo
         evaluate(ModelSettings(str(ASSET)), find_suites("open_llm"), SuiteSettings(tmp_path), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_benchmarks_are_known_to_lm_eval() -> None:
     from lm_eval.tasks import TaskManager
 

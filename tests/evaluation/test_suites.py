@@ -108,6 +108,7 @@ def test_a_model_of_known_errors_scores_what_arithmetic_says(data: tuple[Path, d
     assert (got["longbench_v2"]["easy"], got["longbench_v2"]["hard"]) == (100.0, 0.0)
 
 
+@pytest.mark.slow
 def test_what_was_asked_is_not_asked_again(data: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     with chat_server(oracle(data[1])) as server:
         first = scores(run(server, data[0], tmp_path))
@@ -212,6 +213,7 @@ def test_a_folder_holds_one_model(data: tuple[Path, dict[str, str]], tmp_path: P
         run(other, data[0], tmp_path, "longbench_v2")
 
 
+@pytest.mark.slow
 def test_models_are_compared_question_by_question(data: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     with chat_server(lambda prompt, body: "") as server:
         weak = run(server, data[0], tmp_path / "weak")

@@ -19,6 +19,8 @@ from solopo_nemo.families.description import ModelDescription
 from solopo_nemo.planning import Lengths, Run, forward_flops, hardware_flops, load_shape
 from solopo_nemo.planning.parameters import StageParameters
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = {"prompt_short": 60, "prompt_long": 500, "chosen": 20, "rejected": 20}
 CPU = ["dry_run=true", "dry_run.device=cpu", "trainer.micro_batch=1", "trainer.global_batch=2"]
 GPU = ["dry_run=true", "model.layers=torch", *CPU[2:]]

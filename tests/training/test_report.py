@@ -77,6 +77,7 @@ def report(
     return page, names
 
 
+@pytest.mark.slow
 def test_whole_report(tmp_path: Path) -> None:
     measured = {"before": accuracy(0.9, 0.2), "after": accuracy(1.0, 0.75)}
     page, names = report(configure(tmp_path), rows(60), measured)
@@ -130,6 +131,7 @@ def test_few_steps_without_accuracy(tmp_path: Path, steps: int) -> None:
     assert "Answer accuracy" not in page
 
 
+@pytest.mark.slow
 def test_missing_keys_have_no_plot_and_stale_plots_go(tmp_path: Path) -> None:
     config = configure(tmp_path)
     report(config, rows(3, ("align/gap",)), {"before": accuracy(0.5)})
@@ -144,6 +146,7 @@ def test_only_before_is_measured(tmp_path: Path) -> None:
     assert "accuracy" in names and "50.0 % (40-60)" in page
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning")
 def test_values_that_are_not_finite(tmp_path: Path) -> None:
     metrics = rows(50)

@@ -257,6 +257,7 @@ def test_a_map_that_has_not_been_run_is_not_made_up(study: Study, tmp_path: Path
     assert not re.search(r"## The map|Does the rule hold|\*\*|\{[{%]", page)
 
 
+@pytest.mark.slow
 def test_seeds_that_the_rule_was_not_written_on_are_counted_apart(study: Study, tmp_path: Path) -> None:
     later = [replace(o, cell=replace(o.cell, seed=FIRST + 1)) for o in study.outcomes if o.cell.objective == "dpo"]
     write_page(replace(study, outcomes=[*study.outcomes, *later]), tmp_path / "collapse.md", tmp_path / "reproduction")
@@ -265,6 +266,7 @@ def test_seeds_that_the_rule_was_not_written_on_are_counted_apart(study: Study, 
     assert "| unseen by the rule | higher side held | 8 | 0 | 0 | 0 |" in page
 
 
+@pytest.mark.slow
 def test_the_page_says_what_was_measured(study: Study, tmp_path: Path) -> None:
     write_page(study, tmp_path / "collapse.md", tmp_path / "reproduction")
     page = (tmp_path / "collapse.md").read_text()

@@ -23,6 +23,7 @@ def test_results_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     assert Collected.read(tmp_path) == results
 
 
+@pytest.mark.slow
 def test_the_page_shows_every_claim_method_and_figure(tmp_path: Path) -> None:
     results = collected(as_the_paper_says)
     results.write(tmp_path / "results")
@@ -50,6 +51,7 @@ def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
         write_page(tmp_path, tmp_path / "page.md")
 
 
+@pytest.mark.slow
 def test_the_published_page_is_what_the_published_results_make(tmp_path: Path) -> None:
     shutil.copytree(DOCS / "reproduction", tmp_path / "reproduction")
     write_page(tmp_path / "reproduction", tmp_path / "reproduction.md")
