@@ -80,8 +80,24 @@ def shown_address(address: str) -> str:
 
 
 def secrets_of(words: Any) -> list[str]:
-    """The values in the words of a command that :func:`masked_command` replaces."""
-    return [value.strip("'\"") for _, value in _OPTION.findall(shlex.join(map(str, words)))]
+    """The values in the words of a command that :func:`masked_command` replaces, without very short ones."""
+    found = (value.strip("'\"") for _, value in _OPTION.findall(shlex.join(map(str, words))))
+    return [value for value in found if len(value) >= _SHORTEST]
+
+
+def sign_in_of_mlflow(address: str) -> tuple[str, str] | None:
+    """User and password in the address of an MLflow server; None without.
+
+    Raises:
+        UserError: The address has one of them alone, or they cannot be told from it.
+    """
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or "@" not in address:
+        return None
+    variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    if not (parts.username and parts.password and address.count("@") == 1):
+        raise UserError(f"MLFLOW_TRACKING_URI: holds @ without a user and a password: set {variables} instead")
+    return unquote(parts.username), unquote(parts.password)
 
 
 def masked_command(text: str) -> str:

@@ -6,14 +6,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from solopo_nemo.config.schema import LoggerConfig, RunConfig
 from solopo_nemo.runtime import environment
-from solopo_nemo.runtime.credentials import masked
-from solopo_nemo.runtime.errors import UserError
+from solopo_nemo.runtime.credentials import masked, sign_in_of_mlflow
 from solopo_nemo.training.checkpoints.files import step_of
 from solopo_nemo.training.checkpoints.record import RunRecord
 from solopo_nemo.training.paths import Paths
@@ -77,13 +75,8 @@ def _optional_loggers(config: LoggerConfig, paths: Paths) -> list[Logger]:
 def _mlflow_uri(default: str) -> str:
     """The address of the MLflow server; its user and password go to MLflow's variables, as MLflow logs addresses."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", default)
-    parts = urlsplit(uri)
-    if parts.scheme in ("http", "https") and "@" in uri:
-        variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        if not (parts.username and parts.password and uri.count("@") == 1):
-            raise UserError(f"MLFLOW_TRACKING_URI: holds @ without a user and a password: set {variables} instead")
-        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
-        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+    if sign_in := sign_in_of_mlflow(uri):
+        os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = sign_in
         uri = os.environ["MLFLOW_TRACKING_URI"] = masked(uri)
     return uri
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from solopo_nemo.config.schema import RunConfig
 from solopo_nemo.evaluation.accuracy import AccuracyRow
 from solopo_nemo.families.hf import RECORD
+from solopo_nemo.runtime.credentials import sign_in_of_mlflow
 from solopo_nemo.runtime.errors import UserError
 from solopo_nemo.runtime.kernels import version_of
 from solopo_nemo.runtime.output import atomic_text
@@ -37,11 +39,14 @@ def check_publishing(config: RunConfig) -> None:
     """Checks the packages of the loggers and the access to the hub, before the run begins.
 
     Raises:
-        UserError: the package of a logger is missing, there is no token for the hub, or ``HF_HUB_OFFLINE`` is set.
+        UserError: the package of a logger is missing, MLflow's address has half a sign-in, there is no token for the
+            hub, or ``HF_HUB_OFFLINE`` is set.
     """
     for name in LOGGERS:
         if (project := getattr(config.logger, name)) and importlib.util.find_spec(name) is None:
             raise UserError(f"logger.{name}={project}: the package {name} is not installed: pip install {name}")
+    if config.logger.mlflow:
+        sign_in_of_mlflow(os.environ.get("MLFLOW_TRACKING_URI", ""))
     if config.hub.push:
         from huggingface_hub import constants, get_token
 

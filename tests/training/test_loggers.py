@@ -17,6 +17,7 @@ from solopo_nemo.training import loggers
 from solopo_nemo.training.checkpoints.record import RunRecord
 from solopo_nemo.training.loggers import build_loggers
 from solopo_nemo.training.paths import Paths
+from solopo_nemo.training.publish import check_publishing
 
 
 def build(output: Path, resumed: int | None, *overrides: str) -> list[Any]:
@@ -37,12 +38,12 @@ def test_mlflow_has_the_password_apart_from_the_address(
 
 
 @pytest.mark.parametrize("user", ["token", ":secret", "user:se/cret", "us@er:secret"])
-def test_an_address_of_mlflow_with_half_a_sign_in_is_refused(
-    user: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_address_of_mlflow_with_half_a_sign_in_is_refused(user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is prepared."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://{user}@host/mlflow")
     with pytest.raises(UserError, match="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") as refused:
-        build(tmp_path, None, "logger.tensorboard=false", "logger.mlflow=tests")
+        check_publishing(load_config("solo_dpo", ["logger.mlflow=tests"]))
     assert "cret" not in str(refused.value)
 
 
